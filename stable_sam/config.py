@@ -1,0 +1,128 @@
+"""Configuration: one YAML file is one kind of run. Unknown keys are refused; every number says why it is what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stable_sam.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RefinerConfig(Section):
+    """The model and how it is prompted."""
+
+    model: Literal["nano", "tiny", "vit_b", "vit_l", "vit_h"] = "nano"
+    """`nano` comes with its weights; `vit_*` need `checkpoint_uri`; `tiny` is random and for tests only."""
+    checkpoint_uri: str | None = None
+    """SAM checkpoint, any fsspec URI. None: the bundled weights (`nano`)."""
+    plugin_uri: str | None = None
+    """Stable-SAM plugin (safetensors), any fsspec URI. None: the bundled plugin, or none for a base without one."""
+    plugin: bool = True
+    """False: plain SAM, bit for bit."""
+    device: str = "auto"
+    """`auto` takes the GPU when there is one; or `cpu`, `cuda`, `cuda:1`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the image encoder; the mask decoder always runs in float32, so that masks do not depend on it much."""
+    prompt_chunk_size: int = Field(default=32, ge=1)
+    """Prompts that pass the decoder together: bounds its memory whatever the number of boxes in an image."""
+    jitter_count: int = Field(default=8, ge=0)
+    """K jittered prompts behind each prompt_stability; mSF falls as K grows, so compare only equal K. 0: not computed."""
+    jitter_scale: float = Field(default=0.1, ge=0, le=1)
+    """Noise scale of the jittered prompts, in HQ-SAM's sense: centre and size move by U(-1, 1) * scale * (w/2, h/2, w, h)."""
+    stability_offset: float = Field(default=1.0, gt=0)
+    """Logit offset of SAM's stability_score (SAM's own default)."""
+    max_image_pixels: int = Field(default=100_000_000, ge=1)
+    """A larger image is refused before it is decoded: a decompression bomb must not end the night."""
+
+
+class RoutingConfig(Section):
+    """Thresholds of accept | review | reject; a mask is accepted when it passes every accept threshold."""
+
+    accept_prompt_stability: float = Field(default=0.80, ge=0, le=1)
+    """Below: nearby prompts give other masks, somebody should look."""
+    accept_predicted_iou: float = Field(default=0.70, ge=0, le=1)
+    """Below: the IoU head itself doubts the mask."""
+    accept_stability_score: float = Field(default=0.80, ge=0, le=1)
+    """Below: the border is vague."""
+    accept_box_agreement: float = Field(default=0.50, ge=0, le=1)
+    """Below: the mask left the weak box or fills little of it."""
+    accept_dsp_weight: float = Field(default=1.0, ge=0, le=1)
+    """Above: the dynamic routing plugin had to repair the prompt. 1 switches the criterion off."""
+    reject_prompt_stability: float = Field(default=0.40, ge=0, le=1)
+    """Below: the mask says nothing."""
+    reject_predicted_iou: float = Field(default=0.30, ge=0, le=1)
+    """Below: the IoU head is sure that the mask is wrong."""
+
+
+class RayConfig(Section):
+    """The actors. Nothing here changes a row, so nothing here enters the run's identity."""
+
+    address: str | None = None
+    """Cluster to join; None starts a local Ray on loopback and stops it at the end."""
+    actors: int | None = Field(default=None, ge=1)
+    """None: one for each GPU, or one for every two CPU cores when there is none."""
+    num_cpus: float = Field(default=1, ge=0)
+    """Cores each actor asks for; also its number of torch threads, at least 1."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs each actor asks for, fractions allowed."""
+    in_flight_per_actor: int = Field(default=2, ge=1)
+    """Shards handed to an actor ahead of time: 2 hides the round trip and bounds what a dead actor takes with it."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often a shard whose actor died is tried again before it is split to find the image that kills."""
+    object_store_mb: int = Field(default=300, ge=80)
+    """Only URIs and reports travel through Ray, so its object store can be small."""
+
+
+class RunConfig(Section):
+    """One kind of run: `configs/*.yaml`."""
+
+    refiner: RefinerConfig = RefinerConfig()
+    routing: RoutingConfig = RoutingConfig()
+    ray: RayConfig = RayConfig()
+    shard_images: int = Field(default=64, ge=1)
+    """Images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of work."""
+    max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
+    """The run ends red (after it has published) when more prompts than this failed; 1.0 never."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML file; raises `ConfigError` naming the file, the key, what was expected and what came."""
+        try:
+            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read configuration: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        if raw is not None and not isinstance(raw, dict):
+            raise ConfigError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
+        return cls.from_dict(raw or {}, source=str(path))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], *, source: str = "configuration") -> Self:
+        """Validate a plain dict; raises `ConfigError` with one line for all that is wrong."""
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in e['loc']) or 'top level'}: {e['msg']}, got {e['input']!r:.60}"
+                for e in error.errors()
+            )
+            raise ConfigError(f"{source}: {problems}") from None
+
+    def content_hash(self) -> str:
+        """SHA-256 (16 hex digits) of the settings that can change a row: the model, its prompting and the routing."""
+        content = self.model_dump(mode="json", include={"refiner", "routing"})
+        for unrelated in ("device",):
+            content["refiner"].pop(unrelated)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The model: one file for each box of the paper's Figure 3, around the unchanged classes of `segment_anything`."""

@@ -1,0 +1,81 @@
+"""The registry of models: names to `segment_anything.modeling.Sam` modules of that architecture, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import nn
+
+from stable_sam.errors import ConfigError
+from stable_sam.modeling.nano import NanoImageEncoder
+
+EMBED_DIM = 256
+NANO_SIZE = 384
+
+
+def build_nano(size: int = NANO_SIZE) -> Sam:
+    """SAM's prompt encoder and mask decoder at their true size behind a small encoder; input `size` x `size` pixels."""
+    return _build(NanoImageEncoder(size, EMBED_DIM), size, dim=EMBED_DIM, mlp_dim=2048, heads=8)
+
+
+def build_tiny(size: int = 64) -> Sam:
+    """A random model of the same classes that builds and runs in milliseconds; fixed by its own seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = _TinyImageEncoder(size, out_channels=32)
+        return _build(encoder, size, dim=32, mlp_dim=64, heads=4)
+
+
+class _TinyImageEncoder(nn.Module):
+    """One patch convolution at stride 16."""
+
+    def __init__(self, img_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.patches = nn.Conv2d(3, out_channels, 16, stride=16)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.patches(image)  # type: ignore[no-any-return]
+
+
+def _build(encoder: nn.Module, size: int, *, dim: int, mlp_dim: int, heads: int) -> Sam:
+    grid = size // 16
+    sam = Sam(
+        image_encoder=encoder,
+        prompt_encoder=PromptEncoder(
+            embed_dim=dim, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=dim,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=dim, num_heads=heads, mlp_dim=mlp_dim),
+        ),
+    )
+    return sam.eval()
+
+
+MODELS: dict[str, Callable[[], Sam]] = {
+    "nano": build_nano,
+    "tiny": build_tiny,
+    **{name: partial(sam_model_registry[name], checkpoint=None) for name in ("vit_b", "vit_l", "vit_h")},
+}
+
+
+def build_model(name: str) -> Sam:
+    """A frozen-in-eval-mode Sam of the named architecture, without trained weights; raises `ConfigError` for other names."""
+    if name not in MODELS:
+        raise ConfigError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
+    return MODELS[name]()
+
+
+def set_input_size(sam: Sam, size: int) -> None:
+    """Let a convolutional `sam` (nano) take `size` x `size` pixels: SAM's positions are relative, so no weight changes."""
+    if size % 32:
+        raise ConfigError(f"size: expected a multiple of 32 pixels, got {size}")
+    sam.image_encoder.img_size = size
+    sam.prompt_encoder.input_image_size = (size, size)
+    sam.prompt_encoder.image_embedding_size = (size // 16, size // 16)
+    sam.prompt_encoder.mask_input_size = (size // 4, size // 4)

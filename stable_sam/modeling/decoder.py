@@ -1,0 +1,59 @@
+"""One pass of SAM's prompt encoder and mask decoder over a batch of prompts; the same code trains and infers.
+
+`segment_anything.MaskDecoder.predict_masks` takes one image with many prompts. A training batch has prompts of many images,
+so this module calls the decoder's own parts in the same order with one embedding for each prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, PluginTrace
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOutput:
+    """logits (P, 4, h, w) at a quarter of the model's input; iou (P, 4); mask 0 is SAM's single mask, 1-3 its multimask."""
+
+    logits: Tensor
+    iou: Tensor
+    trace: PluginTrace | None
+
+
+def decode_prompts(
+    sam: Sam,
+    image_embeddings: Tensor,
+    *,
+    boxes: Tensor | None = None,
+    points: tuple[Tensor, Tensor] | None = None,
+) -> DecoderOutput:
+    """Predict the masks of P prompts.
+
+    image_embeddings: (P, C, H, W), the embedding of each prompt's image (an expanded view is fine).
+    boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N) (1 object, 0 background, -1 padding), in pixels of the
+    model's square input.
+    """
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    decoder = sam.mask_decoder
+    prompts = sparse.shape[0]
+    output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+    tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)  # (P, 5 + N, C)
+
+    source = image_embeddings + dense
+    position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
+    tokens_out, source_out = decoder.transformer(source, position, tokens)
+
+    upscaled = decoder.output_upscaling(source_out.transpose(1, 2).reshape(source.shape))  # (P, C/8, 4H, 4W)
+    mask_tokens = tokens_out[:, 1 : 1 + decoder.num_mask_tokens]
+    kernels = torch.stack(
+        [mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+    )  # (P, 4, C/8)
+    logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+    iou = decoder.iou_prediction_head(tokens_out[:, 0])
+
+    host = decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
+    return DecoderOutput(logits, iou, host.trace if isinstance(host, PluginHost) else None)

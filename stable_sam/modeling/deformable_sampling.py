@@ -1,0 +1,53 @@
+"""Deformable sampling plugin (DSP): where the token-to-image attention reads the image features (paper, Figure 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+
+class DeformableSampling(nn.Module):
+    """x*_{p+dp}: features sampled at positions that a small offset network moves.
+
+    x_p -> Conv 1x1 = x*_p -> DWConv 5x5, LayerNorm, GELU -> Conv 1x1 = dp; then x*_p is read at p + dp.
+
+    Initialised so that x*_{p+dp} = x_p: the plugin starts as SAM and has to learn to leave it.
+    """
+
+    def __init__(self, channels: int, max_offset: float = 4.0) -> None:
+        """`max_offset`: reach of an offset in feature cells; dp = max_offset * tanh(.)."""
+        super().__init__()
+        self.max_offset = max_offset
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.context = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.norm = LayerNorm2d(channels)
+        self.offset = nn.Conv2d(channels, 2, 1)
+        nn.init.dirac_(self.project.weight)
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]  # torch types bias as optional
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample the features.
+
+        features: (B, C, H, W), the image features entering decoder layer 2.
+        Returns x*_{p+dp} (B, C, H, W) and the offsets dp (B, 2, H, W), x then y, in feature cells.
+        """
+        projected = self.project(features)
+        hidden = F.gelu(self.norm(self.context(projected)))
+        offsets = self.max_offset * torch.tanh(self.offset(hidden))
+        return bilinear_sample(projected, offsets), offsets
+
+
+def bilinear_sample(features: Tensor, offsets: Tensor) -> Tensor:
+    """Read `features` (B, C, H, W) at p + dp, dp = `offsets` (B, 2, H, W) in cells; positions outside take the border value."""
+    height, width = features.shape[-2:]
+    dtype, device = offsets.dtype, offsets.device
+    ys = torch.arange(height, dtype=dtype, device=device).view(1, height, 1)
+    xs = torch.arange(width, dtype=dtype, device=device).view(1, 1, width)
+    grid_x = (xs + offsets[:, 0] + 0.5) * (2.0 / width) - 1.0
+    grid_y = (ys + offsets[:, 1] + 0.5) * (2.0 / height) - 1.0
+    grid = torch.stack((grid_x, grid_y), dim=-1)
+    return F.grid_sample(features, grid.to(features.dtype), mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,0 +1,31 @@
+"""Dynamic routing plugin (DRP): how strongly deformable sampling is active for this prompt (paper, Figure 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DynamicRouting(nn.Module):
+    """alpha = softmax(MLP(t_o)): alpha_1 weighs the deformed features, alpha_2 SAM's own.
+
+    The paper gives alpha without saying how it is normalised; softmax keeps alpha_1 + alpha_2 = 1, so that the features
+    keep their scale and alpha_1 alone says how far the plugin leaves SAM.
+    """
+
+    def __init__(self, channels: int, hidden: int = 16, initial_dsp_weight: float = 0.12) -> None:
+        """`initial_dsp_weight`: alpha_1 before training; small, because a new plugin should hardly leave SAM."""
+        super().__init__()
+        self.reduce = nn.Linear(channels, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.route = nn.Linear(hidden, 2)
+        nn.init.zeros_(self.route.weight)
+        logit = torch.logit(torch.tensor(initial_dsp_weight))
+        with torch.no_grad():
+            self.route.bias.copy_(torch.stack((logit / 2, -logit / 2)))
+
+    def forward(self, token: Tensor) -> Tensor:
+        """token: (B, C), a mask output token after layer 2's self-attention. Returns alpha (B, 2), rows sum to 1."""
+        hidden = F.gelu(self.norm(self.reduce(token)))
+        return self.route(hidden).softmax(dim=-1)

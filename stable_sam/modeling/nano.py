@@ -1,0 +1,95 @@
+"""The image encoder of `nano`: a small convolutional network in the place of SAM's vision transformer."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.nn.functional as F
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torchvision.models import shufflenet_v2_x1_0
+
+STAGE_CHANNELS = (24, 116, 232, 464)
+"""Channels of the backbone's outputs at stride 4, 8, 16 and 32."""
+
+
+class Backbone(nn.Module):
+    """ShuffleNetV2 x1.0 with its batch norms folded into the convolutions and LeakyReLU(0.1), as in NanoDet-m."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = shufflenet_v2_x1_0(weights=None)
+        _fold(network)
+        self.conv1 = network.conv1
+        self.maxpool = network.maxpool
+        self.stage2 = network.stage2
+        self.stage3 = network.stage3
+        self.stage4 = network.stage4
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """image: (B, 3, S, S) normalised. Returns features at stride 4, 8, 16, 32 with STAGE_CHANNELS channels."""
+        stride4 = self.maxpool(self.conv1(image))
+        stride8 = self.stage2(stride4)
+        stride16 = self.stage3(stride8)
+        return stride4, stride8, stride16, self.stage4(stride16)
+
+
+class ConvBlock(nn.Module):
+    """Residual 3x3 convolutions with layer norm: mixes neighbouring cells of the summed features."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            LayerNorm2d(channels),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast(Tensor, self.layers(x))
+
+
+class NanoImageEncoder(nn.Module):
+    """Backbone and neck: (B, 3, S, S) to SAM's embedding (B, 256, S/16, S/16)."""
+
+    def __init__(self, img_size: int = 512, out_channels: int = 256) -> None:
+        super().__init__()
+        self.img_size = img_size
+        """Side of the square input in pixels; `segment_anything.Sam` reads it by this name."""
+        self.backbone = Backbone()
+        # The fine stages are folded into the channels of a stride-16 cell, not pooled: borders finer than a cell survive.
+        self.lateral4 = _lateral(STAGE_CHANNELS[0], out_channels, stride=4)
+        self.lateral8 = _lateral(STAGE_CHANNELS[1], out_channels, stride=2)
+        self.lateral16 = _lateral(STAGE_CHANNELS[2], out_channels, stride=1)
+        self.lateral32 = _lateral(STAGE_CHANNELS[3], out_channels, stride=1)
+        self.blocks = nn.Sequential(ConvBlock(out_channels), ConvBlock(out_channels))
+        self.norm = LayerNorm2d(out_channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        stride4, stride8, stride16, stride32 = self.backbone(image)
+        coarse = F.interpolate(self.lateral32(stride32), scale_factor=2.0, mode="bilinear", align_corners=False)
+        summed = self.lateral4(stride4) + self.lateral8(stride8) + self.lateral16(stride16) + coarse
+        return cast(Tensor, self.norm(self.blocks(summed)))
+
+
+def _lateral(channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    # The pretrained features are small (0.02-0.07): the norm brings all stages to one scale.
+    return nn.Sequential(LayerNorm2d(channels), nn.Conv2d(channels, out_channels, stride, stride=stride))
+
+
+def _fold(module: nn.Module) -> None:
+    """Replace batch norm by nothing (it is in the convolutions' weights and biases) and ReLU by LeakyReLU(0.1)."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+        elif isinstance(child, nn.ReLU):
+            setattr(module, name, nn.LeakyReLU(0.1))
+        elif isinstance(child, nn.Conv2d) and child.bias is None:
+            folded = nn.Conv2d(
+                child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,  # type: ignore[arg-type]
+                groups=child.groups,
+            )  # fmt: skip
+            setattr(module, name, folded)
+        else:
+            _fold(child)

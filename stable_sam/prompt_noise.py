@@ -1,0 +1,61 @@
+"""Worse prompts made from good ones, for training, evaluation and prompt_stability: one definition of each kind of noise."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_BOX_SIDE = 1.0
+"""Pixels: a noisy box never gets thinner than this."""
+
+
+def noisy_box(
+    box_xyxy: NDArray[np.float64], scale: float, image_hw: tuple[int, int], rng: np.random.Generator, count: int
+) -> NDArray[np.float64]:
+    """Uniform noise as in HQ-SAM's code: centre and size move by U(-1, 1) * scale * (w/2, h/2, w, h).
+
+    box_xyxy: (4,) pixels. Returns (count, 4) pixels, clipped to the image, every side at least MIN_BOX_SIDE.
+    """
+    x0, y0, x1, y1 = box_xyxy
+    width, height = x1 - x0, y1 - y0
+    move = rng.uniform(-1.0, 1.0, size=(count, 4)) * scale * np.array([width / 2, height / 2, width, height])
+    center_x = (x0 + x1) / 2 + move[:, 0]
+    center_y = (y0 + y1) / 2 + move[:, 1]
+    half_w = np.maximum(width + move[:, 2], MIN_BOX_SIDE) / 2
+    half_h = np.maximum(height + move[:, 3], MIN_BOX_SIDE) / 2
+    boxes = np.stack((center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h), axis=1)
+    return _clip(boxes, image_hw)
+
+
+def sam_jittered_box(
+    box_xyxy: NDArray[np.float64], image_hw: tuple[int, int], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """SAM's training jitter: every corner coordinate moves by N(0, 10 % of the side), at most 20 pixels at 1024.
+
+    Returns (4,) pixels, clipped to the image.
+    """
+    x0, y0, x1, y1 = box_xyxy
+    sides = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+    limit = 20.0 / 1024.0 * max(image_hw)
+    move = np.clip(rng.normal(size=4) * 0.1 * sides, -limit, limit)
+    moved = np.array(box_xyxy) + move
+    return _clip(np.concatenate((np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])))[None], image_hw)[0]
+
+
+def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """`count` points (count, 2) x, y at pixel centres, uniform over the mask (H, W), drawn with replacement.
+
+    Raises ValueError for an empty mask.
+    """
+    ys, xs = np.nonzero(mask)
+    if len(xs) == 0:
+        raise ValueError("cannot draw points from an empty mask")
+    chosen = rng.integers(0, len(xs), size=count)
+    return np.stack((xs[chosen], ys[chosen]), axis=1) + 0.5
+
+
+def _clip(boxes: NDArray[np.float64], image_hw: tuple[int, int]) -> NDArray[np.float64]:
+    height, width = image_hw
+    low = np.clip(boxes[:, :2], 0, [width - MIN_BOX_SIDE, height - MIN_BOX_SIDE])
+    high = np.minimum(np.maximum(boxes[:, 2:], low + MIN_BOX_SIDE), [width, height])
+    return np.concatenate((low, high), axis=1)

@@ -1,0 +1,102 @@
+"""The records that cross doors: what is asked (`Prompt`) and what comes back (`RefinedMask`).
+
+All coordinates are pixels of the original image after its EXIF rotation has been applied ("upright"), origin at the outer
+corner of the top left pixel, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BoxXYXY = tuple[float, float, float, float]
+Status = Literal["ok", "failed"]
+Route = Literal["accept", "review", "reject"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One weak annotation: a box, points, or both, and the identity its source gave it.
+
+    A prompt that the reader found unusable is kept, with the reason in `error`, because every annotation of the source
+    becomes one row of the output.
+    """
+
+    prompt_id: str
+    """Unique within the source, made from the source's own ids; seeds all sampling for this prompt."""
+    image_id: str
+    image_uri: str
+    """Where the image lies; empty when the source does not say (then `error` says so)."""
+    box_xyxy: BoxXYXY | None = None
+    """Pixels, upright image; x0 < x1 and y0 < y1 unless `error` is set."""
+    points_xy: tuple[tuple[float, float], ...] = ()
+    point_labels: tuple[int, ...] = ()
+    """1 = on the object, 0 = background; as long as `points_xy`."""
+    annotation_id: str | None = None
+    category_id: int | None = None
+    category: str | None = None
+    iscrowd: bool = False
+    score: float | None = None
+    """Confidence of the detector that made the weak box, when the source has one."""
+    attributes: str | None = None
+    """What else the source says of this annotation, as a JSON object."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinedMask:
+    """The answer to one prompt. With status "failed" every field after `error` but `route` and `route_reason` is None."""
+
+    prompt_id: str
+    status: Status
+    error: str | None = None
+    mask_size: tuple[int, int] | None = None
+    """(height, width) of the upright image."""
+    mask_counts: str | None = None
+    """COCO compressed run-length counts (column-major), as text."""
+    bbox_xywh: BoxXYXY | None = None
+    """Tight box around the mask; (0, 0, 0, 0) when the mask is empty."""
+    area: int | None = None
+    """Pixels in the mask."""
+    predicted_iou: float | None = None
+    """The IoU head's estimate for the chosen mask."""
+    stability_score: float | None = None
+    """SAM's score: IoU of the mask thresholded at +offset and at -offset; 0 for an empty mask."""
+    prompt_stability: float | None = None
+    """mSF over K jittered prompts (paper, "segmentation stability"): mean IoU of each mask with the union of all."""
+    dsp_weight: float | None = None
+    """alpha_1 of the dynamic routing plugin: how active deformable sampling was; 0 without the plugin."""
+    box_agreement: float | None = None
+    """IoU of the weak box with the mask's tight box; None for a prompt without a box."""
+    route: Route | None = None
+    route_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What made a row; the same for all rows of a run but `shard_id`."""
+
+    run_id: str
+    shard_id: str
+    revision: int
+    """Ordinal of the run in its table, from 1: of two rows with one prompt_id the higher revision is current."""
+    model_id: str
+    weights_sha256: str
+    config_hash: str
+    code_version: str
+    dtype: str
+    logical_date: str | None = None
+    """ISO date of the night this run stands for, when the scheduler gave one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """What an actor tells the driver of a finished shard: a few hundred bytes."""
+
+    shard_id: str
+    rows: int
+    failed: int
+    images: int
+    seconds: float
+    reused: bool = False
+    """True when the shard's commit record already existed (resume, or another driver was first)."""

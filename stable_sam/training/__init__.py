@@ -1,0 +1,1 @@
+"""Training of the `nano` base and of the Stable-SAM plugin."""

@@ -1,0 +1,197 @@
+"""Training samples from COCO folders: a folder of sets, each with `images/` and `instances.json`.
+
+A sample is a function of (seed, step) alone, so a run that is resumed sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stable_sam.errors import AnnotationError
+from stable_sam.prompt_noise import random_points
+
+MASK_STRIDE = 4
+"""The decoder's logits have a cell for every 4 x 4 input pixels."""
+
+
+SAM_PIXEL_MEAN = (124, 116, 104)
+"""segment_anything's pixel_mean, rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingImage:
+    path: Path
+    size_hw: tuple[int, int]
+    rles: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B images with M objects each; coordinates in pixels of the S x S input.
+
+    images (B, 3, S, S) uint8; coverage (B, M, S/4, S/4): part of each cell the object covers; boxes (B, M, 4) XYXY;
+    points (B, M, N, 2), drawn uniformly from the object.
+    """
+
+    images: Tensor
+    coverage: Tensor
+    boxes: Tensor
+    points: Tensor
+
+
+def read_training_sets(data_dir: Path) -> dict[str, list[TrainingImage]]:
+    """Read every `<set>/instances.json` under `data_dir`; raises `AnnotationError` when there is none or one is broken."""
+    sets: dict[str, list[TrainingImage]] = {}
+    for file in sorted(data_dir.glob("*/instances.json")):
+        try:
+            coco = json.loads(file.read_text(encoding="utf-8"))
+            rles: dict[int, list[dict[str, Any]]] = {}
+            for annotation in coco["annotations"]:
+                rles.setdefault(annotation["image_id"], []).append(annotation["segmentation"])
+            sets[file.parent.name] = [
+                TrainingImage(_picture(file.parent, i["file_name"]), (i["height"], i["width"]), rles[i["id"]])
+                for i in coco["images"]
+                if i["id"] in rles
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnnotationError(f"{file}: expected COCO instances with RLE masks, got {error!r}") from None
+    if not sets:
+        raise AnnotationError(f"{data_dir}: expected <set>/instances.json and <set>/images/, found none")
+    return sets
+
+
+def _picture(folder: Path, file_name: str) -> Path:
+    """COCO does not fix whether file names start at the folder of the JSON or at its `images/`; both are in use."""
+    direct = folder / file_name
+    return direct if direct.exists() else folder / "images" / file_name
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Batches by step number: sets by weight, then pictures, then objects, each uniformly."""
+
+    def __init__(
+        self,
+        sets: dict[str, list[TrainingImage]],
+        weights: dict[str, float],
+        *,
+        size: int,
+        batch_images: int,
+        objects: int,
+        points: int,
+        seed: int,
+    ) -> None:
+        """`weights`: share of each set, 1 where not named."""
+        self.names = sorted(sets)
+        share = np.array([weights.get(name, 1.0) for name in self.names])
+        self.share = share / share.sum()
+        self.sets = sets
+        self.size, self.batch_images, self.objects, self.points, self.seed = size, batch_images, objects, points, seed
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, step))
+        samples = [self._sample(rng) for _ in range(self.batch_images)]
+        images, coverage, boxes, points = (np.stack(part) for part in zip(*samples, strict=True))
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(coverage),
+            torch.from_numpy(boxes).float(), torch.from_numpy(points).float(),
+        )  # fmt: skip
+
+    def _sample(self, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        while True:
+            pool = self.sets[self.names[rng.choice(len(self.names), p=self.share)]]
+            item = pool[rng.integers(len(pool))]
+            chosen = rng.permutation(len(item.rles))[: 2 * self.objects]
+            window = random_window(item.size_hw, rng)
+            masks = coco_mask.decode([item.rles[i] for i in chosen])
+            flip = bool(rng.random() < 0.5)
+            cut = cut_masks(masks, window, self.size, flip)
+            if cut:
+                break
+        picture = cv2.imread(str(item.path), cv2.IMREAD_COLOR_RGB)
+        image = pad_image(augment_colors(cut_image(picture, window, self.size, flip), rng), self.size)
+        picks = [cut[i % len(cut)] for i in range(self.objects)]
+        points = [random_points(mask, self.points, rng) for mask in picks]
+        boxes = [tight_box(mask) for mask in picks]
+        cells = self.size // MASK_STRIDE
+        coverage = [cv2.resize(m.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA) for m in picks]
+        return image, np.stack(coverage), np.stack(boxes), np.stack(points)
+
+
+def random_window(size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """The part (x, y, width, height) of a picture that is shown: all of it in a third of the samples, else a random crop."""
+    height, width = size_hw
+    if rng.random() < 0.33:
+        return 0, 0, width, height
+    zoom = rng.uniform(0.45, 1.0)
+    aspect = np.exp(rng.uniform(-0.2, 0.2))
+    w = int(min(width, max(32, width * zoom * aspect)))
+    h = int(min(height, max(32, height * zoom / aspect)))
+    return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+
+
+def cut_masks(
+    masks: NDArray[np.uint8], window: tuple[int, int, int, int], size: int, flip: bool
+) -> list[NDArray[np.bool_]]:
+    """The objects (H, W, K) that are still mostly visible in the window, each (size, size), padded bottom right."""
+    x, y, w, h = window
+    result = []
+    for index in range(masks.shape[2]):
+        whole = int(masks[:, :, index].sum())
+        part = np.ascontiguousarray(masks[y : y + h, x : x + w, index])
+        if part.sum() < 0.4 * whole:
+            continue
+        resized = _pad(_resize(part * 255, size, flip), size) > 127
+        if resized.sum() >= 24:
+            result.append(resized)
+    return result
+
+
+def cut_image(picture: NDArray[np.uint8], window: tuple[int, int, int, int], size: int, flip: bool) -> NDArray[np.uint8]:
+    """The window of the picture, longest side `size`, not padded."""
+    x, y, w, h = window
+    return _resize(np.ascontiguousarray(picture[y : y + h, x : x + w]), size, flip)
+
+
+def _resize(array: NDArray[np.uint8], size: int, flip: bool) -> NDArray[np.uint8]:
+    h, w = array.shape[:2]
+    scale = size / max(h, w)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(array, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=method)
+    return np.ascontiguousarray(resized[:, ::-1]) if flip else resized  # type: ignore[return-value]
+
+
+def pad_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Pad (h, w, 3) bottom right to (size, size, 3) with SAM's pixel mean, which its normalisation takes to SAM's zero."""
+    padded = np.full((size, size, 3), SAM_PIXEL_MEAN, dtype=np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
+def _pad(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    return np.pad(mask, [(0, size - mask.shape[0]), (0, size - mask.shape[1])])
+
+
+def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(4,) XYXY pixels around a non-empty mask, outer edges."""
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], dtype=np.float64)
+
+
+def augment_colors(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Random contrast, brightness, saturation; gray in a tenth of the samples."""
+    table = np.clip((np.arange(256) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-30, 30), 0, 255).astype(np.uint8)
+    out = cv2.LUT(image, table)
+    saturation = 0.0 if rng.random() < 0.1 else rng.uniform(0.6, 1.4)
+    gray = cv2.cvtColor(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(out, saturation, gray, 1.0 - saturation, 0.0)  # type: ignore[return-value]
