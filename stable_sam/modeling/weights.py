@@ -1,17 +1,33 @@
-"""Reading and writing weights: strict keys, SHA-256 of what was read, half precision on disk for what we ship."""
+"""Weights as bytes: safetensors with their metadata, half precision for what we ship."""
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from stable_sam.errors import WeightsError
 
 
-def save_weights(module: nn.Module, file: Path, metadata: dict[str, str]) -> None:
-    """Write the state of `module` as float16 safetensors, all at once."""
+def save_weights(module: nn.Module, file: Path, metadata: dict[str, str]) -> Path:
+    """Write the state of `module` as float16 safetensors, whole or not at all, and return `file`."""
     tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in module.state_dict().items()}
     partial = file.with_suffix(".partial")
     partial.write_bytes(save(tensors, metadata))
-    partial.replace(file)
+    return partial.replace(file)
+
+
+def read_safetensors(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors as float32, and the metadata, of a safetensors file; raises `WeightsError` naming `name`."""
+    try:
+        tensors = {k: v.float() for k, v in load(data).items()}
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + length])
+    except (SafetensorError, struct.error, ValueError) as error:
+        raise WeightsError(f"{name}: expected a safetensors file, got {len(data)} bytes: {error}") from None
+    return tensors, header.get("__metadata__", {})

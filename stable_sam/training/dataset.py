@@ -49,6 +49,10 @@ class Batch:
     boxes: Tensor
     points: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(*(part.to(device) for part in (self.images, self.coverage, self.boxes, self.points)))
+
 
 def read_training_sets(data_dir: Path) -> dict[str, list[TrainingImage]]:
     """Read every `<set>/instances.json` under `data_dir`; raises `AnnotationError` when there is none or one is broken."""

@@ -18,34 +18,53 @@ class Stage(Section):
     """Pictures in a step."""
 
 
-class BaseTraining(Section):
-    """Training of the base as SAM was trained: accurate boxes, points, three masks for an ambiguous point, IoU head."""
+class TrainingSettings(Section):
+    """What the two kinds of training share."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] = Field(min_length=1)
     """In order of growing size."""
     objects: int = Field(default=2, ge=1)
     """Objects of a picture; each is asked for by its box, the first one also by points."""
-    learning_rate: float = 8e-4
-    """AdamW, for decoder and neck."""
-    backbone_rate: float = 0.2
-    """The pretrained backbone learns at this part of the rate."""
-    weight_decay: float = 0.01
+    learning_rate: float = Field(default=8e-4, gt=0)
+    """AdamW, peak."""
+    weight_decay: float = Field(default=0.01, ge=0)
     """AdamW."""
-    warmup_steps: int = 60
+    warmup_steps: int = Field(default=60, ge=0)
     """Linear from 0."""
     cooldown: float = Field(default=0.35, gt=0, le=1)
     """Last part of all steps, in which the rate falls linearly to 0."""
-    ema: float = 0.998
+    ema: float = Field(default=0.998, ge=0, lt=1)
     """Decay of the averaged weights, which are the ones exported."""
-    clip_norm: float = 1.0
+    clip_norm: float = Field(default=1.0, gt=0)
     """Gradient norm."""
     set_weights: dict[str, float] = {}
     """Share of each training set, 1 where not named: the sets differ in size by hundreds."""
-    checkpoint_steps: int = 100
-    """Steps between two checkpoints; at most this much is lost in a kill."""
+    checkpoint_steps: int = Field(default=100, ge=1)
+    """Steps between two checkpoints: what a kill can cost."""
     seed: int = 0
     """Of initialisation and samples."""
 
     @property
     def total_steps(self) -> int:
+        """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+
+class BaseTraining(TrainingSettings):
+    """Training of the base as SAM was trained: accurate boxes, points, three masks for an ambiguous point, IoU head."""
+
+    backbone_rate: float = Field(default=0.2, ge=0)
+    """The pretrained backbone learns at this part of the rate."""
+
+
+class PluginTraining(TrainingSettings):
+    """Robust training strategy (RTS): the plugin alone learns, from prompts of mixed quality."""
+
+    noise_scales: tuple[float, ...] = Field(default=(0.0, 0.2, 0.4, 0.6), min_length=1)
+    """Noise of the boxes, drawn anew for each box; 0 keeps good prompts good. The paper gives no scale."""
+    point_counts: tuple[int, ...] = Field(default=(1, 1, 3, 5), min_length=1)
+    """Points of the point prompts, one entry drawn for each step."""
+    hidden: int = Field(default=16, ge=1)
+    """Width of the dynamic routing plugin."""
+    max_offset: float = Field(default=4.0, gt=0)
+    """Reach of the deformable sampling in feature cells (64 input pixels); free offsets ran away in first trials."""
