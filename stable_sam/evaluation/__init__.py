@@ -1,0 +1,1 @@
+"""How good the masks are, against masks that people drew."""
