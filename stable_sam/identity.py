@@ -1,0 +1,99 @@
+"""Which model is meant: the files of its weights and the hash that goes into every row. Never imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+from stable_sam.config import RefinerConfig
+from stable_sam.data.storage import read_bytes
+from stable_sam.errors import ConfigError, WeightsError
+
+BUNDLED_BASE = "nano.safetensors"
+BUNDLED_PLUGIN = "nano_plugin.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """What makes two models the same model."""
+
+    model_id: str
+    """Name of the base; `+plugin` follows when the Stable-SAM plugin is attached."""
+    weights_sha256: str
+    """SHA-256 of the base's file, continued over the plugin's file when there is one."""
+    dtype: str
+    """Arithmetic of the image encoder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFiles:
+    """The weights as read; the random `tiny` has names for bytes."""
+
+    base_name: str
+    base: bytes
+    plugin_name: str | None
+    plugin: bytes | None
+
+    @property
+    def base_sha256(self) -> str:
+        """SHA-256 of the base alone: a plugin records it and fits no other base."""
+        return hashlib.sha256(self.base).hexdigest()
+
+
+def model_identity(config: RefinerConfig) -> ModelIdentity:
+    """Identify the model that `config` names by reading its weights.
+
+    Raises `ConfigError`, `WeightsError` and `StorageError`.
+    """
+    return identify(config, read_weights(config))
+
+
+def identify(config: RefinerConfig, weights: WeightFiles) -> ModelIdentity:
+    """The identity of `config`'s model with weights that were already read."""
+    digest = hashlib.sha256(weights.base)
+    model_id = config.model
+    if weights.plugin is not None:
+        digest.update(weights.plugin)
+        model_id += "+plugin"
+    return ModelIdentity(model_id=model_id, weights_sha256=digest.hexdigest(), dtype=config.dtype)
+
+
+def read_weights(config: RefinerConfig) -> WeightFiles:
+    """Read the files of `config`'s model, whole. Raises `ConfigError`, `WeightsError` and `StorageError`."""
+    if config.model == "tiny":
+        return _tiny(config)
+    base_uri, plugin_uri = _weight_uris(config)
+    return WeightFiles(
+        base_name=base_uri,
+        base=read_bytes(base_uri),
+        plugin_name=plugin_uri,
+        plugin=None if plugin_uri is None else read_bytes(plugin_uri),
+    )
+
+
+def bundled_path(name: str) -> str:
+    """Local path of a weights file that comes with this package; raises `WeightsError` when it did not."""
+    path = files("stable_sam").joinpath("weights", name)
+    if not path.is_file():
+        raise WeightsError(f"{path}: expected the weights that come with stable-sam, found no file; install it again")
+    return str(path)
+
+
+def _weight_uris(config: RefinerConfig) -> tuple[str, str | None]:
+    if config.model != "nano" and config.checkpoint_uri is None:
+        raise ConfigError(f"checkpoint_uri: {config.model} needs the URI of its SAM checkpoint (.pth), got none")
+    base = config.checkpoint_uri or bundled_path(BUNDLED_BASE)
+    if not config.plugin:
+        return base, None
+    if config.plugin_uri is None and config.checkpoint_uri is None:
+        return base, bundled_path(BUNDLED_PLUGIN)
+    # The bundled plugin fits the bundled base only: any other base brings its own plugin or goes without.
+    return base, config.plugin_uri
+
+
+def _tiny(config: RefinerConfig) -> WeightFiles:
+    if config.checkpoint_uri is not None or config.plugin_uri is not None:
+        raise ConfigError("model: tiny is random and takes no checkpoint_uri or plugin_uri")
+    plugin = b"plugin" if config.plugin else None
+    return WeightFiles(base_name="tiny", base=b"tiny", plugin_name="tiny plugin" if plugin else None, plugin=plugin)
