@@ -1,0 +1,57 @@
+# Everything a newcomer needs: `make demo` and `make test` set themselves up, once, and say what they do.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT := out/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock clean
+
+help:
+	@echo "make demo   weak boxes and points on real photographs -> table of masks and an HTML report in $(OUT)"
+	@echo "make test   all tests"
+	@echo "make lint   ruff, mypy and the import rules"
+	@echo "make lock   write requirements.lock again from pyproject.toml (newer versions where the bounds allow)"
+	@echo "make clean  remove what the demo wrote"
+
+setup: $(STAMP)
+
+# The lock holds the exact version and hash of everything, the build backend included, so nothing else is downloaded.
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or say: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "==> Setting up $(VENV) (once; about 5 GB and a few minutes, most of it PyTorch)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "==> Installing the locked dependencies"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --no-deps --require-hashes -r requirements.lock
+	@echo "==> Installing stable-sam itself"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)
+	@echo "==> Photographs that come inside scikit-image"
+	@$(BIN)/stable-sam demo-images $(OUT)/images
+	@echo "==> Refining the weak boxes and points of configs/demo/annotations.json"
+	@$(BIN)/stable-sam refine --annotations configs/demo/annotations.json --images $(OUT)/images --output $(OUT)/table --config configs/demo.yaml
+	@echo "==> Writing the report"
+	@$(BIN)/stable-sam report --table $(OUT)/table --out $(OUT)/report.html
+	@echo "==> Done: open $(OUT)/report.html"
+
+test: $(STAMP)
+	@echo "==> Tests"
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@echo "==> ruff check";   $(BIN)/ruff check .
+	@echo "==> ruff format";  $(BIN)/ruff format --check .
+	@echo "==> mypy";         $(BIN)/mypy
+	@echo "==> import rules"; $(BIN)/lint-imports
+
+lock: $(STAMP)
+	@echo "==> Resolving versions"
+	@$(BIN)/uv pip compile pyproject.toml --extra demo --group dev --python-version 3.11 --upgrade --quiet \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock
+
+clean:
+	rm -rf $(OUT)

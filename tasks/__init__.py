@@ -1,0 +1,1 @@
+"""The Prefect tasks, thin, and the Ray boundary."""
