@@ -1,0 +1,120 @@
+"""The columns of the masks table: the fields of Prompt, RefinedMask and Provenance laid flat, one Arrow schema.
+
+The types are those that Delta knows (lists of any length, int32, int64, double, string, boolean), so the Parquet files that
+actors write are the files of the published table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from stable_sam.records import Prompt, Provenance, RefinedMask
+
+_DOUBLES = pa.list_(pa.float64())
+
+MASKS_SCHEMA = pa.schema(
+    [
+        # keys
+        ("run_id", pa.string()),
+        ("shard_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("image_id", pa.string()),
+        ("image_uri", pa.string()),
+        ("annotation_id", pa.string()),
+        ("category_id", pa.int64()),
+        ("category", pa.string()),
+        ("iscrowd", pa.bool_()),
+        ("score", pa.float64()),
+        ("attributes", pa.string()),
+        # prompt: pixels of the upright image
+        ("box_xyxy", _DOUBLES),
+        ("points_xy", pa.list_(_DOUBLES)),
+        ("point_labels", pa.list_(pa.int32())),
+        # outcome
+        ("status", pa.string()),
+        ("error", pa.string()),
+        # mask: COCO compressed run lengths
+        ("mask_size", pa.list_(pa.int32())),
+        ("mask_counts", pa.string()),
+        ("bbox_xywh", _DOUBLES),
+        ("area", pa.int64()),
+        # scores
+        ("predicted_iou", pa.float64()),
+        ("stability_score", pa.float64()),
+        ("prompt_stability", pa.float64()),
+        ("dsp_weight", pa.float64()),
+        ("box_agreement", pa.float64()),
+        ("route", pa.string()),
+        ("route_reason", pa.string()),
+        # provenance
+        ("revision", pa.int64()),
+        ("model_id", pa.string()),
+        ("weights_sha256", pa.string()),
+        ("config_hash", pa.string()),
+        ("code_version", pa.string()),
+        ("dtype", pa.string()),
+        ("logical_date", pa.string()),
+    ]
+)
+"""One row for each prompt of a run; list items are all present, everything else may be null where its record says None."""
+
+_PROMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Prompt))
+_MASK_FIELDS = tuple(field.name for field in dataclasses.fields(RefinedMask))
+_PROVENANCE_FIELDS = tuple(field.name for field in dataclasses.fields(Provenance))
+
+PROMPTS_SCHEMA = pa.schema([field for field in MASKS_SCHEMA if field.name in _PROMPT_FIELDS])
+"""The columns of a shard file: the fields of Prompt."""
+
+
+def mask_row(prompt: Prompt, mask: RefinedMask, provenance: Provenance) -> dict[str, Any]:
+    """Lay three records into one row; the mask's `error` is the row's (a refiner repeats the error of a bad prompt).
+
+    Raises ValueError when mask and prompt are not of the same prompt_id.
+    """
+    if mask.prompt_id != prompt.prompt_id:
+        raise ValueError(f"mask of prompt {mask.prompt_id} answered prompt {prompt.prompt_id}")
+    return {
+        **{name: getattr(prompt, name) for name in _PROMPT_FIELDS},
+        **{name: getattr(provenance, name) for name in _PROVENANCE_FIELDS},
+        **{name: getattr(mask, name) for name in _MASK_FIELDS},
+    }
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """Lay a prompt into one row of a shard file."""
+    return {name: getattr(prompt, name) for name in _PROMPT_FIELDS}
+
+
+def prompt_from_row(row: Mapping[str, Any]) -> Prompt:
+    """Read `prompt_row` back, equal to the record it was made from."""
+    box = row["box_xyxy"]
+    return Prompt(
+        **{
+            **row,
+            "box_xyxy": None if box is None else tuple(box),
+            "points_xy": tuple((x, y) for x, y in row["points_xy"]),
+            "point_labels": tuple(row["point_labels"]),
+        }
+    )
+
+
+def rows_to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = MASKS_SCHEMA) -> pa.Table:
+    """Make a table of rows whose keys must be exactly the schema's columns.
+
+    `pa.Table.from_pylist` drops unknown keys and fills missing ones with null without a word; here both raise ValueError,
+    as does a value of another type than the column's.
+    """
+    rows = list(rows)
+    expected = set(schema.names)
+    for row in rows:
+        if row.keys() != expected:
+            unknown, missing = sorted(row.keys() - expected), sorted(expected - row.keys())
+            raise ValueError(f"row does not fit the schema: unknown columns {unknown}, missing columns {missing}")
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"row does not fit the schema: {error}") from error
