@@ -1,0 +1,1 @@
+"""Bytes: storage, annotation formats, images, shards and the table of masks. Never tensors."""
