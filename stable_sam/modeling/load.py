@@ -1,0 +1,134 @@
+"""From a configuration to a model with weights, strictly: every key, every shape, and a plugin only on its own base."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from stable_sam.config import RefinerConfig
+from stable_sam.errors import ConfigError, WeightsError
+from stable_sam.identity import ModelIdentity, WeightFiles, identify, read_weights
+from stable_sam.modeling.build import NANO_SIZE, build_model, set_input_size
+from stable_sam.modeling.plugin import PluginHost, StableSamPlugin, attach_plugin
+from stable_sam.modeling.weights import read_safetensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A frozen Sam in evaluation mode on its device, and the plugin's host when it has a plugin."""
+
+    sam: Sam
+    host: PluginHost | None
+    """`host.enabled = False` gives plain SAM on the same base."""
+    identity: ModelIdentity
+    device: torch.device
+
+
+def load_model(config: RefinerConfig) -> LoadedModel:
+    """Build the model that `config` names and load its weights.
+
+    Raises `ConfigError` (device, missing checkpoint), `WeightsError` (other keys or shapes, a plugin of another base) and
+    `StorageError` (file not readable).
+    """
+    device = resolve_device(config.device)
+    weights = read_weights(config)
+    sam = build_model(config.model)
+    if config.model == "nano":
+        _load_nano(sam, weights)
+    elif config.model != "tiny":
+        _load_tensors(sam, _read_checkpoint(weights.base, weights.base_name), weights.base_name, config.model)
+    sam.requires_grad_(False)
+    host = None
+    if weights.plugin is not None:
+        plugin = _random_plugin(sam) if config.model == "tiny" else _read_plugin(sam, weights)
+        host = attach_plugin(sam, plugin)
+        sam.requires_grad_(False)
+    sam.eval().to(device)
+    return LoadedModel(sam=sam, host=host, identity=identify(config, weights), device=device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`: the GPU when there is one; otherwise the named device. Raises `ConfigError` when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: expected auto, cpu or a GPU of this machine, got {name!r} ({reason})") from None
+    return device
+
+
+def _load_nano(sam: Sam, weights: WeightFiles) -> None:
+    tensors, metadata = read_safetensors(weights.base, weights.base_name)
+    try:
+        set_input_size(sam, int(metadata.get("size", NANO_SIZE)))
+    except (ValueError, ConfigError) as error:
+        raise WeightsError(f"{weights.base_name}: metadata: {error}") from None
+    _load_tensors(sam, tensors, weights.base_name, "nano")
+
+
+def _read_checkpoint(data: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{name}: expected a SAM checkpoint (.pth), got {len(data)} bytes: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{name}: expected a SAM checkpoint (.pth) of named tensors, got {type(state).__name__}")
+    return state
+
+
+def _read_plugin(sam: Sam, weights: WeightFiles) -> StableSamPlugin:
+    name = str(weights.plugin_name)
+    tensors, metadata = read_safetensors(weights.plugin or b"", name)
+    if metadata.get("base_sha256") != weights.base_sha256:
+        raise WeightsError(
+            f"{name}: this plugin was trained on the base {metadata.get('base_sha256', 'unknown')[:16]}, "
+            f"got the base {weights.base_name} ({weights.base_sha256[:16]})"
+        )
+    try:
+        plugin = StableSamPlugin(
+            sam.prompt_encoder.embed_dim, int(metadata["hidden"]), float(metadata["max_offset"])
+        )
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{name}: expected metadata hidden and max_offset, got {error}") from None
+    _load_tensors(plugin, tensors, name, "plugin")
+    return plugin
+
+
+def _random_plugin(sam: Sam) -> StableSamPlugin:
+    """The tiny model's plugin: random, but far from doing nothing, so that tests see what it does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        plugin = StableSamPlugin(sam.prompt_encoder.embed_dim)
+        for parameter in plugin.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return plugin
+
+
+def _load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str, model: str) -> None:
+    """`load_state_dict(strict=True)` with its complaints on one line."""
+    expected = module.state_dict()
+    shapes = [
+        f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+        for key, value in tensors.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    found = {"missing": expected.keys() - tensors.keys(), "unknown": tensors.keys() - expected.keys(), "mis-shaped": shapes}
+    problems = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in found.items() if keys]
+    if problems:
+        raise WeightsError(f"{name}: expected the weights of {model}, got {', '.join(problems)}")
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def _some(keys: Iterable[str], limit: int = 3) -> str:
+    ordered = sorted(keys)
+    return ", ".join(ordered[:limit]) + (", ..." if len(ordered) > limit else "")

@@ -1,0 +1,57 @@
+"""Two different scores: `stability_score` is SAM's own (one mask), `prompt_stability` the paper's mSF (K prompts)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stable_sam.prompt_noise import noisy_box
+from stable_sam.records import Prompt
+
+
+def stability_score(logits: NDArray[np.float32], offset: float) -> float:
+    """SAM's score: IoU of the mask thresholded at +offset and at -offset; logits of any shape.
+
+    0 when nothing passes the lower threshold (SAM's own code divides 0 by 0 there).
+    """
+    outer = np.count_nonzero(logits > -offset)
+    return np.count_nonzero(logits > offset) / outer if outer else 0.0
+
+
+def prompt_stability(masks: NDArray[np.bool_]) -> float:
+    """mSF = 1/K sum_i IoU(M_i, M_union) of K masks (K, H, W) of one object, in (0, 1].
+
+    0 when all masks are empty: a prompt that finds nothing is not stable. Every mask lies inside the union, so that
+    IoU(M_i, M_union) is |M_i| / |M_union|.
+    """
+    union = np.count_nonzero(masks.any(axis=0))
+    return np.count_nonzero(masks) / (len(masks) * union) if union else 0.0
+
+
+def jittered_prompts(
+    prompt: Prompt, count: int, scale: float, *, object_side: float, image_hw: tuple[int, int]
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """`count` prompts near `prompt`, as a weak annotator could have drawn them: boxes (K, 4) and points (K, N, 2).
+
+    Boxes get `noisy_box`'s noise. Each point moves by U(-1, 1) * scale * (w/2, h/2) of the box, as a box's centre does;
+    without a box, w and h are `object_side` pixels, the side of a square as large as the object. All stay in the image.
+    Drawn from the prompt_id alone: the same prompt gets the same noise on any machine, in any order.
+    """
+    rng = np.random.default_rng(_seed(prompt.prompt_id))
+    boxes = None
+    side_wh = np.array([object_side, object_side])
+    if prompt.box_xyxy is not None:
+        box = np.array(prompt.box_xyxy)
+        boxes = noisy_box(box, scale, image_hw, rng, count)
+        side_wh = box[2:] - box[:2]
+    points = None
+    if prompt.points_xy:
+        move = rng.uniform(-1.0, 1.0, size=(count, len(prompt.points_xy), 2)) * scale * side_wh / 2
+        points = np.clip(np.array(prompt.points_xy) + move, 0.0, np.array(image_hw[::-1], dtype=np.float64))
+    return boxes, points
+
+
+def _seed(prompt_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:8], "little")
