@@ -1,0 +1,152 @@
+"""Masks that people drew: folders with `images/` and `instances.json` (COCO instances)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from stable_sam.errors import AnnotationError
+from stable_sam.evaluation.metrics import Mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruthObject:
+    """One object: its id in the file, and its mask as COCO compressed RLE."""
+
+    annotation_id: str
+    rle: dict[str, Any]
+
+    def mask(self) -> Mask:
+        """The mask (H, W)."""
+        return coco_mask.decode(self.rle).astype(np.bool_)  # type: ignore[no-any-return]  # pycocotools has no types
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruthImage:
+    """A picture with the objects that count."""
+
+    path: Path
+    size_hw: tuple[int, int]
+    objects: tuple[TruthObject, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruthSet:
+    """One `instances.json`, and how many of its annotations do not count."""
+
+    name: str
+    images: tuple[TruthImage, ...]
+    crowd: int
+    """Annotations with iscrowd: groups, not objects."""
+    small: int
+    """Objects under the smallest area."""
+
+    @property
+    def objects(self) -> int:
+        """Number of objects that count."""
+        return sum(len(image.objects) for image in self.images)
+
+
+def read_truth(data_dir: Path, *, min_area_fraction: float = 0.0, limit: int | None = None) -> list[TruthSet]:
+    """Read `data_dir/instances.json`, or that of every subfolder.
+
+    min_area_fraction: smaller objects, as a part of their picture, do not count. limit: that many pictures of each set,
+    evenly spread. Pictures without an object that counts are left out.
+    Raises `AnnotationError` naming the file and record for anything that is not COCO instances with masks.
+    """
+    files = [data_dir / "instances.json"]
+    if not files[0].exists():
+        files = sorted(data_dir.glob("*/instances.json"))
+    if not files:
+        raise AnnotationError(f"{data_dir}: expected instances.json, or subfolders with one, found none")
+    return [_read_set(file, min_area_fraction, limit) for file in files]
+
+
+def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthSet:
+    images, annotations = _read_coco(file)
+    by_id: dict[Any, TruthImage] = {}
+    for number, record in enumerate(images):
+        try:
+            image = TruthImage(
+                path=_picture(file, record["file_name"]),
+                size_hw=(int(record["height"]), int(record["width"])),
+                objects=(),
+            )
+            by_id[record["id"]] = image
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnnotationError(f"{file}: images[{number}]: expected id, file_name, height, width; {_say(error)}") from None
+
+    objects: dict[Any, list[TruthObject]] = {}
+    crowd = small = 0
+    for number, record in enumerate(annotations):
+        try:
+            name, image_id = str(record["id"]), record["image_id"]
+            image = by_id[image_id]
+            if record.get("iscrowd"):
+                crowd += 1
+                continue
+            rle = _compressed(record["segmentation"], image.size_hw)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            expected = "id, image_id of an image in the file, segmentation as polygons or RLE"
+            raise AnnotationError(f"{file}: annotations[{number}]: expected {expected}; {_say(error)}") from None
+        area = int(coco_mask.area(rle))
+        if area == 0 or area < min_area_fraction * image.size_hw[0] * image.size_hw[1]:
+            small += 1
+            continue
+        objects.setdefault(image_id, []).append(TruthObject(annotation_id=name, rle=rle))
+
+    chosen = _spread([image_id for image_id in by_id if image_id in objects], limit)
+    return TruthSet(
+        name=file.parent.resolve().name,
+        images=tuple(replace(by_id[image_id], objects=tuple(objects[image_id])) for image_id in chosen),
+        crowd=crowd,
+        small=small,
+    )
+
+
+def _read_coco(file: Path) -> tuple[list[Any], list[Any]]:
+    try:
+        coco = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AnnotationError(f"{file}: cannot read: {error.strerror}") from None
+    except ValueError as error:
+        raise AnnotationError(f"{file}: not valid JSON: {error}") from None
+    parts = [coco.get(key) if isinstance(coco, dict) else None for key in ("images", "annotations")]
+    if not all(isinstance(part, list) for part in parts):
+        raise AnnotationError(f"{file}: expected COCO instances, an object with the lists images and annotations")
+    return parts[0], parts[1]
+
+
+def _picture(file: Path, file_name: str) -> Path:
+    """COCO does not fix whether file names start at the folder of the JSON or at its `images/`; both are in use."""
+    direct = file.parent / file_name
+    return direct if direct.exists() else file.parent / "images" / file_name
+
+
+def _compressed(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """COCO's three forms (polygons, uncompressed and compressed RLE) as compressed RLE of the picture's size."""
+    if isinstance(segmentation, list):
+        if not segmentation or any(len(polygon) < 6 for polygon in segmentation):
+            raise ValueError("got a polygon of fewer than 3 corners")
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size_hw))  # type: ignore[no-any-return]
+    if tuple(segmentation["size"]) != size_hw:
+        raise ValueError(f"got a mask of size {list(segmentation['size'])} for a picture of size {list(size_hw)}")
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, *size_hw)  # type: ignore[no-any-return]
+    return {"size": list(size_hw), "counts": segmentation["counts"]}
+
+
+def _spread(items: Sequence[Any], limit: int | None) -> list[Any]:
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[int(position)] for position in np.arange(limit) * len(items) / limit]
+
+
+def _say(error: Exception) -> str:
+    return f"{error.args[0]!r} is missing or unknown" if isinstance(error, KeyError) else str(error)
