@@ -8,6 +8,7 @@
     ├── ConfigError                a configuration file or value is wrong
     ├── WeightsError               a checkpoint is missing, has other keys or shapes, or belongs to another base
     └── StorageError               an object store or folder cannot be read or written
+        ├── NotFoundError          nothing lies at the URI
         ├── CredentialsError       no or refused credentials
         └── ConservationError      the rows to publish are not exactly the prompts that were planned
 
@@ -45,6 +46,10 @@ class WeightsError(StableSamError):
 
 class StorageError(StableSamError):
     """An object store or folder cannot be read or written."""
+
+
+class NotFoundError(StorageError):
+    """Nothing lies at the URI."""
 
 
 class CredentialsError(StorageError):

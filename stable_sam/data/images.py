@@ -1,0 +1,86 @@
+"""Image files to pixels: any file a camera, a scanner or an annotation tool leaves, as upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from stable_sam.errors import ImageError
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Raster formats that Pillow decodes itself; others (PostScript, for one) would start programs on a stranger's file."""
+SIXTEEN_BIT_MAX = 65_535
+
+
+def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a file's bytes to (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+
+    Gray of 16 bits is scaled by its bit depth. Wider integers and floats have no agreed white: floats within 0..1 or
+    0..255 are taken as such, anything else is stretched from its own minimum to its own maximum. Transparent pixels
+    show white behind them. Of several frames or pages the first counts.
+
+    `name` is what the error calls the image. Raises `ImageError` for what is no image, is damaged, or has more than
+    `max_pixels` pixels (seen in the header, before anything is decoded; above Pillow's own limit of 179 million pixels
+    an image is refused whatever `max_pixels` says).
+    """
+    if not data:
+        raise ImageError(f"{name}: the image file is empty (0 bytes)")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: the image is too large: {_one_line(error)}") from None
+    except Exception as error:
+        raise ImageError(
+            f"{name}: not an image: expected one of {', '.join(FORMATS)}, "
+            f"got {len(data)} bytes that begin with {data[:8]!r}"
+        ) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: the image is too large: expected at most {max_pixels} pixels, "
+            f"got {width} x {height} = {width * height}"
+        )
+    # Decoders raise whatever a damaged file makes them stumble over, from OSError to IndexError.
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except Exception as error:
+        raise ImageError(f"{name}: the image is damaged: {_one_line(error)}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Unreadable EXIF says nothing of the orientation, and the pixels are good: every viewer shows them as stored.
+        return image
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        gray = _gray_to_8_bit(np.asarray(image))
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _gray_to_8_bit(gray: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """(H, W) of any number type to (H, W) uint8, as `decode_image` documents. Not-a-number becomes black."""
+    values = np.nan_to_num(gray.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if np.issubdtype(gray.dtype, np.integer) and low >= 0 and high <= SIXTEEN_BIT_MAX:
+        low, high = 0.0, float(SIXTEEN_BIT_MAX)
+    elif np.issubdtype(gray.dtype, np.floating) and low >= 0 and high <= 255:
+        low, high = 0.0, 1.0 if high <= 1 else 255.0
+    scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

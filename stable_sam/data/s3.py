@@ -1,0 +1,107 @@
+"""How S3 is reached: one reading of the usual AWS variables for s3fs and for deltalake, and what its refusals mean."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from botocore.exceptions import (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.session import Session
+
+S3_PROTOCOLS = ("s3", "s3a")
+NO_CREDENTIALS_ERRORS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    ProfileNotFound,
+    TokenRetrievalError,
+    SSOError,
+)
+REFUSED_CREDENTIALS_CODES = frozenset(
+    {"AccessDenied", "AuthorizationHeaderMalformed", "ExpiredToken", "Forbidden", "InvalidAccessKeyId", "InvalidToken"}
+    | {"SignatureDoesNotMatch", "UnauthorizedAccess", "401", "403"}
+)
+
+
+def s3fs_options() -> dict[str, Any]:
+    """Arguments of `s3fs.S3FileSystem`.
+
+    Everything of the environment that matters is among them, because fsspec reuses an instance for equal arguments.
+    """
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    given = {"key": key, "secret": secret, "token": os.environ.get("AWS_SESSION_TOKEN")} if key and secret else {}
+    region = _region()
+    return given | {
+        "profile": os.environ.get("AWS_PROFILE"),
+        "endpoint_url": _endpoint(),
+        "client_kwargs": {"region_name": region} if region else {},
+        # Other writers change what is there, so a remembered listing would be wrong.
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "connect_timeout": 5,
+            "read_timeout": 60,
+            "retries": {"mode": "standard", "max_attempts": 4},
+            # Checksum trailers, botocore's newer default, are refused by many S3-compatible stores.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+    }
+
+
+def deltalake_options() -> dict[str, str]:
+    """`storage_options` of deltalake; raises one of NO_CREDENTIALS_ERRORS, or botocore's other errors.
+
+    Credentials are looked up here and handed over, because deltalake itself would wait minutes where there are none.
+    """
+    session = Session()
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise NoCredentialsError
+    frozen = credentials.get_frozen_credentials()
+    endpoint = _endpoint()
+    options = {
+        "aws_access_key_id": frozen.access_key,
+        "aws_secret_access_key": frozen.secret_key,
+        "aws_session_token": frozen.token,
+        "aws_region": _region() or session.get_config_variable("region") or "us-east-1",
+        "aws_endpoint_url": endpoint,
+        "aws_allow_http": "true" if endpoint and endpoint.startswith("http://") else "false",
+        "aws_conditional_put": "etag",
+        "connect_timeout": "5s",
+        "timeout": "60s",
+    }
+    return {name: value for name, value in options.items() if value}
+
+
+def http_status(error: BaseException) -> int | None:
+    """Status of the answer behind an error of s3fs or botocore; None when there was no answer."""
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
+
+
+def error_code(error: BaseException) -> str:
+    """S3's own name for what is behind an error of s3fs or botocore, such as NoSuchBucket; empty without an answer."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, dict):
+            return response
+    return {}
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
