@@ -1,4 +1,4 @@
-"""What makes a weak prompt usable; the same rules for the readers, which may not know the image's size, and the refiner."""
+"""What makes a weak prompt usable: one set of rules for readers, which may not know the image's size, and refiner."""
 
 from __future__ import annotations
 

@@ -26,14 +26,17 @@ class EncodedMask:
 def encode_mask(mask: NDArray[np.bool_]) -> EncodedMask:
     """Encode `mask` (H, W).
 
-    COCO's runs go down the columns: an array in Fortran order (the `.T` of a C-ordered (W, H) array) is encoded as it lies,
-    five times faster than a C-ordered one, which has to be copied first.
+    COCO's runs go down the columns: an array in Fortran order (the `.T` of a C-ordered (W, H) array) is encoded as it
+    lies, five times faster than a C-ordered one, which has to be copied first.
     """
     rle = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
     x, y, w, h = coco_mask.toBbox(rle).tolist()
     height, width = mask.shape
     return EncodedMask(
-        size_hw=(height, width), counts=rle["counts"].decode("ascii"), area=int(coco_mask.area(rle)), bbox_xywh=(x, y, w, h)
+        size_hw=(height, width),
+        counts=rle["counts"].decode("ascii"),
+        area=int(coco_mask.area(rle)),
+        bbox_xywh=(x, y, w, h),
     )
 
 

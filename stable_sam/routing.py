@@ -1,4 +1,7 @@
-"""accept | review | reject: what becomes of a mask, from its scores alone. (Routing inside the model: `dynamic_routing`.)"""
+"""accept | review | reject: what becomes of a mask, from its scores alone.
+
+The other routing, inside the model, is `modeling.dynamic_routing`.
+"""
 
 from __future__ import annotations
 

@@ -46,9 +46,14 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
     # Decoders raise whatever a damaged file makes them stumble over, from OSError to IndexError.
     try:
         image.load()
-        return _to_rgb(_upright(image))
+        return upright_rgb(image)
     except Exception as error:
         raise ImageError(f"{name}: the image is damaged: {_one_line(error)}") from error
+
+
+def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A Pillow image of any mode to (H, W, 3) uint8 RGB, by the same rules as `decode_image`."""
+    return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -33,8 +33,8 @@ class LoadedModel:
 def load_model(config: RefinerConfig) -> LoadedModel:
     """Build the model that `config` names and load its weights.
 
-    Raises `ConfigError` (device, missing checkpoint), `WeightsError` (other keys or shapes, a plugin of another base) and
-    `StorageError` (file not readable).
+    Raises `ConfigError` (device, missing checkpoint), `WeightsError` (other keys or shapes, a plugin of another base)
+    and `StorageError` (file not readable).
     """
     device = resolve_device(config.device)
     weights = read_weights(config)
@@ -95,9 +95,7 @@ def _read_plugin(sam: Sam, weights: WeightFiles) -> StableSamPlugin:
             f"got the base {weights.base_name} ({weights.base_sha256[:16]})"
         )
     try:
-        plugin = StableSamPlugin(
-            sam.prompt_encoder.embed_dim, int(metadata["hidden"]), float(metadata["max_offset"])
-        )
+        plugin = StableSamPlugin(sam.prompt_encoder.embed_dim, int(metadata["hidden"]), float(metadata["max_offset"]))
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{name}: expected metadata hidden and max_offset, got {error}") from None
     _load_tensors(plugin, tensors, name, "plugin")
@@ -122,7 +120,11 @@ def _load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str, m
         for key, value in tensors.items()
         if key in expected and value.shape != expected[key].shape
     ]
-    found = {"missing": expected.keys() - tensors.keys(), "unknown": tensors.keys() - expected.keys(), "mis-shaped": shapes}
+    found = {
+        "missing": expected.keys() - tensors.keys(),
+        "unknown": tensors.keys() - expected.keys(),
+        "mis-shaped": shapes,
+    }
     problems = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in found.items() if keys]
     if problems:
         raise WeightsError(f"{name}: expected the weights of {model}, got {', '.join(problems)}")

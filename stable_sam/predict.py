@@ -1,0 +1,107 @@
+"""An image through the encoder, prompts in original pixels through the decoder: arrays in, arrays out, in chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stable_sam.frames import Frame
+from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.load import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """What the decoder needs of an image: its embedding (1, C, S/16, S/16), float32, and its frame."""
+
+    embedding: Tensor
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptArrays:
+    """P prompts of one image with equally many tokens, so that nothing has to be padded; original pixels."""
+
+    boxes_xyxy: NDArray[np.float64] | None = None
+    """(P, 4)"""
+    points_xy: NDArray[np.float64] | None = None
+    """(P, N, 2)"""
+    point_labels: NDArray[np.int64] | None = None
+    """(P, N)"""
+
+    def __len__(self) -> int:
+        first = self.points_xy if self.boxes_xyxy is None else self.boxes_xyxy
+        return 0 if first is None else len(first)
+
+    @property
+    def ambiguous(self) -> bool:
+        """One point alone may mean a part, a thing or a group of things: SAM answers it with three masks."""
+        return self.boxes_xyxy is None and self.points_xy is not None and self.points_xy.shape[1] == 1
+
+    def rows(self, start: int, stop: int) -> PromptArrays:
+        """The prompts from `start` up to `stop`."""
+        parts = (self.boxes_xyxy, self.points_xy, self.point_labels)
+        boxes, points, labels = (None if part is None else part[start:stop] for part in parts)
+        return PromptArrays(boxes_xyxy=boxes, points_xy=points, point_labels=labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One mask for each of P prompts."""
+
+    logits: NDArray[np.float32]
+    """(P, h, w), a quarter of the model's square input; above 0 is object."""
+    iou: NDArray[np.float32]
+    """(P,), the IoU head's estimate for this mask."""
+    dsp_weight: NDArray[np.float32]
+    """(P,), alpha_1 of the plugin; 0 without plugin."""
+
+
+@torch.inference_mode()
+def embed_image(model: LoadedModel, pixels: NDArray[np.uint8]) -> ImageView:
+    """Run the encoder on `pixels` (H, W, 3), RGB, upright; in the arithmetic of the model's identity."""
+    height, width = pixels.shape[:2]
+    frame = Frame((height, width), int(model.sam.image_encoder.img_size))
+    image = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]
+    # Antialiased bilinear, as Pillow's, with which SAM was trained; torch's does it in a fifth of the time.
+    resized = F.interpolate(image, frame.resized_hw, mode="bilinear", antialias=True, align_corners=False)
+    square = model.sam.preprocess(resized.to(model.device).float())
+    half = model.identity.dtype == "bfloat16"
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        embedding = model.sam.image_encoder(square)
+    return ImageView(embedding.float(), frame)
+
+
+def predict(model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int) -> Prediction:
+    """The masks of all `prompts`; at most `chunk_size` of them are in the decoder at a time.
+
+    SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest.
+    """
+    starts = range(0, len(prompts), chunk_size)
+    chunks = [_predict_chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
+    logits, iou, weight = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    return Prediction(logits, iou, weight)
+
+
+@torch.inference_mode()
+def _predict_chunk(
+    model: LoadedModel, view: ImageView, prompts: PromptArrays
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    count, device = len(prompts), model.device
+    boxes = points = None
+    if prompts.boxes_xyxy is not None:
+        boxes = torch.from_numpy(view.frame.to_model_xyxy(prompts.boxes_xyxy)).to(device)
+    if prompts.points_xy is not None and prompts.point_labels is not None:
+        coordinates = torch.from_numpy(view.frame.to_model_xy(prompts.points_xy)).to(device)
+        points = (coordinates, torch.from_numpy(prompts.point_labels).to(device))
+    output = decode_prompts(model.sam, view.embedding.expand(count, -1, -1, -1), boxes=boxes, points=points)
+    token = output.iou[:, 1:].argmax(dim=1) + 1 if prompts.ambiguous else torch.zeros(count, dtype=torch.long)
+    row = torch.arange(count)
+    token = token.cpu()
+    weight = torch.zeros(count) if output.trace is None else output.trace.alpha[:, 0]
+    return output.logits[row, token].cpu().numpy(), output.iou[row, token].cpu().numpy(), weight.cpu().numpy()
