@@ -1,8 +1,8 @@
 """Files and objects by URI: the only module that writes. Local paths, `s3://`, and whatever else fsspec knows.
 
 S3 takes its settings from the usual variables: AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), AWS_REGION (or
-AWS_DEFAULT_REGION), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and wherever else botocore
-looks. Every function raises `StorageError` or one of its subclasses, in one line that begins with the URI.
+AWS_DEFAULT_REGION), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and wherever else
+botocore looks. Every function raises `StorageError` or one of its subclasses, in one line that begins with the URI.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ CREATE_ATTEMPTS = 5
 
 def join(uri: str, *parts: str) -> str:
     """The URI of something below `uri`, with exactly one slash between the parts."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    base = uri if uri.endswith("://") else uri.rstrip("/") + "/"
+    return base + "/".join(part.strip("/") for part in parts)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -66,10 +67,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
     example an owner token.
     """
     with _explained(uri, "create"):
-        filesystem, path = _open(uri)
-        if isinstance(filesystem, LocalFileSystem):
-            return _create_local(Path(path), data)
-        return _create_object(filesystem, path, data)
+        return _create(*_open(uri), data)
 
 
 def exists(uri: str) -> bool:
@@ -118,23 +116,16 @@ def check_output(uri: str) -> None:
 
     Creates a small object, tries to create it again, and removes it. A local folder is made when it is missing.
     """
-    probe_uri = join(uri, f"_probe-{uuid.uuid4().hex}")
-    first, second = b"first", b"second"
-    try:
-        created = create_bytes(probe_uri, first)
-        created_again = create_bytes(probe_uri, second)
-    except CredentialsError as error:
-        raise CredentialsError(f"{uri}: the output is not writable: {error}") from error
-    except StorageError as error:
-        raise StorageError(f"{uri}: the output is not writable: {error}") from error
-    # A folder where nothing may be deleted is still a good place for results.
-    with suppress(OSError):
-        filesystem, path = _open(probe_uri)
-        filesystem.rm_file(path)
+    with _explained(uri, "write below"):
+        filesystem, path = _open(join(uri, f"_probe-{uuid.uuid4().hex}"))
+        created, created_again = _create(filesystem, path, b"first"), _create(filesystem, path, b"second")
+        # A folder where nothing may be deleted is still a good place for results.
+        with suppress(OSError):
+            filesystem.rm_file(path)
     if not created or created_again:
         raise StorageError(
-            f"{uri}: the output needs a store that refuses to create what exists already (If-None-Match), expected one "
-            "winner of two writes, but the second write replaced the first: use AWS S3, MinIO, Ceph or a local disk"
+            f"{uri}: cannot keep runs apart there: the output needs a store that refuses to create what exists already "
+            "(If-None-Match), but of two writes the second replaced the first: use AWS S3, MinIO, Ceph or a local disk"
         )
 
 
@@ -168,6 +159,12 @@ def _put(filesystem: Any, path: str, data: bytes, **options: Any) -> None:
     if "s3" in filesystem.protocol:
         options["chunksize"] = SINGLE_PUT_BYTES
     filesystem.pipe_file(path, data, **options)
+
+
+def _create(filesystem: Any, path: str, data: bytes) -> bool:
+    if isinstance(filesystem, LocalFileSystem):
+        return _create_local(Path(path), data)
+    return _create_object(filesystem, path, data)
 
 
 def _create_object(filesystem: Any, path: str, data: bytes) -> bool:
@@ -216,7 +213,7 @@ def _local_partial(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def _local_files(root: Path) -> Iterator[tuple[str, str]]:
-    """(path relative to root with slashes, version) of each file; links are followed, those that lead nowhere left out."""
+    """(path relative to root with slashes, version) of each file; links are followed unless they lead nowhere."""
 
     def fail(error: OSError) -> None:
         if error.errno != errno.ENOENT:
@@ -249,8 +246,8 @@ def _explained(uri: str, action: str) -> Iterator[None]:
         raise
     except s3.NO_CREDENTIALS_ERRORS as error:
         raise CredentialsError(
-            f"{uri}: cannot {action}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE "
-            f"({_reason(error)})"
+            f"{uri}: cannot {action}: no S3 credentials ({_reason(error)}): "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from error
     except FileNotFoundError as error:
         missing = "no such bucket" if s3.error_code(error) == "NoSuchBucket" else "not found"
