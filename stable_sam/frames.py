@@ -28,7 +28,8 @@ class Frame:
         """Points (..., 2) from original pixels to pixels of the model's input."""
         resized_h, resized_w = self.resized_hw
         height, width = self.original_hw
-        return (points_xy * np.array([resized_w / width, resized_h / height])).astype(np.float32)
+        scaled: NDArray[np.float64] = points_xy * np.array([resized_w / width, resized_h / height])
+        return scaled.astype(np.float32)
 
     def to_model_xyxy(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float32]:
         """Boxes (..., 4) from original pixels to pixels of the model's input."""

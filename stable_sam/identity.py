@@ -52,7 +52,7 @@ def model_identity(config: RefinerConfig) -> ModelIdentity:
 def identify(config: RefinerConfig, weights: WeightFiles) -> ModelIdentity:
     """The identity of `config`'s model with weights that were already read."""
     digest = hashlib.sha256(weights.base)
-    model_id = config.model
+    model_id: str = config.model
     if weights.plugin is not None:
         digest.update(weights.plugin)
         model_id += "+plugin"

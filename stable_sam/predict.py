@@ -45,9 +45,11 @@ class PromptArrays:
 
     def rows(self, start: int, stop: int) -> PromptArrays:
         """The prompts from `start` up to `stop`."""
-        parts = (self.boxes_xyxy, self.points_xy, self.point_labels)
-        boxes, points, labels = (None if part is None else part[start:stop] for part in parts)
-        return PromptArrays(boxes_xyxy=boxes, points_xy=points, point_labels=labels)
+        return PromptArrays(
+            boxes_xyxy=None if self.boxes_xyxy is None else self.boxes_xyxy[start:stop],
+            points_xy=None if self.points_xy is None else self.points_xy[start:stop],
+            point_labels=None if self.point_labels is None else self.point_labels[start:stop],
+        )
 
 
 @dataclass(frozen=True, slots=True)

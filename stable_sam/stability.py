@@ -16,8 +16,8 @@ def stability_score(logits: NDArray[np.float32], offset: float) -> float:
 
     0 when nothing passes the lower threshold (SAM's own code divides 0 by 0 there).
     """
-    outer = np.count_nonzero(logits > -offset)
-    return np.count_nonzero(logits > offset) / outer if outer else 0.0
+    outer = int(np.count_nonzero(logits > -offset))
+    return int(np.count_nonzero(logits > offset)) / outer if outer else 0.0
 
 
 def prompt_stability(masks: NDArray[np.bool_]) -> float:
@@ -26,8 +26,8 @@ def prompt_stability(masks: NDArray[np.bool_]) -> float:
     0 when all masks are empty: a prompt that finds nothing is not stable. Every mask lies inside the union, so that
     IoU(M_i, M_union) is |M_i| / |M_union|.
     """
-    union = np.count_nonzero(masks.any(axis=0))
-    return np.count_nonzero(masks) / (len(masks) * union) if union else 0.0
+    union = int(np.count_nonzero(masks.any(axis=0)))
+    return int(np.count_nonzero(masks)) / (len(masks) * union) if union else 0.0
 
 
 def jittered_prompts(
