@@ -1,7 +1,7 @@
 """The columns of the masks table: the fields of Prompt, RefinedMask and Provenance laid flat, one Arrow schema.
 
-The types are those that Delta knows (lists of any length, int32, int64, double, string, boolean), so the Parquet files that
-actors write are the files of the published table.
+The types are those that Delta knows (lists of any length, int32, int64, double, string, boolean), so the Parquet files
+that actors write are the files of the published table.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MASKS_SCHEMA = pa.schema(
         ("logical_date", pa.string()),
     ]
 )
-"""One row for each prompt of a run; list items are all present, everything else may be null where its record says None."""
+"""One row for each prompt of a run; null where the record says None."""
 
 _PROMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Prompt))
 _MASK_FIELDS = tuple(field.name for field in dataclasses.fields(RefinedMask))
@@ -105,8 +105,8 @@ def prompt_from_row(row: Mapping[str, Any]) -> Prompt:
 def rows_to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = MASKS_SCHEMA) -> pa.Table:
     """Make a table of rows whose keys must be exactly the schema's columns.
 
-    `pa.Table.from_pylist` drops unknown keys and fills missing ones with null without a word; here both raise ValueError,
-    as does a value of another type than the column's.
+    `pa.Table.from_pylist` drops unknown keys and fills missing ones with null without a word; here both raise
+    ValueError, as does a value of another type than the column's.
     """
     rows = list(rows)
     expected = set(schema.names)

@@ -1,0 +1,155 @@
+"""Finished shards: a Parquet part under a name of its own, then one create-only commit record that makes it count.
+
+    <output>/data/<run_id>/<shard_id>-<owner>.parquet      never overwritten; without a commit record it does not exist
+    <output>/_runs/<run_id>/commits/<shard_id>.json        the first writer's stands, so each row counts once
+
+Whoever dies or is late between the two leaves at most a part that nobody refers to; Delta's vacuum removes it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stable_sam.data.manifest import RunManifest, ShardPlan
+from stable_sam.data.schema import MASKS_SCHEMA, mask_row, rows_to_table
+from stable_sam.data.storage import create_bytes, join, list_files, read_bytes, write_bytes
+from stable_sam.errors import ConservationError, NotFoundError, StorageError
+from stable_sam.records import Prompt, RefinedMask
+
+_READERS = 16
+"""Commit records read at the same time: they are small and each costs a round trip."""
+_TEXT_THAT_REPEATS = [
+    field.name
+    for field in MASKS_SCHEMA
+    if field.type == pa.string() and field.name not in ("prompt_id", "mask_counts", "attributes")
+]
+"""Dictionary-encoded; ids and run lengths never repeat and would only cost the attempt."""
+_FLOATS = {
+    path: "BYTE_STREAM_SPLIT"
+    for field in MASKS_SCHEMA
+    for inner, path in (
+        (pa.float64(), field.name),
+        (pa.list_(pa.float64()), f"{field.name}.list.element"),
+        (pa.list_(pa.list_(pa.float64())), f"{field.name}.list.element.list.element"),
+    )
+    if field.type == inner
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRecord:
+    """The fact that a shard is done, and where its rows are."""
+
+    shard_id: str
+    part: str
+    """Path of the Parquet file, relative to the table."""
+    size: int
+    """Bytes of the Parquet file."""
+    rows: int
+    failed: int
+    images: int
+    routes: dict[str, int]
+    """Rows by route."""
+    owner: str
+    """Random token of the writer: tells its record from another's with the same figures."""
+
+
+def write_part(
+    manifest: RunManifest, shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]
+) -> tuple[CommitRecord, bool]:
+    """Store the rows of a shard and commit them; returns the record that stands and whether it is this call's.
+
+    When another writer was first, its record stands and these rows are dropped: both made them from the same content.
+    Raises `ConservationError` when `rows` are not exactly one for each prompt of the shard, and `StorageError`.
+    """
+    _check_rows(shard, rows)
+    owner = uuid.uuid4().hex
+    part = f"data/{manifest.run_id}/{shard.shard_id}-{owner}.parquet"
+    data = _parquet(manifest, shard, rows)
+    write_bytes(join(manifest.output_uri, part), data)
+    record = CommitRecord(
+        shard_id=shard.shard_id,
+        part=part,
+        size=len(data),
+        rows=len(rows),
+        failed=sum(mask.status == "failed" for _, mask in rows),
+        images=shard.images,
+        routes=dict(sorted(Counter(mask.route for _, mask in rows if mask.route is not None).items())),
+        owner=owner,
+    )
+    uri = _record_uri(manifest, shard.shard_id)
+    if create_bytes(uri, json.dumps(asdict(record)).encode()):
+        return record, True
+    return _read_record(uri), False
+
+
+def commit_of(manifest: RunManifest, shard_id: str) -> CommitRecord | None:
+    """The commit record of one shard, None while it has none. Raises `StorageError`."""
+    try:
+        return _read_record(_record_uri(manifest, shard_id))
+    except NotFoundError:
+        return None
+
+
+def committed(manifest: RunManifest) -> dict[str, CommitRecord]:
+    """The shards that are done, by shard_id: what a resumed run need not do again. Raises `StorageError`."""
+    uris = [uri for uri in list_files(_commits_uri(manifest)) if uri.endswith(".json")]
+    with ThreadPoolExecutor(_READERS) as readers:
+        records = list(readers.map(_read_record, uris))
+    return {record.shard_id: record for record in records}
+
+
+def _check_rows(shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]) -> None:
+    distinct = len({prompt.prompt_id for prompt, _ in rows})
+    if not len(rows) == distinct == shard.prompts:
+        raise ConservationError(
+            f"{shard.uri}: expected one row for each of {shard.prompts} prompts, got {len(rows)} rows "
+            f"of {distinct} prompts"
+        )
+
+
+def _parquet(manifest: RunManifest, shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]) -> bytes:
+    provenance = manifest.provenance(shard.shard_id)
+    table = rows_to_table([mask_row(prompt, mask, provenance) for prompt, mask in rows])
+    # A prompt_stability means something only together with how it was measured.
+    refiner = manifest.config.refiner
+    table = table.replace_schema_metadata(
+        {"jitter_count": str(refiner.jitter_count), "jitter_scale": str(refiner.jitter_scale)}
+    )
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=_TEXT_THAT_REPEATS,
+        column_encoding=_FLOATS,
+    )
+    return buffer.getvalue()
+
+
+def _commits_uri(manifest: RunManifest) -> str:
+    return join(manifest.folder_uri, "commits")
+
+
+def _record_uri(manifest: RunManifest, shard_id: str) -> str:
+    return join(_commits_uri(manifest), f"{shard_id}.json")
+
+
+def _read_record(uri: str) -> CommitRecord:
+    data = read_bytes(uri)
+    try:
+        raw: Mapping[str, Any] = json.loads(data)
+        return CommitRecord(**raw)
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{uri}: expected a commit record of this version of stable-sam: {error}") from error
