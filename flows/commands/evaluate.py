@@ -23,9 +23,13 @@ def evaluate(
     ] = "gt-box,noisy-box,1-point,3-points",
     random_prompts: Annotated[int, typer.Option(min=1, help="Prompts for each object and random kind.")] = 4,
     min_area: Annotated[float, typer.Option(help="Smallest object, as a part of its picture.")] = 0.005,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of each set, evenly spread; all by default.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each set, evenly spread; all by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn prompts.")] = 0,
-    checkpoint: Annotated[str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")
+    ] = None,
     plugin: Annotated[str | None, typer.Option(help="URI of the plugin's weights; the bundled ones for nano.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of nano's input; the one its weights name by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -77,20 +81,21 @@ def _split(names: str) -> list[str]:
 
 def _table(result: Evaluation) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=f"{result.model_id} at {result.input_size} px, {result.random_prompts} random prompts, seed {result.seed}",
+        title=f"{result.model_id} at {result.input_size} px, {result.random_prompts} random prompts",
         caption=f"objects of at least {result.min_area_fraction:.2%} of their picture",
     )
     for name in ("prompts", "method"):
         table.add_column(name, no_wrap=True)
-    for name in ("objects", "mIoU", "mBIoU", "mSF", "pred. IoU", "dsp weight"):
-        table.add_column(name, justify="right")
+    for name in ("objects", "mIoU", "mBIoU", "mSF", "own IoU", "alpha 1"):
+        table.add_column(name, justify="right", no_wrap=True)
     before = ""
     for score in result.scores:
         if score.set != before:
             table.add_section()
-            table.add_row(f"[bold]{score.set}[/]")
+            table.add_row(Text(score.set, style="bold", overflow="fold"))
         before = score.set
         table.add_row(
             score.prompts,

@@ -29,7 +29,7 @@ def boundary_iou(a: Mask, b: Mask, ratio: float = BOUNDARY_RATIO) -> float:
 
 
 def segmentation_stability(masks: Iterable[Mask]) -> float:
-    """mSF of the B masks (H, W) that B prompts of one object gave: the mean of IoU(M_i, union of all); 0.0 when all are empty.
+    """mSF of the B masks (H, W) of one object: the mean of IoU(M_i, union of all); 0.0 when all are empty.
 
     Every M_i lies inside the union, so IoU(M_i, union) is area(M_i) / area(union).
     """
@@ -88,7 +88,7 @@ def _iou(part: NDArray[np.uint8], reference_part: NDArray[np.uint8], reference_a
 
 
 def _boundary(mask: NDArray[np.uint8], distance: int) -> NDArray[np.uint8]:
-    """The pixels of a tightly cropped mask within `distance` of its outside; the border of the crop counts as outside."""
+    """The pixels of a tightly cropped mask within `distance` of its outside, which begins at the border of the crop."""
     kernel = np.ones((2 * distance + 1, 2 * distance + 1), dtype=np.uint8)
     eroded = cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return mask - eroded  # type: ignore[no-any-return, operator]  # cv2 types its arrays as any number
+    return mask & ~np.asarray(eroded, dtype=np.uint8)

@@ -47,7 +47,7 @@ class PromptKind:
         return self.box_noise != 0.0
 
     def draw(self, mask: Mask, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
-        """Draw prompts of a non-empty mask (H, W): boxes (B, 4) XYXY or points (B, N, 2), pixels; B = `count`, 1 if not random."""
+        """Draw `count` prompts, or the only one, of a non-empty mask (H, W): boxes (B, 4) XYXY or points (B, N, 2)."""
         if self.box_noise is None:
             return random_points(mask, count * self.points, rng).reshape(count, self.points, 2)
         box = tight_box(mask)

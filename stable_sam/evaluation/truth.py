@@ -24,7 +24,7 @@ class TruthObject:
 
     def mask(self) -> Mask:
         """The mask (H, W)."""
-        return coco_mask.decode(self.rle).astype(np.bool_)  # type: ignore[no-any-return]  # pycocotools has no types
+        return np.ascontiguousarray(coco_mask.decode(self.rle)).astype(np.bool_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,9 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
             )
             by_id[record["id"]] = image
         except (KeyError, TypeError, ValueError) as error:
-            raise AnnotationError(f"{file}: images[{number}]: expected id, file_name, height, width; {_say(error)}") from None
+            raise AnnotationError(
+                f"{file}: images[{number}]: expected id, file_name, height, width; {_say(error)}"
+            ) from None
 
     objects: dict[Any, list[TruthObject]] = {}
     crowd = small = 0
@@ -117,10 +119,10 @@ def _read_coco(file: Path) -> tuple[list[Any], list[Any]]:
         raise AnnotationError(f"{file}: cannot read: {error.strerror}") from None
     except ValueError as error:
         raise AnnotationError(f"{file}: not valid JSON: {error}") from None
-    parts = [coco.get(key) if isinstance(coco, dict) else None for key in ("images", "annotations")]
-    if not all(isinstance(part, list) for part in parts):
+    images, annotations = (coco.get(key) if isinstance(coco, dict) else None for key in ("images", "annotations"))
+    if not isinstance(images, list) or not isinstance(annotations, list):
         raise AnnotationError(f"{file}: expected COCO instances, an object with the lists images and annotations")
-    return parts[0], parts[1]
+    return images, annotations
 
 
 def _picture(file: Path, file_name: str) -> Path:
