@@ -1,0 +1,78 @@
+"""The main flow: weak prompts of a dataset to one published version of the masks table.
+
+    plan -> refine -> publish
+
+Safe to run twice, to kill and to run again: see `stable_sam.data.commits`. Parameters are URIs and a configuration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.artifacts import create_markdown_artifact
+
+from flows.user_errors import log_user_errors_in_one_line
+from stable_sam.config import RunConfig
+from stable_sam.data.runs import newest_run
+from stable_sam.errors import InputError, StorageError
+from stable_sam.preflight import check_logical_date
+from stable_sam.summary import RunSummary, summarize
+from tasks.plan import plan
+from tasks.publish import publish
+from tasks.refine import refine
+
+
+@flow(name="refine-dataset")
+def refine_dataset(
+    annotations_uri: str,
+    images_uri: str,
+    output_uri: str,
+    config: dict[str, Any] | str | None = None,
+    image_index_uri: str | None = None,
+    logical_date: str | None = None,
+) -> RunSummary:
+    """Refine every prompt of `annotations_uri` and publish the masks as one version of the table at `output_uri`.
+
+    config: a `RunConfig` as a mapping, or the path of a YAML file with one; None: the defaults.
+    logical_date: ISO date of the night this run stands for; None: the scheduled one, when a schedule started the run.
+    Raises `StableSamError`; a bad image or prompt is a failed row instead.
+    """
+    log_user_errors_in_one_line()
+    check_logical_date(logical_date)
+    settings = RunConfig.from_dict(config or {}) if not isinstance(config, str) else RunConfig.from_yaml(config)
+    sources = [absolute_uri(uri) for uri in (annotations_uri, images_uri, output_uri)]
+    index_uri = image_index_uri and absolute_uri(image_index_uri)
+    manifest_uri = plan(*sources, settings, index_uri, logical_date or _scheduled_date())
+    if manifest_uri is None:
+        return _up_to_date(sources[2])
+    done = refine(manifest_uri)
+    run_id = publish(manifest_uri)
+    speed = done.images / done.actor_seconds if done.actor_seconds else None
+    summary = summarize(sources[2], run_id, images=done.images, images_per_second=speed)
+    create_markdown_artifact(summary.markdown(), key="refine-summary")
+    if summary.failed > settings.max_failed_fraction * summary.prompts:
+        raise InputError(
+            f"{summary.failed} of {summary.prompts} prompts failed, more than max_failed_fraction "
+            f"{settings.max_failed_fraction:g}; the run {run_id} is published, its failed rows say why"
+        )
+    return summary
+
+
+def absolute_uri(uri: str) -> str:
+    """Local paths made absolute: actors and later readers may stand in another folder."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
+def _scheduled_date() -> str | None:
+    if runtime.deployment.id is None:
+        return None
+    return str(runtime.flow_run.scheduled_start_time.astimezone().date().isoformat())
+
+
+def _up_to_date(table_uri: str) -> RunSummary:
+    newest = newest_run(table_uri)
+    if newest is None:
+        raise StorageError(f"{table_uri}: the table vanished while the run was planned")
+    return summarize(table_uri, newest.run_id, up_to_date=True)

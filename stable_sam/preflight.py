@@ -1,0 +1,49 @@
+"""What can be known to be wrong before any work starts, said within seconds and in one line."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from stable_sam.config import RunConfig
+from stable_sam.data.annotations import read_prompts
+from stable_sam.data.storage import check_output, exists
+from stable_sam.errors import AnnotationError, ConfigError, InputError, WeightsError
+from stable_sam.identity import model_identity
+
+
+def check_run(
+    *, annotations_uri: str, images_uri: str, output_uri: str, config: RunConfig, image_index_uri: str | None = None
+) -> None:
+    """Raise the `StableSamError` that the run would meet: model, annotations, images, output, credentials.
+
+    The output comes last because checking it writes there (a probe object, removed again).
+    """
+    check_weights(config)
+    if not exists(annotations_uri):
+        raise AnnotationError(f"{annotations_uri}: no such annotation file")
+    if not exists(images_uri):
+        raise InputError(f"{images_uri}: no such image folder")
+    prompts = read_prompts(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri)
+    if next(iter(prompts), None) is None:
+        raise AnnotationError(f"{annotations_uri}: expected at least one annotation, got none")
+    check_output(output_uri)
+
+
+def check_weights(config: RunConfig) -> None:
+    """Raise `WeightsError` when the weights are not there; does not download those that lie elsewhere."""
+    given = [uri for uri in (config.refiner.checkpoint_uri, config.refiner.plugin_uri) if uri is not None]
+    for uri in given:
+        if not exists(uri):
+            raise WeightsError(f"{uri}: no such weights file")
+    if not given:
+        model_identity(config.refiner)
+
+
+def check_logical_date(logical_date: str | None) -> None:
+    """Raise `ConfigError` for anything but an ISO date such as 2025-11-23, or None."""
+    if logical_date is None:
+        return
+    try:
+        date.fromisoformat(logical_date)
+    except ValueError:
+        raise ConfigError(f"logical date: expected YYYY-MM-DD, got {logical_date!r}") from None

@@ -1,0 +1,77 @@
+"""What a run came to, read back from the published table: prompts by status and route, median scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stable_sam.data.query import query
+
+SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummaryRow:
+    """The prompts of one status and route."""
+
+    status: str
+    route: str
+    prompts: int
+    medians: tuple[float | None, ...]
+    """In the order of `SCORES`; None where no prompt has the score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One published run."""
+
+    table_uri: str
+    run_id: str
+    rows: tuple[SummaryRow, ...]
+    up_to_date: bool = False
+    """True when nothing was done because the table already holds this run."""
+    images: int = 0
+    """Refined by this driver; a run that was taken up has more."""
+    images_per_second: float | None = None
+    """Of each actor, without start-up; None when nothing was refined."""
+
+    @property
+    def prompts(self) -> int:
+        """Rows of the run, one for each prompt."""
+        return sum(row.prompts for row in self.rows)
+
+    @property
+    def failed(self) -> int:
+        """Prompts without a mask."""
+        return sum(row.prompts for row in self.rows if row.status == "failed")
+
+    def cells(self) -> list[list[str]]:
+        """A table for people: header, one line for each status and route, and the total."""
+        header = ["status", "route", "prompts", *(f"median {score}" for score in SCORES)]
+        lines = [
+            [row.status, row.route, str(row.prompts), *("-" if m is None else f"{m:.3f}" for m in row.medians)]
+            for row in self.rows
+        ]
+        return [header, *lines, ["all", "", str(self.prompts), *("" for _ in SCORES)]]
+
+    def markdown(self) -> str:
+        """The same table in Markdown, under a line that says what was run."""
+        header, *lines = (f"| {' | '.join(line)} |" for line in self.cells())
+        rule = "|" + "---|" * len(self.cells()[0])
+        speed = "" if self.images_per_second is None else f", {self.images_per_second:.2f} images/s for each actor"
+        title = f"Run `{self.run_id}` of `{self.table_uri}`: {self.prompts} prompts, {self.failed} failed{speed}"
+        return "\n".join([title, "", header, rule, *lines])
+
+
+def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
+    """Read the rows of one run; `more` sets further fields. Raises `StorageError`."""
+    medians = ", ".join(f"median({score})" for score in SCORES)
+    sql = (
+        f"SELECT status, route, count(*) AS prompts, {medians} FROM history WHERE run_id = '{run_id}' "
+        "GROUP BY status, route ORDER BY status DESC, route"
+    )
+    rows = [
+        SummaryRow(status=status, route=route, prompts=prompts, medians=tuple(scores))
+        for status, route, prompts, *scores in (tuple(row.values()) for row in query(table_uri, sql).to_pylist())
+    ]
+    return RunSummary(table_uri=table_uri, run_id=run_id, rows=tuple(rows), **more)

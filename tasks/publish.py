@@ -1,0 +1,16 @@
+"""Last task: the committed parts become one version of the table."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from stable_sam.data import table
+from stable_sam.data.manifest import read_manifest
+
+
+@task(task_run_name="publish {manifest_uri}")
+def publish(manifest_uri: str) -> str:
+    """Publish the run and return its id; raises `ConservationError` unless every prompt has exactly one row."""
+    manifest = read_manifest(manifest_uri)
+    table.publish(manifest)
+    return manifest.run_id

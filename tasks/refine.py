@@ -1,0 +1,48 @@
+"""Second task: every planned shard through the actors, to a committed part of the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect import task
+
+from stable_sam.data.commits import committed
+from stable_sam.data.manifest import read_manifest
+from stable_sam.errors import StorageError
+from stable_sam.records import ShardReport
+from tasks.actors import ShardFailure, run_shards
+from tasks.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineReport:
+    """What this driver did; shards that were committed before are not in it."""
+
+    images: int
+    actor_seconds: float
+    """Time that actors spent on these images, summed over the actors, without loading the model."""
+
+
+@task(task_run_name="refine {manifest_uri}")
+def refine(manifest_uri: str) -> RefineReport:
+    """Refine what is not committed yet; raises `StorageError` when a shard could not be brought to its end."""
+    manifest = read_manifest(manifest_uri)
+    done = committed(manifest)
+    missing = [shard for shard in manifest.shards if shard.shard_id not in done]
+    failures: list[ShardFailure] = []
+    images, seconds = 0, 0.0
+    before = manifest.images - sum(shard.images for shard in missing)
+    with Progress(total_images=manifest.images, done_images=before) as progress:
+        for outcome in run_shards(manifest_uri, missing, manifest.config.ray):
+            match outcome:
+                case ShardReport():
+                    images, seconds = images + outcome.images, seconds + outcome.seconds
+                    progress.advance(outcome)
+                case ShardFailure():
+                    failures.append(outcome)
+    if failures:
+        raise StorageError(
+            f"{manifest_uri}: {len(failures)} of {len(manifest.shards)} shards could not be finished; the others "
+            f"are kept, run the same command again to take up from there. First: {failures[0].error}"
+        )
+    return RefineReport(images=images, actor_seconds=seconds)
