@@ -23,7 +23,7 @@ for _, _name, _ in pkgutil.iter_modules(commands.__path__):
     if hasattr(_module, "app"):
         app.add_typer(_module.app, name=_name.replace("_", "-"))
     else:
-        app.command(_name.replace("_", "-"))(getattr(_module, _name))
+        app.command(_name.replace("_", "-"), cls=getattr(_module, "COMMAND_CLASS", None))(getattr(_module, _name))
 
 
 def main() -> None:
