@@ -1,0 +1,133 @@
+"""`stable-sam query`: SQL over the masks table."""
+
+from __future__ import annotations
+
+import enum
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stable_sam.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHOWN_ROWS = 200
+"""A terminal is no place for more; the other formats write every row."""
+SHOWN_CHARACTERS = 60
+"""Of one cell in the terminal: run lengths can be thousands."""
+
+
+class Format(enum.StrEnum):
+    """How the rows are written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="One statement; views: masks (newest of each prompt), history, runs.")],
+    table: Annotated[str, typer.Option(help="The URI given to refine as --output.")],
+    form: Annotated[Format, typer.Option("--format", help="json: a list of objects.")] = Format.table,
+    out: Annotated[str | None, typer.Option(help="File to write, local or s3://; terminal if not given.")] = None,
+) -> None:
+    """Ask the masks table: stable-sam query --table URI "SELECT route, count(*) FROM masks GROUP BY route"."""
+    if form is Format.parquet and out is None:
+        raise ConfigError("--format parquet: expected --out FILE, a terminal cannot show it")
+    from stable_sam.data.query import query as run_query
+    from stable_sam.data.storage import write_bytes
+
+    rows = run_query(table, sql)
+    if out is not None:
+        write_bytes(out, _encode(rows, form))
+        typer.echo(f"{rows.num_rows} rows written to {out}", err=True)
+    elif form is Format.table:
+        _show(rows)
+    else:
+        typer.echo(_encode(rows, form), nl=False)
+
+
+def _encode(rows: pa.Table, form: Format) -> bytes:
+    match form:
+        case Format.parquet:
+            import pyarrow.parquet as pq
+
+            buffer = io.BytesIO()
+            pq.write_table(rows, buffer, compression="zstd")
+            return buffer.getvalue()
+        case Format.csv:
+            return _csv(rows)
+        case Format.json:
+            return (json.dumps([_plain(row) for row in rows.to_pylist()], default=str) + "\n").encode()
+        case Format.table:
+            return _rendered(rows)
+
+
+def _csv(rows: pa.Table) -> bytes:
+    """RFC 4180; lists as JSON, nothing for null."""
+    import csv
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(rows.column_names)
+    for values in _values(rows):
+        writer.writerow([json.dumps(v) if isinstance(v, (list, dict)) else v for v in values])
+    return text.getvalue().encode()
+
+
+def _values(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Row by row; not as dicts, because two columns of a query may have one name."""
+    for batch in rows.to_batches(max_chunksize=10_000):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _show(rows: pa.Table) -> None:
+    from rich.console import Console
+
+    _print_table(rows, Console())
+
+
+def _rendered(rows: pa.Table) -> bytes:
+    from rich.console import Console
+
+    text = io.StringIO()
+    _print_table(rows, Console(file=text))
+    return text.getvalue().encode()
+
+
+def _print_table(rows: pa.Table, console: Any) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not console.is_terminal:
+        console.width = 10_000
+    shown = Table(*rows.column_names)
+    for values in _values(rows.slice(0, SHOWN_ROWS)):
+        shown.add_row(*(Text(_cell(value)) for value in values))
+    console.print(shown)
+    if rows.num_rows > SHOWN_ROWS:
+        console.print(f"{SHOWN_ROWS} of {rows.num_rows} rows; --format csv, json or parquet writes all of them")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
