@@ -1,0 +1,194 @@
+"""The plugin's defining property (off, or alpha = (0, 1): SAM bit for bit), its size, and what training may touch."""
+
+import pytest
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from stable_sam.modeling.build import build_nano, build_tiny
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
+from stable_sam.modeling.dynamic_routing import DynamicRouting
+from stable_sam.modeling.plugin import (
+    PLUGIN_LAYER,
+    PluginHost,
+    StableSamPlugin,
+    attach_plugin,
+    count_parameters,
+    detach_plugin,
+)
+
+BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0], [30.0, 8.0, 44.0, 20.0]])
+POINTS = torch.tensor([[[5.0, 7.0], [50.0, 60.0]], [[1.0, 1.0], [9.0, 2.0]], [[32.0, 32.0], [33.0, 20.0]]])
+LABELS = torch.tensor([[1, 0], [1, 1], [0, 1]])
+PROMPTS = {
+    "boxes": {"boxes": BOXES},
+    "points": {"points": (POINTS, LABELS)},
+    "both": {"boxes": BOXES, "points": (POINTS, LABELS)},
+}
+
+
+def random_plugin(channels: int) -> StableSamPlugin:
+    torch.manual_seed(5)
+    plugin = StableSamPlugin(channels)
+    for parameter in plugin.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return plugin
+
+
+def embedding_of(sam: Sam) -> Tensor:
+    size = sam.image_encoder.img_size
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2)) * 255
+    with torch.no_grad():
+        return sam.image_encoder(sam.preprocess(image))
+
+
+@torch.no_grad()
+def by_segment_anything(sam: Sam, embedding: Tensor, boxes=None, points=None) -> tuple[Tensor, Tensor]:
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    return sam.mask_decoder.predict_masks(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+
+
+@torch.no_grad()
+def by_this_project(sam: Sam, embedding: Tensor, boxes=None, points=None) -> DecoderOutput:
+    return decode_prompts(sam, embedding.expand(3, -1, -1, -1), boxes=boxes, points=points)
+
+
+@pytest.fixture
+def sam() -> Sam:
+    return build_tiny()
+
+
+@pytest.fixture(scope="module")
+def nano() -> Sam:
+    torch.manual_seed(0)
+    return build_nano(64)
+
+
+@pytest.mark.parametrize("kind", list(PROMPTS))
+def test_decoder_without_plugin_is_segment_anythings_bit_for_bit(sam, nano, kind):
+    for model in (sam, nano):
+        embedding = embedding_of(model)
+        logits, iou = by_segment_anything(model, embedding, **PROMPTS[kind])
+        output = by_this_project(model, embedding, **PROMPTS[kind])
+        assert torch.equal(output.logits, logits)
+        assert torch.equal(output.iou, iou)
+        assert output.trace is None
+
+
+@pytest.mark.parametrize("kind", list(PROMPTS))
+@pytest.mark.parametrize("how", ["off", "alpha (0, 1)"])
+def test_a_plugin_that_does_nothing_gives_sam_bit_for_bit(sam, nano, kind, how):
+    for model, fresh in ((sam, build_tiny()), (nano, None)):
+        embedding = embedding_of(model)
+        expected = by_segment_anything(fresh or model, embedding, **PROMPTS[kind])
+        host = attach_plugin(model, random_plugin(model.prompt_encoder.embed_dim))
+        if how == "off":
+            host.enabled = False
+        else:
+            host.forced_alpha = (0.0, 1.0)
+        ours = by_this_project(model, embedding, **PROMPTS[kind])
+        theirs = by_segment_anything(model, embedding, **PROMPTS[kind])
+        detach_plugin(model)
+        for logits, iou in ((ours.logits, ours.iou), theirs):
+            assert torch.equal(logits, expected[0])
+            assert torch.equal(iou, expected[1])
+        assert (ours.trace is None) == (how == "off")
+
+
+def test_an_active_plugin_changes_masks_and_leaves_a_trace(sam):
+    embedding = embedding_of(sam)
+    plain = by_this_project(sam, embedding, boxes=BOXES)
+    attach_plugin(sam, random_plugin(32))
+    output = by_this_project(sam, embedding, boxes=BOXES)
+    assert not torch.allclose(output.logits, plain.logits)
+    assert output.trace is not None
+    assert output.trace.alpha.shape == (3, 2)
+    torch.testing.assert_close(output.trace.alpha.sum(dim=1), torch.ones(3))
+    assert output.trace.offsets.shape == (3, 2, 4, 4)
+
+
+def test_the_plugins_of_two_prompts_do_not_mix(sam):
+    embedding = embedding_of(sam)
+    attach_plugin(sam, random_plugin(32))
+    together = by_this_project(sam, embedding, boxes=BOXES)
+    for row in range(3):
+        with torch.no_grad():
+            alone = decode_prompts(sam, embedding, boxes=BOXES[row : row + 1])
+        torch.testing.assert_close(alone.logits[0], together.logits[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.trace.alpha[0], together.trace.alpha[row], rtol=1e-4, atol=1e-5)
+
+
+def test_plugin_has_the_published_size():
+    plugin = StableSamPlugin(channels=256)
+    assert round(count_parameters(plugin) / 1e6, 2) == 0.08
+    assert count_parameters(plugin.sampling) == 65_792 + 6_656 + 512 + 514
+
+
+def test_a_training_step_moves_the_plugin_and_nothing_else(sam):
+    embedding = embedding_of(sam)
+    before = {key: value.clone() for key, value in sam.state_dict().items()}
+    plugin = random_plugin(32)
+    attach_plugin(sam, plugin)
+    assert {id(p) for p in sam.parameters() if p.requires_grad} == {id(p) for p in plugin.parameters()}
+    moved_from = [p.detach().clone() for p in plugin.parameters()]
+
+    optimizer = torch.optim.SGD([p for p in sam.parameters() if p.requires_grad], lr=0.1)
+    output = decode_prompts(sam, embedding.expand(3, -1, -1, -1), boxes=BOXES)
+    (output.logits.square().mean() + output.iou.square().mean()).backward()
+    optimizer.step()
+
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in plugin.parameters())
+    assert all(not torch.equal(p, old) for p, old in zip(plugin.parameters(), moved_from, strict=True))
+    detach_plugin(sam)
+    after = sam.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_attach_is_in_place_and_detach_undoes_it(sam):
+    attention = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
+    keys = list(sam.state_dict())
+    host = attach_plugin(sam, StableSamPlugin(32))
+    assert sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image is host
+    assert host.attention is attention
+    assert sum(isinstance(module, PluginHost) for module in sam.modules()) == 1
+    with pytest.raises(ValueError, match="already hosts"):
+        attach_plugin(sam, StableSamPlugin(32))
+    detach_plugin(sam)
+    detach_plugin(sam)
+    assert sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image is attention
+    assert list(sam.state_dict()) == keys
+
+
+def test_a_new_plugin_starts_close_to_sam(sam):
+    embedding = embedding_of(sam)
+    plain = by_this_project(sam, embedding, boxes=BOXES)
+    attach_plugin(sam, StableSamPlugin(32))
+    output = by_this_project(sam, embedding, boxes=BOXES)
+    torch.testing.assert_close(output.logits, plain.logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(output.trace.alpha[:, 0], torch.full((3,), 0.12))
+    assert torch.count_nonzero(output.trace.offsets) == 0
+
+
+def test_samples_are_read_where_the_offset_points():
+    features = torch.arange(20.0).view(1, 1, 4, 5)
+    offsets = torch.zeros(1, 2, 4, 5)
+    torch.testing.assert_close(bilinear_sample(features, offsets), features)
+    offsets[:, 0] = 1.0
+    torch.testing.assert_close(bilinear_sample(features, offsets)[..., :4], features[..., 1:])
+    torch.testing.assert_close(bilinear_sample(features, offsets)[..., 4], features[..., 4])
+    offsets[:, 0], offsets[:, 1] = 0.0, 0.5
+    torch.testing.assert_close(bilinear_sample(features, offsets)[:, :, :3], features[:, :, :3] + 2.5)
+
+
+def test_offsets_reach_at_most_max_offset():
+    sampling = DeformableSampling(8, max_offset=1.5)
+    nn.init.normal_(sampling.offset.weight, std=50)
+    _, offsets = sampling(torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0)))
+    assert 1.0 < offsets.abs().max() <= 1.5
+
+
+def test_routing_starts_at_the_given_weight():
+    alpha = DynamicRouting(8, initial_dsp_weight=0.3)(torch.randn(5, 8))
+    torch.testing.assert_close(alpha, torch.tensor([0.3, 0.7]).expand(5, 2))
