@@ -25,7 +25,7 @@ from stable_sam.data.ordering import ImageRows, OrderedPrompts, Row, ordered
 from stable_sam.data.runs import RunInfo, newest_run
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row, rows_to_table
 from stable_sam.data.storage import create_bytes, exists, file_version, join, list_versions, read_bytes, write_bytes
-from stable_sam.errors import AnnotationError, StorageError
+from stable_sam.errors import AnnotationError, ConfigError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, Provenance
 
@@ -158,7 +158,7 @@ def read_manifest(uri: str) -> RunManifest:
         raw["model"] = ModelIdentity(**raw["model"])
         raw["shards"] = tuple(ShardPlan(**shard) for shard in raw["shards"])
         return RunManifest(**raw)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{uri}: expected a run manifest of this version of stable-sam: {error}") from error
 
 

@@ -37,7 +37,7 @@ class OrderedPrompts:
 
     def repeated_id(self) -> str | None:
         """A prompt_id that occurs more than once, or None."""
-        repeated = "SELECT prompt_id FROM prompts GROUP BY prompt_id HAVING count(*) > 1 ORDER BY prompt_id LIMIT 1"
+        repeated = "SELECT prompt_id FROM ordered GROUP BY prompt_id HAVING count(*) > 1 ORDER BY prompt_id LIMIT 1"
         found = self._connection.execute(repeated).fetchone()
         return None if found is None else str(found[0])
 
@@ -51,9 +51,7 @@ def ordered(prompts: Iterable[Prompt]) -> Iterator[OrderedPrompts]:
     """Take all of `prompts` in and order them; what the iterable raises passes through unchanged."""
     with (
         tempfile.TemporaryDirectory(prefix="stable-sam-plan-") as folder,
-        duckdb.connect(
-            f"{folder}/prompts.duckdb", config={"memory_limit": _MEMORY_LIMIT, "temp_directory": f"{folder}/spill"}
-        ) as connection,
+        duckdb.connect(config={"memory_limit": _MEMORY_LIMIT, "temp_directory": folder}) as connection,
     ):
         connection.register("empty", pa.Table.from_pylist([], schema=PROMPTS_SCHEMA))
         connection.execute("CREATE TABLE prompts AS SELECT * FROM empty")
@@ -64,4 +62,5 @@ def ordered(prompts: Iterable[Prompt]) -> Iterator[OrderedPrompts]:
             connection.execute("INSERT INTO prompts SELECT * FROM chunk")
             count += len(chunk)
         connection.execute("CREATE TABLE ordered AS SELECT * FROM prompts ORDER BY image_uri, image_id, prompt_id")
+        connection.execute("DROP TABLE prompts")
         yield OrderedPrompts(connection, count)

@@ -37,10 +37,21 @@ def test_columns_are_the_fields_of_the_records() -> None:
 
 def test_full_row_keeps_every_value() -> None:
     prompt = Prompt(
-        prompt_id="7", image_id="1", image_uri="a.jpg", box_xyxy=(0.1, 2, 3, 4), points_xy=((5, 6.5),), point_labels=(1,)
+        prompt_id="7",
+        image_id="1",
+        image_uri="a.jpg",
+        box_xyxy=(0.1, 2, 3, 4),
+        points_xy=((5, 6.5),),
+        point_labels=(1,),
     )
     mask = RefinedMask(
-        prompt_id="7", status="ok", mask_size=(3, 4), mask_counts="abc", bbox_xywh=(0, 1, 2, 3), area=5, predicted_iou=0.5
+        prompt_id="7",
+        status="ok",
+        mask_size=(3, 4),
+        mask_counts="abc",
+        bbox_xywh=(0, 1, 2, 3),
+        area=5,
+        predicted_iou=0.5,
     )
     row = rows_to_table([mask_row(prompt, mask, PROVENANCE)]).to_pylist()[0]
     assert row["box_xyxy"] == [0.1, 2, 3, 4]
@@ -84,7 +95,9 @@ def test_rows_that_do_not_fit_are_refused(change: dict[str, object], message: st
 
 
 def test_prompt_survives_a_shard_file_row() -> None:
-    prompt = Prompt(prompt_id="7", image_id="1", image_uri="a", box_xyxy=(1, 2, 3, 4), iscrowd=True, attributes='{"x": 1}')
+    prompt = Prompt(
+        prompt_id="7", image_id="1", image_uri="a", box_xyxy=(1, 2, 3, 4), iscrowd=True, attributes='{"x": 1}'
+    )
     assert prompt_from_row(rows_to_table([prompt_row(prompt)], PROMPTS_SCHEMA).to_pylist()[0]) == prompt
 
 
