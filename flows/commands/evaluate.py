@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +39,7 @@ def evaluate(
 ) -> None:
     """Measure SAM and Stable-SAM on people's masks: the same frozen base, pictures and prompts for both."""
     import json
+    import os
 
     import torch
     from rich.console import Console
@@ -51,14 +54,17 @@ def evaluate(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.touch()
-    except OSError as error:
-        raise StorageError(f"{out}: cannot write results: {error.strerror}") from None
+    if not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise StorageError(f"{out}: expected a file in a folder that exists and can be written")
 
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("pictures", total=None)
+    progress = Progress(console=Console(stderr=True))
+    bar = progress.add_task("pictures")
+
+    def show(done: int, total: int) -> None:
+        progress.start()
+        progress.update(bar, completed=done, total=total)
+
+    try:
         result = run(
             data,
             config,
@@ -69,42 +75,38 @@ def evaluate(
             limit=limit,
             seed=seed,
             size=size,
-            on_image=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_image=show,
         )
+    finally:
+        progress.stop()
     out.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    Console().print(_table(result))
+    console = Console()
+    for table in _tables(result):
+        console.print(table)
+    console.print(
+        f"{result.model_id} at {result.input_size} px, objects of at least {result.min_area_fraction:.2%} of their "
+        f"picture, {result.random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the "
+        f"plugin. All numbers: {out}"
+    )
 
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _table(result: Evaluation) -> Table:
+def _tables(result: Evaluation) -> Iterator[Table]:
+    """One table for each set: a set's name is wider than any column of its scores."""
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(
-        title=f"{result.model_id} at {result.input_size} px, {result.random_prompts} random prompts",
-        caption=f"objects of at least {result.min_area_fraction:.2%} of their picture",
-    )
-    for name in ("prompts", "method"):
-        table.add_column(name, no_wrap=True)
-    for name in ("objects", "mIoU", "mBIoU", "mSF", "own IoU", "alpha 1"):
-        table.add_column(name, justify="right", no_wrap=True)
-    before = ""
-    for score in result.scores:
-        if score.set != before:
-            table.add_section()
-            table.add_row(Text(score.set, style="bold", overflow="fold"))
-        before = score.set
-        table.add_row(
-            score.prompts,
-            score.method,
-            str(score.objects),
-            f"{score.miou:.3f}",
-            f"{score.mbiou:.3f}",
-            "-" if score.msf is None else f"{score.msf:.3f}",
-            f"{score.predicted_iou:.3f}",
-            f"{score.dsp_weight:.3f}",
-        )
-    return table
+    for name, scores in groupby(result.scores, key=lambda score: score.set):
+        lines = list(scores)
+        table = Table(title=f"{name}: {lines[0].objects} objects", title_justify="left", title_style="bold")
+        for column in ("prompts", "method"):
+            table.add_column(column, no_wrap=True, min_width=10)
+        for column in ("mIoU", "mBIoU", "mSF", "own IoU", "alpha 1"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for score in lines:
+            stability = "-" if score.msf is None else f"{score.msf:.3f}"
+            numbers = [f"{value:.3f}" for value in (score.predicted_iou, score.dsp_weight)]
+            table.add_row(score.prompts, score.method, f"{score.miou:.3f}", f"{score.mbiou:.3f}", stability, *numbers)
+        yield table
