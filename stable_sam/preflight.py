@@ -7,7 +7,7 @@ from datetime import date
 from stable_sam.config import RunConfig
 from stable_sam.data.annotations import read_prompts
 from stable_sam.data.storage import check_output, exists
-from stable_sam.errors import AnnotationError, ConfigError, InputError, WeightsError
+from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import model_identity
 
 
@@ -19,13 +19,7 @@ def check_run(
     The output comes last because checking it writes there (a probe object, removed again).
     """
     check_weights(config)
-    if not exists(annotations_uri):
-        raise AnnotationError(f"{annotations_uri}: no such annotation file")
-    if not exists(images_uri):
-        raise InputError(f"{images_uri}: no such image folder")
-    prompts = read_prompts(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri)
-    if next(iter(prompts), None) is None:
-        raise AnnotationError(f"{annotations_uri}: expected at least one annotation, got none")
+    next(read_prompts(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri))
     check_output(output_uri)
 
 

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from stable_sam.config import RayConfig
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
-from stable_sam.errors import ConfigError, CredentialsError, StableSamError
+from stable_sam.errors import ConfigError, CredentialsError, StableSamError, WeightsError
 from stable_sam.records import ShardReport
 from tasks.actor_plan import plan_actors
 
@@ -44,8 +44,8 @@ class ShardFailure:
 class ShardActor:
     """Refines shards of one run in a process of its own; loads the model once.
 
-    A plain class: `run_shards` makes it an actor. Its methods return errors instead of raising them, so an exception at
-    the caller always means that the process is gone.
+    A plain class: `run_shards` makes it an actor. Its methods return expected errors instead of raising them, so an
+    exception at the caller means that the process is gone or, as after a lost GPU, no longer to be trusted.
     """
 
     def __init__(self, manifest_uri: str, threads: int) -> None:
@@ -61,15 +61,15 @@ class ShardActor:
         except Exception as error:
             return StableSamError(f"the model cannot be loaded: {_one_line(error)}")
 
-    def refine(self, shard: ShardPlan, poisoned: Mapping[str, str]) -> ShardReport | ShardFailure | CredentialsError:
+    def refine(self, shard: ShardPlan, poisoned: Mapping[str, str]) -> ShardReport | ShardFailure | StableSamError:
         """Refine and commit one shard; the images in `poisoned` (image id -> reason) become failed rows untouched."""
         from stable_sam.shard_job import refine_shard
 
         try:
             return refine_shard(self.refiner, self.manifest, shard, poisoned)
-        except CredentialsError as error:
-            return error
-        except Exception as error:
+        except (ConfigError, CredentialsError, WeightsError) as error:
+            return error  # every other shard would meet it too
+        except StableSamError as error:
             return ShardFailure(shard_id=shard.shard_id, error=_one_line(error))
 
     def probe(self, shard: ShardPlan, image_id: str) -> bool:
@@ -263,12 +263,16 @@ def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardR
         else:
             poisoned[image_id] = POISON_REASON
     actor = actor or _started(start)
-    answer = _answer(actor.refine.remote(shard, poisoned))
-    ray.kill(actor)
-    if answer is None:
-        reason = "its actors die, though on none of its images alone (memory?); try a smaller shard_images"
+    try:
+        answer: ShardReport | ShardFailure | StableSamError = ray.get(actor.refine.remote(shard, poisoned))
+    except RayError as error:
+        reason = f"ends its actor, though none of its images does alone; try a smaller shard_images: {_one_line(error)}"
         return ShardFailure(shard_id=shard.shard_id, error=reason)
-    return answer  # type: ignore[no-any-return]  # ray.get is untyped
+    finally:
+        ray.kill(actor)
+    if isinstance(answer, StableSamError):
+        raise answer
+    return answer
 
 
 def _started(start: Callable[[], Any]) -> Any:

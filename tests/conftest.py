@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +36,35 @@ def s3() -> Iterator[str]:
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
     server.stop()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Three small JPEG photographs with different content in `tmp_path / "images"`."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    paths = [folder / f"photo{number}.jpg" for number in range(3)]
+    for path in paths:
+        coarse = noise.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((80, 60), Image.Resampling.BICUBIC).save(path)
+    return paths
+
+
+@pytest.fixture
+def annotations(photos: list[Path], tmp_path: Path) -> Path:
+    """COCO instances JSON with two weak boxes and one point on each of `photos`."""
+    images = [{"id": n, "file_name": path.name, "width": 80, "height": 60} for n, path in enumerate(photos)]
+    prompts: list[dict[str, object]] = [{"bbox": [5, 5, 40, 30]}, {"bbox": [30, 20, 45, 38]}, {"points": [[40, 30, 1]]}]
+    boxes = [
+        {"id": 10 * image["id"] + n, "image_id": image["id"], "category_id": 1, **prompt}
+        for image in images
+        for n, prompt in enumerate(prompts)
+    ]
+    path = tmp_path / "annotations.json"
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    path.write_text(json.dumps(document))
+    return path

@@ -1,0 +1,74 @@
+"""Servers that integration tests share, each started once: Ray and Prefect, both on loopback."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_local(s3: str) -> Iterator[None]:
+    """A small Ray on loopback for all tests that need one; started after `s3`, whose settings its workers inherit."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """API URL of a Prefect server with an empty database, used by this process and by those it starts."""
+    folder = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    variables = {
+        "PREFECT_API_URL": url,
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    arguments = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
+    with pytest.MonkeyPatch.context() as environment, (folder / "server.log").open("w") as log:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        server = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log)
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        try:
+            wait_for_answer(f"{url}/health", server, seconds=120)
+            with temporary_settings({PREFECT_API_URL: url}):
+                yield url
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def wait_for_answer(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert process.poll() is None, "the server ended"
+            assert time.monotonic() < end, f"no answer from {url}"
+            time.sleep(0.2)

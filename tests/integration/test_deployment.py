@@ -1,0 +1,62 @@
+"""deployments/prefect.yaml as a person would use it: deployed, scheduled, and really run by a worker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from stable_sam.data.query import query
+
+ROOT = Path(__file__).parents[2]
+DEPLOYMENT = "refine-dataset/nightly"
+
+
+def prefect(*arguments: str) -> str:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def flow_runs(api_url: str, state: str) -> list[dict[str, Any]]:
+    asked = {"flow_runs": {"state": {"type": {"any_": [state]}}}, "deployments": {"name": {"any_": ["nightly"]}}}
+    request = urllib.request.Request(
+        f"{api_url}/flow_runs/filter", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+def test_a_worker_runs_the_nightly_deployment(prefect_server: str, annotations: Path, tmp_path: Path) -> None:
+    prefect("work-pool", "create", "labeling", "--type", "process")
+    prefect("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
+
+    end = time.monotonic() + 120
+    while not (scheduled := flow_runs(prefect_server, "SCHEDULED")):
+        assert time.monotonic() < end, "no run was scheduled"
+        time.sleep(0.5)
+    assert all(run["auto_scheduled"] for run in scheduled)
+    assert {run["expected_start_time"][11:16] for run in scheduled} <= {"00:00", "01:00"}, "02:00 in Berlin, in UTC"
+
+    parameters = {
+        "annotations_uri": str(annotations),
+        "images_uri": str(tmp_path / "images"),
+        "output_uri": str(tmp_path / "table"),
+        "config": {"refiner": {"model": "tiny", "jitter_count": 2}, "ray": {"actors": 1}},
+    }
+    prefect("deployment", "run", DEPLOYMENT, "--params", json.dumps(parameters))
+    prefect("worker", "start", "--pool", "labeling", "--run-once")
+
+    (run,) = flow_runs(prefect_server, "COMPLETED")
+    assert run["parameters"]["output_uri"] == parameters["output_uri"]
+    (counted,) = query(
+        parameters["output_uri"], "SELECT count(*) AS n, max(logical_date) AS day FROM masks"
+    ).to_pylist()
+    assert counted["n"] == 9
+    assert counted["day"] is not None, "a deployment's run stands for the day it was scheduled for"

@@ -1,0 +1,138 @@
+"""The whole job through the real parts, locally and on S3: every prompt is exactly one row, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flows.refine import refine_dataset
+from stable_sam.config import RefinerConfig
+from stable_sam.data.annotations import read_prompts
+from stable_sam.data.query import query
+from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
+from stable_sam.records import RefinedMask
+from stable_sam.refiner import Refiner
+
+pytestmark = [pytest.mark.usefixtures("prefect_server", "ray_local")]
+
+CONFIG: dict[str, Any] = {
+    "refiner": {"model": "tiny", "jitter_count": 2},
+    "ray": {"actors": 1, "max_retries": 0},
+    "shard_images": 1,
+}
+
+
+@pytest.fixture(params=["local", "s3"])
+def job(request: pytest.FixtureRequest, annotations: Path, photos: list[Path], tmp_path: Path) -> dict[str, Any]:
+    """Parameters of the flow, all on one kind of store."""
+    base = str(tmp_path)
+    if request.param == "s3":
+        base = join(request.getfixturevalue("s3"), uuid.uuid4().hex)
+        for path in [annotations, *photos]:
+            write_bytes(join(base, str(path.relative_to(tmp_path))), path.read_bytes())
+    return {
+        "annotations_uri": join(base, "annotations.json"),
+        "images_uri": join(base, "images"),
+        "output_uri": join(base, "table"),
+        "config": CONFIG,
+    }
+
+
+def prompt_ids(job: dict[str, Any]) -> list[str]:
+    return sorted(prompt.prompt_id for prompt in read_prompts(job["annotations_uri"], images_uri=job["images_uri"]))
+
+
+def rows(job: dict[str, Any], view: str = "masks") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = query(job["output_uri"], f"SELECT * FROM {view} ORDER BY prompt_id").to_pylist()
+    return found
+
+
+def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]) -> None:
+    summary = refine_dataset(**job)
+    table = rows(job)
+    assert sorted(row["prompt_id"] for row in table) == prompt_ids(job)
+    assert (summary.prompts, summary.failed, summary.images) == (9, 0, 3)
+    refiner = Refiner(RefinerConfig(**CONFIG["refiner"]))
+    by_image: dict[str, list[Any]] = {}
+    for prompt in read_prompts(job["annotations_uri"], images_uri=job["images_uri"]):
+        by_image.setdefault(prompt.image_uri, []).append(prompt)
+    direct: dict[str, RefinedMask] = {}
+    for uri, prompts in by_image.items():
+        import io
+
+        masks = refiner.refine_image(Image.open(io.BytesIO(read_bytes(uri))), prompts)
+        direct |= {mask.prompt_id: mask for mask in masks}
+    for row in table:
+        mask = direct[row["prompt_id"]]
+        assert row["mask_counts"] == mask.mask_counts
+        assert row["prompt_stability"] == pytest.approx(mask.prompt_stability, abs=1e-4)
+        assert row["route"] == mask.route
+
+
+def test_the_same_input_again_is_up_to_date(job: dict[str, Any]) -> None:
+    first = refine_dataset(**job)
+    files = list_files(job["output_uri"])
+    again = refine_dataset(**job)
+    assert again.up_to_date
+    assert not first.up_to_date
+    assert (again.run_id, again.rows) == (first.run_id, first.rows)
+    assert list_files(job["output_uri"]) == files
+
+
+def test_a_changed_input_appends_a_revision(annotations: Path, photos: list[Path], tmp_path: Path) -> None:
+    job = {
+        "annotations_uri": str(annotations),
+        "images_uri": str(tmp_path / "images"),
+        "output_uri": str(tmp_path / "table"),
+        "config": CONFIG,
+    }
+    refine_dataset(**job)
+    annotations.write_text(annotations.read_text().replace("[5, 5, 40, 30]", "[6, 5, 40, 30]"))
+    refine_dataset(**job, logical_date="2025-11-23")
+    assert len(rows(job, "history")) == 18
+    assert {row["revision"] for row in rows(job)} == {2}
+    assert [row["logical_date"] for row in rows(job, "runs ORDER BY revision --")] == [None, "2025-11-23"]
+
+
+def test_two_drivers_make_each_row_once(job: dict[str, Any]) -> None:
+    with ThreadPoolExecutor(2) as drivers:
+        summaries = [future.result() for future in [drivers.submit(refine_dataset, **job) for _ in range(2)]]
+    assert len({summary.run_id for summary in summaries}) == 1
+    assert sorted(row["prompt_id"] for row in rows(job, "history")) == prompt_ids(job)
+    assert len(rows(job, "runs ORDER BY revision --")) == 1
+
+
+def test_a_killed_driver_is_taken_up(job: dict[str, Any], tmp_path: Path) -> None:
+    config_path = tmp_path / "slow.yaml"
+    config_path.write_text("refiner: {model: tiny, jitter_count: 2000}\nray: {actors: 1}\nshard_images: 1\n")
+    arguments = [f"--{name}={job[f'{name}_uri']}" for name in ("annotations", "images", "output")]
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "refine", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    driver = subprocess.Popen([*command, f"--config={config_path}"], env=environment)
+    runs = join(job["output_uri"], "_runs")
+    try:
+        while not (commits := [uri for uri in list_files(runs) if "/commits/" in uri]):
+            assert driver.poll() is None, "the driver ended before it committed anything"
+            time.sleep(0.02)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    assert len(commits) < 3, "killed too late for this test to mean anything"
+    before = {uri: read_bytes(uri) for uri in commits}
+
+    summary = refine_dataset(**{**job, "config": str(config_path)})
+
+    assert sorted(row["prompt_id"] for row in rows(job, "history")) == prompt_ids(job)
+    assert {uri: read_bytes(uri) for uri in commits} == before
+    assert summary.images <= 3 - len(commits)
+    assert not summary.up_to_date

@@ -1,0 +1,89 @@
+"""The command line's frame: what a user meets before any work starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import cli
+from flows.commands.refine import read_settings
+from stable_sam.config import RayConfig
+from stable_sam.errors import ConfigError
+from tasks.actor_plan import plan_actors
+
+COMMANDS = ("demo-images", "evaluate", "query", "refine", "refine-image", "report", "train")
+
+
+def test_help_lists_every_command() -> None:
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert f" {command} " in result.output
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    heavy = "torch", "ray", "prefect", "duckdb", "deltalake", "pyarrow", "cv2", "matplotlib"
+    code = f"import sys, flows.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.strip() == "[]"
+
+
+def test_an_error_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["refine", "--annotations", "no.json", "--images", "none", "--output", "out", "--model", "tiny"]
+    monkeypatch.setattr(sys, "argv", ["stable-sam", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.strip().splitlines() == ["error: no.json: no such annotation file"]
+
+
+def test_model_option_replaces_the_file_s_model(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("refiner: {model: nano, jitter_count: 3}\n")
+    settings = read_settings(str(path), "tiny")
+    assert (settings.refiner.model, settings.refiner.jitter_count) == ("tiny", 3)
+
+
+def test_model_option_refuses_weights_of_another_model(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("refiner: {model: vit_b, checkpoint_uri: b.pth}\n")
+    with pytest.raises(ConfigError, match="names weights for vit_b"):
+        read_settings(str(path), "vit_l")
+
+
+def test_model_option_refuses_unknown_models() -> None:
+    with pytest.raises(ConfigError, match="--model: refiner.model: .* got 'sam3'"):
+        read_settings(None, "sam3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "cluster", "shards", "expected"),
+    [
+        (RayConfig(), {"CPU": 2}, 100, (1, 0)),
+        (RayConfig(), {"CPU": 16}, 100, (8, 0)),
+        (RayConfig(), {"CPU": 16}, 3, (3, 0)),
+        (RayConfig(), {"CPU": 16, "GPU": 2}, 100, (2, 1)),
+        (RayConfig(num_gpus=0.5), {"CPU": 16, "GPU": 2}, 100, (4, 0.5)),
+        (RayConfig(actors=8), {"CPU": 4}, 100, (4, 0)),
+        (RayConfig(actors=2, num_cpus=4), {"CPU": 16, "GPU": 1}, 100, (2, 0)),
+    ],
+)
+def test_actors_fit_the_cluster(
+    settings: RayConfig, cluster: dict[str, float], shards: int, expected: tuple[int, float]
+) -> None:
+    plan = plan_actors(settings, cluster, shards)
+    assert (plan.actors, plan.num_gpus) == expected
+
+
+@pytest.mark.parametrize("settings", [RayConfig(num_cpus=4), RayConfig(num_gpus=1)])
+def test_an_actor_that_cannot_fit_is_refused(settings: RayConfig) -> None:
+    with pytest.raises(ConfigError, match="each actor asks for"):
+        plan_actors(settings, {"CPU": 2}, 10)
