@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from stable_sam.errors import ImageError
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself; others (PostScript, for one) would start programs on a stranger's file."""
 SIXTEEN_BIT_MAX = 65_535
 

@@ -233,7 +233,7 @@ def _local_version(stat: os.stat_result) -> str:
 
 
 def _object_version(info: dict[str, Any]) -> str:
-    etag = info.get("ETag")
+    etag = info.get("ETag") or info.get("etag")
     return str(etag).strip('"') if etag else f"{info.get('mtime') or info.get('created')}-{info['size']}"
 
 
