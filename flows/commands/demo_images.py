@@ -1,0 +1,40 @@
+"""`stable-sam demo-images`: real photographs to try things on, out of the installed scikit-image package."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+PHOTOGRAPHS = {
+    "astronaut.png": "astronaut.png",
+    "camera.png": "camera.png",
+    "cat.png": "chelsea.png",
+    "coffee.png": "coffee.png",
+    "coins.png": "coins.png",
+    "galaxies.jpg": "hubble_deep_field.jpg",
+    "motorcycle.png": "motorcycle_left.png",
+    "rocket.jpg": "rocket.jpg",
+}
+"""Our name: the name inside the wheel. All are CC0 or in the public domain."""
+
+
+def demo_images(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write them to (path or URI).")],
+) -> None:
+    """Write the demo's photographs to DIR, without any download."""
+    from importlib.resources import files
+
+    from stable_sam.data.storage import join, write_bytes
+    from stable_sam.errors import InputError
+
+    try:
+        data = files("skimage") / "data"
+    except ModuleNotFoundError:
+        raise InputError("demo-images: expected scikit-image to be installed: pip install 'stable-sam[demo]'") from None
+    for name, packaged in PHOTOGRAPHS.items():
+        source = data / packaged
+        if not source.is_file():
+            raise InputError(f"demo-images: expected {packaged} inside the installed scikit-image, it has none")
+        write_bytes(join(folder, name), source.read_bytes())
+    typer.echo(f"{len(PHOTOGRAPHS)} photographs written to {folder}")
