@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stable_sam.data.prompt_checks import SourceAnnotation, attributes_json, checked_prompt
@@ -19,8 +19,13 @@ anything = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
     max_leaves=8,
 )
-boxes = st.one_of(anything, st.lists(numbers, min_size=4, max_size=4))
-points = st.one_of(anything, st.lists(st.lists(numbers, min_size=2, max_size=2), max_size=4))
+near = st.floats(-20, 120)
+boxes = st.one_of(anything, st.lists(numbers, min_size=4, max_size=4), st.lists(near, min_size=4, max_size=4))
+points = st.one_of(
+    anything,
+    st.lists(st.lists(numbers, min_size=2, max_size=2), max_size=4),
+    st.lists(st.lists(near, min_size=2, max_size=2), max_size=2),
+)
 labels = st.one_of(anything, st.lists(st.integers(0, 1), max_size=4))
 
 
@@ -52,7 +57,7 @@ def check(prompt: Prompt, size_hw: tuple[int, int] | None) -> None:
     frame=st.sampled_from(["xyxy", "xywh", "both", "none"]),
     points_xy=points,
     point_labels=labels,
-    rest=st.tuples(anything, anything, anything, anything),
+    rest=st.one_of(st.just((None,) * 4), st.tuples(anything, anything, anything, anything)),
     size_hw=st.sampled_from([None, SIZE_HW]),
 )
 def test_a_prompt_is_usable_or_says_why(
@@ -93,11 +98,13 @@ def test_both_frames_mean_the_same_box(x0: float, y0: float, width: float, heigh
     by_corners = checked_prompt(SourceAnnotation(box_xyxy=[x0, y0, x0 + width, y0 + height], **common))
     assert by_size.box_xyxy == by_corners.box_xyxy
     assert (by_size.error is None) == (by_corners.error is None)
+    check(by_size, SIZE_HW)
     overlaps = x0 < 100 and y0 < 80 and x0 + width > 0 and y0 + height > 0
     assert (by_size.error is None) == overlaps
 
 
 @settings(max_examples=60, deadline=None)
+@example(record={"value": math.nan, "inside": [{"deep": -math.inf}]})
 @given(record=st.dictionaries(st.text(max_size=5), anything, max_size=5))
 def test_attributes_are_strict_json(record: dict[str, Any]) -> None:
     text = attributes_json(record, known=())
