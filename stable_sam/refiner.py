@@ -28,7 +28,7 @@ class Refiner:
     """Loads a model once; `refine_image` is then a pure function of the image and its prompts.
 
     Prompts that pass the decoder together all have the same number of tokens, so nothing is padded: a prompt's row does
-    not depend on its neighbours but for rounding (scores within 1e-3, masks of IoU above 0.999).
+    not depend on its neighbours but for rounding (scores within 1e-4, masks of IoU above 0.999).
     """
 
     def __init__(self, config: RefinerConfig | None = None, routing: RoutingConfig | None = None) -> None:
