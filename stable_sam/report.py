@@ -21,9 +21,10 @@ from stable_sam.errors import ImageError, StorageError
 from stable_sam.overlay import draw_overlay
 from stable_sam.rle import decode_mask
 
-THUMBNAIL_SIDE = 360
-"""Longest side of a picture in the page."""
-MAX_ZOOM = 4.0
+THUMBNAIL_SIDE = 600
+"""Longest side of a picture in the page: twice what is shown, for fine screens."""
+JPEG_QUALITY = 75
+MAX_ZOOM = 6.0
 """Small objects are enlarged no further than this: more shows pixels, not the border."""
 CONTEXT = 0.25
 """Surroundings shown around prompt and mask, as a part of their longer side."""
@@ -64,11 +65,11 @@ class Card:
     """Why there is no picture."""
 
 
-def write_report(table_uri: str, out_uri: str, *, limit: int = 500, images_max: int | None = None) -> int:
+def write_report(table_uri: str, out_uri: str, *, limit: int = 200, images_max: int | None = None) -> int:
     """Write the page of the newest row of each prompt to `out_uri`; returns how many prompts it shows.
 
-    limit: prompts shown, the worst. images_max: pictures opened; prompts of further ones are left out too. What is left out
-    is said in the page. A picture that cannot be read any more is replaced by the reason.
+    limit: prompts shown, the worst. images_max: pictures opened; prompts of further ones are left out too. What is left
+    out is said in the page. A picture that cannot be read any more is replaced by the reason.
     Raises `StorageError` and `NotFoundError` for the table, `StorageError` for the page.
     """
     outcomes = query(table_uri, f"SELECT {_OUTCOME} AS outcome, count(*) AS prompts FROM masks GROUP BY 1")
@@ -195,5 +196,6 @@ def _usable(numbers: Sequence[float] | None) -> bool:
 
 
 def _data_uri(image_rgb: NDArray[np.uint8]) -> str:
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    image_bgr = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR)
+    encoded = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")

@@ -10,10 +10,10 @@ import typer
 def report(
     table: Annotated[str, typer.Option(help="URI of the table: the --output of refine.")],
     out: Annotated[str, typer.Option(help="The page to write (path or URI).")],
-    limit: Annotated[int, typer.Option(min=1, help="Prompts to show, the worst.")] = 500,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts to show, the worst.")] = 200,
     images_max: Annotated[int | None, typer.Option(min=1, help="Pictures to open; all by default.")] = None,
 ) -> None:
-    """Write one self-contained HTML page: each picture, its weak prompt, the refined mask and the scores, worst first."""
+    """Write one self-contained HTML page: every prompt with its picture, refined mask and scores, worst first."""
     from stable_sam.report import write_report
 
     shown = write_report(table, out, limit=limit, images_max=images_max)

@@ -1,0 +1,137 @@
+"""The HTML page of a real table: tiny model, three photographs, one prompt that failed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from stable_sam.config import RefinerConfig, RunConfig
+from stable_sam.data.annotations import read_prompts
+from stable_sam.data.manifest import plan_run
+from stable_sam.data.query import query
+from stable_sam.data.table import publish
+from stable_sam.errors import NotFoundError
+from stable_sam.identity import model_identity
+from stable_sam.refiner import Refiner
+from stable_sam.report import write_report
+from stable_sam.shard_job import refine_shard
+
+
+class Page(HTMLParser):
+    """Cards in order, each with its outcome and its pictures, and every address the page refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cards: list[tuple[str, int]] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "article":
+            self.cards.append(((values["class"] or "").removeprefix("card "), 0))
+        if tag == "img" and self.cards:
+            outcome, pictures = self.cards[-1]
+            self.cards[-1] = (outcome, pictures + 1)
+        self.addresses += [value for name, value in attrs if name in ("src", "href") and value is not None]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "images"
+    folder.mkdir()
+    for number, color in enumerate(["red", "gray", "navy"]):
+        picture = Image.new("RGB", (80, 60), "white")
+        ImageDraw.Draw(picture).ellipse((20, 10, 60, 50), fill=color)
+        picture.save(folder / f"photo{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(images: Path) -> str:
+    weak: list[dict[str, Any]] = [{"bbox": [5, 5, 40, 30]}, {"bbox": [30, 20, 45, 38]}, {"points": [[40, 30, 1]]}]
+    document = {
+        "images": [{"id": n, "file_name": f"photo{n}.png", "width": 80, "height": 60} for n in range(3)],
+        "annotations": [
+            {"id": 10 * image + n, "image_id": image, "category_id": 1, **prompt}
+            for image in range(3)
+            for n, prompt in enumerate(weak)
+        ],
+        "categories": [{"id": 1, "name": "<b>thing</b>"}],
+    }
+    document["annotations"][0]["bbox"] = [5, 5, -40, 30]
+    annotations = images.parent / "annotations.json"
+    annotations.write_text(json.dumps(document))
+    config = RunConfig(refiner=RefinerConfig(model="tiny", jitter_count=2))
+    manifest = plan_run(
+        read_prompts(str(annotations), images_uri=str(images)),
+        annotations_uri=str(annotations),
+        images_uri=str(images),
+        output_uri=str(images.parent / "table"),
+        config=config,
+        model=model_identity(config.refiner),
+        logical_date=None,
+    )
+    assert manifest is not None
+    refiner = Refiner(config.refiner, config.routing)
+    for shard in manifest.shards:
+        refine_shard(refiner, manifest, shard)
+    publish(manifest)
+    return manifest.output_uri
+
+
+def test_every_prompt_has_a_card_worst_first(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert write_report(table, str(out)) == 9
+    page = Page(out.read_text())
+    outcomes = [outcome for outcome, _ in page.cards]
+    assert outcomes == sorted(outcomes, key=["failed", "reject", "review", "accept"].index)
+    assert page.cards[0] == ("failed", 1), "a failed row shows its weak prompt without a mask"
+    assert [pictures for _, pictures in page.cards[1:]] == [2] * 8
+    reason = query(table, "SELECT error FROM masks WHERE status = 'failed'").to_pylist()[0]["error"]
+    assert reason.split(",")[0] in out.read_text()
+
+
+def test_the_page_needs_nothing_else_and_trusts_nothing(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report(table, str(out))
+    text = out.read_text()
+    assert all(address.startswith("data:image/jpeg;base64,") for address in Page(text).addresses)
+    assert not re.search(r"url\(|@import|<script", text)
+    assert "<b>thing</b>" not in text
+    assert "&lt;b&gt;thing&lt;/b&gt;" in text
+
+
+def test_what_is_left_out_is_said(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert write_report(table, str(out), limit=4) == 4
+    assert "4 of 9 prompts shown" in out.read_text()
+    assert write_report(table, str(out), images_max=1) == 3
+    assert "3 of 9 prompts shown" in out.read_text()
+
+
+def test_a_picture_that_is_gone_or_changed_is_replaced_by_the_reason(table: str, images: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(images, kept)
+    (images / "photo0.png").unlink()
+    (images / "photo1.png").write_bytes(b"not a picture")
+    Image.new("RGB", (30, 20)).save(images / "photo2.png")
+    out = tmp_path / "report.html"
+    try:
+        assert write_report(table, str(out)) == 9
+    finally:
+        shutil.copytree(kept, images, dirs_exist_ok=True)
+    assert {pictures for _, pictures in Page(out.read_text()).cards} == {0}
+    assert out.read_text().count("No picture: ") == 9
+
+
+def test_no_table_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="expected a masks table"):
+        write_report(str(tmp_path / "nothing"), str(tmp_path / "report.html"))
