@@ -11,7 +11,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTra
 from torch import nn
 
 from stable_sam.errors import ConfigError
-from stable_sam.modeling.nano import NanoImageEncoder
+from stable_sam.modeling.nano import NanoImageEncoder, NanoSam
 
 EMBED_DIM = 256
 NANO_SIZE = 384
@@ -19,7 +19,7 @@ NANO_SIZE = 384
 
 def build_nano(size: int = NANO_SIZE) -> Sam:
     """SAM's prompt encoder and mask decoder at their true size behind a small encoder; input `size` x `size` pixels."""
-    return _build(NanoImageEncoder(size, EMBED_DIM), size, dim=EMBED_DIM, mlp_dim=2048, heads=8)
+    return _build(NanoSam, NanoImageEncoder(size, EMBED_DIM), size, dim=EMBED_DIM, mlp_dim=2048, heads=8)
 
 
 def build_tiny(size: int = 64) -> Sam:
@@ -27,7 +27,7 @@ def build_tiny(size: int = 64) -> Sam:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = _TinyImageEncoder(size, out_channels=32)
-        return _build(encoder, size, dim=32, mlp_dim=64, heads=4)
+        return _build(Sam, encoder, size, dim=32, mlp_dim=64, heads=4)
 
 
 class _TinyImageEncoder(nn.Module):
@@ -42,9 +42,9 @@ class _TinyImageEncoder(nn.Module):
         return self.patches(image)  # type: ignore[no-any-return]
 
 
-def _build(encoder: nn.Module, size: int, *, dim: int, mlp_dim: int, heads: int) -> Sam:
+def _build(kind: type[Sam], encoder: nn.Module, size: int, *, dim: int, mlp_dim: int, heads: int) -> Sam:
     grid = size // 16
-    sam = Sam(
+    sam = kind(
         image_encoder=encoder,
         prompt_encoder=PromptEncoder(
             embed_dim=dim, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=16

@@ -12,6 +12,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, PluginTrace
 
 
@@ -37,7 +38,8 @@ def decode_prompts(
     boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N) (1 object, 0 background, -1 padding), in pixels of the
     model's square input.
     """
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    masks = sam.box_mask_prompts(boxes) if isinstance(sam, NanoSam) and boxes is not None else None
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     decoder = sam.mask_decoder
     prompts = sparse.shape[0]
     output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stable_sam.errors import AnnotationError
+from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 
-MASK_STRIDE = 4
-"""The decoder's logits have a cell for every 4 x 4 input pixels."""
+MIN_OBJECT_FRACTION = 0.003
+"""Smaller objects, in parts of the square input, are a cell or two of the embedding: nothing to learn a shape from."""
 
 
 SAM_PIXEL_MEAN = (124, 116, 104)
@@ -133,11 +134,11 @@ class TrainingBatches(Dataset[Batch]):
 
 
 def random_window(size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """The part (x, y, width, height) of a picture that is shown: all of it in a third of the samples, else a random crop."""
+    """The part (x, y, width, height) of a picture that is shown: all of it in half of the samples, else a random crop."""
     height, width = size_hw
-    if rng.random() < 0.33:
+    if rng.random() < 0.5:
         return 0, 0, width, height
-    zoom = rng.uniform(0.45, 1.0)
+    zoom = rng.uniform(0.5, 1.0)
     aspect = np.exp(rng.uniform(-0.2, 0.2))
     w = int(min(width, max(32, width * zoom * aspect)))
     h = int(min(height, max(32, height * zoom / aspect)))
@@ -156,7 +157,7 @@ def cut_masks(
         if part.sum() < 0.4 * whole:
             continue
         resized = _pad(_resize(part * 255, size, flip), size) > 127
-        if resized.sum() >= 24:
+        if resized.sum() >= MIN_OBJECT_FRACTION * size**2:
             result.append(resized)
     return result
 
