@@ -18,7 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _, _name, _ in pkgutil.iter_modules(commands.__path__):
+for _found in pkgutil.iter_modules(commands.__path__):
+    _name = _found.name
     _module = importlib.import_module(f"{commands.__name__}.{_name}")
     if hasattr(_module, "app"):
         app.add_typer(_module.app, name=_name.replace("_", "-"))

@@ -42,15 +42,21 @@ def refine_dataset(
     log_user_errors_in_one_line()
     check_logical_date(logical_date)
     settings = RunConfig.from_dict(config or {}) if not isinstance(config, str) else RunConfig.from_yaml(config)
-    sources = [absolute_uri(uri) for uri in (annotations_uri, images_uri, output_uri)]
-    index_uri = image_index_uri and absolute_uri(image_index_uri)
-    manifest_uri = plan(*sources, settings, index_uri, logical_date or _scheduled_date())
+    table_uri = absolute_uri(output_uri)
+    manifest_uri = plan(
+        annotations_uri=absolute_uri(annotations_uri),
+        images_uri=absolute_uri(images_uri),
+        output_uri=table_uri,
+        config=settings,
+        image_index_uri=image_index_uri,
+        logical_date=logical_date or _scheduled_date(),
+    )
     if manifest_uri is None:
-        return _up_to_date(sources[2])
+        return _up_to_date(table_uri)
     done = refine(manifest_uri)
     run_id = publish(manifest_uri)
     speed = done.images / done.actor_seconds if done.actor_seconds else None
-    summary = summarize(sources[2], run_id, images=done.images, images_per_second=speed)
+    summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed)
     create_markdown_artifact(summary.markdown(), key="refine-summary")
     if summary.failed > settings.max_failed_fraction * summary.prompts:
         raise InputError(

@@ -117,7 +117,8 @@ def run_shards(
     if not shards:
         return
     with _ray(settings):
-        plan = plan_actors(settings, ray.cluster_resources(), len(shards))
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's annotations are partial
+        plan = plan_actors(settings, resources, len(shards))
         remote = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0)(actor_class)
 
         def start() -> Any:
@@ -170,8 +171,9 @@ class _Fleet:
 
     def __init__(self, start: Callable[[], Any], size: int, settings: RayConfig) -> None:
         self._start = start
+        self._size = size
         self._depth = settings.in_flight_per_actor
-        self._actors = [_Actor(start()) for _ in range(size)]
+        self._actors: list[_Actor] = []
         self._failed_starts_left = settings.max_retries + size
 
     @property
@@ -180,7 +182,9 @@ class _Fleet:
         return any(actor.shards for actor in self._actors)
 
     def fill(self, queue: deque[ShardPlan]) -> None:
-        """Hand out shards evenly until every actor has its share or `queue` is empty."""
+        """Hand out shards evenly until every actor has its share or `queue` is empty; start the actors this takes."""
+        for _ in range(min(self._size - len(self._actors), len(queue))):
+            self._actors.append(_Actor(self._start()))
         for depth in range(1, self._depth + 1):
             for actor in self._actors:
                 if queue and actor.shards < depth:
@@ -197,7 +201,7 @@ class _Fleet:
         try:
             outcome = ray.get(ready)
         except RayError as error:
-            return self._replace(actor, error)
+            return self._bury(actor, error)
         shard = actor.calls.popleft().shard
         if isinstance(outcome, StableSamError):
             raise outcome
@@ -209,14 +213,14 @@ class _Fleet:
             ray.kill(actor.handle)
         self._actors = []
 
-    def _replace(self, dead: _Actor, error: RayError) -> _Death:
+    def _bury(self, dead: _Actor, error: RayError) -> _Death:
         suspect, *innocent = [call.shard for call in dead.calls]
         if suspect is None:
             self._failed_starts_left -= 1
             if self._failed_starts_left < 0:
                 raise StableSamError(f"Ray actors die while they start: {_one_line(error)}")
         ray.kill(dead.handle)
-        self._actors[self._actors.index(dead)] = _Actor(self._start())
+        self._actors.remove(dead)
         return _Death(suspect=suspect, innocent=[shard for shard in innocent if shard is not None])
 
 
@@ -312,7 +316,11 @@ def _ray(settings: RayConfig) -> Iterator[None]:
             raise ConfigError(f"ray.address: no Ray cluster at {settings.address}: {_one_line(error)}") from None
     else:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a node that listens on loopback only
-        ray.init(include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
+        try:
+            ray.init(include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
+        except Exception as error:  # a plain Exception is what Ray raises when its processes take more than 30 s
+            ray.shutdown()
+            raise StableSamError(f"Ray does not start on this machine (too busy?): {_one_line(error)}") from error
     try:
         yield
     finally:

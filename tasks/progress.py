@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 from typing import Self
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
@@ -40,9 +41,11 @@ class Progress:
         """Create the artifact and draw the bar."""
         if self._done:
             self._logger.info("taking up a run: %d of %d images were committed before", self._done, self._total)
-        self._artifact_id = create_progress_artifact(
+        artifact_id = create_progress_artifact(
             progress=self._percent, key="refine-progress", description="Images refined and committed"
         )
+        assert isinstance(artifact_id, UUID), "a coroutine only where an event loop runs"
+        self._artifact_id = artifact_id
         self._bar.start()
         self._task = self._bar.add_task("refining", total=self._total, completed=self._done, failed=0)
         return self
