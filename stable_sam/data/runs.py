@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -76,21 +78,25 @@ def list_runs(table: DeltaTable, limit: int | None = None) -> list[RunInfo]:
 def newest_run(output_uri: str) -> RunInfo | None:
     """The run that was published last; None when there is no table. Raises `StorageError`, also for a foreign table."""
     table = open_table(output_uri)
-    return None if table is None else newest_of(table)
-
-
-def newest_of(table: DeltaTable) -> RunInfo | None:
-    """`newest_run` of an open table."""
-    columns = {field.name for field in table.schema().fields}
-    if columns != set(MASKS_SCHEMA.names):
-        raise StorageError(
-            f"{table.table_uri}: expected the columns of this version of stable-sam, got a table with "
-            f"other columns: {', '.join(sorted(columns ^ set(MASKS_SCHEMA.names))[:5])}"
-        )
-    runs = list_runs(table, _RECENT) or list_runs(table)
+    runs = [] if table is None else recent_runs(table)
     return runs[0] if runs else None
 
 
+def recent_runs(table: DeltaTable) -> list[RunInfo]:
+    """The newest runs, newest first; none only when there are none at all.
+
+    Reads the log as it is now, which may be newer than `table`. Raises `StorageError`, also for a foreign table.
+    """
+    columns = {field.name for field in table.schema().fields}
+    if columns != set(MASKS_SCHEMA.names):
+        raise StorageError(
+            f"{unquote(table.table_uri)}: expected the columns of this version of stable-sam, got a table with "
+            f"other columns: {', '.join(sorted(columns ^ set(MASKS_SCHEMA.names))[:5])}"
+        )
+    return list_runs(table, _RECENT) or list_runs(table)
+
+
 def storage_error(uri: str, what: str, error: Exception) -> StorageError:
-    """One line of what the Delta library tells in many."""
-    return StorageError(f"{uri}: {what}: {' '.join(str(error).split())[:300]}")
+    """One line of what the Delta library tells in many, with colours and a percent-encoded URI."""
+    plain = re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error))
+    return StorageError(f"{unquote(uri)}: {what}: {' '.join(plain.split())[:300]}")

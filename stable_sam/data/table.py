@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from stable_sam.data.commits import CommitRecord, committed
 from stable_sam.data.manifest import RunManifest
-from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_of, newest_run, open_table, storage_error
+from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_run, open_table, recent_runs, storage_error
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.storage import delta_options, join, list_files
 from stable_sam.errors import ConservationError, StorageError
@@ -60,10 +60,9 @@ def publish(manifest: RunManifest) -> PublishReport:
     run = _run_facts(manifest, records)
     for attempt in range(_ATTEMPTS):
         table = open_table(manifest.output_uri)
-        published = None if table is None else _published(table, manifest.run_id)
+        published = None if table is None else _published(table, manifest)
         if published is not None:
             return _report(published, already_published=published.publisher != run["publisher"])
-        _check_parent(table, manifest)
         try:
             _add(manifest, table, records, run)
         except (DeltaError, OSError) as error:
@@ -99,20 +98,20 @@ def _check_conservation(manifest: RunManifest, records: Mapping[str, CommitRecor
             )
 
 
-def _published(table: DeltaTable, run_id: str) -> RunInfo | None:
-    # The transaction id is in the table's state; only for a run that is there does the log have to be read.
-    if table.transaction_version(_transaction_id(run_id)) is None:
+def _published(table: DeltaTable, manifest: RunManifest) -> RunInfo | None:
+    """This run as the log tells it, None when it may be added; raises `StorageError` when it may no longer."""
+    # The log can be newer than `table`. Then adding meets a version that exists, and fails, which is right.
+    runs = recent_runs(table)
+    newest = runs[0].run_id if runs else None
+    if newest == manifest.parent_run_id:
         return None
-    return next(run for run in list_runs(table) if run.run_id == run_id)
-
-
-def _check_parent(table: DeltaTable | None, manifest: RunManifest) -> None:
-    newest = None if table is None else newest_of(table)
-    if (None if newest is None else newest.run_id) != manifest.parent_run_id:
-        raise StorageError(
-            f"{manifest.output_uri}: run {manifest.run_id} continues run {manifest.parent_run_id}, but the newest run "
-            f"is now {newest.run_id if newest else None}: another run was published meanwhile; start this one again"
-        )
+    for run in [*runs, *list_runs(table)]:
+        if run.run_id == manifest.run_id:
+            return run
+    raise StorageError(
+        f"{manifest.output_uri}: run {manifest.run_id} continues run {manifest.parent_run_id}, but the newest run "
+        f"is now {newest}: another run was published meanwhile; start this one again"
+    )
 
 
 def _add(
@@ -134,7 +133,6 @@ def _add(
         custom_metadata={RUN_KEY: dict(run)},
         # Delta would retry an append on top of whatever came between, also on top of this very run.
         max_commit_retries=0,
-        app_transactions=[Transaction(_transaction_id(manifest.run_id), 1)],
     )
     if table is not None:
         table.create_write_transaction([*actions], "append", MASKS_SCHEMA, commit_properties=properties)
@@ -180,7 +178,3 @@ def _report(run: RunInfo, *, already_published: bool) -> PublishReport:
     return PublishReport(
         version=run.version, rows=run.rows, failed=run.failed, routes=run.routes, already_published=already_published
     )
-
-
-def _transaction_id(run_id: str) -> str:
-    return f"stable-sam/{run_id}"
