@@ -58,13 +58,16 @@ class RefinerConfig(Section):
     device: str = "auto"
     """`auto` takes the GPU when there is one; or `cpu`, `cuda`, `cuda:1`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the image encoder; the mask decoder always runs in float32, so that masks do not depend on it much."""
+    """Arithmetic of the image encoder; the mask decoder always runs in float32, so that masks do not depend on it
+    much."""
     prompt_chunk_size: int = Field(default=32, ge=1)
     """Prompts that pass the decoder together: bounds its memory whatever the number of boxes in an image."""
     jitter_count: int = Field(default=8, ge=0)
-    """K jittered prompts behind each prompt_stability; mSF falls as K grows, so compare only equal K. 0: not computed."""
+    """K jittered prompts behind each prompt_stability; mSF falls as K grows, so compare only equal K. 0: not
+    computed."""
     jitter_scale: float = Field(default=0.1, ge=0, le=1)
-    """Noise scale of the jittered prompts, in HQ-SAM's sense: centre and size move by U(-1, 1) * scale * (w/2, h/2, w, h)."""
+    """Noise scale of the jittered prompts, in HQ-SAM's sense: centre and size move by U(-1, 1) * scale * (w/2, h/2,
+    w, h)."""
     stability_offset: float = Field(default=1.0, gt=0)
     """Logit offset of SAM's stability_score (SAM's own default)."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)

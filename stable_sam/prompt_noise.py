@@ -1,4 +1,4 @@
-"""Worse prompts made from good ones, for training, evaluation and prompt_stability: one definition of each kind of noise."""
+"""Worse prompts made from good ones, for training, evaluation and prompt_stability: noisy boxes, few points."""
 
 from __future__ import annotations
 
@@ -27,21 +27,6 @@ def noisy_box(
     return _clip(boxes, image_hw)
 
 
-def sam_jittered_box(
-    box_xyxy: NDArray[np.float64], image_hw: tuple[int, int], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """SAM's training jitter: every corner coordinate moves by N(0, 10 % of the side), at most 20 pixels at 1024.
-
-    Returns (4,) pixels, clipped to the image.
-    """
-    x0, y0, x1, y1 = box_xyxy
-    sides = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
-    limit = 20.0 / 1024.0 * max(image_hw)
-    move = np.clip(rng.normal(size=4) * 0.1 * sides, -limit, limit)
-    moved = np.array(box_xyxy) + move
-    return _clip(np.concatenate((np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])))[None], image_hw)[0]
-
-
 def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """`count` points (count, 2) x, y at pixel centres, uniform over the mask (H, W), drawn with replacement.
 
@@ -51,10 +36,11 @@ def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator)
     if len(xs) == 0:
         raise ValueError("cannot draw points from an empty mask")
     chosen = rng.integers(0, len(xs), size=count)
-    return np.stack((xs[chosen], ys[chosen]), axis=1) + 0.5
+    points: NDArray[np.float64] = np.stack((xs[chosen], ys[chosen]), axis=1) + 0.5
+    return points
 
 
-def _clip(boxes: NDArray[np.float64], image_hw: tuple[int, int]) -> NDArray[np.float64]:
+def _clip(boxes: NDArray[np.floating], image_hw: tuple[int, int]) -> NDArray[np.float64]:
     height, width = image_hw
     low = np.clip(boxes[:, :2], 0, [width - MIN_BOX_SIDE, height - MIN_BOX_SIDE])
     high = np.minimum(np.maximum(boxes[:, 2:], low + MIN_BOX_SIDE), [width, height])

@@ -1,6 +1,7 @@
 """The records that cross doors: what is asked (`Prompt`) and what comes back (`RefinedMask`).
 
-All coordinates are pixels of the original image after its EXIF rotation has been applied ("upright"), origin at the outer
+All coordinates are pixels of the original image after its EXIF rotation has been applied ("upright"), origin at the
+outer
 corner of the top left pixel, x to the right, y down.
 """
 
@@ -45,7 +46,8 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefinedMask:
-    """The answer to one prompt. With status "failed" every field after `error` but `route` and `route_reason` is None."""
+    """The answer to one prompt. With status "failed" every field after `error` but `route` and `route_reason` is
+    None."""
 
     prompt_id: str
     status: Status

@@ -10,8 +10,12 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="Train the nano base, or the Stable-SAM plugin of any base.")
 
-Data = Annotated[Path, typer.Option(help="Folder of sets, each with instances.json (COCO, RLE masks) and its pictures.")]
-Out = Annotated[Path, typer.Option(help="Folder for weights, log.csv and checkpoint.pt; an interrupted run goes on there.")]
+Data = Annotated[
+    Path, typer.Option(help="Folder of sets, each with instances.json (COCO, RLE masks) and its pictures.")
+]
+Out = Annotated[
+    Path, typer.Option(help="Folder for weights, log.csv and checkpoint.pt; an interrupted run goes on there.")
+]
 Config = Annotated[Path, typer.Option(help="Training settings (YAML).")]
 
 
@@ -37,7 +41,9 @@ def train_plugin_command(
     out: Out,
     config: Config = Path("configs/train_plugin.yaml"),
     model: Annotated[str, typer.Option(help="Base: nano, vit_b, vit_l or vit_h.")] = "nano",
-    checkpoint: Annotated[str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")
+    ] = None,
 ) -> None:
     """Train a plugin with the base frozen, by RTS; writes OUT/plugin.safetensors."""
     from stable_sam.config import RefinerConfig

@@ -65,14 +65,16 @@ MODELS: dict[str, Callable[[], Sam]] = {
 
 
 def build_model(name: str) -> Sam:
-    """A frozen-in-eval-mode Sam of the named architecture, without trained weights; raises `ConfigError` for other names."""
+    """A frozen-in-eval-mode Sam of the named architecture, without trained weights; raises `ConfigError` for other
+    names."""
     if name not in MODELS:
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     return MODELS[name]()
 
 
 def set_input_size(sam: Sam, size: int) -> None:
-    """Let a convolutional `sam` (nano) take `size` x `size` pixels: SAM's positions are relative, so no weight changes."""
+    """Let a convolutional `sam` (nano) take `size` x `size` pixels: SAM's positions are relative, so no weight
+    changes."""
     if size % 32:
         raise ConfigError(f"size: expected a multiple of 32 pixels, got {size}")
     sam.image_encoder.img_size = size

@@ -28,4 +28,5 @@ class DynamicRouting(nn.Module):
     def forward(self, token: Tensor) -> Tensor:
         """token: (B, C), a mask output token after layer 2's self-attention. Returns alpha (B, 2), rows sum to 1."""
         hidden = F.gelu(self.norm(self.reduce(token)))
-        return self.route(hidden).softmax(dim=-1)
+        alpha: Tensor = self.route(hidden).softmax(dim=-1)
+        return alpha

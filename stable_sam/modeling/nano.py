@@ -17,7 +17,7 @@ STAGE_CHANNELS = (24, 116, 232, 464)
 """Channels of the backbone's outputs at stride 4, 8, 16 and 32."""
 
 
-class NanoSam(Sam):
+class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
     """A Sam whose boxes enter its prompt encoder twice: as corner tokens, and filled, as a mask prompt.
 
     From tokens alone a small base needs far longer training than a CPU gives it to keep a mask inside its box.
@@ -65,6 +65,7 @@ class ConvBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W), returns the same shape."""
         return x + cast(Tensor, self.layers(x))
 
 
@@ -76,7 +77,8 @@ class NanoImageEncoder(nn.Module):
         self.img_size = img_size
         """Side of the square input in pixels; `segment_anything.Sam` reads it by this name."""
         self.backbone = Backbone()
-        # The fine stages are folded into the channels of a stride-16 cell, not pooled: borders finer than a cell survive.
+        # The fine stages are folded into the channels of a stride-16 cell, not pooled: borders finer than a cell
+        # survive.
         self.lateral4 = _lateral(STAGE_CHANNELS[0], out_channels, stride=4)
         self.lateral8 = _lateral(STAGE_CHANNELS[1], out_channels, stride=2)
         self.lateral16 = _lateral(STAGE_CHANNELS[2], out_channels, stride=1)
@@ -85,6 +87,7 @@ class NanoImageEncoder(nn.Module):
         self.norm = LayerNorm2d(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
+        """image: (B, 3, S, S) normalised as SAM does. Returns (B, out_channels, S/16, S/16)."""
         stride4, stride8, stride16, stride32 = self.backbone(image)
         coarse = F.interpolate(self.lateral32(stride32), scale_factor=2.0, mode="bilinear", align_corners=False)
         summed = self.lateral4(stride4) + self.lateral8(stride8) + self.lateral16(stride16) + coarse

@@ -14,8 +14,8 @@ from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.modeling.weights import read_safetensors, save_weights
 from stable_sam.training.dataset import Batch, read_training_sets
-from stable_sam.training.losses import mask_iou, mask_loss, near_cells
 from stable_sam.training.loop import TrainingLoop
+from stable_sam.training.losses import mask_iou, mask_loss, near_cells
 from stable_sam.training.settings import BaseTraining, Stage
 
 POINT_COUNTS = (1, 1, 2, 3, 5)

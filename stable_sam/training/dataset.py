@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stable_sam.errors import AnnotationError
+from stable_sam.errors import AnnotationError, ImageError
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 
@@ -32,6 +32,8 @@ SAM_PIXEL_MEAN = (124, 116, 104)
 
 @dataclass(frozen=True, slots=True)
 class TrainingImage:
+    """A picture of a training set and the masks people drew on it."""
+
     path: Path
     size_hw: tuple[int, int]
     rles: list[dict[str, Any]]
@@ -56,7 +58,8 @@ class Batch:
 
 
 def read_training_sets(data_dir: Path) -> dict[str, list[TrainingImage]]:
-    """Read every `<set>/instances.json` under `data_dir`; raises `AnnotationError` when there is none or one is broken."""
+    """Read every `<set>/instances.json` under `data_dir`; raises `AnnotationError` when there is none or one is
+    broken."""
     sets: dict[str, list[TrainingImage]] = {}
     for file in sorted(data_dir.glob("*/instances.json")):
         try:
@@ -123,7 +126,7 @@ class TrainingBatches(Dataset[Batch]):
             cut = cut_masks(masks, window, self.size, flip)
             if cut:
                 break
-        picture = cv2.imread(str(item.path), cv2.IMREAD_COLOR_RGB)
+        picture = read_picture(item.path)
         image = pad_image(augment_colors(cut_image(picture, window, self.size, flip), rng), self.size)
         picks = [cut[i % len(cut)] for i in range(self.objects)]
         points = [random_points(mask, self.points, rng) for mask in picks]
@@ -133,8 +136,17 @@ class TrainingBatches(Dataset[Batch]):
         return image, np.stack(coverage), np.stack(boxes), np.stack(points)
 
 
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB; raises `ImageError` when there is no readable picture."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise ImageError(f"{path}: expected a training picture, got no file or none that can be decoded")
+    return picture.astype(np.uint8, copy=False)
+
+
 def random_window(size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """The part (x, y, width, height) of a picture that is shown: all of it in half of the samples, else a random crop."""
+    """The part (x, y, width, height) of a picture that is shown: all of it in half of the samples, else a random
+    crop."""
     height, width = size_hw
     if rng.random() < 0.5:
         return 0, 0, width, height
@@ -162,7 +174,9 @@ def cut_masks(
     return result
 
 
-def cut_image(picture: NDArray[np.uint8], window: tuple[int, int, int, int], size: int, flip: bool) -> NDArray[np.uint8]:
+def cut_image(
+    picture: NDArray[np.uint8], window: tuple[int, int, int, int], size: int, flip: bool
+) -> NDArray[np.uint8]:
     """The window of the picture, longest side `size`, not padded."""
     x, y, w, h = window
     return _resize(np.ascontiguousarray(picture[y : y + h, x : x + w]), size, flip)
@@ -177,7 +191,8 @@ def _resize(array: NDArray[np.uint8], size: int, flip: bool) -> NDArray[np.uint8
 
 
 def pad_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Pad (h, w, 3) bottom right to (size, size, 3) with SAM's pixel mean, which its normalisation takes to SAM's zero."""
+    """Pad (h, w, 3) bottom right to (size, size, 3) with SAM's pixel mean, which its normalisation takes to SAM's
+    zero."""
     padded = np.full((size, size, 3), SAM_PIXEL_MEAN, dtype=np.uint8)
     padded[: image.shape[0], : image.shape[1]] = image
     return padded
@@ -195,7 +210,9 @@ def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def augment_colors(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Random contrast, brightness, saturation; gray in a tenth of the samples."""
-    table = np.clip((np.arange(256) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-30, 30), 0, 255).astype(np.uint8)
+    table = np.clip((np.arange(256) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-30, 30), 0, 255).astype(
+        np.uint8
+    )
     out = cv2.LUT(image, table)
     saturation = 0.0 if rng.random() < 0.1 else rng.uniform(0.6, 1.4)
     gray = cv2.cvtColor(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

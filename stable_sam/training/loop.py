@@ -45,7 +45,7 @@ class TrainingLoop:
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
         )
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
         self.average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average)
         self._recent: list[dict[str, float]] = []
         self._resume()
@@ -77,7 +77,8 @@ class TrainingLoop:
         if self.step % REPORT_STEPS == 0:
             figures = mean_figures(self._recent)
             append_csv(self.out_dir / "log.csv", {"step": self.step, "seconds": round(seconds, 1), **figures})
-            log.info("step %d/%d %s", self.step, self.settings.total_steps, " ".join(f"{k}={v}" for k, v in figures.items()))
+            text = " ".join(f"{name}={value}" for name, value in figures.items())
+            log.info("step %d/%d %s", self.step, self.settings.total_steps, text)
             self._recent = []
         if self.step % self.settings.checkpoint_steps == 0:
             self._checkpoint()

@@ -10,7 +10,8 @@ from torch import Tensor
 def mask_loss(logits: Tensor, coverage: Tensor, near: Tensor) -> Tensor:
     """BCE + dice of each mask.
 
-    logits and coverage: (..., h, w); near: (..., h, w) 0/1, the cells in and around the object's box. The BCE is the mean
+    logits and coverage: (..., h, w); near: (..., h, w) 0/1, the cells in and around the object's box. The BCE is the
+    mean
     over the near cells plus the mean over the others, so that a small object weighs as much as a large one.
     Returns (...).
     """

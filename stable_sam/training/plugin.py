@@ -1,4 +1,5 @@
-"""Robust training strategy (RTS): the plugin alone learns, from prompts of mixed quality, to give the accurate prompt's mask."""
+"""Robust training strategy (RTS): the plugin alone learns, from prompts of mixed quality, to give the accurate
+prompt's mask."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.weights import save_weights
 from stable_sam.training.base import multimask_loss
 from stable_sam.training.dataset import Batch, read_training_sets
-from stable_sam.training.losses import mask_iou, mask_loss, near_cells
 from stable_sam.training.loop import TrainingLoop
+from stable_sam.training.losses import mask_iou, mask_loss, near_cells
 from stable_sam.training.settings import PluginTraining, Stage
 
 
@@ -73,7 +74,8 @@ def plugin_loss(
 
 
 def mixed_boxes(boxes: Tensor, scales: tuple[float, ...], size: int, generator: torch.Generator) -> Tensor:
-    """Each box (P, 4) XYXY with the noise of `prompt_noise.noisy_box` at a scale drawn for it; sides at least 4 pixels."""
+    """Each box (P, 4) XYXY with the noise of `prompt_noise.noisy_box` at a scale drawn for it; sides at least 4
+    pixels."""
     chosen = torch.tensor(scales)[torch.randint(len(scales), (len(boxes), 1), generator=generator)]
     sides = boxes[:, 2:] - boxes[:, :2]
     move = (torch.rand(boxes.shape, generator=generator) * 2.0 - 1.0) * chosen

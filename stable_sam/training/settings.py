@@ -8,7 +8,8 @@ from stable_sam.config import Section
 
 
 class Stage(Section):
-    """Part of a run with one input size: the prompt-to-place skill is learnt cheaply on small pictures, borders on large."""
+    """Part of a run with one input size: the place of a prompt is learnt cheaply on small pictures, borders on large
+    ones."""
 
     size: int = Field(ge=64, multiple_of=32)
     """Side of the square input in pixels."""
@@ -37,7 +38,7 @@ class TrainingSettings(Section):
     """Decay of the averaged weights, which are the ones exported."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Gradient norm."""
-    set_weights: dict[str, float] = {}
+    set_weights: dict[str, float] = Field(default_factory=dict)
     """Share of each training set, 1 where not named: the sets differ in size by hundreds."""
     checkpoint_steps: int = Field(default=100, ge=1)
     """Steps between two checkpoints: what a kill can cost."""
