@@ -1,4 +1,4 @@
-"""Evaluation on made-up pictures with the tiny model: same prompts for both methods, fixed seeds, every object counted."""
+"""Evaluation on made-up pictures with the tiny model: same prompts for both methods, fixed seeds, all counted."""
 
 from __future__ import annotations
 
