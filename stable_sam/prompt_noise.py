@@ -36,8 +36,7 @@ def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator)
     if len(xs) == 0:
         raise ValueError("cannot draw points from an empty mask")
     chosen = rng.integers(0, len(xs), size=count)
-    points: NDArray[np.float64] = np.stack((xs[chosen], ys[chosen]), axis=1) + 0.5
-    return points
+    return (np.stack((xs[chosen], ys[chosen]), axis=1) + 0.5).astype(np.float64, copy=False)
 
 
 def _clip(boxes: NDArray[np.floating], image_hw: tuple[int, int]) -> NDArray[np.float64]:
