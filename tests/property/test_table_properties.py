@@ -1,0 +1,79 @@
+"""Whatever the prompts are: rows keep their values, and shards neither lose nor double a prompt."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stable_sam.config import RunConfig
+from stable_sam.data.manifest import plan_run, read_shard
+from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row, prompt_row, rows_to_table
+from stable_sam.identity import ModelIdentity
+from stable_sam.records import Prompt
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+numbers = st.floats(width=64, allow_nan=False)
+
+
+@st.composite
+def prompts(draw: st.DrawFn, prompt_id: str) -> Prompt:
+    points = draw(st.lists(st.tuples(numbers, numbers), max_size=3))
+    return Prompt(
+        prompt_id=prompt_id,
+        image_id=draw(st.sampled_from(["1", "2", "10", "é"])),
+        image_uri=draw(st.sampled_from(["", "a b/1.jpg", "s3://bucket/ü.png"])),
+        box_xyxy=draw(st.none() | st.tuples(numbers, numbers, numbers, numbers)),
+        points_xy=tuple(points),
+        point_labels=tuple(draw(st.lists(st.integers(-5, 5), max_size=3))),
+        annotation_id=draw(st.none() | texts),
+        category_id=draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
+        iscrowd=draw(st.booleans()),
+        score=draw(st.none() | numbers),
+        attributes=draw(st.none() | texts),
+        error=draw(st.none() | texts),
+    )
+
+
+@st.composite
+def prompt_lists(draw: st.DrawFn) -> list[Prompt]:
+    ids = draw(st.lists(texts, min_size=1, max_size=12, unique=True))
+    return [draw(prompts(prompt_id)) for prompt_id in ids]
+
+
+@given(prompts("x"))
+def test_a_prompt_survives_its_row(prompt: Prompt) -> None:
+    table = rows_to_table([prompt_row(prompt)], PROMPTS_SCHEMA)
+    assert prompt_from_row(table.to_pylist()[0]) == prompt
+
+
+@settings(max_examples=12, deadline=None)
+@given(prompt_lists(), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_shards_are_a_partition_and_ids_ignore_order(source: list[Prompt], shard_images: int, random: object) -> None:
+    shuffled = list(source)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]  # hypothesis names no type for its Random
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = (
+            plan_run(
+                given_prompts,
+                annotations_uri="weak.json",
+                images_uri=str(Path(folder, "images")),
+                output_uri=str(Path(folder, name)),
+                config=RunConfig(shard_images=shard_images),
+                model=ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
+            )
+            for name, given_prompts in (("a", source), ("b", shuffled))
+        )
+        assert first is not None
+        assert second is not None
+        stored = [read_shard(shard.uri) for shard in first.shards]
+    assert first.run_id == second.run_id
+    assert [shard.shard_id for shard in first.shards] == [shard.shard_id for shard in second.shards]
+    assert sorted((p for shard in stored for p in shard), key=lambda p: p.prompt_id) == sorted(
+        source, key=lambda p: p.prompt_id
+    )
+    images = [{(p.image_uri, p.image_id) for p in shard} for shard in stored]
+    assert all(len(one) <= shard_images for one in images)
+    assert sum(map(len, images)) == len(set().union(*images)) == first.images
