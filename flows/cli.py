@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 
 import typer
 
-from flows import commands
+from flows.commands import demo_images, evaluate, query, refine, refine_image, report, train
 from stable_sam.errors import StableSamError
 
 app = typer.Typer(
@@ -18,13 +16,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _found in pkgutil.iter_modules(commands.__path__):
-    _name = _found.name
-    _module = importlib.import_module(f"{commands.__name__}.{_name}")
-    if hasattr(_module, "app"):
-        app.add_typer(_module.app, name=_name.replace("_", "-"))
-    else:
-        app.command(_name.replace("_", "-"), cls=getattr(_module, "COMMAND_CLASS", None))(getattr(_module, _name))
+app.command("refine")(refine.refine)
+app.command("refine-image", cls=refine_image.COMMAND_CLASS)(refine_image.refine_image)
+app.command("query")(query.query)
+app.command("report")(report.report)
+app.command("evaluate")(evaluate.evaluate)
+app.command("demo-images")(demo_images.demo_images)
+app.add_typer(train.app, name="train")
 
 
 def main() -> None:
