@@ -3,7 +3,7 @@
     python benchmarks/kill_and_resume.py --data DIR --output URI [--pictures 60] [--noise 0.4] [--s3]
 
 DIR holds `instances.json` (COCO) and its pictures. The boxes of its first pictures are jittered (HQ-SAM's noise, fixed
-seed) and refined by `stable-sam refine` in a process group of its own, which is killed when half of the shards are committed.
+seed) and refined by `stable-sam refine`, whose process group is killed when half of the shards are committed.
 With --s3 pictures and annotations are copied to URI and read from there; the store is named by the AWS_* variables.
 """
 
