@@ -15,10 +15,13 @@ from stable_sam.errors import WeightsError
 
 
 def save_weights(module: nn.Module, file: Path, metadata: dict[str, str]) -> Path:
-    """Write the state of `module` as float16 safetensors, whole or not at all, and return `file`."""
+    """Write the state of `module` as float16 safetensors, whole or not at all, and return `file`.
+
+    Equal weights and metadata give equal bytes: models are known by the hash of their file.
+    """
     tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in module.state_dict().items()}
     partial = file.with_suffix(".partial")
-    partial.write_bytes(save(tensors, metadata))
+    partial.write_bytes(_with_sorted_metadata(save(tensors, metadata)))
     return partial.replace(file)
 
 
@@ -31,3 +34,13 @@ def read_safetensors(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[st
     except (SafetensorError, struct.error, ValueError) as error:
         raise WeightsError(f"{name}: expected a safetensors file, got {len(data)} bytes: {error}") from None
     return tensors, header.get("__metadata__", {})
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """safetensors orders the tensors, but writes the metadata in a new order every time."""
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]

@@ -8,6 +8,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from stable_sam.data.storage import read_bytes
 from stable_sam.errors import WeightsError
 from stable_sam.modeling.build import build_nano, set_input_size
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
@@ -26,8 +27,8 @@ def train_base(data_dir: Path, out_dir: Path, settings: BaseTraining, encoder_pa
     """Train `nano` and return the path of its weights (averaged, half precision).
 
     data_dir: folders with `instances.json` and pictures. encoder_path: backbone weights to start from (safetensors, the
-    keys of `nano.Backbone`). Resumes from `out_dir/checkpoint.pt` when it is there. Raises `AnnotationError` and
-    `WeightsError`.
+    keys of `nano.Backbone`). Resumes from `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `StorageError`
+    and `WeightsError`.
     """
     sets = read_training_sets(data_dir)
     torch.manual_seed(settings.seed)
@@ -106,7 +107,7 @@ def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor
 
 
 def _start_from(backbone: nn.Module, file: Path) -> None:
-    tensors, _ = read_safetensors(file.read_bytes(), str(file))
+    tensors, _ = read_safetensors(read_bytes(str(file)), str(file))
     try:
         backbone.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

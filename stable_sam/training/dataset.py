@@ -24,8 +24,8 @@ from stable_sam.prompt_noise import random_points
 
 MIN_OBJECT_FRACTION = 0.003
 """Smaller objects, in parts of the square input, are a cell or two of the embedding: nothing to learn a shape from."""
-
-
+SAMPLE_TRIES = 1000
+"""Pictures that may turn out without an object of that size, one after the other, before the data is refused."""
 SAM_PIXEL_MEAN = (124, 116, 104)
 """segment_anything's pixel_mean, rounded."""
 
@@ -58,31 +58,47 @@ class Batch:
 
 
 def read_training_sets(data_dir: Path) -> dict[str, list[TrainingImage]]:
-    """Read every `<set>/instances.json` under `data_dir`; raises `AnnotationError` when there is none or one is
-    broken."""
+    """Read every `<set>/instances.json` under `data_dir`.
+
+    Raises `AnnotationError` when there is none, or one is broken or without masks, and `ImageError` for a picture that
+    is not there.
+    """
     sets: dict[str, list[TrainingImage]] = {}
     for file in sorted(data_dir.glob("*/instances.json")):
         try:
-            coco = json.loads(file.read_text(encoding="utf-8"))
-            rles: dict[int, list[dict[str, Any]]] = {}
-            for annotation in coco["annotations"]:
-                rles.setdefault(annotation["image_id"], []).append(annotation["segmentation"])
-            sets[file.parent.name] = [
-                TrainingImage(_picture(file.parent, i["file_name"]), (i["height"], i["width"]), rles[i["id"]])
-                for i in coco["images"]
-                if i["id"] in rles
-            ]
-        except (KeyError, TypeError, ValueError) as error:
+            sets[file.parent.name] = _read_set(file)
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise AnnotationError(f"{file}: expected COCO instances with RLE masks, got {error!r}") from None
     if not sets:
         raise AnnotationError(f"{data_dir}: expected <set>/instances.json and <set>/images/, found none")
     return sets
 
 
-def _picture(folder: Path, file_name: str) -> Path:
+def _read_set(file: Path) -> list[TrainingImage]:
+    coco = json.loads(file.read_text(encoding="utf-8"))
+    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    rles: dict[int, list[dict[str, Any]]] = {}
+    for annotation in coco["annotations"]:
+        rle, image_id = annotation["segmentation"], annotation["image_id"]
+        if not isinstance(rle, dict) or not isinstance(rle["counts"], str) or tuple(rle["size"]) != sizes[image_id]:
+            name = annotation.get("id", "without id")
+            raise AnnotationError(f"{file}: annotation {name}: expected a compressed RLE mask of its picture's size")
+        rles.setdefault(image_id, []).append(rle)
+    if not rles:
+        raise AnnotationError(f"{file}: expected at least one mask, got none")
+    return [
+        TrainingImage(_picture(file, image["file_name"]), sizes[image["id"]], rles[image["id"]])
+        for image in coco["images"]
+        if image["id"] in rles
+    ]
+
+
+def _picture(file: Path, file_name: str) -> Path:
     """COCO does not fix whether file names start at the folder of the JSON or at its `images/`; both are in use."""
-    direct = folder / file_name
-    return direct if direct.exists() else folder / "images" / file_name
+    for path in (file.parent / file_name, file.parent / "images" / file_name):
+        if path.exists():
+            return path
+    raise ImageError(f"{file}: {file_name}: expected a training picture, found no file")
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -116,7 +132,7 @@ class TrainingBatches(Dataset[Batch]):
         )  # fmt: skip
 
     def _sample(self, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        while True:
+        for _ in range(SAMPLE_TRIES):
             pool = self.sets[self.names[rng.choice(len(self.names), p=self.share)]]
             item = pool[rng.integers(len(pool))]
             chosen = rng.permutation(len(item.rles))[: 2 * self.objects]
@@ -126,7 +142,15 @@ class TrainingBatches(Dataset[Batch]):
             cut = cut_masks(masks, window, self.size, flip)
             if cut:
                 break
+        else:
+            raise AnnotationError(
+                f"training sets {', '.join(self.names)}: expected objects of at least {MIN_OBJECT_FRACTION:.1%} of "
+                f"the input, got none in {SAMPLE_TRIES} tries"
+            )
         picture = read_picture(item.path)
+        if picture.shape[:2] != item.size_hw:
+            (height, width), (h, w) = item.size_hw, picture.shape[:2]
+            raise ImageError(f"{item.path}: expected {width} x {height} pixels as annotated, got {w} x {h}")
         image = pad_image(augment_colors(cut_image(picture, window, self.size, flip), rng), self.size)
         picks = [cut[i % len(cut)] for i in range(self.objects)]
         points = [random_points(mask, self.points, rng) for mask in picks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import cv2
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from stable_sam.errors import StableSamError, StorageError, WeightsError
 from stable_sam.training.dataset import Batch, TrainingBatches, TrainingImage
 from stable_sam.training.settings import Stage, TrainingSettings
 
@@ -37,8 +39,14 @@ class TrainingLoop:
         out_dir: Path,
         export: Callable[[nn.Module, int], Path],
     ) -> None:
-        """`groups`: AdamW parameter groups, each with its part of the learning rate as "part"."""
-        out_dir.mkdir(parents=True, exist_ok=True)
+        """`groups`: AdamW parameter groups, each with its part of the learning rate as "part".
+
+        Raises `StorageError` when `out_dir` cannot be made, `WeightsError` when its checkpoint is of another run.
+        """
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{out_dir}: expected a folder to write to: {error.strerror}") from None
         self.module, self.settings, self.out_dir, self._export, self.step = module, settings, out_dir, export, 0
         for group in groups:
             group["peak"] = settings.learning_rate * group.pop("part")
@@ -97,13 +105,18 @@ class TrainingLoop:
 
     def _resume(self) -> None:
         file = self.out_dir / "checkpoint.pt"
-        if file.exists():
-            state = torch.load(file, weights_only=True)
+        if not file.exists():
+            return
+        try:
+            state = torch.load(file, map_location=next(self.module.parameters()).device, weights_only=True)
             self.module.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
-            log.info("resumed at step %d of %d", self.step, self.settings.total_steps)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(f"{file}: not a checkpoint of this run, remove it to start anew: {reason}") from None
+        log.info("resumed at step %d of %d", self.step, self.settings.total_steps)
 
 
 def rate_factor(step: int, settings: TrainingSettings) -> float:
@@ -149,9 +162,25 @@ def _batches(
         start += stage.steps
         if len(steps):
             for batch in DataLoader(
-                dataset, sampler=steps, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=_one_thread
-            ):
+                _ErrorsAsValues(dataset), sampler=steps, batch_size=None, num_workers=1, prefetch_factor=4,
+                worker_init_fn=_one_thread,
+            ):  # fmt: skip
+                if isinstance(batch, StableSamError):
+                    raise batch
                 yield batch, stage
+
+
+class _ErrorsAsValues(Dataset[Batch | StableSamError]):
+    """The loader rewrites an exception of its worker into many lines; as a value it keeps its one."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | StableSamError:
+        try:
+            return self.batches[step]
+        except StableSamError as error:
+            return error
 
 
 def _one_thread(_: int) -> None:

@@ -11,8 +11,7 @@ def mask_loss(logits: Tensor, coverage: Tensor, near: Tensor) -> Tensor:
     """BCE + dice of each mask.
 
     logits and coverage: (..., h, w); near: (..., h, w) 0/1, the cells in and around the object's box. The BCE is the
-    mean
-    over the near cells plus the mean over the others, so that a small object weighs as much as a large one.
+    mean over the near cells plus the mean over the others, so that a small object weighs as much as a large one.
     Returns (...).
     """
     coverage = coverage.expand_as(logits)
@@ -27,7 +26,10 @@ def mask_loss(logits: Tensor, coverage: Tensor, near: Tensor) -> Tensor:
 
 
 def near_cells(boxes: Tensor, cells: int, stride: int, margin: float = 0.25) -> Tensor:
-    """(..., cells, cells) 1 inside the boxes (..., 4) XYXY input pixels, grown by `margin` of their sides, else 0."""
+    """1 for cells whose centre lies in the box, grown by `margin` of its sides and one cell, else 0.
+
+    boxes: (..., 4) XYXY, input pixels. Returns (..., cells, cells).
+    """
     grown = boxes / stride
     sides = (grown[..., 2:] - grown[..., :2]) * margin + 1.0
     low, high = grown[..., :2] - sides, grown[..., 2:] + sides

@@ -25,7 +25,7 @@ def train_plugin(sam: Sam, base_sha256: str, data_dir: Path, out_dir: Path, sett
     """Train a plugin for the frozen `sam` and return the path of its weights.
 
     base_sha256: of the base's file; the plugin records it and is refused on any other base. Resumes from
-    `out_dir/checkpoint.pt`. Raises `AnnotationError`.
+    `out_dir/checkpoint.pt`. Raises `InputError`, `StorageError` and `WeightsError`.
     """
     sets = read_training_sets(data_dir)
     torch.manual_seed(settings.seed)
@@ -75,7 +75,7 @@ def plugin_loss(
 
 def mixed_boxes(boxes: Tensor, scales: tuple[float, ...], size: int, generator: torch.Generator) -> Tensor:
     """Each box (P, 4) XYXY with the noise of `prompt_noise.noisy_box` at a scale drawn for it; sides at least 4
-    pixels."""
+    pixels before the image clips them."""
     chosen = torch.tensor(scales)[torch.randint(len(scales), (len(boxes), 1), generator=generator)]
     sides = boxes[:, 2:] - boxes[:, :2]
     move = (torch.rand(boxes.shape, generator=generator) * 2.0 - 1.0) * chosen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from stable_sam.config import Section
@@ -38,7 +40,7 @@ class TrainingSettings(Section):
     """Decay of the averaged weights, which are the ones exported."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Gradient norm."""
-    set_weights: dict[str, float] = Field(default_factory=dict)
+    set_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Share of each training set, 1 where not named: the sets differ in size by hundreds."""
     checkpoint_steps: int = Field(default=100, ge=1)
     """Steps between two checkpoints: what a kill can cost."""
@@ -61,9 +63,9 @@ class BaseTraining(TrainingSettings):
 class PluginTraining(TrainingSettings):
     """Robust training strategy (RTS): the plugin alone learns, from prompts of mixed quality."""
 
-    noise_scales: tuple[float, ...] = Field(default=(0.0, 0.2, 0.4, 0.6), min_length=1)
+    noise_scales: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 0.2, 0.4, 0.6), min_length=1)
     """Noise of the boxes, drawn anew for each box; 0 keeps good prompts good. The paper gives no scale."""
-    point_counts: tuple[int, ...] = Field(default=(1, 1, 3, 5), min_length=1)
+    point_counts: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 1, 3, 5), min_length=1)
     """Points of the point prompts, one entry drawn for each step."""
     hidden: int = Field(default=16, ge=1)
     """Width of the dynamic routing plugin."""
