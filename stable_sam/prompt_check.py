@@ -1,72 +1,94 @@
-"""What makes a weak prompt usable: one set of rules for readers, which may not know the image's size, and refiner."""
+"""The rules by which a weak prompt is usable: one set for the readers, which may not know the image's size, and for the
+refiner, which does."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
-from math import isfinite
 
 from stable_sam.errors import PromptError
 from stable_sam.records import BoxXYXY, Prompt
 
 
-def check_prompt(prompt: Prompt, image_hw: tuple[int, int] | None) -> Prompt:
-    """`prompt` with its box clipped to the image; `image_hw` None when the size is not known (then nothing is clipped).
+def check_prompt(prompt: Prompt, image_hw: tuple[int, int] | None, *, box_as_given: str | None = None) -> Prompt:
+    """`prompt` with its box clipped to the image; what it gives is unchanged by another call.
 
-    Raises `PromptError` saying what was expected and what came.
+    image_hw: (height, width) in pixels of the upright image, None when not known: then only what lies left of or above
+    every image is outside, and nothing is clipped at the far borders. Points may lie on the borders.
+    box_as_given: how the source wrote the box, for messages; None: as XYXY.
+    Raises `PromptError` with all that is wrong with box and points, each with what was expected and what came.
     """
     if prompt.error is not None:
         raise PromptError(prompt.error)
-    if prompt.box_xyxy is None and not prompt.points_xy:
-        raise PromptError("expected a box or points, got neither")
     box = prompt.box_xyxy
-    if box is not None:
-        _check_box(box)
-    _check_points(prompt)
-    coordinates = [*(box or ()), *(value for point in prompt.points_xy for value in point)]
-    if max(coordinates) <= 1 and (image_hw is None or max(image_hw) > 1):
-        raise PromptError(f"expected pixels, got coordinates that look normalised: {_numbers(coordinates)}")
-    if image_hw is None:
-        return prompt
-    for x, y in prompt.points_xy:
-        if not (0 <= x <= image_hw[1] and 0 <= y <= image_hw[0]):
-            raise PromptError(f"expected points inside the image {_size(image_hw)}, got {_numbers((x, y))}")
+    problems = [None if box is None else _box_problem(box, image_hw, box_as_given), _points_problem(prompt, image_hw)]
+    found = [problem for problem in problems if problem]
+    if found:
+        raise PromptError("; ".join(found))
     return prompt if box is None else replace(prompt, box_xyxy=_clipped(box, image_hw))
 
 
-def _check_box(box: BoxXYXY) -> None:
+def _box_problem(box: BoxXYXY, image_hw: tuple[int, int] | None, as_given: str | None) -> str | None:
     x0, y0, x1, y1 = box
-    if not all(isfinite(value) for value in box):
-        raise PromptError(f"expected a box of finite numbers, got {_numbers(box)}")
+    shown = as_given or f"{_numbers(box)} (XYXY)"
+    if not all(math.isfinite(value) for value in box):
+        return f"expected a box of finite numbers, got {shown}"
     if x1 < x0 or y1 < y0:
-        raise PromptError(f"expected a box x0 < x1, y0 < y1, got an inverted one: {_numbers(box)}")
+        return f"the box is inverted: expected width and height above 0, got {shown}"
     if x1 == x0 or y1 == y0:
-        raise PromptError(f"expected a box x0 < x1, y0 < y1, got an empty one: {_numbers(box)}")
+        return f"the box is empty: expected width and height above 0, got {shown}"
+    left, top, right, bottom = _clipped(box, image_hw)
+    if left >= right or top >= bottom:
+        return f"the box lies outside the image: expected a box in {_size(image_hw)}, got {shown}"
+    # Position and size, not corners: a normalised box that passes the border a little has a corner above 1.
+    if max(left, top, right - left, bottom - top) <= 1 and not _one_pixel(image_hw):
+        return f"the box looks normalised: expected pixels, got no position or size above 1 in the image: {shown}"
+    return None
 
 
-def _check_points(prompt: Prompt) -> None:
+def _points_problem(prompt: Prompt, image_hw: tuple[int, int] | None) -> str | None:
     points, labels = prompt.points_xy, prompt.point_labels
-    if len(points) != len(labels):
-        raise PromptError(f"expected one label for each point, got {len(points)} points and {len(labels)} labels")
-    wrong = [label for label in labels if label not in (0, 1)]
-    if wrong:
-        raise PromptError(f"expected point labels 1 (object) or 0 (background), got {wrong[0]}")
-    if not all(isfinite(value) for point in points for value in point):
-        raise PromptError("expected points of finite numbers, got NaN or infinity")
+    if not points:
+        if labels:
+            return f"expected one label for each point, got no points and labels {list(labels)!r:.80}"
+        return "expected a box, points, or both, got neither" if prompt.box_xyxy is None else None
+    shown = f"[{', '.join(_numbers(point) for point in points)}]"[:80]
+    values = [value for point in points for value in point]
+    if not all(math.isfinite(value) for value in values):
+        return f"expected points of finite numbers, got {shown}"
+    height, width = _borders(image_hw)
+    if not all(0 <= x <= width and 0 <= y <= height for x, y in points):
+        return f"a point lies outside the image: expected points in {_size(image_hw)}, got {shown}"
+    # Whole numbers up to 1 are the image's first pixels; only fractions betray normalised points.
+    if max(values) <= 1 and not all(float(value).is_integer() for value in values) and not _one_pixel(image_hw):
+        return f"the points look normalised: expected pixels, got no value above 1: {shown}"
+    if len(labels) != len(points):
+        return f"expected {len(points)} point labels, one for each point, got {list(labels)!r:.80}"
+    if not set(labels) <= {0, 1}:
+        return f"expected point labels 1 (on the object) or 0 (background), got {list(labels)!r:.80}"
     if prompt.box_xyxy is None and 1 not in labels:
-        raise PromptError("expected a box or at least one point with label 1, got background points only")
+        return "expected a box or at least one point with label 1, got background points only"
+    return None
 
 
-def _clipped(box: BoxXYXY, image_hw: tuple[int, int]) -> BoxXYXY:
-    height, width = image_hw
-    x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))
-    if x0 >= x1 or y0 >= y1:
-        raise PromptError(f"expected a box that meets the image {_size(image_hw)}, got {_numbers(box)}")
-    return x0, y0, x1, y1
+def _clipped(box: BoxXYXY, image_hw: tuple[int, int] | None) -> BoxXYXY:
+    height, width = _borders(image_hw)
+    x0, y0, x1, y1 = box
+    return max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
 
 
-def _numbers(values: tuple[float, ...] | list[float], limit: int = 8) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values[:limit]) + (", ..." if len(values) > limit else "") + ")"
+def _borders(image_hw: tuple[int, int] | None) -> tuple[float, float]:
+    return (math.inf, math.inf) if image_hw is None else (float(image_hw[0]), float(image_hw[1]))
 
 
-def _size(image_hw: tuple[int, int]) -> str:
-    return f"of {image_hw[1]} x {image_hw[0]} pixels"
+def _one_pixel(image_hw: tuple[int, int] | None) -> bool:
+    return image_hw is not None and max(image_hw) <= 1
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return str([float(value) for value in values])
+
+
+def _size(image_hw: tuple[int, int] | None) -> str:
+    return f"{image_hw[1]} x {image_hw[0]} pixels" if image_hw else "the image"

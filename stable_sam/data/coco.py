@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stable_sam.data.image_folder import ImageFolder
-from stable_sam.data.prompt_checks import SourceAnnotation, attributes_json, checked_prompt, id_text, image_size
+from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text, image_size
 from stable_sam.errors import AnnotationError, ImageError
 from stable_sam.records import Prompt
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stable_sam.data.image_folder import ImageFolder, relative_name
-from stable_sam.data.prompt_checks import SourceAnnotation, attributes_json, checked_prompt, id_text
+from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
 from stable_sam.errors import AnnotationError, ImageError
 from stable_sam.records import Prompt
 

@@ -132,7 +132,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"points": [15, 25, 1]}, r"expected points as \[\[x, y, label\], \.\.\.\]"),
     ({"points": {"x": 15}}, r"expected points as \[\[x, y, label\], \.\.\.\]"),
     ({"points": [[15, 25, 2]]}, "expected point labels 1"),
-    ({"points": [[15, 25, None]]}, "expected point labels 1"),
+    ({"points": [[15, 25, None]]}, "expected a list of whole numbers as point labels"),
+    ({"points": [[15, 25, 0]], "bbox": None}, "got background points only"),
     ({"points": [[15, NAN, 1]]}, "points of finite numbers"),
     ({"points": [[150, 25, 1]]}, "a point lies outside the image: expected points in 100 x 80 pixels"),
     ({"points": [[-1, 25, 1]]}, "a point lies outside the image"),
@@ -166,6 +167,10 @@ def test_all_that_is_wrong_is_told_at_once(source: Source) -> None:
     [prompt] = source.read(coco(annotation(bbox=[1, 2, 0, 0], image_id=5, score="x")))
     assert prompt.error is not None
     assert prompt.error.count(";") == 2
+    [prompt] = source.read(coco(annotation(bbox=[1, 2, 0, 0], points=[[1, 2, 5]])))
+    assert prompt.error is not None
+    assert "the box is empty" in prompt.error
+    assert "; expected point labels 1" in prompt.error
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ def test_writes_the_refiners_mask_and_an_overlay_and_prints_the_scores(monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "tiny"], "expected a box or points, got neither"),
-        (["--model", "tiny", "--box", "0.1", "0.1", "0.5", "0.5"], "look normalised"),
-        (["--model", "tiny", "--box", "70", "5", "90", "30"], "meets the image of 60 x 40 pixels"),
+        (["--model", "tiny"], "expected a box, points, or both, got neither"),
+        (["--model", "tiny", "--box", "0.1", "0.1", "0.5", "0.5"], "the box looks normalised"),
+        (["--model", "tiny", "--box", "70", "5", "90", "30"], "expected a box in 60 x 40 pixels"),
         (["--model", "tiny", "--point", "5", "6"], "--point: expected X Y LABEL, three numbers, got"),
         (["--model", "huge", "--box", "5", "5", "40", "30"], "refiner.model"),
         (["--model", "vit_b", "--box", "5", "5", "40", "30"], "checkpoint_uri: vit_b needs"),

@@ -1,7 +1,8 @@
-"""From what an annotation file says to a checked `Prompt`: the one place that decides whether a weak prompt is usable.
+"""From what an annotation file says to a `Prompt` of typed values.
 
 The readers fill in a `SourceAnnotation` without judging it; `checked_prompt` makes a `Prompt` of it in every case, with
-the reasons in `error` when it cannot be used.
+the reasons in `error` when it cannot be used: values of another type than a prompt holds are found here, prompts that
+make no sense by the rules of `stable_sam.prompt_check`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from stable_sam.errors import PromptError
+from stable_sam.prompt_check import check_prompt
 from stable_sam.records import BoxXYXY, Prompt
 
 MAX_ATTRIBUTE_CHARS = 200
@@ -23,6 +25,9 @@ T = TypeVar("T")
 Points = tuple[tuple[tuple[float, float], ...], tuple[int, ...]]
 """points_xy and point_labels."""
 NO_POINTS: Points = ((), ())
+Box = tuple[BoxXYXY | None, str | None]
+"""box_xyxy, and the box as its source wrote it."""
+NO_BOX: Box = (None, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +59,16 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
     """The prompt, with `error` set to everything that is wrong with it; never raises."""
     problems = [source.problem] if source.problem else []
 
-    def attempt(check: Callable[[], T], otherwise: T) -> T:
+    def attempt(step: Callable[[], T], otherwise: T) -> T:
         try:
-            return check()
+            return step()
         except PromptError as error:
             problems.append(str(error))
             return otherwise
 
-    box = attempt(lambda: _box(source), None)
+    box, box_as_given = attempt(lambda: _box(source), NO_BOX)
     points, labels = attempt(lambda: _points(source), NO_POINTS)
-    if not problems and box is None and not points:
-        problems.append("expected a box, points, or both, got neither")
-    return Prompt(
+    prompt = Prompt(
         prompt_id=source.prompt_id,
         image_id=source.image_id,
         image_uri=source.image_uri,
@@ -78,8 +81,13 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
         iscrowd=attempt(lambda: _flag(source.iscrowd, "iscrowd"), False),
         score=attempt(lambda: _score(source.score), None),
         attributes=source.attributes,
-        error=f"{source.where}: {'; '.join(problems)}" if problems else None,
     )
+    # That there is neither box nor points is no news when one of them, or the whole record, could not be read.
+    if box is not None or points or labels or not problems:
+        # What breaks the rules is not kept as a prompt: it may hold NaN, or lie outside the image.
+        unusable = replace(prompt, box_xyxy=None, points_xy=(), point_labels=())
+        prompt = attempt(lambda: check_prompt(prompt, source.size_hw, box_as_given=box_as_given), unusable)
+    return replace(prompt, error=f"{source.where}: {'; '.join(problems)}") if problems else prompt
 
 
 def id_text(value: Any) -> str | None:
@@ -110,71 +118,33 @@ def attributes_json(record: Mapping[str, Any], known: Container[str]) -> str | N
     return json.dumps(kept, sort_keys=True) if kept else None
 
 
-def _box(source: SourceAnnotation) -> BoxXYXY | None:
+def _box(source: SourceAnnotation) -> Box:
     given_xyxy, given_xywh = _absent_if_empty(source.box_xyxy), _absent_if_empty(source.box_xywh)
     if given_xyxy is not None and given_xywh is not None:
         raise PromptError("expected box_xyxy or bbox_xywh, got both")
     if given_xywh is not None:
-        frame = "XYWH"
-        given = _numbers(given_xywh, 4, "a box of 4 numbers (XYWH)")
-        x0, y0, x1, y1 = given[0], given[1], given[0] + given[2], given[1] + given[3]
-    elif given_xyxy is not None:
-        frame = "XYXY"
-        given = _numbers(given_xyxy, 4, "a box of 4 numbers (XYXY)")
-        x0, y0, x1, y1 = given
-    else:
-        return None
-    shown = f"{list(given)} ({frame})"
-    if not all(math.isfinite(value) for value in (*given, x1, y1)):
-        raise PromptError(f"expected a box of finite numbers, got {shown}")
-    if x1 < x0 or y1 < y0:
-        raise PromptError(f"the box is inverted: expected width and height above 0, got {shown}")
-    if x1 == x0 or y1 == y0:
-        raise PromptError(f"the box is empty: expected width and height above 0, got {shown}")
-    if max(given) <= 1:
-        raise PromptError(f"the box looks normalised: expected pixels, got no value above 1: {shown}")
-    height, width = source.size_hw or (math.inf, math.inf)
-    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise PromptError(f"the box lies outside the image: expected a box in {_size(source.size_hw)}, got {shown}")
-    return max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+        x, y, width, height = _numbers(given_xywh, 4, "a box of 4 numbers (XYWH)")
+        return (x, y, x + width, y + height), f"{[x, y, width, height]} (XYWH)"
+    if given_xyxy is not None:
+        x0, y0, x1, y1 = _numbers(given_xyxy, 4, "a box of 4 numbers (XYXY)")
+        return (x0, y0, x1, y1), f"{[x0, y0, x1, y1]} (XYXY)"
+    return NO_BOX
 
 
 def _points(source: SourceAnnotation) -> Points:
-    given, given_labels = _absent_if_empty(source.points_xy), _absent_if_empty(source.point_labels)
-    if given is None:
-        if given_labels is not None:
-            raise PromptError(f"expected one label for each point, got no points and labels {given_labels!r:.80}")
-        return NO_POINTS
-    if not isinstance(given, list | tuple):
+    """Points without labels are all on the object."""
+    given, labels = _absent_if_empty(source.points_xy), _absent_if_empty(source.point_labels)
+    if given is not None and not isinstance(given, list | tuple):
         raise PromptError(f"expected a list of points [x, y], got {given!r:.80}")
     points = []
-    for point in given:
+    for point in given or ():
         x, y = _numbers(point, 2, "a point of 2 numbers (x, y)")
         points.append((x, y))
-    _check_points(points, source.size_hw)
-    labels = [1] * len(points) if given_labels is None else given_labels
-    if not isinstance(labels, list | tuple) or len(labels) != len(points):
-        raise PromptError(f"expected {len(points)} point labels, one for each point, got {labels!r:.80}")
-    if not all(isinstance(label, int | float) and label in (0, 1) for label in labels):
-        raise PromptError(f"expected point labels 1 (on the object) or 0 (background), got {labels!r:.80}")
+    if labels is None:
+        return tuple(points), (1,) * len(points)
+    if not isinstance(labels, list | tuple) or not all(_is_whole(label) for label in labels):
+        raise PromptError(f"expected a list of whole numbers as point labels, got {labels!r:.80}")
     return tuple(points), tuple(int(label) for label in labels)
-
-
-def _check_points(points: list[tuple[float, float]], size_hw: tuple[int, int] | None) -> None:
-    shown = f"{[list(point) for point in points]!r:.80}"
-    values = [value for point in points for value in point]
-    if not all(math.isfinite(value) for value in values):
-        raise PromptError(f"expected points of finite numbers, got {shown}")
-    # Whole numbers up to 1 are the image's first pixels; only fractions betray a normalised point.
-    if max(values) <= 1 and any(not value.is_integer() for value in values) and min(values) >= 0:
-        raise PromptError(f"the points look normalised: expected pixels, got no value above 1: {shown}")
-    height, width = size_hw or (math.inf, math.inf)
-    if not all(0 <= x <= width and 0 <= y <= height for x, y in points):
-        raise PromptError(f"a point lies outside the image: expected points in {_size(size_hw)}, got {shown}")
-
-
-def _size(size_hw: tuple[int, int] | None) -> str:
-    return f"{size_hw[1]} x {size_hw[0]} pixels" if size_hw else "the image"
 
 
 def _absent_if_empty(value: Any) -> Any:
@@ -192,6 +162,10 @@ def _numbers(value: Any, count: int, expected: str) -> tuple[float, ...]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def _integer(value: Any, name: str) -> int | None:
