@@ -7,7 +7,6 @@ Safe to run twice, to kill and to run again: see `stable_sam.data.commits`. Para
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
@@ -16,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.user_errors import log_user_errors_in_one_line
 from stable_sam.config import RunConfig
 from stable_sam.data.runs import newest_run
+from stable_sam.data.storage import absolute_uri
 from stable_sam.errors import InputError, StorageError
 from stable_sam.preflight import check_logical_date
 from stable_sam.summary import RunSummary, summarize
@@ -42,6 +42,7 @@ def refine_dataset(
     log_user_errors_in_one_line()
     check_logical_date(logical_date)
     settings = RunConfig.from_dict(config or {}) if not isinstance(config, str) else RunConfig.from_yaml(config)
+    # Actors and later readers may stand in another folder.
     table_uri = absolute_uri(output_uri)
     manifest_uri = plan(
         annotations_uri=absolute_uri(annotations_uri),
@@ -64,11 +65,6 @@ def refine_dataset(
             f"{settings.max_failed_fraction:g}; the run {run_id} is published, its failed rows say why"
         )
     return summary
-
-
-def absolute_uri(uri: str) -> str:
-    """Local paths made absolute: actors and later readers may stand in another folder."""
-    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def _scheduled_date() -> str | None:

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +23,16 @@ from stable_sam.config import RunConfig
 from stable_sam.data.ordering import ImageRows, OrderedPrompts, Row, ordered
 from stable_sam.data.runs import RunInfo, newest_run
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row, rows_to_table
-from stable_sam.data.storage import create_bytes, exists, file_version, join, list_versions, read_bytes, write_bytes
+from stable_sam.data.storage import (
+    absolute_uri,
+    create_bytes,
+    exists,
+    file_version,
+    join,
+    list_versions,
+    read_bytes,
+    write_bytes,
+)
 from stable_sam.errors import AnnotationError, ConfigError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, Provenance
@@ -115,7 +123,7 @@ def plan_run(
     a night without change makes no run.
     Raises `AnnotationError` for no prompts or a repeated prompt_id, `StorageError`, and whatever `prompts` raises.
     """
-    output_uri = _absolute(output_uri)
+    output_uri = absolute_uri(output_uri)
     with ordered(prompts) as in_order:
         _check(in_order, annotations_uri)
         versions = _ImageVersions(images_uri)
@@ -241,8 +249,3 @@ def _image_content(rows: list[Row], versions: _ImageVersions) -> bytes:
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-
-
-def _absolute(uri: str) -> str:
-    """Actors may run in another working folder than the driver."""
-    return uri if "://" in uri else str(Path(uri).absolute())

@@ -40,6 +40,11 @@ def join(uri: str, *parts: str) -> str:
     return base + "/".join(part.strip("/") for part in parts)
 
 
+def absolute_uri(uri: str) -> str:
+    """A local path made absolute, for those who stand in another folder; a URI as it is."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content; `NotFoundError` when there is nothing."""
     with _explained(uri, "read"):
