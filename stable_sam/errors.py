@@ -58,3 +58,8 @@ class CredentialsError(StorageError):
 
 class ConservationError(StorageError):
     """The rows to publish are not exactly the prompts that were planned."""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, on one line; its type when it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

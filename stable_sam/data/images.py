@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from stable_sam.errors import ImageError
+from stable_sam.errors import ImageError, one_line
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself; others (PostScript, for one) would start programs on a stranger's file."""
@@ -31,7 +31,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: the image is too large: {_one_line(error)}") from None
+        raise ImageError(f"{name}: the image is too large: {one_line(error)}") from None
     except Exception as error:
         raise ImageError(
             f"{name}: not an image: expected one of {', '.join(FORMATS)}, "
@@ -48,7 +48,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
         image.load()
         return upright_rgb(image)
     except Exception as error:
-        raise ImageError(f"{name}: the image is damaged: {_one_line(error)}") from error
+        raise ImageError(f"{name}: the image is damaged: {one_line(error)}") from error
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -89,7 +89,3 @@ def _gray_to_8_bit(gray: NDArray[np.generic]) -> NDArray[np.uint8]:
     values -= low
     values *= 255.0 / (high - low) if high > low else 0.0
     return np.rint(values, out=values).astype(np.uint8)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from stable_sam.data.image_folder import ImageFolder, relative_name
 from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
-from stable_sam.errors import AnnotationError, ImageError
+from stable_sam.errors import AnnotationError, ImageError, one_line
 from stable_sam.records import Prompt
 
 PROMPT_COLUMNS = ("box_xyxy", "bbox_xywh", "points_xy")
@@ -46,7 +46,7 @@ def read_parquet(data: bytes, *, name: str, folder: ImageFolder) -> Iterator[Pro
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
-        raise AnnotationError(f"{name}: not a readable Parquet file: {_one_line(error)}") from error
+        raise AnnotationError(f"{name}: not a readable Parquet file: {one_line(error)}") from error
     columns = file.schema_arrow.names
     if "image" not in columns or not set(PROMPT_COLUMNS) & set(columns):
         raise AnnotationError(f"{name}: {EXPECTED}, got {', '.join(columns):.200}")
@@ -69,7 +69,7 @@ def _parquet_rows(file: pq.ParquetFile, name: str) -> Iterator[tuple[str, dict[s
                 number += 1
                 yield f"{name}: row {number}", row
     except (pa.ArrowException, OSError) as error:
-        raise AnnotationError(f"{name}: damaged after row {number}: {_one_line(error)}") from error
+        raise AnnotationError(f"{name}: damaged after row {number}: {one_line(error)}") from error
 
 
 def _json_rows(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,7 +79,7 @@ def _json_rows(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise AnnotationError(f"{name}: line {number}: not valid JSON: {_one_line(error)}") from None
+            raise AnnotationError(f"{name}: line {number}: not valid JSON: {one_line(error)}") from None
         if not isinstance(row, dict):
             raise AnnotationError(f"{name}: line {number}: expected a JSON object, got {row!r:.80}")
         yield f"{name}: line {number}", row
@@ -143,7 +143,3 @@ def _attributes(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
         return None, f"expected a JSON object as attributes, got {given!r:.80}"
     others = {column: value for column, value in row.items() if column not in OWN_COLUMNS}
     return attributes_json(others | (given or {}), known=()), None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -22,7 +22,7 @@ from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from stable_sam.data import s3
-from stable_sam.errors import CredentialsError, NotFoundError, StableSamError, StorageError
+from stable_sam.errors import CredentialsError, NotFoundError, StableSamError, StorageError, one_line
 
 PARTIAL_SUFFIX = ".stable-sam-partial"
 """Ending of local files that are still being written; what a killed writer leaves under this name is never listed."""
@@ -270,4 +270,4 @@ def _explained(uri: str, action: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

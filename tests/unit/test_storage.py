@@ -195,3 +195,13 @@ def test_object_systems_other_than_s3_go_the_same_way() -> None:
     assert not storage.create_bytes("memory://storage-test/x", b"2")
     assert storage.list_files("memory://storage-test") == ["memory://storage-test/x"]
     assert storage.read_bytes("memory://storage-test/x") == b"1"
+
+
+def test_only_local_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute_uri("table") == str(tmp_path / "table")
+    assert [storage.absolute_uri(uri) for uri in ("/a/b", "s3://bucket/a", "file:///a")] == [
+        "/a/b",
+        "s3://bucket/a",
+        "file:///a",
+    ]
