@@ -1,4 +1,4 @@
-"""Training: its samples, its losses, its resume after a kill, what it may touch. Real steps, on pictures of ellipses."""
+"""Training: its samples, losses, resume after a kill, and what it may touch. Real steps, on pictures of ellipses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ from stable_sam.modeling.plugin import StableSamPlugin, count_parameters, detach
 from stable_sam.modeling.weights import save_weights
 from stable_sam.training import base, plugin
 from stable_sam.training.base import jitter_boxes, multimask_loss, train_base
-from stable_sam.training.dataset import Batch, TrainingBatches, read_training_sets
+from stable_sam.training.dataset import (
+    SAM_PIXEL_MEAN,
+    Batch,
+    TrainingBatches,
+    cut_image,
+    cut_masks,
+    pad_image,
+    random_window,
+    read_training_sets,
+)
 from stable_sam.training.loop import append_csv, mean_figures, rate_factor
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
 from stable_sam.training.plugin import mixed_boxes, train_plugin
@@ -308,7 +317,7 @@ def test_samples_are_a_function_of_seed_and_step(data):
 
 
 def test_parts_of_a_sample_agree(data):
-    """Boxes, points and coverage are of one object, and it lies where the picture shows it."""
+    """Boxes, points and coverage are of one object."""
     for step in range(6):
         batch = batches(data)[step]
         assert batch.images.shape == (2, 3, 64, 64)
@@ -329,11 +338,38 @@ def test_parts_of_a_sample_agree(data):
             low, high = torch.stack((columns.min(), rows.min())), torch.stack((columns.max(), rows.max())) + 1
             torch.testing.assert_close(low.float(), torch.floor(box[:2] / 4))
             torch.testing.assert_close(high.float(), torch.ceil(box[2:] / 4))
-        bright = batch.images.float().amax(1).unflatten(1, (16, 4)).unflatten(3, (16, 4)).mean((2, 4))  # (2, 16, 16)
-        coverage = batch.coverage.amax(1)
-        for image in range(2):
-            inside, outside = bright[image][coverage[image] == 1], bright[image][coverage[image] == 0]
-            assert inside.median() > outside.median()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_picture_and_masks_are_cut_alike(flip):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((72, 96), np.uint8)
+    cv2.ellipse(mask, (40, 30), (25, 14), 30, 0, 360, 1, -1)
+    picture = np.repeat(mask[:, :, None] * 255, 3, axis=2)
+    shown = 0
+    for _ in range(20):
+        window = random_window(mask.shape, rng)
+        x, y, w, h = window
+        assert 0 <= x <= x + w <= 96
+        assert 0 <= y <= y + h <= 72
+        image = cut_image(picture, window, 64, flip)
+        assert max(image.shape[:2]) == 64
+        cut = cut_masks(mask[:, :, None], window, 64, flip)
+        assert len(cut) == (mask[y : y + h, x : x + w].sum() >= 0.4 * mask.sum())
+        for visible in cut:
+            shown += 1
+            np.testing.assert_array_equal(visible[: image.shape[0], : image.shape[1]], image[:, :, 0] > 127)
+            assert visible.shape == (64, 64)
+            assert visible[image.shape[0] :].sum() == visible[:, image.shape[1] :].sum() == 0
+    assert shown > 10
+
+
+def test_what_is_beside_a_picture_is_its_mean():
+    padded = pad_image(np.full((2, 3, 3), 7, np.uint8), 4)
+    assert (padded[:2, :3] == 7).all()
+    assert (padded[2:] == SAM_PIXEL_MEAN).all()
+    assert (padded[:, 3:] == SAM_PIXEL_MEAN).all()
+    np.testing.assert_allclose(SAM_PIXEL_MEAN, build_tiny().pixel_mean.flatten(), atol=0.5)
 
 
 def test_weights_choose_the_sets(data):
