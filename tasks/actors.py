@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from stable_sam.config import RayConfig
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
-from stable_sam.errors import ConfigError, CredentialsError, StableSamError, WeightsError
+from stable_sam.errors import ConfigError, CredentialsError, StableSamError, WeightsError, one_line
 from stable_sam.records import ShardReport
 from tasks.actor_plan import plan_actors
 
@@ -59,7 +59,7 @@ class ShardActor:
         except StableSamError as error:
             return error
         except Exception as error:
-            return StableSamError(f"the model cannot be loaded: {_one_line(error)}")
+            return StableSamError(f"the model cannot be loaded: {_reason(error)}")
 
     def refine(self, shard: ShardPlan, poisoned: Mapping[str, str]) -> ShardReport | ShardFailure | StableSamError:
         """Refine and commit one shard; the images in `poisoned` (image id -> reason) become failed rows untouched."""
@@ -70,7 +70,7 @@ class ShardActor:
         except (ConfigError, CredentialsError, WeightsError) as error:
             return error  # every other shard would meet it too
         except StableSamError as error:
-            return ShardFailure(shard_id=shard.shard_id, error=_one_line(error))
+            return ShardFailure(shard_id=shard.shard_id, error=_reason(error))
 
     def probe(self, shard: ShardPlan, image_id: str) -> bool:
         """Do the work of one image and write nothing; returns True when the process survives it, whatever came out."""
@@ -218,7 +218,7 @@ class _Fleet:
         if suspect is None:
             self._failed_starts_left -= 1
             if self._failed_starts_left < 0:
-                raise StableSamError(f"Ray actors die while they start: {_one_line(error)}")
+                raise StableSamError(f"Ray actors die while they start: {_reason(error)}")
         ray.kill(dead.handle)
         self._actors.remove(dead)
         return _Death(suspect=suspect, innocent=[shard for shard in innocent if shard is not None])
@@ -270,7 +270,7 @@ def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardR
     try:
         answer: ShardReport | ShardFailure | StableSamError = ray.get(actor.refine.remote(shard, poisoned))
     except RayError as error:
-        reason = f"ends its actor, though none of its images does alone; try a smaller shard_images: {_one_line(error)}"
+        reason = f"ends its actor, though none of its images does alone; try a smaller shard_images: {_reason(error)}"
         return ShardFailure(shard_id=shard.shard_id, error=reason)
     finally:
         ray.kill(actor)
@@ -313,20 +313,19 @@ def _ray(settings: RayConfig) -> Iterator[None]:
         try:
             ray.init(address=settings.address, **quiet)
         except (ConnectionError, ValueError, RayError) as error:
-            raise ConfigError(f"ray.address: no Ray cluster at {settings.address}: {_one_line(error)}") from None
+            raise ConfigError(f"ray.address: no Ray cluster at {settings.address}: {_reason(error)}") from None
     else:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a node that listens on loopback only
         try:
             ray.init(include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
         except Exception as error:  # a plain Exception is what Ray raises when its processes take more than 30 s
             ray.shutdown()
-            raise StableSamError(f"Ray does not start on this machine (too busy?): {_one_line(error)}") from error
+            raise StableSamError(f"Ray does not start on this machine (too busy?): {_reason(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, StableSamError) else f"{type(error).__name__}: {text[:300]}"
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, StableSamError) else f"{type(error).__name__}: {one_line(error)[:300]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,6 @@ def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]
         by_image.setdefault(prompt.image_uri, []).append(prompt)
     direct: dict[str, RefinedMask] = {}
     for uri, prompts in by_image.items():
-        import io
-
         masks = refiner.refine_image(Image.open(io.BytesIO(read_bytes(uri))), prompts)
         direct |= {mask.prompt_id: mask for mask in masks}
     for row in table:
@@ -106,7 +106,9 @@ def test_a_changed_input_appends_a_revision(annotations: Path, photos: list[Path
 
 def test_two_drivers_make_each_row_once(job: dict[str, Any]) -> None:
     with ThreadPoolExecutor(2) as drivers:
-        summaries = [future.result() for future in [drivers.submit(refine_dataset, **job) for _ in range(2)]]
+        # Prefect keeps the settings of `prefect_server` in the context, which threads do not inherit.
+        started = [drivers.submit(copy_context().run, lambda: refine_dataset(**job)) for _ in range(2)]
+        summaries = [driver.result() for driver in started]
     assert len({summary.run_id for summary in summaries}) == 1
     assert sorted(row["prompt_id"] for row in rows(job, "history")) == prompt_ids(job)
     assert len(rows(job, "runs ORDER BY revision --")) == 1
@@ -114,7 +116,7 @@ def test_two_drivers_make_each_row_once(job: dict[str, Any]) -> None:
 
 def test_a_killed_driver_is_taken_up(job: dict[str, Any], tmp_path: Path) -> None:
     config_path = tmp_path / "slow.yaml"
-    config_path.write_text("refiner: {model: tiny, jitter_count: 2000}\nray: {actors: 1}\nshard_images: 1\n")
+    config_path.write_text("refiner: {model: tiny, jitter_count: 600}\nray: {actors: 1}\nshard_images: 1\n")
     arguments = [f"--{name}={job[f'{name}_uri']}" for name in ("annotations", "images", "output")]
     command = [sys.executable, "-c", "from flows.cli import main; main()", "refine", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -123,7 +125,7 @@ def test_a_killed_driver_is_taken_up(job: dict[str, Any], tmp_path: Path) -> Non
     try:
         while not (commits := [uri for uri in list_files(runs) if "/commits/" in uri]):
             assert driver.poll() is None, "the driver ended before it committed anything"
-            time.sleep(0.02)
+            time.sleep(0.1)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
