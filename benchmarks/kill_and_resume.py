@@ -46,7 +46,7 @@ def main() -> None:
         table = join(options.output, "table")
         command = [
             str(Path(sys.executable).with_name("stable-sam")), "refine", "--annotations", annotations,
-            "--images", images, "--output", table, "--config", str(config),
+            "--images", images, "--output", table, "--config", str(config), "--model", options.model,
         ]  # fmt: skip
         shards = -(-len(pictures) // SHARD_PICTURES)
         committed = kill_half_way(command, table, shards)
@@ -105,6 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", required=True)
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--noise", type=float, default=0.4)
+    parser.add_argument("--model", default="nano")
     parser.add_argument("--s3", action="store_true")
     return parser.parse_args()
 
