@@ -86,7 +86,7 @@ def print_summary(summary: RunSummary) -> None:
     header, *lines, total = summary.cells()
     table = Table(title=f"Run {summary.run_id}", show_footer=True, title_justify="left")
     for position, (name, footer) in enumerate(zip(header, total, strict=True)):
-        table.add_column(name, footer=footer, justify="left" if position < 2 else "right")
+        table.add_column(name.replace("_", " "), footer=footer, justify="left" if position < 2 else "right")
     for line in lines:
         table.add_row(*line)
     console = Console()

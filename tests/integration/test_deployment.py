@@ -34,7 +34,7 @@ def flow_runs(api_url: str, state: str) -> list[dict[str, Any]]:
 
 
 def test_a_worker_runs_the_nightly_deployment(prefect_server: str, annotations: Path, tmp_path: Path) -> None:
-    prefect("work-pool", "create", "labeling", "--type", "process")
+    prefect("work-pool", "create", "nightly", "--type", "process")
     prefect("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
 
     end = time.monotonic() + 120
@@ -51,7 +51,7 @@ def test_a_worker_runs_the_nightly_deployment(prefect_server: str, annotations: 
         "config": {"refiner": {"model": "tiny", "jitter_count": 2}, "ray": {"actors": 1}},
     }
     prefect("deployment", "run", DEPLOYMENT, "--params", json.dumps(parameters))
-    prefect("worker", "start", "--pool", "labeling", "--run-once")
+    prefect("worker", "start", "--pool", "nightly", "--run-once")
 
     (run,) = flow_runs(prefect_server, "COMPLETED")
     assert run["parameters"]["output_uri"] == parameters["output_uri"]
