@@ -24,9 +24,7 @@ PREFECT_DEFAULTS = {
 
 
 def refine(
-    annotations: Annotated[
-        str, typer.Option(help="COCO instances or detections (JSON), or a table of prompts.")
-    ],
+    annotations: Annotated[str, typer.Option(help="COCO instances or detections (JSON), or a table of prompts.")],
     images: Annotated[str, typer.Option(help="Folder of the images, local or s3://.")],
     output: Annotated[str, typer.Option(help="Folder of the masks table, local or s3://.")],
     model: Annotated[str | None, typer.Option(help="nano, vit_b, vit_l, vit_h or tiny; overrides the file.")] = None,
@@ -80,11 +78,17 @@ def read_settings(config_path: str | None, model: str | None) -> RunConfig:
 
 def print_summary(summary: RunSummary) -> None:
     """Prompts by status and route with their median scores, and the speed."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     header, *lines, total = summary.cells()
-    table = Table(title=f"Run {summary.run_id}", show_footer=True, title_justify="left")
+    table = Table(
+        title=f"Run {summary.run_id}: prompts, and medians of their scores",
+        box=SIMPLE,
+        show_footer=True,
+        title_justify="left",
+    )
     for position, (name, footer) in enumerate(zip(header, total, strict=True)):
         table.add_column(name.replace("_", " "), footer=footer, justify="left" if position < 2 else "right")
     for line in lines:
