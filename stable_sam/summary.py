@@ -46,7 +46,7 @@ class RunSummary:
         return sum(row.prompts for row in self.rows if row.status == "failed")
 
     def cells(self) -> list[list[str]]:
-        """A table for people: header, one line for each status and route with the medians of its scores, and the total."""
+        """A table for people: header, one line for each status and route with its median scores, and the total."""
         header = ["status", "route", "prompts", *SCORES]
         lines = [
             [row.status, row.route, str(row.prompts), *("-" if m is None else f"{m:.3f}" for m in row.medians)]
@@ -59,7 +59,8 @@ class RunSummary:
         header, *lines = (f"| {' | '.join(line)} |" for line in self.cells())
         rule = "|" + "---|" * len(self.cells()[0])
         speed = "" if self.images_per_second is None else f", {self.images_per_second:.2f} images/s for each actor"
-        title = f"Run `{self.run_id}` of `{self.table_uri}`: {self.prompts} prompts, {self.failed} failed{speed}; medians of the scores"
+        counts = f"{self.prompts} prompts, {self.failed} failed{speed}; medians of the scores"
+        title = f"Run `{self.run_id}` of `{self.table_uri}`: {counts}"
         return "\n".join([title, "", header, rule, *lines])
 
 

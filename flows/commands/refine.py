@@ -83,12 +83,8 @@ def print_summary(summary: RunSummary) -> None:
     from rich.table import Table
 
     header, *lines, total = summary.cells()
-    table = Table(
-        title=f"Run {summary.run_id}: prompts, and medians of their scores",
-        box=SIMPLE,
-        show_footer=True,
-        title_justify="left",
-    )
+    title = f"Run {summary.run_id}: prompts, and medians of their scores"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, show_footer=True)
     for position, (name, footer) in enumerate(zip(header, total, strict=True)):
         table.add_column(name.replace("_", " "), footer=footer, justify="left" if position < 2 else "right")
     for line in lines:
