@@ -1,8 +1,7 @@
 """The records that cross doors: what is asked (`Prompt`) and what comes back (`RefinedMask`).
 
 All coordinates are pixels of the original image after its EXIF rotation has been applied ("upright"), origin at the
-outer
-corner of the top left pixel, x to the right, y down.
+outer corner of the top left pixel, x to the right, y down.
 """
 
 from __future__ import annotations

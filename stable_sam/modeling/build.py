@@ -65,18 +65,19 @@ MODELS: dict[str, Callable[[], Sam]] = {
 
 
 def build_model(name: str) -> Sam:
-    """A frozen-in-eval-mode Sam of the named architecture, without trained weights; raises `ConfigError` for other
-    names."""
+    """A Sam of the named architecture in evaluation mode, not trained; raises `ConfigError` for other names."""
     if name not in MODELS:
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     return MODELS[name]()
 
 
 def set_input_size(sam: Sam, size: int) -> None:
-    """Let a convolutional `sam` (nano) take `size` x `size` pixels: SAM's positions are relative, so no weight
-    changes."""
-    if size % 32:
-        raise ConfigError(f"size: expected a multiple of 32 pixels, got {size}")
+    """Let a convolutional `sam` (nano) take `size` x `size` pixels; SAM's positions are relative, no weight changes.
+
+    Raises `ConfigError` unless `size` is a positive multiple of 32.
+    """
+    if size <= 0 or size % 32:
+        raise ConfigError(f"size: expected a positive multiple of 32 pixels, got {size}")
     sam.image_encoder.img_size = size
     sam.prompt_encoder.input_image_size = (size, size)
     sam.prompt_encoder.image_embedding_size = (size // 16, size // 16)

@@ -1,8 +1,7 @@
 """One pass of SAM's prompt encoder and mask decoder over a batch of prompts; the same code trains and infers.
 
 `segment_anything.MaskDecoder.predict_masks` takes one image with many prompts. A training batch has prompts of many
-images,
-so this module calls the decoder's own parts in the same order with one embedding for each prompt.
+images, so this module calls the decoder's own parts in the same order with one embedding for each prompt.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, PluginTrace
 
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
-    """logits (P, 4, h, w) at a quarter of the model's input; iou (P, 4); mask 0 is SAM's single mask, 1-3 its
-    multimask."""
+    """logits (P, 4, h, w) at a quarter of the model's input, iou (P, 4): 0 is SAM's single mask, 1-3 its multimask."""
 
     logits: Tensor
     iou: Tensor

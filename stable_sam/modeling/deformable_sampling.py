@@ -42,8 +42,7 @@ class DeformableSampling(nn.Module):
 
 
 def bilinear_sample(features: Tensor, offsets: Tensor) -> Tensor:
-    """Read `features` (B, C, H, W) at p + dp, dp = `offsets` (B, 2, H, W) in cells; positions outside take the border
-    value."""
+    """Read `features` (B, C, H, W) at p + dp, dp = `offsets` (B, 2, H, W) in cells; outside, the border's value."""
     height, width = features.shape[-2:]
     dtype, device = offsets.dtype, offsets.device
     ys = torch.arange(height, dtype=dtype, device=device).view(1, height, 1)

@@ -1,8 +1,7 @@
 """The Stable-SAM plugin, hosted in place by the token-to-image attention of decoder layer 2 (paper, Figure 3).
 
 Everything else of SAM stays as it is and frozen. The host wraps one attention module, so that SAM's own decoder code
-runs
-unchanged, in training and in inference.
+runs unchanged, in training and in inference.
 """
 
 from __future__ import annotations
@@ -54,10 +53,8 @@ class PluginHost(nn.Module):
     """SAM's token-to-image attention of layer 2, fed with the plugin's features.
 
     The positional encoding of the keys does not move with the samples: it is added to the calibrated features as SAM
-    adds
-    it to its own. The token the routing sees is the layer's query, that is t_o plus the constant embedding of that
-    output
-    token, which the routing's first Linear absorbs.
+    adds it to its own. The token the routing sees is the layer's query, that is t_o plus the constant embedding of
+    that output token, which the routing's first Linear absorbs.
     """
 
     def __init__(self, attention: nn.Module, plugin: StableSamPlugin) -> None:

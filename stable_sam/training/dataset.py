@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stable_sam.errors import AnnotationError, ImageError
+from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 
@@ -115,8 +115,10 @@ class TrainingBatches(Dataset[Batch]):
         points: int,
         seed: int,
     ) -> None:
-        """`weights`: share of each set, 1 where not named."""
+        """`weights`: share of each set, 1 where not named; raises `ConfigError` for one that is not there."""
         self.names = sorted(sets)
+        if unknown := sorted(weights.keys() - sets.keys()):
+            raise ConfigError(f"set_weights: expected names among {', '.join(self.names)}, got {', '.join(unknown)}")
         share = np.array([weights.get(name, 1.0) for name in self.names])
         self.share = share / share.sum()
         self.sets = sets

@@ -70,4 +70,4 @@ class PluginTraining(TrainingSettings):
     hidden: int = Field(default=16, ge=1)
     """Width of the dynamic routing plugin."""
     max_offset: float = Field(default=4.0, gt=0)
-    """Reach of the deformable sampling in feature cells (64 input pixels); free offsets ran away in first trials."""
+    """Reach of the deformable sampling in feature cells: 4 cells are 64 input pixels. The paper gives no bound."""
