@@ -27,6 +27,9 @@ class Prompt:
     image_id: str
     image_uri: str
     """Where the image lies; empty when the source does not say (then `error` says so)."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that the source declares for the upright image; a picture of another size is not the one that
+    the annotation was made on, or is turned, and fails."""
     box_xyxy: BoxXYXY | None = None
     """Pixels, upright image; x0 < x1 and y0 < y1 unless `error` is set."""
     points_xy: tuple[tuple[float, float], ...] = ()

@@ -15,7 +15,7 @@ from stable_sam.data.commits import commit_of, write_part
 from stable_sam.data.images import decode_image
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard
 from stable_sam.data.storage import exists, read_bytes
-from stable_sam.errors import ImageError, NotFoundError, StorageError, WeightsError
+from stable_sam.errors import ImageError, NotFoundError, StorageError, WeightsError, one_line
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask, ShardReport
 from stable_sam.routing import failed_mask
@@ -79,7 +79,7 @@ def _rows(
                 if _device_is_lost(error):
                     raise
                 logging.getLogger(__name__).exception("%s: cannot be refined", image_uri)
-                reason = f"{image_uri}: cannot be refined: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                reason = f"{image_uri}: cannot be refined: {type(error).__name__}: {one_line(error)[:300]}"
             else:
                 yield from zip(of_image, masks, strict=True)
                 continue
@@ -92,11 +92,26 @@ def _refine(
 ) -> list[RefinedMask]:
     data = _read_image(image_uri, manifest.images_uri)
     image = decode_image(data, name=image_uri, max_pixels=manifest.config.refiner.max_image_pixels)
+    _check_size(image, image_uri, prompts)
     masks = refiner.refine_image(image, prompts)
     asked, got = [prompt.prompt_id for prompt in prompts], [mask.prompt_id for mask in masks]
     if asked != got:
         raise ValueError(f"expected masks of prompts {asked[:5]}, got {got[:5]}")
     return masks
+
+
+def _check_size(image: NDArray[np.uint8], image_uri: str, prompts: Sequence[Prompt]) -> None:
+    """Raises `ImageError` for a picture whose annotations were made on one of another size: turned, or a resized copy.
+
+    Their boxes would be other things' here, and no score would show it.
+    """
+    height, width = image.shape[:2]
+    for declared in {prompt.image_size for prompt in prompts if prompt.image_size is not None}:
+        if declared != (height, width):
+            raise ImageError(
+                f"{image_uri}: expected the declared {declared[1]} x {declared[0]} pixels, "
+                f"the upright picture has {width} x {height}"
+            )
 
 
 def _read_image(image_uri: str, images_uri: str) -> bytes:

@@ -30,7 +30,8 @@ MASKS_SCHEMA = pa.schema(
         ("iscrowd", pa.bool_()),
         ("score", pa.float64()),
         ("attributes", pa.string()),
-        # prompt: pixels of the upright image
+        # prompt: pixels of the upright image; image_size as its source declares it, [h, w]
+        ("image_size", pa.list_(pa.int32())),
         ("box_xyxy", _DOUBLES),
         ("points_xy", pa.list_(_DOUBLES)),
         ("point_labels", pa.list_(pa.int32())),
@@ -91,10 +92,11 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
 
 def prompt_from_row(row: Mapping[str, Any]) -> Prompt:
     """Read `prompt_row` back, equal to the record it was made from."""
-    box = row["box_xyxy"]
+    box, size = row["box_xyxy"], row["image_size"]
     return Prompt(
         **{
             **row,
+            "image_size": None if size is None else tuple(size),
             "box_xyxy": None if box is None else tuple(box),
             "points_xy": tuple((x, y) for x, y in row["points_xy"]),
             "point_labels": tuple(row["point_labels"]),

@@ -20,6 +20,8 @@ from stable_sam.records import BoxXYXY, Prompt
 MAX_ATTRIBUTE_CHARS = 200
 """Longer values (polygons, masks, embeddings) are the source's payload, not attributes of the prompt."""
 MAX_INT64 = 2**63 - 1
+MAX_SIDE = 2**31 - 1
+"""Of an image, in pixels: what a column of 32 bits holds, far above every image format."""
 
 T = TypeVar("T")
 Points = tuple[tuple[tuple[float, float], ...], tuple[int, ...]]
@@ -72,6 +74,7 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
         prompt_id=source.prompt_id,
         image_id=source.image_id,
         image_uri=source.image_uri,
+        image_size=source.size_hw,
         box_xyxy=box,
         points_xy=points,
         point_labels=labels,
@@ -100,9 +103,9 @@ def id_text(value: Any) -> str | None:
 
 
 def image_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that an image entry states, None unless both are positive whole numbers."""
+    """(height, width) that an image entry states, None unless both are whole numbers that an image can have."""
     height, width = entry.get("height"), entry.get("width")
-    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+    if isinstance(height, int) and isinstance(width, int) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE:
         return height, width
     return None
 

@@ -72,6 +72,7 @@ def test_coco_instance_with_everything(source: Source) -> None:
         prompt_id="7",
         image_id="1",
         image_uri=source.uri("images/a.jpg"),
+        image_size=(80, 100),
         box_xyxy=(10, 20, 40, 60),
         points_xy=((15, 25), (90, 70)),
         point_labels=(1, 0),

@@ -96,7 +96,13 @@ def test_rows_that_do_not_fit_are_refused(change: dict[str, object], message: st
 
 def test_prompt_survives_a_shard_file_row() -> None:
     prompt = Prompt(
-        prompt_id="7", image_id="1", image_uri="a", box_xyxy=(1, 2, 3, 4), iscrowd=True, attributes='{"x": 1}'
+        prompt_id="7",
+        image_id="1",
+        image_uri="a",
+        box_xyxy=(1, 2, 3, 4),
+        iscrowd=True,
+        attributes='{"x": 1}',
+        image_size=(6, 8),
     )
     assert prompt_from_row(rows_to_table([prompt_row(prompt)], PROMPTS_SCHEMA).to_pylist()[0]) == prompt
 

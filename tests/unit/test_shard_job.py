@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from stable_sam import shard_job
 from stable_sam.config import RefinerConfig, RunConfig
@@ -118,6 +119,23 @@ def test_prompts_known_to_be_bad_keep_their_reason_and_cost_no_image(images: Pat
     refine_shard(refiner, manifest, manifest.shards[0])
     assert refiner.calls == [["2"]]
     assert outcome(manifest)["1"] == ("failed", "no image entry", "reject")
+
+
+def test_a_picture_of_another_size_than_declared_fails(images: Path) -> None:
+    """COCO files often state the stored size of a photo that EXIF turns; its boxes are then another frame's."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 20)).save(images / "turned.jpg", exif=exif)
+    turned = images / "turned.jpg"
+    stored = replace(box("stored", turned), image_size=(20, 40))
+    upright = replace(box("upright", turned), image_id="upright", image_size=(40, 20))
+    unknown = replace(box("unknown", turned), image_id="unknown")
+    manifest = planned(images, [stored, upright, unknown])
+    refine_shard(FakeRefiner(), manifest, manifest.shards[0])
+    rows = outcome(manifest)
+    reason = f"{turned}: expected the declared 40 x 20 pixels, the upright picture has 20 x 40"
+    assert rows["stored"] == ("failed", reason, "reject")
+    assert rows["upright"] == rows["unknown"] == ("ok", None, "accept")
 
 
 def crash(image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> list[RefinedMask]:
