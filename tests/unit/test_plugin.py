@@ -9,6 +9,7 @@ from stable_sam.modeling.build import build_nano, build_tiny
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
+from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import (
     PLUGIN_LAYER,
     PluginHost,
@@ -45,7 +46,9 @@ def embedding_of(sam: Sam) -> Tensor:
 
 @torch.no_grad()
 def by_segment_anything(sam: Sam, embedding: Tensor, boxes=None, points=None) -> tuple[Tensor, Tensor]:
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    # What a user of segment_anything would give its prompt encoder: nano wants the box as a mask prompt, too.
+    masks = sam.box_mask_prompts(boxes) if isinstance(sam, NanoSam) and boxes is not None else None
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     return sam.mask_decoder.predict_masks(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)
 
 
