@@ -22,10 +22,10 @@ PHOTOGRAPHS = {
 def demo_images(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write them to (path or URI).")],
 ) -> None:
-    """Write the demo's photographs to DIR, without any download."""
+    """Write the demo's photographs to DIR, without any download; those that are there already are left as they are."""
     from importlib.resources import files
 
-    from stable_sam.data.storage import join, write_bytes
+    from stable_sam.data.storage import exists, join, read_bytes, write_bytes
     from stable_sam.errors import InputError
 
     try:
@@ -36,5 +36,8 @@ def demo_images(
         source = data / packaged
         if not source.is_file():
             raise InputError(f"demo-images: expected {packaged} inside the installed scikit-image, it has none")
-        write_bytes(join(folder, name), source.read_bytes())
-    typer.echo(f"{len(PHOTOGRAPHS)} photographs written to {folder}")
+        content, uri = source.read_bytes(), join(folder, name)
+        # A file written again has a new version, and with it the whole run would be a new one.
+        if not exists(uri) or read_bytes(uri) != content:
+            write_bytes(uri, content)
+    typer.echo(f"{len(PHOTOGRAPHS)} photographs are in {folder}")

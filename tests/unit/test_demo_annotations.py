@@ -10,6 +10,7 @@ from PIL import Image
 
 from flows.commands.demo_images import PHOTOGRAPHS, demo_images
 from stable_sam.data.annotations import read_prompts
+from stable_sam.data.storage import list_versions
 
 ANNOTATIONS = Path(__file__).parents[2] / "configs" / "demo" / "annotations.json"
 
@@ -40,3 +41,17 @@ def test_sizes_are_those_of_the_photographs(photographs: Path) -> None:
     for image in json.loads(ANNOTATIONS.read_text())["images"]:
         with Image.open(photographs / image["file_name"]) as picture:
             assert picture.size == (image["width"], image["height"])
+
+
+def test_photographs_that_are_there_keep_their_version(tmp_path: Path) -> None:
+    demo_images(str(tmp_path))
+    coins, cat = tmp_path / "coins.png", (tmp_path / "cat.png").read_bytes()
+    versions = list_versions(str(tmp_path))
+    demo_images(str(tmp_path))
+    assert list_versions(str(tmp_path)) == versions
+    coins.write_bytes(b"cut off")
+    demo_images(str(tmp_path))
+    changed = {uri for uri, version in list_versions(str(tmp_path)).items() if versions[uri] != version}
+    assert changed == {str(coins)}
+    assert coins.stat().st_size > len(b"cut off")
+    assert (tmp_path / "cat.png").read_bytes() == cat
