@@ -69,7 +69,7 @@ def embed_image(model: LoadedModel, pixels: NDArray[np.uint8]) -> ImageView:
     """Run the encoder on `pixels` (H, W, 3), RGB, upright; in the arithmetic of the model's identity."""
     height, width = pixels.shape[:2]
     frame = Frame((height, width), int(model.sam.image_encoder.img_size))
-    image = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]
+    image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
     # Antialiased bilinear, as Pillow's, with which SAM was trained; torch's does it in a fifth of the time.
     resized = F.interpolate(image, frame.resized_hw, mode="bilinear", antialias=True, align_corners=False)
     square = model.sam.preprocess(resized.to(model.device).float())

@@ -224,3 +224,10 @@ def test_bfloat16_encoder_gives_nearly_the_same_masks(refiner, image):
     assert half.identity.dtype == "bfloat16"
     one, other = (r.refine_image(image, PROMPTS[:1])[0] for r in (refiner, half))
     assert iou(mask_of(one), mask_of(other)) > 0.9
+
+
+@pytest.mark.parametrize("view", [np.s_[:, :, ::-1], np.s_[::-1], np.s_[:, ::-1], np.s_[::2, ::2]])
+def test_views_of_an_array_are_what_their_copies_are(refiner, image, view):
+    """`bgr[..., ::-1]` is how OpenCV's users make RGB: torch takes no negative strides."""
+    box = prompt("box", (10.0, 12.0, 40.0, 40.0))
+    assert refiner.refine_image(image[view], [box]) == refiner.refine_image(image[view].copy(), [box])
