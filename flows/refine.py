@@ -54,7 +54,7 @@ def refine_dataset(
     )
     if manifest_uri is None:
         return _up_to_date(table_uri)
-    done = refine(manifest_uri)
+    done = refine(manifest_uri, ray=settings.ray, device=settings.refiner.device)
     run_id = publish(manifest_uri)
     speed = done.images / done.actor_seconds if done.actor_seconds else None
     summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed)

@@ -48,9 +48,10 @@ class ShardActor:
     exception at the caller means that the process is gone or, as after a lost GPU, no longer to be trusted.
     """
 
-    def __init__(self, manifest_uri: str, threads: int) -> None:
+    def __init__(self, manifest_uri: str, threads: int, device: str) -> None:
         self._manifest_uri = manifest_uri
         self._threads = threads
+        self._device = device
 
     def load(self) -> StableSamError | bool:
         """Read the manifest and the weights; returns True, or what is wrong with them for every shard alike."""
@@ -99,7 +100,7 @@ class ShardActor:
 
         torch.set_num_threads(self._threads)
         config = self.manifest.config
-        return Refiner(config.refiner, config.routing)
+        return Refiner(config.refiner.model_copy(update={"device": self._device}), config.routing)
 
 
 def run_shards(
@@ -107,10 +108,12 @@ def run_shards(
     shards: Sequence[ShardPlan],
     settings: RayConfig,
     *,
+    device: str = "auto",
     actor_class: type[ShardActor] = ShardActor,
 ) -> Iterator[ShardReport | ShardFailure]:
     """Have every shard refined and committed; yields one outcome for each, as they come.
 
+    device: where the actors' model runs, as in `RefinerConfig`; the manifest's own is not used.
     Raises `StableSamError` for what would fail every shard: weights, configuration, credentials, actors that do not
     start.
     """
@@ -122,7 +125,7 @@ def run_shards(
         remote = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0)(actor_class)
 
         def start() -> Any:
-            return remote.remote(manifest_uri, plan.threads)
+            return remote.remote(manifest_uri, plan.threads, device)
 
         deadly: list[ShardPlan] = []
         fleet = _Fleet(start, plan.actors, settings)

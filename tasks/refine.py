@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prefect import task
 
+from stable_sam.config import RayConfig
 from stable_sam.data.commits import committed
 from stable_sam.data.manifest import read_manifest
 from stable_sam.errors import StorageError
@@ -24,8 +25,11 @@ class RefineReport:
 
 
 @task(task_run_name="refine {manifest_uri}")
-def refine(manifest_uri: str) -> RefineReport:
-    """Refine what is not committed yet; raises `StorageError` when a shard could not be brought to its end."""
+def refine(manifest_uri: str, ray: RayConfig, device: str) -> RefineReport:
+    """Refine what is not committed yet; raises `StorageError` when a shard could not be brought to its end.
+
+    ray, device: this driver's, which need not be those the run was planned with; they change no row.
+    """
     manifest = read_manifest(manifest_uri)
     done = committed(manifest)
     missing = [shard for shard in manifest.shards if shard.shard_id not in done]
@@ -33,7 +37,7 @@ def refine(manifest_uri: str) -> RefineReport:
     images, seconds = 0, 0.0
     before = manifest.images - sum(shard.images for shard in missing)
     with Progress(total_images=manifest.images, done_images=before) as progress:
-        for outcome in run_shards(manifest_uri, missing, manifest.config.ray):
+        for outcome in run_shards(manifest_uri, missing, ray, device=device):
             match outcome:
                 case ShardReport():
                     images, seconds = images + outcome.images, seconds + outcome.seconds

@@ -57,7 +57,7 @@ class RunManifest:
     """All that drivers and actors need to know of a run."""
 
     run_id: str
-    """Hash of `content_hash` and `parent_run_id`."""
+    """Hash of `content_hash`, `parent_run_id` and the number of images in a shard."""
     parent_run_id: str | None
     """The run whose table this one continues."""
     revision: int
@@ -68,6 +68,7 @@ class RunManifest:
     images_uri: str
     output_uri: str
     config: RunConfig
+    """As first planned: a driver that takes the run up may use other `ray`, `device` and `max_failed_fraction`."""
     model: ModelIdentity
     config_hash: str
     code_version: str
@@ -119,8 +120,8 @@ def plan_run(
     """Cut `prompts` into shards of `config.shard_images` images and store the plan under `output_uri`.
 
     Returns None when the newest run of the table was made from exactly this content: there is nothing to do. Returns
-    the stored manifest when this run was planned before (a resume, or a second driver). `logical_date` is no content:
-    a night without change makes no run.
+    the stored manifest when this run was planned before, with the same shards (a resume, or a second driver).
+    `logical_date` is no content: a night without change makes no run.
     Raises `AnnotationError` for no prompts or a repeated prompt_id, `StorageError`, and whatever `prompts` raises.
     """
     output_uri = absolute_uri(output_uri)
@@ -132,7 +133,7 @@ def plan_run(
         if parent is not None and parent.content_hash == content_hash:
             return None
         manifest = RunManifest(
-            run_id=_run_id(content_hash, parent),
+            run_id=_run_id(content_hash, parent, config.shard_images),
             parent_run_id=None if parent is None else parent.run_id,
             revision=1 if parent is None else parent.revision + 1,
             content_hash=content_hash,
@@ -150,7 +151,7 @@ def plan_run(
         )
         if exists(manifest.uri):
             return read_manifest(manifest.uri)
-        shards = tuple(_write_shards(in_order, versions, config.shard_images, join(manifest.folder_uri, "shards")))
+        shards = tuple(_write_shards(in_order, versions, config.shard_images, manifest.folder_uri))
     manifest = replace(manifest, shards=shards, images=sum(shard.images for shard in shards))
     if create_bytes(manifest.uri, manifest.to_json().encode()):
         return manifest
@@ -158,13 +159,19 @@ def plan_run(
 
 
 def read_manifest(uri: str) -> RunManifest:
-    """Read a stored manifest; raises `StorageError`."""
+    """Read a stored manifest; raises `StorageError`.
+
+    The output is where the manifest lies now: a folder that was moved or copied is taken up there.
+    """
     data = read_bytes(uri)
+    folder_uri = uri.rpartition("/")[0]
     try:
         raw: dict[str, Any] = json.loads(data)
         raw["config"] = RunConfig.from_dict(raw["config"], source=uri)
         raw["model"] = ModelIdentity(**raw["model"])
-        raw["shards"] = tuple(ShardPlan(**shard) for shard in raw["shards"])
+        shards = (ShardPlan(**shard) for shard in raw["shards"])
+        raw["shards"] = tuple(replace(shard, uri=_shard_uri(folder_uri, shard.shard_id)) for shard in shards)
+        raw["output_uri"] = folder_uri.rsplit("/", 2)[0]
         return RunManifest(**raw)
     except (ConfigError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{uri}: expected a run manifest of this version of stable-sam: {error}") from error
@@ -211,8 +218,8 @@ def _content_hash(prompts: OrderedPrompts, versions: _ImageVersions, config: Run
     return digest.hexdigest()
 
 
-def _run_id(content_hash: str, parent: RunInfo | None) -> str:
-    identity = [content_hash, None if parent is None else parent.run_id]
+def _run_id(content_hash: str, parent: RunInfo | None, shard_images: int) -> str:
+    identity = [content_hash, None if parent is None else parent.run_id, shard_images]
     return hashlib.sha256(_canonical(identity)).hexdigest()[:_ID_DIGITS]
 
 
@@ -224,12 +231,16 @@ def _write_shards(
         for rows in images:
             content.update(_image_content(rows, versions))
         shard_id = content.hexdigest()[:_ID_DIGITS]
-        uri = join(folder_uri, f"{shard_id}.parquet")
+        uri = _shard_uri(folder_uri, shard_id)
         rows = [row for image in images for row in image]
         buffer = io.BytesIO()
         pq.write_table(rows_to_table(rows, PROMPTS_SCHEMA), buffer, compression="zstd")
         write_bytes(uri, buffer.getvalue())
         yield ShardPlan(shard_id=shard_id, uri=uri, prompts=len(rows), images=len(images))
+
+
+def _shard_uri(folder_uri: str, shard_id: str) -> str:
+    return join(folder_uri, "shards", f"{shard_id}.parquet")
 
 
 def _groups(images: Iterator[ImageRows], size: int) -> Iterator[list[ImageRows]]:

@@ -22,6 +22,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.data.annotations import read_prompts
 from stable_sam.data.query import query
 from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
+from stable_sam.errors import StableSamError
 from stable_sam.records import RefinedMask
 from stable_sam.refiner import Refiner
 
@@ -112,6 +113,25 @@ def test_two_drivers_make_each_row_once(job: dict[str, Any]) -> None:
     assert len({summary.run_id for summary in summaries}) == 1
     assert sorted(row["prompt_id"] for row in rows(job, "history")) == prompt_ids(job)
     assert len(rows(job, "runs ORDER BY revision --")) == 1
+
+
+def test_wrong_ray_settings_are_corrected_and_the_run_taken_up(
+    annotations: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    job = {
+        "annotations_uri": str(annotations),
+        "images_uri": str(tmp_path / "images"),
+        "output_uri": str(tmp_path / "table"),
+    }
+    refiner = CONFIG["refiner"]
+    for wrong in ({"ray": {"num_cpus": 64}}, {"refiner": refiner | {"device": "cuda:99"}}):
+        with pytest.raises(StableSamError):
+            refine_dataset(**job, config=CONFIG | wrong)
+    (planned,) = (tmp_path / "table" / "_runs").iterdir()
+
+    summary = refine_dataset(**job, config=CONFIG)
+
+    assert (summary.run_id, summary.prompts, summary.failed) == (planned.name, 9, 0)
 
 
 def test_a_killed_driver_is_taken_up(job: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stable_sam.config import RefinerConfig, RoutingConfig, RunConfig
+from stable_sam.config import RayConfig, RefinerConfig, RoutingConfig, RunConfig
 from stable_sam.data.manifest import RunManifest, plan_run, read_manifest, read_shard
 from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.identity import ModelIdentity
@@ -72,11 +72,26 @@ def test_the_order_of_the_source_changes_nothing(images: Path, tmp_path: Path) -
 
 def test_planning_again_gives_the_stored_manifest(images: Path, tmp_path: Path) -> None:
     first = plan(images, prompts_of(images), tmp_path / "table", logical_date="2025-01-01")
-    # Settings that change no row, and another night: still the same run, cut as it was cut first.
-    again = plan(
-        images, prompts_of(images), tmp_path / "table", config=RunConfig(shard_images=3), logical_date="2025-01-02"
-    )
+    # Settings that change no row, and another night: still the same run.
+    config = RunConfig(shard_images=2, ray=RayConfig(actors=7), refiner=RefinerConfig(device="cpu"))
+    again = plan(images, prompts_of(images), tmp_path / "table", config=config, logical_date="2025-01-02")
     assert again == first == read_manifest(first.uri)
+
+
+def test_other_shards_are_another_run_of_the_same_content(images: Path, tmp_path: Path) -> None:
+    first = plan(images, prompts_of(images), tmp_path / "table")
+    other = plan(images, prompts_of(images), tmp_path / "table", config=RunConfig(shard_images=3))
+    assert [shard.images for shard in other.shards] == [3, 2]
+    assert other.run_id != first.run_id
+    assert other.content_hash == first.content_hash
+
+
+def test_a_moved_output_is_taken_up_where_it_lies(images: Path, tmp_path: Path) -> None:
+    first = plan(images, prompts_of(images), tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = plan(images, prompts_of(images), tmp_path / "new")
+    assert (moved.run_id, moved.output_uri) == (first.run_id, str(tmp_path / "new"))
+    assert sum(len(read_shard(shard.uri)) for shard in moved.shards) == 12
 
 
 def test_whatever_can_change_a_row_changes_the_run(
