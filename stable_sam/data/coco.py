@@ -53,9 +53,9 @@ class Catalogue:
             elif image_id not in self._images:
                 self._images[image_id] = _located(file_name, folder, image_size(entry))
         self._categories = {
-            category.get("id"): str(category.get("name", category.get("id")))
+            id_text(category.get("id")): str(category.get("name", category.get("id")))
             for category in _list(document, "categories", name)
-            if isinstance(category, dict) and isinstance(category.get("id"), int | float | str)
+            if isinstance(category, dict)
         }
 
     def image(self, image_id: str) -> Image:
@@ -65,7 +65,8 @@ class Catalogue:
 
     def category(self, category_id: Any) -> str | None:
         """The name of a category, None when the file has none for this id."""
-        return self._categories.get(category_id) if isinstance(category_id, int | float | str) else None
+        category = id_text(category_id)
+        return None if category is None else self._categories.get(category)
 
 
 class CocoFileNames:

@@ -13,7 +13,8 @@
     score            number
     attributes       JSON object, as an object or as text
 
-Every other column goes into `attributes`, values of more than 200 characters excepted.
+Every other column goes into `attributes`, values of more than 200 characters excepted; so does a category_id,
+category, iscrowd, score or attributes of another type, which is no reason to go without the mask.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -100,9 +102,6 @@ def _read(rows: Iterator[tuple[str, dict[str, Any]]], folder: ImageFolder) -> It
                 problems.append(f"expected text or a whole number as prompt_id, got {row['prompt_id']!r:.80}")
             prompt_id = f"{image_id}:{places[image_id]}" if image_id else f"row-{position}"
         places[image_id] += 1
-        attributes, attributes_problem = _attributes(row)
-        if attributes_problem:
-            problems.append(attributes_problem)
         yield checked_prompt(
             SourceAnnotation(
                 prompt_id=prompt_id,
@@ -119,7 +118,7 @@ def _read(rows: Iterator[tuple[str, dict[str, Any]]], folder: ImageFolder) -> It
                 category=row.get("category"),
                 iscrowd=row.get("iscrowd"),
                 score=row.get("score"),
-                attributes=attributes,
+                attributes=_attributes(row),
             )
         )
 
@@ -131,15 +130,11 @@ def _image(given: Any, folder: ImageFolder) -> tuple[str, str]:
     return relative_name(given), folder.find(given)
 
 
-def _attributes(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The row's attributes as JSON, and the problem when the column does not hold an object."""
+def _attributes(row: Mapping[str, Any]) -> str | None:
+    """The row's attributes and its further columns as JSON; what is no JSON object is an attribute `attributes`."""
     given = row.get("attributes")
     if isinstance(given, str):
-        try:
+        with suppress(ValueError, RecursionError):
             given = json.loads(given)
-        except (ValueError, RecursionError):
-            return None, f"expected a JSON object as attributes, got {given!r:.80}"
-    if given is not None and not isinstance(given, dict):
-        return None, f"expected a JSON object as attributes, got {given!r:.80}"
     others = {column: value for column, value in row.items() if column not in OWN_COLUMNS}
-    return attributes_json(others | (given or {}), known=()), None
+    return attributes_json(others | (given if isinstance(given, dict) else {"attributes": given}), known=())

@@ -1,14 +1,16 @@
 """From what an annotation file says to a `Prompt` of typed values.
 
 The readers fill in a `SourceAnnotation` without judging it; `checked_prompt` makes a `Prompt` of it in every case, with
-the reasons in `error` when it cannot be used: values of another type than a prompt holds are found here, prompts that
-make no sense by the rules of `stable_sam.prompt_check`.
+the reasons in `error` when it cannot be used: boxes and points of another type than a prompt holds are found here,
+prompts that make no sense by the rules of `stable_sam.prompt_check`. Category, score and iscrowd are needed for no
+mask: values that do not fit their column are kept in `attributes`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -19,7 +21,9 @@ from stable_sam.records import BoxXYXY, Prompt
 
 MAX_ATTRIBUTE_CHARS = 200
 """Longer values (polygons, masks, embeddings) are the source's payload, not attributes of the prompt."""
+WHOLE_NUMBER = re.compile(r"\s*-?[0-9]{1,19}\s*")
 MAX_INT64 = 2**63 - 1
+MAX_LABEL = 2**31 - 1
 MAX_SIDE = 2**31 - 1
 """Of an image, in pixels: what a column of 32 bits holds, far above every image format."""
 
@@ -58,7 +62,11 @@ class SourceAnnotation:
 
 
 def checked_prompt(source: SourceAnnotation) -> Prompt:
-    """The prompt, with `error` set to everything that is wrong with it; never raises."""
+    """The prompt, with `error` set to everything that is wrong with it; never raises.
+
+    An unusable prompt keeps what box and points it has, for people to look at; only numbers that no table can hold are
+    dropped.
+    """
     problems = [source.problem] if source.problem else []
 
     def attempt(step: Callable[[], T], otherwise: T) -> T:
@@ -79,16 +87,15 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
         points_xy=points,
         point_labels=labels,
         annotation_id=source.annotation_id,
-        category_id=attempt(lambda: _integer(source.category_id, "category_id"), None),
-        category=attempt(lambda: _text(source.category, "category"), None),
-        iscrowd=attempt(lambda: _flag(source.iscrowd, "iscrowd"), False),
-        score=attempt(lambda: _score(source.score), None),
-        attributes=source.attributes,
+        category_id=_integer(source.category_id),
+        category=_text(source.category),
+        iscrowd=bool(_flag(source.iscrowd)),
+        score=_score(source.score),
+        attributes=_with_unfit(source),
     )
     # That there is neither box nor points is no news when one of them, or the whole record, could not be read.
     if box is not None or points or labels or not problems:
-        # What breaks the rules is not kept as a prompt: it may hold NaN, or lie outside the image.
-        unusable = replace(prompt, box_xyxy=None, points_xy=(), point_labels=())
+        unusable = _presentable(prompt)
         prompt = attempt(lambda: check_prompt(prompt, source.size_hw, box_as_given=box_as_given), unusable)
     return replace(prompt, error=f"{source.where}: {'; '.join(problems)}") if problems else prompt
 
@@ -171,21 +178,46 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
-def _integer(value: Any, name: str) -> int | None:
-    if value is None:
-        return None
+def _presentable(prompt: Prompt) -> Prompt:
+    """The prompt without a box or points that are not finite, and without labels that are no 32-bit numbers."""
+    box, points = prompt.box_xyxy, prompt.points_xy
+    finite_box = box is not None and all(math.isfinite(value) for value in box)
+    finite_points = all(math.isfinite(value) for point in points for value in point)
+    small_labels = all(abs(label) <= MAX_LABEL for label in prompt.point_labels)
+    return replace(
+        prompt,
+        box_xyxy=box if finite_box else None,
+        points_xy=points if finite_points else (),
+        point_labels=prompt.point_labels if finite_points and small_labels else (),
+    )
+
+
+def _with_unfit(source: SourceAnnotation) -> str | None:
+    """The attributes, and with them what no column of its own can hold."""
+    fitted = {
+        "category_id": _integer(source.category_id),
+        "category": _text(source.category),
+        "iscrowd": _flag(source.iscrowd),
+        "score": _score(source.score),
+    }
+    unfit = {name: getattr(source, name) for name, value in fitted.items() if value is None}
+    added = attributes_json(unfit, known=())
+    if added is None:
+        return source.attributes
+    return json.dumps(json.loads(added) | json.loads(source.attributes or "{}"), sort_keys=True)
+
+
+def _integer(value: Any) -> int | None:
+    """A whole number of 64 bits, also one written as 7.0 or "7"; None for anything else."""
+    if isinstance(value, str) and WHOLE_NUMBER.fullmatch(value):
+        value = int(value)
     number = int(value) if isinstance(value, float) and value.is_integer() else value
-    if not isinstance(number, int) or isinstance(number, bool) or abs(number) > MAX_INT64:
-        raise PromptError(f"expected a whole number of at most 64 bits as {name}, got {value!r:.80}")
-    return number
+    fits = isinstance(number, int) and not isinstance(number, bool) and abs(number) <= MAX_INT64
+    return number if fits else None
 
 
-def _text(value: Any, name: str) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise PromptError(f"expected text as {name}, got {value!r:.80}")
-    return _valid_unicode(value)
+def _text(value: Any) -> str | None:
+    return _valid_unicode(value) if isinstance(value, str) else None
 
 
 def _valid_unicode(text: str) -> str:
@@ -193,18 +225,16 @@ def _valid_unicode(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _flag(value: Any, name: str) -> bool:
-    if value is None:
-        return False
-    if isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    raise PromptError(f"expected 0 or 1 as {name}, got {value!r:.80}")
+def _flag(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    number = _integer(value)
+    return bool(number) if number in (0, 1) else None
 
 
 def _score(value: Any) -> float | None:
-    if value is None:
+    try:
+        score = float(value) if _is_number(value) else math.nan
+    except OverflowError:
         return None
-    (score,) = _numbers([value], 1, "a number as score")
-    if not math.isfinite(score):
-        raise PromptError(f"expected a finite number as score, got {score}")
-    return score
+    return score if math.isfinite(score) else None

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row, prompt_row, rows_to_table
 from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt
 from stable_sam.prompt_check import check_prompt
 from stable_sam.records import Prompt
@@ -37,6 +38,7 @@ def not_json(constant: str) -> None:
 def check(prompt: Prompt, size_hw: tuple[int, int] | None) -> None:
     if prompt.error is not None:
         assert "\n" not in prompt.error
+        assert all(map(math.isfinite, [*(prompt.box_xyxy or ()), *(x for point in prompt.points_xy for x in point)]))
         return
     assert prompt.box_xyxy is not None or prompt.points_xy
     assert len(prompt.points_xy) == len(prompt.point_labels)
@@ -89,6 +91,8 @@ def test_a_prompt_is_usable_or_says_why(
     )
     assert prompt.prompt_id == "1"
     check(prompt, size_hw)
+    [row] = rows_to_table([prompt_row(prompt)], PROMPTS_SCHEMA).to_pylist()
+    assert prompt_from_row(row) == prompt
     if prompt.error is None:
         # The refiner asks again: what a reader found usable stays so, unchanged.
         assert check_prompt(prompt, size_hw) == prompt
