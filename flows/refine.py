@@ -16,9 +16,9 @@ from flows.user_errors import log_user_errors_in_one_line
 from stable_sam.config import RunConfig
 from stable_sam.data.runs import newest_run
 from stable_sam.data.storage import absolute_uri
-from stable_sam.errors import InputError, StorageError
+from stable_sam.errors import StorageError
 from stable_sam.preflight import check_logical_date
-from stable_sam.summary import RunSummary, summarize
+from stable_sam.summary import RunSummary, check_failures, summarize
 from tasks.plan import plan
 from tasks.publish import publish
 from tasks.refine import refine
@@ -37,7 +37,8 @@ def refine_dataset(
 
     config: a `RunConfig` as a mapping, or the path of a YAML file with one; None: the defaults.
     logical_date: ISO date of the night this run stands for; None: the scheduled one, when a schedule started the run.
-    Raises `StableSamError`; a bad image or prompt is a failed row instead.
+    Raises `StableSamError`; a bad image or prompt is a failed row instead. Too many of those (`max_failed_fraction`),
+    or nothing else, is an `InputError` after they are published.
     """
     log_user_errors_in_one_line()
     check_logical_date(logical_date)
@@ -53,17 +54,15 @@ def refine_dataset(
         logical_date=logical_date or _scheduled_date(),
     )
     if manifest_uri is None:
-        return _up_to_date(table_uri)
-    done = refine(manifest_uri, ray=settings.ray, device=settings.refiner.device)
-    run_id = publish(manifest_uri)
-    speed = done.images / done.actor_seconds if done.actor_seconds else None
-    summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed)
+        summary = _up_to_date(table_uri)
+    else:
+        done = refine(manifest_uri, ray=settings.ray, device=settings.refiner.device)
+        run_id = publish(manifest_uri)
+        speed = done.images / done.actor_seconds if done.actor_seconds else None
+        summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed)
     create_markdown_artifact(summary.markdown(), key="refine-summary")
-    if summary.failed > settings.max_failed_fraction * summary.prompts:
-        raise InputError(
-            f"{summary.failed} of {summary.prompts} prompts failed, more than max_failed_fraction "
-            f"{settings.max_failed_fraction:g}; the run {run_id} is published, its failed rows say why"
-        )
+    # Asked of a table that is up to date too: running a red night again must not turn it green.
+    check_failures(summary, settings.max_failed_fraction)
     return summary
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stable_sam.data.query import query
+from stable_sam.errors import InputError
 
 SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement")
 
@@ -62,6 +63,18 @@ class RunSummary:
         counts = f"{self.prompts} prompts, {self.failed} failed{speed}; medians of the scores"
         title = f"Run `{self.run_id}` of `{self.table_uri}`: {counts}"
         return "\n".join([title, "", header, rule, *lines])
+
+
+def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
+    """Raise `InputError` when more prompts than this failed, or all of them whatever `max_failed_fraction` is."""
+    if summary.failed == summary.prompts:
+        what = f"all {summary.prompts} prompts failed"
+    elif summary.failed > max_failed_fraction * summary.prompts:
+        share = f"more than max_failed_fraction {max_failed_fraction:g}"
+        what = f"{summary.failed} of {summary.prompts} prompts failed, {share}"
+    else:
+        return
+    raise InputError(f"{summary.table_uri}: {what}; run {summary.run_id} is published, its failed rows say why")
 
 
 def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.data.annotations import read_prompts
 from stable_sam.data.query import query
 from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
-from stable_sam.errors import StableSamError
+from stable_sam.errors import InputError, StableSamError
 from stable_sam.records import RefinedMask
 from stable_sam.refiner import Refiner
 
@@ -103,6 +104,29 @@ def test_a_changed_input_appends_a_revision(annotations: Path, photos: list[Path
     assert len(rows(job, "history")) == 18
     assert {row["revision"] for row in rows(job)} == {2}
     assert [row["logical_date"] for row in rows(job, "runs ORDER BY revision --")] == [None, "2025-11-23"]
+
+
+@pytest.mark.parametrize(("good_boxes", "max_failed_fraction"), [(2, 0.1), (0, 1.0)])
+def test_too_many_failures_are_published_and_red_every_time(
+    photos: list[Path], tmp_path: Path, good_boxes: int, max_failed_fraction: float
+) -> None:
+    boxes = [[5, 5, 40, 30]] * good_boxes + [[10, 10, 0, 20]]
+    document = {
+        "images": [{"id": 0, "file_name": photos[0].name, "width": 80, "height": 60}],
+        "annotations": [{"id": n, "image_id": 0, "bbox": box} for n, box in enumerate(boxes)],
+    }
+    source = tmp_path / "weak.json"
+    source.write_text(json.dumps(document))
+    job = {
+        "annotations_uri": str(source),
+        "images_uri": str(tmp_path / "images"),
+        "output_uri": str(tmp_path / "table"),
+        "config": CONFIG | {"max_failed_fraction": max_failed_fraction},
+    }
+    for _attempt in range(2):
+        with pytest.raises(InputError, match="prompts failed"):
+            refine_dataset(**job)
+        assert [row["status"] for row in rows(job, "history")] == ["ok"] * good_boxes + ["failed"]
 
 
 def test_two_drivers_make_each_row_once(job: dict[str, Any]) -> None:
