@@ -32,7 +32,7 @@ def plan_actors(settings: RayConfig, cluster: Mapping[str, float], shards: int) 
     if settings.actors is not None:
         limits.append(settings.actors)
     elif num_gpus == 0:
-        limits.append(max(1, int(cores // 2)))
+        limits.append(max(1, int(cores)))
     for name, asked, there in (("num_cpus", settings.num_cpus, cores), ("num_gpus", num_gpus, gpus)):
         if asked > there:
             raise ConfigError(f"ray.{name}: each actor asks for {asked:g}, the cluster has {there:g}")

@@ -67,8 +67,10 @@ def test_model_option_refuses_unknown_models() -> None:
 @pytest.mark.parametrize(
     ("settings", "cluster", "shards", "expected"),
     [
-        (RayConfig(), {"CPU": 2}, 100, (1, 0)),
-        (RayConfig(), {"CPU": 16}, 100, (8, 0)),
+        (RayConfig(), {"CPU": 2}, 100, (2, 0)),
+        (RayConfig(), {"CPU": 16}, 100, (16, 0)),
+        (RayConfig(num_cpus=4), {"CPU": 18}, 100, (4, 0)),
+        (RayConfig(num_cpus=0), {"CPU": 4}, 100, (4, 0)),
         (RayConfig(), {"CPU": 16}, 3, (3, 0)),
         (RayConfig(), {"CPU": 16, "GPU": 2}, 100, (2, 1)),
         (RayConfig(num_gpus=0.5), {"CPU": 16, "GPU": 2}, 100, (4, 0.5)),
