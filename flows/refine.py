@@ -7,6 +7,7 @@ Safe to run twice, to kill and to run again: see `stable_sam.data.commits`. Para
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from prefect import flow, runtime
@@ -17,7 +18,7 @@ from stable_sam.config import RunConfig
 from stable_sam.data.runs import newest_run
 from stable_sam.data.storage import absolute_uri
 from stable_sam.errors import StorageError
-from stable_sam.preflight import check_logical_date
+from stable_sam.preflight import check_logical_date, day_of
 from stable_sam.summary import RunSummary, check_failures, summarize
 from tasks.plan import plan
 from tasks.publish import publish
@@ -32,16 +33,19 @@ def refine_dataset(
     config: dict[str, Any] | str | None = None,
     image_index_uri: str | None = None,
     logical_date: str | None = None,
+    timezone: str = "UTC",
 ) -> RunSummary:
     """Refine every prompt of `annotations_uri` and publish the masks as one version of the table at `output_uri`.
 
     config: a `RunConfig` as a mapping, or the path of a YAML file with one; None: the defaults.
-    logical_date: ISO date of the night this run stands for; None: the scheduled one, when a schedule started the run.
+    logical_date: ISO date of the night this run stands for; None: the scheduled one, when a deployment started the run.
+    timezone: IANA name of the zone whose calendar the scheduled date is read from; give the schedule's own.
     Raises `StableSamError`; a bad image or prompt is a failed row instead. Too many of those (`max_failed_fraction`),
     or nothing else, is an `InputError` after they are published.
     """
     log_user_errors_in_one_line()
     check_logical_date(logical_date)
+    scheduled_day = day_of(_scheduled_start(), timezone)
     settings = RunConfig.from_dict(config or {}) if not isinstance(config, str) else RunConfig.from_yaml(config)
     # Actors and later readers may stand in another folder.
     table_uri = absolute_uri(output_uri)
@@ -51,7 +55,7 @@ def refine_dataset(
         output_uri=table_uri,
         config=settings,
         image_index_uri=image_index_uri,
-        logical_date=logical_date or _scheduled_date(),
+        logical_date=logical_date or scheduled_day,
     )
     if manifest_uri is None:
         summary = _up_to_date(table_uri)
@@ -66,10 +70,11 @@ def refine_dataset(
     return summary
 
 
-def _scheduled_date() -> str | None:
+def _scheduled_start() -> datetime | None:
     if runtime.deployment.id is None:
         return None
-    return str(runtime.flow_run.scheduled_start_time.astimezone().date().isoformat())
+    start: datetime = runtime.flow_run.scheduled_start_time
+    return start
 
 
 def _up_to_date(table_uri: str) -> RunSummary:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from stable_sam.config import RunConfig
 from stable_sam.data.annotations import read_prompts
@@ -41,3 +42,15 @@ def check_logical_date(logical_date: str | None) -> None:
         date.fromisoformat(logical_date)
     except ValueError:
         raise ConfigError(f"logical date: expected YYYY-MM-DD, got {logical_date!r}") from None
+
+
+def day_of(moment: datetime | None, timezone: str) -> str | None:
+    """ISO date of an aware `moment` on the calendar of `timezone`; raises `ConfigError` for an unknown zone.
+
+    The worker's own zone has no part in it: the same night has the same date on every machine.
+    """
+    try:
+        zone = ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigError(f"timezone: expected an IANA name such as Europe/Berlin, got {timezone!r}") from None
+    return None if moment is None else moment.astimezone(zone).date().isoformat()

@@ -1,0 +1,50 @@
+"""Which night a run stands for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from stable_sam.errors import ConfigError
+from stable_sam.preflight import check_logical_date, day_of
+
+LATE = datetime(2025, 11, 23, 23, 30, tzinfo=UTC)
+
+
+@pytest.fixture(params=["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def worker_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The zone of the machine, 25 hours apart from each other at most."""
+    with monkeypatch.context() as environment:
+        environment.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("worker_zone")
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("UTC", "2025-11-23"), ("Europe/Berlin", "2025-11-24"), ("America/New_York", "2025-11-23")],
+)
+def test_the_date_is_the_schedule_s_wherever_the_worker_stands(zone: str, day: str) -> None:
+    assert day_of(LATE, zone) == day
+    assert day_of(LATE.astimezone(timezone(timedelta(hours=9))), zone) == day
+
+
+def test_a_run_without_a_schedule_has_no_date() -> None:
+    assert day_of(None, "UTC") is None
+
+
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "", "../etc/passwd", "Europe"])
+def test_an_unknown_zone_is_refused(zone: str) -> None:
+    with pytest.raises(ConfigError, match=r"^timezone: expected an IANA name such as Europe/Berlin, got '"):
+        day_of(None, zone)
+
+
+@pytest.mark.parametrize("given", ["today", "2025-13-01", "23.11.2025"])
+def test_a_wrong_date_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match="YYYY-MM-DD"):
+        check_logical_date(given)
