@@ -49,6 +49,9 @@ def refine(
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     Console(stderr=True).print("Starting Prefect and Ray ...")
+    from flows.prefect_api import check_prefect_api
+
+    check_prefect_api()
     from flows.refine import refine_dataset
 
     summary = refine_dataset(
