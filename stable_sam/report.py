@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -28,6 +29,8 @@ MAX_ZOOM = 6.0
 """Small objects are enlarged no further than this: more shows pixels, not the border."""
 CONTEXT = 0.25
 """Surroundings shown around prompt and mask, as a part of their longer side."""
+OUTSIDE = 100
+"""Pixels around the window in which lines that leave it are still drawn."""
 MAX_IMAGE_PIXELS = 100_000_000
 OUTCOMES = ("accept", "review", "reject", "failed")
 SCORES = {
@@ -156,13 +159,17 @@ def _thumbnails(
     size = (max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     part = np.asarray(cv2.resize(picture[y0:y1, x0:x1], size, interpolation=method), dtype=np.uint8)
+    # What lies outside the window stays outside, but near: a box of a failed row may be millions of pixels long.
+    low, high = np.array([x0, y0]) - OUTSIDE, np.array([x1, y1]) + OUTSIDE
     prompt: dict[str, Any] = {}
-    if _usable(row["box_xyxy"]):
-        bx0, by0, bx1, by1 = row["box_xyxy"]
-        prompt["box_xyxy"] = ((bx0 - x0) * scale, (by0 - y0) * scale, (bx1 - x0) * scale, (by1 - y0) * scale)
-    if row["points_xy"] and len(row["points_xy"]) == len(row["point_labels"] or ()):
-        prompt["points_xy"] = [((x - x0) * scale, (y - y0) * scale) for x, y in row["points_xy"]]
-        prompt["point_labels"] = [int(label > 0) for label in row["point_labels"]]
+    if _drawable(row["box_xyxy"]):
+        corners = (np.clip(np.reshape(row["box_xyxy"], (2, 2)), low, high) - (x0, y0)) * scale
+        prompt["box_xyxy"] = tuple(corners.ravel().tolist())
+    points, labels = row["points_xy"] or (), row["point_labels"] or ()
+    if points and all(_drawable(point) for point in points):
+        prompt["points_xy"] = ((np.clip(points, low, high) - (x0, y0)) * scale).tolist()
+        known = labels if len(labels) == len(points) else [1] * len(points)
+        prompt["point_labels"] = [int(label > 0) for label in known]
     weak = _data_uri(draw_overlay(part, None, **prompt))
     if mask is None:
         return weak, None
@@ -174,8 +181,8 @@ def _thumbnails(
 def _window(row: dict[str, Any], image_hw: tuple[int, ...]) -> tuple[int, int, int, int]:
     """XYXY of what to show; the whole picture when the row has neither a usable prompt nor a mask."""
     height, width = image_hw
-    corners: list[tuple[float, float]] = [point for point in row["points_xy"] or () if _usable(point)]
-    if _usable(row["box_xyxy"]):
+    corners: list[tuple[float, float]] = [point for point in row["points_xy"] or () if _drawable(point)]
+    if _drawable(row["box_xyxy"]):
         corners += [tuple(row["box_xyxy"][:2]), tuple(row["box_xyxy"][2:])]
     if row["area"]:
         x, y, w, h = row["bbox_xywh"]
@@ -190,9 +197,10 @@ def _window(row: dict[str, Any], image_hw: tuple[int, ...]) -> tuple[int, int, i
     return x0, y0, x1, y1
 
 
-def _usable(numbers: Sequence[float] | None) -> bool:
-    """Whether a box or point of a failed row can be drawn: readers keep what came, NaN and all."""
-    return numbers is not None and all(number is not None and abs(number) < 1e6 for number in numbers)
+def _drawable(numbers: Sequence[float] | None) -> bool:
+    """Whether a box or point can be drawn. The readers give failed rows what box and points are finite; a `Prompt` made
+    by hand may hold anything."""
+    return numbers is not None and all(number is not None and math.isfinite(number) for number in numbers)
 
 
 def _data_uri(image_rgb: NDArray[np.uint8]) -> str:
