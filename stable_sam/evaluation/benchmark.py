@@ -27,6 +27,9 @@ ALL_OBJECTS = "all objects"
 DECODER_CHUNK = 8
 """Prompts that pass the decoder together; on a CPU a quarter faster than 32, because they stay in its caches."""
 
+SMALLEST_SIZE, SIZE_STEP = 64, 32
+"""Sides of nano's input, in pixels, that its layers can halve often enough."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
@@ -121,13 +124,12 @@ def evaluate(
         part for folder in data_dirs for part in read_truth(folder, min_area_fraction=min_area_fraction, limit=limit)
     ]
     _check_sets(sets)
+    if size is not None:
+        _check_size(size, config)
     loaded = load_model(config if "stable-sam" in chosen else config.model_copy(update={"plugin": False}))
     if "stable-sam" in chosen and loaded.host is None:
         raise ConfigError(f"methods: stable-sam needs a plugin, and model {config.model!r} was loaded without one")
-
     if size is not None:
-        if config.model != "nano":
-            raise ConfigError(f"size: only nano takes pictures of other sizes, got model {config.model!r}")
         set_input_size(loaded.sam, size)
     scores: _Scores = {(part.name, m, k.name): [] for part in sets for k in kinds for m in chosen}
     total, done = sum(len(part.images) for part in sets), 0
@@ -165,6 +167,13 @@ def _methods(names: Sequence[str]) -> list[Method]:
     if unknown or not names:
         raise ConfigError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
     return [method for method in METHODS if method in names]
+
+
+def _check_size(size: int, config: RefinerConfig) -> None:
+    if config.model != "nano":
+        raise ConfigError(f"size: only nano takes pictures of other sizes, got model {config.model!r}")
+    if size < SMALLEST_SIZE or size % SIZE_STEP:
+        raise ConfigError(f"size: expected a multiple of {SIZE_STEP} of at least {SMALLEST_SIZE} pixels, got {size}")
 
 
 def _check_sets(sets: Sequence[TruthSet]) -> None:

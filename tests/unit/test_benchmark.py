@@ -167,6 +167,9 @@ def test_methods_and_sets_are_checked(data: Path) -> None:
         run(data, min_area_fraction=0.9)
     with pytest.raises(ConfigError, match="only nano"):
         run(data, size=128)
+    for size in (0, -32, 32, 100):
+        with pytest.raises(ConfigError, match=f"size: expected a multiple of 32 of at least 64 pixels, got {size}$"):
+            evaluate([data], RefinerConfig(model="nano"), ["sam"], ["gt-box"], size=size)
 
 
 def test_command_prints_the_table_and_writes_all_numbers(data: Path, tmp_path: Path) -> None:
