@@ -23,8 +23,11 @@ class COMMAND_CLASS(TyperCommand):
         while rest:
             joined.append(rest.pop(0))
             if joined[-1] == "--point":
-                joined.append(" ".join(rest[:3]))
-                del rest[:3]
+                values: list[str] = []
+                # Numbers alone: an option or the photo after an incomplete point must not become a part of it.
+                while rest and _are_numbers(rest[0]) and len(_split(" ".join(values))) < 3:
+                    values.append(rest.pop(0))
+                joined.append(" ".join(values))
         return super().parse_args(ctx, joined)
 
 
@@ -91,7 +94,7 @@ def _prompt(photo: str, prompt_id: str, box: tuple[float, float, float, float] |
     points_xy, labels = [], []
     for text in points:
         try:
-            x, y, label = text.replace(",", " ").split()
+            x, y, label = _split(text)
             points_xy.append((float(x), float(y)))
             labels.append(int(label))
         except ValueError:
@@ -104,6 +107,17 @@ def _prompt(photo: str, prompt_id: str, box: tuple[float, float, float, float] |
         points_xy=tuple(points_xy),
         point_labels=tuple(labels),
     )
+
+
+def _split(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _are_numbers(text: str) -> bool:
+    try:
+        return all(isinstance(float(part), float) for part in _split(text))
+    except ValueError:
+        return False
 
 
 def _run_config(path: Path | None, overrides: dict[str, str | None]) -> RunConfig:

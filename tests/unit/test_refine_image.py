@@ -73,6 +73,22 @@ def test_mistakes_get_one_line(monkeypatch, capsys, photo, tmp_path, arguments, 
     assert not (tmp_path / "mask.png").exists()
 
 
+@pytest.mark.parametrize("point", [("5", "6"), ("5,6",), ()])
+def test_an_incomplete_point_takes_nothing_else_with_it(monkeypatch, capsys, photo, tmp_path, point):
+    after = ("--point", *point, "--out", tmp_path / "mask.png", "--model", "tiny")
+    assert run(monkeypatch, photo, *after) == 2
+    expected = f"error: --point: expected X Y LABEL, three numbers, got {' '.join(point)!r}\n"
+    assert capsys.readouterr().err == expected
+    assert run(monkeypatch, "--out", tmp_path / "mask.png", "--point", *point, photo) == 2
+    assert capsys.readouterr().err == expected
+
+
+def test_a_point_may_be_written_with_commas(monkeypatch, photo, tmp_path):
+    out = tmp_path / "mask.png"
+    assert run(monkeypatch, "--point", "5,6,1", "--point", "-0.0 7", "0", photo, "--model", "tiny", "--out", out) == 0
+    assert out.exists()
+
+
 def test_a_missing_photo_and_a_lossy_mask_are_refused(monkeypatch, capsys, photo, tmp_path):
     box = ("--box", 5, 5, 40, 30, "--model", "tiny")
     assert run(monkeypatch, tmp_path / "none.jpg", *box, "--out", tmp_path / "mask.png") == 2
