@@ -41,9 +41,9 @@ def query(
     if form is Format.parquet and out is None:
         raise ConfigError("--format parquet: expected --out FILE, a terminal cannot show it")
     from stable_sam.data.query import query as run_query
-    from stable_sam.data.storage import write_bytes
+    from stable_sam.data.storage import absolute_uri, write_bytes
 
-    rows = run_query(table, sql)
+    rows = run_query(absolute_uri(table), sql)
     if out is not None:
         write_bytes(out, _encode(rows, form))
         typer.echo(f"{rows.num_rows} rows written to {out}", err=True)
@@ -59,14 +59,29 @@ def _encode(rows: pa.Table, form: Format) -> bytes:
             import pyarrow.parquet as pq
 
             buffer = io.BytesIO()
-            pq.write_table(rows, buffer, compression="zstd")
+            pq.write_table(rows.rename_columns(_different(rows.column_names)), buffer, compression="zstd")
             return buffer.getvalue()
         case Format.csv:
             return _csv(rows)
         case Format.json:
-            return (json.dumps([_plain(row) for row in rows.to_pylist()], default=str) + "\n").encode()
+            names = _different(rows.column_names)
+            plain = [_plain(dict(zip(names, values, strict=True))) for values in _values(rows)]
+            return (json.dumps(plain, default=str) + "\n").encode()
         case Format.table:
             return _rendered(rows)
+
+
+def _different(names: list[str]) -> list[str]:
+    """A second column `n` becomes `n_2`: an object has each name once, and so have most readers of Parquet."""
+    taken, different = set(names), []
+    for index, name in enumerate(names):
+        new, number = name, 1
+        while name in names[:index] and new in taken:
+            number += 1
+            new = f"{name}_{number}"
+        taken.add(new)
+        different.append(new)
+    return different
 
 
 def _csv(rows: pa.Table) -> bytes:

@@ -14,7 +14,8 @@ def report(
     images_max: Annotated[int | None, typer.Option(min=1, help="Pictures to open; all by default.")] = None,
 ) -> None:
     """Write one self-contained HTML page: every prompt with its picture, refined mask and scores, worst first."""
+    from stable_sam.data.storage import absolute_uri
     from stable_sam.report import write_report
 
-    shown = write_report(table, out, limit=limit, images_max=images_max)
+    shown = write_report(absolute_uri(table), out, limit=limit, images_max=images_max)
     typer.echo(f"{shown} prompts, worst first: {out}")

@@ -41,8 +41,8 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute_uri(uri: str) -> str:
-    """A local path made absolute, for those who stand in another folder; a URI as it is."""
-    return uri if "://" in uri else str(Path(uri).absolute())
+    """A local path made absolute, `~` included, for those who stand in another folder; a URI as it is."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def read_bytes(uri: str) -> bytes:

@@ -88,6 +88,18 @@ def test_json_is_json(table: str) -> None:
     assert row["published_at"][:2] == "20"
 
 
+def test_columns_of_one_name_are_all_there(table: str, tmp_path: Path) -> None:
+    sql, path = "SELECT 1 AS n, 2 AS n, 3 AS n_2, 4 AS n", tmp_path / "rows.parquet"
+    assert json.loads(ask(table, sql, "--format", "json")) == [{"n": 1, "n_3": 2, "n_2": 3, "n_4": 4}]
+    ask(table, sql, "--format", "parquet", "--out", str(path))
+    assert pq.read_table(path).to_pylist() == [{"n": 1, "n_3": 2, "n_2": 3, "n_4": 4}]
+
+
+def test_the_table_may_lie_below_the_home_folder(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(table).parent))
+    assert "250" in ask("~/table", "SELECT count(*) FROM masks")
+
+
 @pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
 def test_out_writes_a_file(table: str, tmp_path: Path, form: str) -> None:
     path = tmp_path / "deep" / f"rows.{form}"

@@ -26,6 +26,18 @@ def test_join(uri: str, parts: list[str], expected: str) -> None:
     assert storage.join(uri, *parts) == expected
 
 
+def test_the_home_folder_is_known_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute_uri("~/table") == f"{tmp_path}/table"
+    assert storage.absolute_uri("table") == f"{tmp_path}/table"
+    assert storage.absolute_uri("s3://bucket/~") == "s3://bucket/~"
+    storage.write_bytes("~/a.txt", b"one")
+    assert (tmp_path / "a.txt").read_bytes() == storage.read_bytes("~/a.txt") == b"one"
+    assert storage.create_bytes("~/b.txt", b"two")
+    assert storage.list_files("~") == ["~/a.txt", "~/b.txt"]
+
+
 @pytest.fixture(params=["path", "file-uri"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "path" else tmp_path.as_uri()
