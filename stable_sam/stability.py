@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,22 @@ def stability_score(logits: NDArray[np.float32], offset: float) -> float:
     return int(np.count_nonzero(logits > offset)) / outer if outer else 0.0
 
 
-def prompt_stability(masks: NDArray[np.bool_]) -> float:
-    """mSF = 1/K sum_i IoU(M_i, M_union) of K masks (K, H, W) of one object, in (0, 1].
+def prompt_stability(masks: Iterable[NDArray[np.bool_]]) -> float:
+    """mSF = 1/K sum_i IoU(M_i, M_union) of K masks (H, W) of one object, in (0, 1]; K >= 1.
 
     0 when all masks are empty: a prompt that finds nothing is not stable. Every mask lies inside the union, so that
-    IoU(M_i, M_union) is |M_i| / |M_union|.
+    IoU(M_i, M_union) is |M_i| / |M_union|. Masks are taken one at a time: an iterator needs the memory of two.
     """
-    union = int(np.count_nonzero(masks.any(axis=0)))
-    return int(np.count_nonzero(masks)) / (len(masks) * union) if union else 0.0
+    count = covered = 0
+    union: NDArray[np.bool_] | None = None
+    for mask in masks:
+        count += 1
+        covered += int(np.count_nonzero(mask))
+        union = mask.copy() if union is None else np.logical_or(union, mask, out=union)
+    if union is None:
+        raise ValueError("prompt_stability needs at least one mask")
+    union_area = int(np.count_nonzero(union))
+    return covered / (count * union_area) if union_area else 0.0
 
 
 def jittered_prompts(

@@ -16,7 +16,7 @@ from typing import Any
 
 from stable_sam.data import coco, prompt_table, storage
 from stable_sam.data.image_folder import ImageFolder
-from stable_sam.errors import AnnotationError, NotFoundError
+from stable_sam.errors import AnnotationError, NotFoundError, one_line
 from stable_sam.records import Prompt
 
 EXPECTED = (
@@ -83,7 +83,7 @@ def _parsed(data: bytes, uri: str) -> dict[str, Any] | list[Any] | None:
             f"{uri}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{uri}: not valid JSON: {' '.join(str(error).split())}") from None
+        raise AnnotationError(f"{uri}: not valid JSON: {one_line(error)}") from None
     if isinstance(document, dict) and "image" in document:
         return None
     return document

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from stable_sam.config import RefinerConfig
 from stable_sam.data.images import decode_image
 from stable_sam.errors import ConfigError, ImageError
-from stable_sam.evaluation.metrics import Mask, ReferenceMask, segmentation_stability
+from stable_sam.evaluation.metrics import Mask, ReferenceMask
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
 from stable_sam.evaluation.truth import TruthImage, TruthSet, read_truth
 from stable_sam.modeling.build import set_input_size
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.predict import ImageView, PromptArrays, embed_image, predict
+from stable_sam.stability import prompt_stability
 
 Method = Literal["sam", "stable-sam"]
 METHODS: tuple[Method, ...] = ("sam", "stable-sam")
@@ -244,7 +245,7 @@ def _score_object(reference: ReferenceMask, answers: Sequence[_Answer]) -> _Obje
     return _ObjectScore(
         iou=float(compared[:, 0].mean()),
         boundary_iou=float(compared[:, 1].mean()),
-        stability=segmentation_stability(answer.mask for answer in answers) if several else None,
+        stability=prompt_stability(answer.mask for answer in answers) if several else None,
         predicted_iou=_mean([answer.predicted_iou for answer in answers]),
         dsp_weight=_mean([answer.dsp_weight for answer in answers]),
         masks=len(answers),

@@ -1,12 +1,10 @@
-"""Mask IoU, boundary IoU and segmentation stability (mSF), computed on the part of the image where a mask is.
+"""Mask IoU and boundary IoU, computed on the part of the image where a mask is.
 
 Cropping changes no result: outside the tight box of a mask there is nothing to intersect. It makes the cost of a
 comparison that of the object, not of the image.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -16,32 +14,6 @@ BOUNDARY_RATIO = 0.02
 """Width of the boundary band as a part of the image diagonal (Cheng et al. 2021); HQ-SAM's mBIoU uses the same."""
 
 Mask = NDArray[np.bool_]
-
-
-def mask_iou(a: Mask, b: Mask) -> float:
-    """Intersection over union of two masks (H, W); 1.0 when both are empty."""
-    return ReferenceMask(a).compare(b)[0]
-
-
-def boundary_iou(a: Mask, b: Mask, ratio: float = BOUNDARY_RATIO) -> float:
-    """IoU of the inner boundary bands of two masks (H, W); 1.0 when both are empty."""
-    return ReferenceMask(a, ratio).compare(b)[1]
-
-
-def segmentation_stability(masks: Iterable[Mask]) -> float:
-    """mSF of the B masks (H, W) of one object: the mean of IoU(M_i, union of all); 0.0 when all are empty.
-
-    Every M_i lies inside the union, so IoU(M_i, union) is area(M_i) / area(union).
-    """
-    areas: list[int] = []
-    union: Mask | None = None
-    for mask in masks:
-        areas.append(int(np.count_nonzero(mask)))
-        union = mask.copy() if union is None else np.logical_or(union, mask, out=union)
-    if union is None:
-        raise ValueError("segmentation_stability needs at least one mask")
-    union_area = int(np.count_nonzero(union))
-    return sum(areas) / (len(areas) * union_area) if union_area else 0.0
 
 
 def boundary_distance(image_hw: tuple[int, int], ratio: float = BOUNDARY_RATIO) -> int:

@@ -68,13 +68,19 @@ def read_truth(data_dir: Path, *, min_area_fraction: float = 0.0, limit: int | N
     return [_read_set(file, min_area_fraction, limit) for file in files]
 
 
+def picture_path(instances_file: Path, file_name: str) -> Path:
+    """COCO does not fix whether file names start at the folder of the JSON or at its `images/`; both are in use."""
+    direct = instances_file.parent / file_name
+    return direct if direct.exists() else instances_file.parent / "images" / file_name
+
+
 def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthSet:
     images, annotations = _read_coco(file)
     by_id: dict[Any, TruthImage] = {}
     for number, record in enumerate(images):
         try:
             image = TruthImage(
-                path=_picture(file, record["file_name"]),
+                path=picture_path(file, record["file_name"]),
                 size_hw=(int(record["height"]), int(record["width"])),
                 objects=(),
             )
@@ -123,12 +129,6 @@ def _read_coco(file: Path) -> tuple[list[Any], list[Any]]:
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise AnnotationError(f"{file}: expected COCO instances, an object with the lists images and annotations")
     return images, annotations
-
-
-def _picture(file: Path, file_name: str) -> Path:
-    """COCO does not fix whether file names start at the folder of the JSON or at its `images/`; both are in use."""
-    direct = file.parent / file_name
-    return direct if direct.exists() else file.parent / "images" / file_name
 
 
 def _compressed(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.ndimage import binary_erosion
 
-from stable_sam.evaluation.metrics import (
-    ReferenceMask,
-    boundary_distance,
-    boundary_iou,
-    mask_iou,
-    segmentation_stability,
-)
+from stable_sam.evaluation.metrics import ReferenceMask, boundary_distance
 
 SHAPE = (23, 31)
 NOISE = hnp.arrays(bool, SHAPE)
@@ -46,15 +40,15 @@ def plain_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
 
 @given(MASKS, MASKS)
 def test_iou_is_its_definition(a: np.ndarray, b: np.ndarray) -> None:
-    assert mask_iou(a, b) == pytest.approx(plain_iou(a, b))
-    assert mask_iou(a, b) == pytest.approx(mask_iou(b, a))
+    assert ReferenceMask(a).compare(b)[0] == pytest.approx(plain_iou(a, b))
+    assert ReferenceMask(b).compare(a)[0] == pytest.approx(plain_iou(a, b))
 
 
 @given(MASKS, MASKS, st.sampled_from([0.02, 0.06, 0.1]))
 def test_boundary_iou_is_its_definition(a: np.ndarray, b: np.ndarray, ratio: float) -> None:
     distance = boundary_distance(SHAPE, ratio)
     expected = plain_iou(plain_boundary(a, distance), plain_boundary(b, distance))
-    assert boundary_iou(a, b, ratio) == pytest.approx(expected)
+    assert ReferenceMask(a, ratio).compare(b)[1] == pytest.approx(expected)
 
 
 @given(MASKS)
@@ -75,21 +69,3 @@ def test_boundary_sees_what_iou_does_not() -> None:
 def test_boundary_distance_follows_the_diagonal() -> None:
     assert boundary_distance((300, 400)) == 10
     assert boundary_distance((5, 5)) == 1
-
-
-@given(st.lists(MASKS, min_size=1, max_size=5))
-def test_stability_is_its_definition(masks: list[np.ndarray]) -> None:
-    union = np.logical_or.reduce(masks)
-    expected = float(np.mean([plain_iou(m, union) for m in masks])) if union.any() else 0.0
-    assert segmentation_stability(masks) == pytest.approx(expected)
-    assert 0.0 <= segmentation_stability(masks) <= 1.0
-
-
-def test_stability_of_disjoint_and_of_equal_masks() -> None:
-    corners = [np.zeros((4, 4), dtype=bool) for _ in range(4)]
-    for index, mask in enumerate(corners):
-        mask[index, index] = True
-    assert segmentation_stability(corners) == pytest.approx(0.25)
-    assert segmentation_stability([corners[0]] * 3) == 1.0
-    with pytest.raises(ValueError, match="at least one"):
-        segmentation_stability([])

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -52,3 +53,13 @@ def test_jittered_boxes_are_usable_boxes(xywh, scale, prompt_id):
     assert (boxes[:, 2:] - boxes[:, :2] >= 1 - 1e-9).all()
     assert (boxes >= 0).all()
     assert (boxes <= [400, 300, 400, 300]).all()
+
+
+def test_prompt_stability_takes_masks_one_at_a_time():
+    corners = np.eye(4, dtype=bool).reshape(4, 2, 2)
+    before = corners.copy()
+    assert prompt_stability(mask for mask in corners) == prompt_stability(corners) == 0.25
+    np.testing.assert_array_equal(corners, before)
+    assert prompt_stability([corners[0]] * 3) == 1.0
+    with pytest.raises(ValueError, match="at least one"):
+        prompt_stability([])

@@ -16,7 +16,7 @@ from flows.cli import app
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.evaluation.benchmark import ALL_OBJECTS, Evaluation, evaluate
-from stable_sam.evaluation.metrics import mask_iou
+from stable_sam.evaluation.metrics import ReferenceMask
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
 from stable_sam.evaluation.truth import read_truth
 
@@ -101,7 +101,7 @@ def test_all_forms_of_segmentation_are_one_mask(tmp_path: Path) -> None:
     forms = [SQUARE, compressed, {"size": [60, 80], "counts": counts}]
     folder = write_set(tmp_path / "a", [square(n, segmentation=form) for n, form in enumerate(forms)])
     for item in read_truth(folder)[0].images[0].objects:
-        assert mask_iou(item.mask(), mask.astype(bool)) == 1.0
+        assert ReferenceMask(item.mask()).compare(mask.astype(bool)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
