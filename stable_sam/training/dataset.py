@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
+from stable_sam.evaluation.prompts import tight_box
+from stable_sam.evaluation.truth import picture_path
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 
@@ -94,11 +96,10 @@ def _read_set(file: Path) -> list[TrainingImage]:
 
 
 def _picture(file: Path, file_name: str) -> Path:
-    """COCO does not fix whether file names start at the folder of the JSON or at its `images/`; both are in use."""
-    for path in (file.parent / file_name, file.parent / "images" / file_name):
-        if path.exists():
-            return path
-    raise ImageError(f"{file}: {file_name}: expected a training picture, found no file")
+    path = picture_path(file, file_name)
+    if not path.exists():
+        raise ImageError(f"{file}: {file_name}: expected a training picture, found no file")
+    return path
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -226,12 +227,6 @@ def pad_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 def _pad(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.pad(mask, [(0, size - mask.shape[0]), (0, size - mask.shape[1])])
-
-
-def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(4,) XYXY pixels around a non-empty mask, outer edges."""
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], dtype=np.float64)
 
 
 def augment_colors(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
