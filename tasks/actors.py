@@ -18,11 +18,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
 from stable_sam.config import RayConfig
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
-from stable_sam.errors import ConfigError, CredentialsError, StableSamError, WeightsError, one_line
+from stable_sam.errors import ConfigError, CredentialsError, StableSamError, StorageError, WeightsError, one_line
 from stable_sam.records import ShardReport
 from tasks.actor_plan import plan_actors
 
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
     from stable_sam.refiner import Refiner
 
 POISON_REASON = "refining this image ended the worker process, twice (killed, or out of memory)"
+_DEATHS = RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError
+"""The process is gone, which an image can have done. Every other error of Ray is no image's fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +48,15 @@ class ShardFailure:
     shard_id: str
     error: str
     """One line."""
+    actor_is_lost: bool = False
+    """True when the actor lives but fails for good, as after a lost GPU; it is replaced."""
 
 
 class ShardActor:
     """Refines shards of one run in a process of its own; loads the model once.
 
-    A plain class: `run_shards` makes it an actor. Its methods return expected errors instead of raising them, so an
-    exception at the caller means that the process is gone or, as after a lost GPU, no longer to be trusted.
+    A plain class: `run_shards` makes it an actor. Its methods return errors instead of raising them, so an exception at
+    the caller means that the process is gone, or that Ray itself failed.
     """
 
     def __init__(self, manifest_uri: str, threads: int, device: str) -> None:
@@ -72,13 +83,22 @@ class ShardActor:
             return error  # every other shard would meet it too
         except StableSamError as error:
             return ShardFailure(shard_id=shard.shard_id, error=_reason(error))
+        except Exception as error:
+            # `refine_shard` makes rows of whatever is wrong with an image; what passes it is a lost GPU or as bad.
+            return ShardFailure(shard_id=shard.shard_id, error=_reason(error), actor_is_lost=True)
 
-    def probe(self, shard: ShardPlan, image_id: str) -> bool:
-        """Do the work of one image and write nothing; returns True when the process survives it, whatever came out."""
+    def probe(self, shard: ShardPlan, image_id: str) -> bool | ShardFailure:
+        """Do the work of one image and write nothing; returns True when the process survives it, whatever came out.
+
+        A shard that cannot be read says nothing of the image and is a `ShardFailure`.
+        """
         from stable_sam.data.images import decode_image
         from stable_sam.data.storage import read_bytes
 
-        prompts = [prompt for prompt in read_shard(shard.uri) if prompt.image_id == image_id]
+        try:
+            prompts = [prompt for prompt in read_shard(shard.uri) if prompt.image_id == image_id]
+        except StableSamError as error:
+            return ShardFailure(shard_id=shard.shard_id, error=_reason(error))
         with contextlib.suppress(Exception):
             name = prompts[0].image_uri
             max_pixels = self.manifest.config.refiner.max_image_pixels
@@ -162,11 +182,13 @@ class _Actor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Death:
-    suspect: ShardPlan | None
-    """The shard in work when the actor died; None while it was loading."""
-    innocent: list[ShardPlan]
-    """Those that waited behind it."""
+class _Outcome:
+    shard: ShardPlan | None
+    """None: the actor was loading."""
+    answer: ShardReport | ShardFailure | None
+    """None: the actor died, or has merely loaded its model."""
+    handed_back: Sequence[ShardPlan] = ()
+    """Shards that waited behind this one at an actor that is gone."""
 
 
 class _Fleet:
@@ -193,22 +215,30 @@ class _Fleet:
                 if queue and actor.shards < depth:
                     actor.submit(queue.popleft())
 
-    def next_outcome(self) -> tuple[ShardPlan, ShardReport | ShardFailure] | _Death | None:
-        """Wait for the oldest call of any actor; None when one has merely finished loading.
+    def next_outcome(self) -> _Outcome:
+        """Wait for the oldest call of any actor.
 
         Raises the `StableSamError` that an actor reports for all shards, or one when actors do not even start.
         """
         oldest = {actor.calls[0].ref: actor for actor in self._actors if actor.calls}
         (ready, *_), _ = ray.wait(list(oldest), num_returns=1)
         actor = oldest[ready]
-        try:
-            outcome = ray.get(ready)
-        except RayError as error:
-            return self._bury(actor, error)
         shard = actor.calls.popleft().shard
-        if isinstance(outcome, StableSamError):
-            raise outcome
-        return None if shard is None else (shard, outcome)
+        try:
+            answer = ray.get(ready)
+        except RayError as error:
+            failure = None
+            if shard is None:
+                self._count_failed_start(error)
+            elif not isinstance(error, _DEATHS):
+                failure = ShardFailure(shard_id=shard.shard_id, error=_reason(error), actor_is_lost=True)
+            return _Outcome(shard=shard, answer=failure, handed_back=self._bury(actor))
+        if isinstance(answer, StableSamError):
+            raise answer
+        if shard is None:
+            return _Outcome(shard=None, answer=None)
+        lost = isinstance(answer, ShardFailure) and answer.actor_is_lost
+        return _Outcome(shard=shard, answer=answer, handed_back=self._bury(actor) if lost else ())
 
     def stop(self) -> None:
         """End all actors and give their resources back."""
@@ -216,15 +246,16 @@ class _Fleet:
             ray.kill(actor.handle)
         self._actors = []
 
-    def _bury(self, dead: _Actor, error: RayError) -> _Death:
-        suspect, *innocent = [call.shard for call in dead.calls]
-        if suspect is None:
-            self._failed_starts_left -= 1
-            if self._failed_starts_left < 0:
-                raise StableSamError(f"Ray actors die while they start: {_reason(error)}")
-        ray.kill(dead.handle)
-        self._actors.remove(dead)
-        return _Death(suspect=suspect, innocent=[shard for shard in innocent if shard is not None])
+    def _count_failed_start(self, error: RayError) -> None:
+        self._failed_starts_left -= 1
+        if self._failed_starts_left < 0:
+            raise StableSamError(f"Ray actors die while they start: {_reason(error)}")
+
+    def _bury(self, lost: _Actor) -> list[ShardPlan]:
+        """Remove the actor; returns the shards that it had not begun."""
+        ray.kill(lost.handle)
+        self._actors.remove(lost)
+        return [call.shard for call in lost.calls if call.shard is not None]
 
 
 def _run_all(
@@ -236,18 +267,18 @@ def _run_all(
     while queue or fleet.busy:
         fleet.fill(queue)
         outcome = fleet.next_outcome()
-        if outcome is None:
+        queue.extendleft(reversed(outcome.handed_back))
+        shard, answer = outcome.shard, outcome.answer
+        if shard is None:
             continue
-        if isinstance(outcome, _Death):
-            queue.extendleft(reversed(outcome.innocent))
-            if (suspect := outcome.suspect) is not None:
-                retries[suspect.shard_id] += 1
-                (queue if retries[suspect.shard_id] <= max_retries else deadly).append(suspect)
+        if isinstance(answer, ShardReport):
+            yield answer
             continue
-        shard, answer = outcome
-        if isinstance(answer, ShardFailure) and retries[shard.shard_id] < max_retries:
-            retries[shard.shard_id] += 1
+        retries[shard.shard_id] += 1
+        if retries[shard.shard_id] <= max_retries:
             queue.append(shard)
+        elif answer is None:
+            deadly.append(shard)
         else:
             yield answer
 
@@ -256,14 +287,23 @@ def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardR
     """Find the images that end the process by trying one after the other, then refine the shard without them.
 
     One by one costs each image one more pass and one new actor for each death; halving would cost new actors, which are
-    dearer. An image is condemned by two deaths, since one may be the machine's fault.
+    dearer. An image is condemned by two deaths, since one may be the machine's fault. Where the search itself fails, no
+    image is condemned and the shard waits for the next run.
     """
     poisoned: dict[str, str] = {}
     actor = None
-    for image_id in sorted({prompt.image_id for prompt in read_shard(shard.uri)}):
+    try:
+        images = sorted({prompt.image_id for prompt in read_shard(shard.uri)})
+    except StorageError as error:
+        return ShardFailure(shard_id=shard.shard_id, error=_reason(error))
+    for image_id in images:
         for _attempt in range(2):
             actor = actor or _started(start)
-            if _answer(actor.probe.remote(shard, image_id)) is not None:
+            survived = _answer(actor.probe.remote(shard, image_id), shard)
+            if isinstance(survived, ShardFailure):
+                ray.kill(actor)
+                return survived
+            if survived:
                 break
             ray.kill(actor)
             actor = None
@@ -271,32 +311,35 @@ def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardR
             poisoned[image_id] = POISON_REASON
     actor = actor or _started(start)
     try:
-        answer: ShardReport | ShardFailure | StableSamError = ray.get(actor.refine.remote(shard, poisoned))
-    except RayError as error:
-        reason = f"ends its actor, though none of its images does alone; try a smaller shard_images: {_reason(error)}"
-        return ShardFailure(shard_id=shard.shard_id, error=reason)
+        answer: ShardReport | ShardFailure | None = _answer(actor.refine.remote(shard, poisoned), shard)
     finally:
         ray.kill(actor)
-    if isinstance(answer, StableSamError):
-        raise answer
+    if answer is None:
+        reason = "ends its actor, though none of its other images does alone; try a smaller shard_images"
+        return ShardFailure(shard_id=shard.shard_id, error=reason)
     return answer
 
 
 def _started(start: Callable[[], Any]) -> Any:
     """A new actor that has loaded its model, so that a later death is the image's doing."""
     actor = start()
-    answer = _answer(actor.load.remote())
-    if answer is None:
-        raise StableSamError("Ray actors die while they start")
+    try:
+        answer = ray.get(actor.load.remote())
+    except RayError as error:
+        raise StableSamError(f"Ray actors die while they start: {_reason(error)}") from error
+    if isinstance(answer, StableSamError):
+        raise answer
     return actor
 
 
-def _answer(ref: Any) -> Any:
+def _answer(ref: Any, shard: ShardPlan) -> Any:
     """What the call returned, or None when the process died; raises the `StableSamError` that it returned."""
     try:
         answer = ray.get(ref)
-    except RayError:
+    except _DEATHS:
         return None
+    except RayError as error:
+        return ShardFailure(shard_id=shard.shard_id, error=_reason(error), actor_is_lost=True)
     if isinstance(answer, StableSamError):
         raise answer
     return answer

@@ -103,6 +103,49 @@ def test_an_image_that_kills_becomes_failed_rows(tmp_path: Path, photos: list[Pa
     assert failed.to_pylist() == [{"image_id": photos[1].stem, "error": POISON_REASON}]
 
 
+def test_a_store_that_fails_during_the_search_condemns_no_image(tmp_path: Path, photos: list[Path]) -> None:
+    manifest = plan(tmp_path, photos, shard_images=len(photos))
+    dying = actor_that_dies_on(photos[1].name)
+
+    class DyingActor(dying):  # type: ignore[misc, valid-type]  # made at run time
+        def probe(self, shard, image_id):  # type: ignore[no-untyped-def]
+            from dataclasses import replace
+
+            return super().probe(replace(shard, uri=f"{shard.uri}.gone"), image_id)
+
+    (outcome,) = run_shards(manifest.uri, manifest.shards, manifest.config.ray, actor_class=DyingActor)
+    assert isinstance(outcome, ShardFailure)
+    assert "not found" in outcome.error
+    assert not committed(manifest)
+
+
+def test_an_actor_that_lost_its_gpu_is_replaced(tmp_path: Path, photos: list[Path]) -> None:
+    manifest = plan(tmp_path, photos, shard_images=1, max_retries=1)
+    loads = tmp_path / "loads"
+
+    class AcceleratorError(RuntimeError):
+        pass
+
+    class LosingActor(ShardActor):
+        def load(self):  # type: ignore[no-untyped-def]
+            import stable_sam.shard_job as shard_job
+
+            with loads.open("a") as log:
+                log.write(f"{os.getpid()}\n")
+            if len(loads.read_text().splitlines()) == 1:
+
+                def lost(data, *, name, max_pixels):  # type: ignore[no-untyped-def]
+                    raise AcceleratorError("device-side assert triggered")
+
+                shard_job.decode_image = lost
+            return super().load()
+
+    outcomes = list(run_shards(manifest.uri, manifest.shards, manifest.config.ray, actor_class=LosingActor))
+    assert [type(outcome) for outcome in outcomes] == [ShardReport] * len(manifest.shards)
+    assert sum(outcome.failed for outcome in outcomes if isinstance(outcome, ShardReport)) == 0
+    assert len(set(loads.read_text().split())) == 2
+
+
 def test_a_store_that_fails_is_a_value(tmp_path: Path, photos: list[Path]) -> None:
     manifest = plan(tmp_path, photos, shard_images=1)
     Path(manifest.shards[0].uri).unlink()
