@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,17 +11,27 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stable_sam.data.query import query
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENT = "refine-dataset/nightly"
 
 
-def prefect(*arguments: str) -> str:
+def prefect(*arguments: str, folder: Path = ROOT) -> str:
+    """Run a command as from a shell that stands in `folder`."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PWD": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
+
+
+def test_the_date_is_taken_in_the_zone_of_the_schedule() -> None:
+    (deployment,) = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    (schedule,) = deployment["schedules"]
+    assert deployment["parameters"]["timezone"] == schedule["timezone"]
 
 
 def flow_runs(api_url: str, state: str) -> list[dict[str, Any]]:
@@ -48,15 +59,19 @@ def test_a_worker_runs_the_nightly_deployment(prefect_server: str, annotations: 
         "annotations_uri": str(annotations),
         "images_uri": str(tmp_path / "images"),
         "output_uri": str(tmp_path / "table"),
-        "config": {"refiner": {"model": "tiny", "jitter_count": 2}, "ray": {"actors": 1}},
     }
     prefect("deployment", "run", DEPLOYMENT, "--params", json.dumps(parameters))
-    prefect("worker", "start", "--pool", "nightly", "--run-once")
+    # A worker may be started anywhere: the deployment knows the project's folder, and configs/ in it.
+    log = prefect("worker", "start", "--pool", "nightly", "--run-once", folder=tmp_path)
 
-    (run,) = flow_runs(prefect_server, "COMPLETED")
+    completed = flow_runs(prefect_server, "COMPLETED")
+    assert len(completed) == 1, log
+    (run,) = completed
     assert run["parameters"]["output_uri"] == parameters["output_uri"]
+    assert run["parameters"]["config"] == "configs/nightly.yaml"
     (counted,) = query(
-        parameters["output_uri"], "SELECT count(*) AS n, max(logical_date) AS day FROM masks"
+        parameters["output_uri"],
+        "SELECT count(*) AS n, max(logical_date) AS day, max(model_id) AS model FROM masks",
     ).to_pylist()
-    assert counted["n"] == 9
+    assert (counted["n"], counted["model"]) == (9, "nano+plugin")
     assert counted["day"] is not None, "a deployment's run stands for the day it was scheduled for"
