@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.evaluation.prompts import tight_box
@@ -102,7 +101,7 @@ def _picture(file: Path, file_name: str) -> Path:
     return path
 
 
-class TrainingBatches(Dataset[Batch]):
+class TrainingBatches:
     """Batches by step number: sets by weight, then pictures, then objects, each uniformly."""
 
     def __init__(

@@ -7,22 +7,23 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from stable_sam.errors import StableSamError, StorageError, WeightsError
+from stable_sam.errors import StorageError, WeightsError
 from stable_sam.training.dataset import Batch, TrainingBatches, TrainingImage
 from stable_sam.training.settings import Stage, TrainingSettings
 
 log = logging.getLogger(__name__)
 
 REPORT_STEPS = 20
+BATCHES_AHEAD = 4
 
 Loss = Callable[[Batch, Stage, int], tuple[Tensor, dict[str, float]]]
 """(batch, stage, step) -> loss and the figures to log; a figure may be absent from some steps."""
@@ -160,28 +161,17 @@ def _batches(
         )  # fmt: skip
         steps = range(max(first, start), start + stage.steps)
         start += stage.steps
-        if len(steps):
-            for batch in DataLoader(
-                _ErrorsAsValues(dataset), sampler=steps, batch_size=None, num_workers=1, prefetch_factor=4,
-                worker_init_fn=_one_thread,
-            ):  # fmt: skip
-                if isinstance(batch, StableSamError):
-                    raise batch
-                yield batch, stage
+        for batch in _ahead(dataset, steps):
+            yield batch, stage
 
 
-class _ErrorsAsValues(Dataset[Batch | StableSamError]):
-    """The loader rewrites an exception of its worker into many lines; as a value it keeps its one."""
-
-    def __init__(self, batches: TrainingBatches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> Batch | StableSamError:
-        try:
-            return self.batches[step]
-        except StableSamError as error:
-            return error
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(0)
+def _ahead(batches: TrainingBatches, steps: Iterable[int]) -> Iterator[Batch]:
+    """The batches of `steps` in order, made by a thread while the model learns."""
+    waiting: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as maker:
+        for step in steps:
+            waiting.append(maker.submit(batches.__getitem__, step))
+            if len(waiting) == BATCHES_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
