@@ -25,6 +25,7 @@ def train_base_command(
     out: Out,
     config: Config = Path("configs/train_base.yaml"),
     encoder: Annotated[Path | None, typer.Option(help="Backbone weights to start from (safetensors).")] = None,
+    start: Annotated[Path | None, typer.Option(help="Weights of nano to train further (safetensors).")] = None,
 ) -> None:
     """Train nano's encoder, prompt encoder and mask decoder; writes OUT/nano.safetensors."""
     from stable_sam.training.base import train_base
@@ -32,7 +33,7 @@ def train_base_command(
 
     settings = BaseTraining.from_yaml(config)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    typer.echo(train_base(data, out, settings, encoder))
+    typer.echo(train_base(data, out, settings, encoder_path=encoder, start=start))
 
 
 @app.command("plugin")

@@ -38,7 +38,7 @@ def decode_prompts(
     boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N) (1 object, 0 background, -1 padding), in pixels of the
     model's square input.
     """
-    masks = sam.box_mask_prompts(boxes) if isinstance(sam, NanoSam) and boxes is not None else None
+    masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     decoder = sam.mask_decoder
     prompts = sparse.shape[0]

@@ -13,22 +13,43 @@ from torchvision.models import shufflenet_v2_x1_0
 
 MASK_STRIDE = 4
 """SAM's mask prompts and mask logits have a cell for every 4 x 4 input pixels."""
+SPOT_SIGMA = 8.0
+"""Width of a drawn point in input pixels: half a cell of the image embedding."""
 STAGE_CHANNELS = (24, 116, 232, 464)
 """Channels of the backbone's outputs at stride 4, 8, 16 and 32."""
 
 
 class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
-    """A Sam whose boxes enter its prompt encoder twice: as corner tokens, and filled, as a mask prompt.
+    """A Sam whose boxes and points enter its prompt encoder twice: as tokens, and drawn, as a mask prompt.
 
-    From tokens alone a small base needs far longer training than a CPU gives it to keep a mask inside its box.
+    From tokens alone a small base needs far longer training than a CPU gives it to keep a mask where its prompt is.
     """
 
-    def box_mask_prompts(self, boxes: Tensor) -> Tensor:
-        """boxes: (P, 4) XYXY, input pixels. Returns (P, 1, S/4, S/4): 1 inside, -1 outside, between on cut cells."""
-        cells = torch.arange(self.image_encoder.img_size // MASK_STRIDE, device=boxes.device, dtype=boxes.dtype)
-        low, high = boxes[:, :2, None] / MASK_STRIDE, boxes[:, 2:, None] / MASK_STRIDE
-        covered = (torch.minimum(high, cells + 1) - torch.maximum(low, cells)).clamp(0, 1)  # (P, 2, S/4), x then y
-        return (covered[:, 1, :, None] * covered[:, 0, None, :])[:, None] * 2 - 1
+    def drawn_prompts(self, boxes: Tensor | None, points: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The mask prompt that shows the prompts, (P, 1, S/4, S/4), from -1 (not the object) to 1 (the object).
+
+        boxes: (P, 4) XYXY, filled: 1 inside, -1 outside, between on cut cells; without a box all is 0. points: (P, N, 2)
+        with labels (P, N), each a Gaussian spot of its label over that: 1 object, 0 background, -1 padding.
+        Coordinates in input pixels.
+        """
+        side = self.image_encoder.img_size // MASK_STRIDE
+        given = boxes if points is None else points[0]
+        if given is None:
+            raise ValueError("expected boxes, points or both")
+        cells = torch.arange(side, device=given.device, dtype=given.dtype)
+        drawn = given.new_zeros(len(given), side, side)
+        if boxes is not None:
+            low, high = boxes[:, :2, None] / MASK_STRIDE, boxes[:, 2:, None] / MASK_STRIDE
+            covered = (torch.minimum(high, cells + 1) - torch.maximum(low, cells)).clamp(0, 1)  # (P, 2, S/4), x then y
+            drawn = covered[:, 1, :, None] * covered[:, 0, None, :] * 2 - 1
+        if points is not None:
+            xy, labels = points
+            distance = (cells + 0.5) * MASK_STRIDE - xy[..., None]  # (P, N, 2, S/4)
+            spots = torch.exp(-0.5 * (distance / SPOT_SIGMA).square())
+            for spot, label in zip(spots.unbind(1), labels.unbind(1), strict=True):
+                weight = spot[:, 1, :, None] * spot[:, 0, None, :] * (label >= 0)[:, None, None]
+                drawn = drawn + weight * ((label * 2 - 1)[:, None, None] - drawn)
+        return drawn[:, None]
 
 
 class Backbone(nn.Module):

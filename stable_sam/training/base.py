@@ -23,11 +23,18 @@ POINT_COUNTS = (1, 1, 2, 3, 5)
 """Points of a prompt, one entry drawn for each step; one point is the ambiguous prompt and comes twice."""
 
 
-def train_base(data_dir: Path, out_dir: Path, settings: BaseTraining, encoder_path: Path | None = None) -> Path:
+def train_base(
+    data_dir: Path,
+    out_dir: Path,
+    settings: BaseTraining,
+    *,
+    encoder_path: Path | None = None,
+    start: Path | None = None,
+) -> Path:
     """Train `nano` and return the path of its weights (averaged, half precision).
 
     data_dir: folders with `instances.json` and pictures. encoder_path: backbone weights to start from (safetensors, the
-    keys of `nano.Backbone`). Resumes from `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `StorageError`
+    keys of `nano.Backbone`). start: weights of all of `nano` to start from. Resumes from `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `StorageError`
     and `WeightsError`.
     """
     sets = read_training_sets(data_dir)
@@ -37,7 +44,9 @@ def train_base(data_dir: Path, out_dir: Path, settings: BaseTraining, encoder_pa
     sam = build_nano(size).to("cuda" if torch.cuda.is_available() else "cpu").train()
     backbone = sam.image_encoder.backbone
     if encoder_path is not None:
-        _start_from(backbone, encoder_path)
+        _start_from(backbone, encoder_path, "a backbone of nano")
+    if start is not None:
+        _start_from(sam, start, "weights of nano")
 
     def export(module: nn.Module, step: int) -> Path:
         metadata = {"model": "nano", "size": str(size), "step": str(step), "settings": settings.model_dump_json()}
@@ -70,7 +79,7 @@ def base_loss(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tenso
     points = batch.points[:, 0, :count]
     by_points = decode_prompts(sam, embeddings, points=(points, torch.ones(points.shape[:2], device=points.device)))
     point_loss, point_iou = single_mask_loss(by_points, batch.coverage[:, 0], near[:, 0])
-    loss = box_loss + 0.5 * point_loss
+    loss = box_loss + point_loss
     if count > 1:
         return loss, {"box_iou": box_iou, "points_iou": point_iou}
     ambiguous_loss, chosen_iou, best_iou = multimask_loss(by_points, batch.coverage[:, 0], near[:, 0])
@@ -106,9 +115,9 @@ def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor
     return (boxes + (noise * 0.1 * torch.cat((sides, sides), dim=-1)).clamp(-limit, limit)).clamp(0, size)
 
 
-def _start_from(backbone: nn.Module, file: Path) -> None:
+def _start_from(module: nn.Module, file: Path, expected: str) -> None:
     tensors, _ = read_safetensors(read_bytes(str(file)), str(file))
     try:
-        backbone.load_state_dict(tensors, strict=True)
+        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     except RuntimeError as error:
-        raise WeightsError(f"{file}: not a backbone of nano: {' '.join(str(error).split())[:300]}") from None
+        raise WeightsError(f"{file}: not {expected}: {' '.join(str(error).split())[:300]}") from None

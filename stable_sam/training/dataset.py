@@ -22,6 +22,7 @@ from stable_sam.evaluation.prompts import tight_box
 from stable_sam.evaluation.truth import picture_path
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
+from stable_sam.training.paste import paste_object
 
 MIN_OBJECT_FRACTION = 0.003
 """Smaller objects, in parts of the square input, are a cell or two of the embedding: nothing to learn a shape from."""
@@ -114,8 +115,10 @@ class TrainingBatches:
         objects: int,
         points: int,
         seed: int,
+        paste: float = 0.0,
     ) -> None:
-        """`weights`: share of each set, 1 where not named; raises `ConfigError` for one that is not there."""
+        """`weights`: share of each set, 1 where not named; raises `ConfigError` for one that is not there. `paste`: part
+        of the samples with an object of another picture laid over them."""
         self.names = sorted(sets)
         if unknown := sorted(weights.keys() - sets.keys()):
             raise ConfigError(f"set_weights: expected names among {', '.join(self.names)}, got {', '.join(unknown)}")
@@ -123,6 +126,7 @@ class TrainingBatches:
         self.share = share / share.sum()
         self.sets = sets
         self.size, self.batch_images, self.objects, self.points, self.seed = size, batch_images, objects, points, seed
+        self.paste = paste
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
@@ -135,8 +139,7 @@ class TrainingBatches:
 
     def _sample(self, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         for _ in range(SAMPLE_TRIES):
-            pool = self.sets[self.names[rng.choice(len(self.names), p=self.share)]]
-            item = pool[rng.integers(len(pool))]
+            item = self._draw(rng)
             chosen = rng.permutation(len(item.rles))[: 2 * self.objects]
             window = random_window(item.size_hw, rng)
             masks = coco_mask.decode([item.rles[i] for i in chosen])
@@ -149,17 +152,30 @@ class TrainingBatches:
                 f"training sets {', '.join(self.names)}: expected objects of at least {MIN_OBJECT_FRACTION:.1%} of "
                 f"the input, got none in {SAMPLE_TRIES} tries"
             )
-        picture = read_picture(item.path)
-        if picture.shape[:2] != item.size_hw:
-            (height, width), (h, w) = item.size_hw, picture.shape[:2]
-            raise ImageError(f"{item.path}: expected {width} x {height} pixels as annotated, got {w} x {h}")
-        image = pad_image(augment_colors(cut_image(picture, window, self.size, flip), rng), self.size)
+        image = augment_colors(cut_image(_read_annotated(item), window, self.size, flip), rng)
+        if rng.random() < self.paste:
+            other = self._draw(rng)
+            mask = coco_mask.decode(other.rles[rng.integers(len(other.rles))]).astype(bool)
+            cut = paste_object(image, cut, augment_colors(_read_annotated(other), rng), mask, rng)
+        image = pad_image(image, self.size)
         picks = [cut[i % len(cut)] for i in range(self.objects)]
         points = [random_points(mask, self.points, rng) for mask in picks]
         boxes = [tight_box(mask) for mask in picks]
         cells = self.size // MASK_STRIDE
         coverage = [cv2.resize(m.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA) for m in picks]
         return image, np.stack(coverage), np.stack(boxes), np.stack(points)
+
+    def _draw(self, rng: np.random.Generator) -> TrainingImage:
+        pool = self.sets[self.names[rng.choice(len(self.names), p=self.share)]]
+        return pool[rng.integers(len(pool))]
+
+
+def _read_annotated(item: TrainingImage) -> NDArray[np.uint8]:
+    picture = read_picture(item.path)
+    if picture.shape[:2] != item.size_hw:
+        (height, width), (h, w) = item.size_hw, picture.shape[:2]
+        raise ImageError(f"{item.path}: expected {width} x {height} pixels as annotated, got {w} x {h}")
+    return picture
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

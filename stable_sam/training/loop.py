@@ -157,7 +157,7 @@ def _batches(
     for number, stage in enumerate(settings.stages):
         dataset = TrainingBatches(
             sets, settings.set_weights, size=stage.size, batch_images=stage.batch_images, objects=settings.objects,
-            points=points, seed=settings.seed + number,
+            points=points, seed=settings.seed + number, paste=settings.paste,
         )  # fmt: skip
         steps = range(max(first, start), start + stage.steps)
         start += stage.steps

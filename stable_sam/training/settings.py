@@ -28,6 +28,8 @@ class TrainingSettings(Section):
     """In order of growing size."""
     objects: int = Field(default=2, ge=1)
     """Objects of a picture; each is asked for by its box, the first one also by points."""
+    paste: float = Field(default=0.0, ge=0, le=1)
+    """Part of the samples with an object of another picture laid over them."""
     learning_rate: float = Field(default=8e-4, gt=0)
     """AdamW, peak."""
     weight_decay: float = Field(default=0.01, ge=0)

@@ -90,7 +90,7 @@ def test_boxes_fill_the_cells_they_cover(nano):
         [-6.0, 3.0, 5.0, 80.0],  # beyond the picture
         [20.0, 20.0, 20.0, 30.0],  # nothing
     ]
-    masks = nano.box_mask_prompts(torch.tensor(boxes))
+    masks = nano.drawn_prompts(torch.tensor(boxes), None)
     assert masks.shape == (6, 1, 16, 16)
     expected = [[[2 * covered_part(box, y, x) - 1 for x in range(16)] for y in range(16)] for box in boxes]
     torch.testing.assert_close(masks[:, 0], torch.tensor(expected))
@@ -104,7 +104,7 @@ def test_the_filled_box_reaches_the_decoder(nano):
     box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
     embedding = torch.randn(1, 256, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        masks = nano.box_mask_prompts(box)
+        masks = nano.drawn_prompts(box, None)
         sparse, dense = nano.prompt_encoder(points=None, boxes=box, masks=masks)
         by_hand, _ = nano.mask_decoder.predict_masks(embedding, nano.prompt_encoder.get_dense_pe(), sparse, dense)
         plain = nano.prompt_encoder(points=None, boxes=box, masks=None)

@@ -47,7 +47,7 @@ def embedding_of(sam: Sam) -> Tensor:
 @torch.no_grad()
 def by_segment_anything(sam: Sam, embedding: Tensor, boxes=None, points=None) -> tuple[Tensor, Tensor]:
     # What a user of segment_anything would give its prompt encoder: nano wants the box as a mask prompt, too.
-    masks = sam.box_mask_prompts(boxes) if isinstance(sam, NanoSam) and boxes is not None else None
+    masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     return sam.mask_decoder.predict_masks(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)
 

@@ -1,0 +1,53 @@
+"""Copy-paste augmentation (Ghiasi et al. 2021): an object of another picture, laid over this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stable_sam.evaluation.metrics import tight_window
+
+PASTED_SIDE = (0.2, 0.6)
+"""Longest side of a pasted object, in parts of the picture's longest side."""
+MIN_VISIBLE = 0.5
+"""An object of which the pasted one leaves a smaller part is no longer asked for."""
+
+
+def paste_object(
+    image: NDArray[np.uint8],
+    masks: list[NDArray[np.bool_]],
+    source: NDArray[np.uint8],
+    source_mask: NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> list[NDArray[np.bool_]]:
+    """Lay the object of `source` (h, w, 3), `source_mask` (h, w), over `image` (H, W, 3) in place, at a random size and
+    place.
+
+    masks: the objects of the image, each (S, S) with the image top left. Returns the masks that are then visible, the
+    pasted one first; `masks` as they were when the source's mask is empty.
+    """
+    window = tight_window(source_mask)
+    if window is None:
+        return masks
+    height, width = image.shape[:2]
+    patch, shape = source[window], source_mask[window].astype(np.uint8)
+    scale = rng.uniform(*PASTED_SIDE) * max(height, width) / max(shape.shape)
+    w = int(np.clip(round(shape.shape[1] * scale), 1, width))
+    h = int(np.clip(round(shape.shape[0] * scale), 1, height))
+    cover = cv2.resize(shape * 255, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    patch = np.asarray(cv2.resize(patch, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
+    x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+
+    area: NDArray[Any] = image[y : y + h, x : x + w]
+    weight = (cv2.GaussianBlur(cover, (3, 3), 0).astype(np.float32) / 255.0)[
+        :, :, None
+    ]  # soft, as a lens draws borders
+    area[...] = np.round(patch * weight + area * (1.0 - weight)).astype(np.uint8)
+
+    pasted = np.zeros_like(masks[0])
+    pasted[y : y + h, x : x + w] = cover > 127
+    left = [mask & ~pasted for mask in masks]
+    return [pasted, *(part for part, mask in zip(left, masks, strict=True) if part.sum() >= MIN_VISIBLE * mask.sum())]
