@@ -55,6 +55,9 @@ class RefinerConfig(Section):
     """Stable-SAM plugin (safetensors), any fsspec URI. None: the bundled plugin, or none for a base without one."""
     plugin: bool = True
     """False: plain SAM, bit for bit."""
+    hq_uri: str | None = None
+    """HQ-SAM in the place of the plugin, which is then off: a published `sam_hq_vit_*.pth` on the same base, or a
+    branch trained for it (safetensors), any fsspec URI."""
     device: str = "auto"
     """`auto` takes the GPU when there is one; or `cpu`, `cuda`, `cuda:1`."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -19,9 +19,9 @@ class ModelIdentity:
     """What makes two models the same model."""
 
     model_id: str
-    """Name of the base; `+plugin` follows when the Stable-SAM plugin is attached."""
+    """Name of the base; `+plugin` follows when the Stable-SAM plugin is attached, `+hq` when HQ-SAM is used instead."""
     weights_sha256: str
-    """SHA-256 of the base's file, continued over the plugin's file when there is one."""
+    """SHA-256 of the base's file, continued over the file of the plugin or of HQ-SAM, whichever is used."""
     dtype: str
     """Arithmetic of the image encoder."""
 
@@ -34,6 +34,8 @@ class WeightFiles:
     base: bytes
     plugin_name: str | None
     plugin: bytes | None
+    hq_name: str | None = None
+    hq: bytes | None = None
 
     @property
     def base_sha256(self) -> str:
@@ -53,7 +55,10 @@ def identify(config: RefinerConfig, weights: WeightFiles) -> ModelIdentity:
     """The identity of `config`'s model with weights that were already read."""
     digest = hashlib.sha256(weights.base)
     model_id: str = config.model
-    if weights.plugin is not None:
+    if weights.hq is not None:
+        digest.update(weights.hq)
+        model_id += "+hq"
+    elif weights.plugin is not None:
         digest.update(weights.plugin)
         model_id += "+plugin"
     return ModelIdentity(model_id=model_id, weights_sha256=digest.hexdigest(), dtype=config.dtype)
@@ -69,6 +74,8 @@ def read_weights(config: RefinerConfig) -> WeightFiles:
         base=read_bytes(base_uri),
         plugin_name=plugin_uri,
         plugin=None if plugin_uri is None else read_bytes(plugin_uri),
+        hq_name=config.hq_uri,
+        hq=None if config.hq_uri is None else read_bytes(config.hq_uri),
     )
 
 
@@ -96,4 +103,11 @@ def _tiny(config: RefinerConfig) -> WeightFiles:
     if config.checkpoint_uri is not None or config.plugin_uri is not None:
         raise ConfigError("model: tiny is random and takes no checkpoint_uri or plugin_uri")
     plugin = b"plugin" if config.plugin else None
-    return WeightFiles(base_name="tiny", base=b"tiny", plugin_name="tiny plugin" if plugin else None, plugin=plugin)
+    return WeightFiles(
+        base_name="tiny",
+        base=b"tiny",
+        plugin_name="tiny plugin" if plugin else None,
+        plugin=plugin,
+        hq_name=config.hq_uri,
+        hq=None if config.hq_uri is None else read_bytes(config.hq_uri),
+    )

@@ -12,15 +12,20 @@ from torch import Tensor
 
 from stable_sam.frames import Frame
 from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """What the decoder needs of an image: its embedding (1, C, S/16, S/16), float32, and its frame."""
+    """What the decoder needs of an image: its embedding (1, C, S/16, S/16), float32, and its frame.
+
+    early: (1, E, h, w), float32, what HQ-SAM needs besides; None for a model without its branch.
+    """
 
     embedding: Tensor
     frame: Frame
+    early: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,8 @@ class Prediction:
     """(P,), the IoU head's estimate for this mask."""
     dsp_weight: NDArray[np.float32]
     """(P,), alpha_1 of the plugin; 0 without plugin."""
+    token: NDArray[np.int64]
+    """(P,), which of the decoder's mask tokens made the mask: 0 SAM's single mask, 1-3 its multimask."""
 
 
 @torch.inference_mode()
@@ -75,25 +82,28 @@ def embed_image(model: LoadedModel, pixels: NDArray[np.uint8]) -> ImageView:
     square = model.sam.preprocess(resized.to(model.device).float())
     half = model.identity.dtype == "bfloat16"
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-        embedding = model.sam.image_encoder(square)
-    return ImageView(embedding.float(), frame)
+        if model.hq is None:
+            return ImageView(model.sam.image_encoder(square).float(), frame)
+        embedding, early = encode_with_early(model.sam, square)
+    return ImageView(embedding.float(), frame, early.float())
 
 
 def predict(model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int) -> Prediction:
     """The masks of all `prompts`; at most `chunk_size` of them are in the decoder at a time.
 
-    SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest.
+    SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest. HQ-SAM, when
+    it is on, adds the logits of its one mask to the chosen mask; the predicted IoU stays SAM's, as published.
     """
     starts = range(0, len(prompts), chunk_size)
     chunks = [_predict_chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
-    logits, iou, weight = (np.concatenate(part) for part in zip(*chunks, strict=True))
-    return Prediction(logits, iou, weight)
+    logits, iou, weight, token = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    return Prediction(logits, iou, weight, token)
 
 
 @torch.inference_mode()
 def _predict_chunk(
     model: LoadedModel, view: ImageView, prompts: PromptArrays
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     count, device = len(prompts), model.device
     boxes = points = None
     if prompts.boxes_xyxy is not None:
@@ -101,9 +111,14 @@ def _predict_chunk(
     if prompts.points_xy is not None and prompts.point_labels is not None:
         coordinates = torch.from_numpy(view.frame.to_model_xy(prompts.points_xy)).to(device)
         points = (coordinates, torch.from_numpy(prompts.point_labels).to(device))
-    output = decode_prompts(model.sam, view.embedding.expand(count, -1, -1, -1), boxes=boxes, points=points)
+    early = view.early if model.hq is not None and model.hq.enabled else None
+    embeddings = view.embedding.expand(count, -1, -1, -1)
+    output = decode_prompts(model.sam, embeddings, boxes=boxes, points=points, early=early)
     token = output.iou[:, 1:].argmax(dim=1) + 1 if prompts.ambiguous else torch.zeros(count, dtype=torch.long)
     row = torch.arange(count)
     token = token.cpu()
     weight = torch.zeros(count) if output.trace is None else output.trace.alpha[:, 0]
-    return output.logits[row, token].cpu().numpy(), output.iou[row, token].cpu().numpy(), weight.cpu().numpy()
+    logits, iou = output.logits[row, token], output.iou[row, token]
+    if output.hq_logits is not None:
+        logits = logits + output.hq_logits[:, 0]
+    return logits.cpu().numpy(), iou.cpu().numpy(), weight.cpu().numpy(), token.numpy()

@@ -26,12 +26,13 @@ def check_run(
 
 def check_weights(config: RunConfig) -> None:
     """Raise `WeightsError` when the weights are not there; does not download those that lie elsewhere."""
-    given = [uri for uri in (config.refiner.checkpoint_uri, config.refiner.plugin_uri) if uri is not None]
+    model = config.refiner
+    given = [uri for uri in (model.checkpoint_uri, model.plugin_uri, model.hq_uri) if uri is not None]
     for uri in given:
         if not exists(uri):
             raise WeightsError(f"{uri}: no such weights file")
     if not given:
-        model_identity(config.refiner)
+        model_identity(model)
 
 
 def check_logical_date(logical_date: str | None) -> None:

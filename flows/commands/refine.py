@@ -70,7 +70,7 @@ def read_settings(config_path: str | None, model: str | None) -> RunConfig:
     settings = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
     if model is None or model == settings.refiner.model:
         return settings
-    if settings.refiner.checkpoint_uri or settings.refiner.plugin_uri:
+    if settings.refiner.checkpoint_uri or settings.refiner.plugin_uri or settings.refiner.hq_uri:
         raise ConfigError(
             f"--model {model}: {config_path} names weights for {settings.refiner.model}; change the model there"
         )

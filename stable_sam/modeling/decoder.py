@@ -23,6 +23,8 @@ class DecoderOutput:
     logits: Tensor
     iou: Tensor
     trace: PluginTrace | None
+    hq_logits: Tensor | None = None
+    """(P, 1, h, w), HQ-SAM's mask, to be added to the logits of the chosen SAM mask; None with HQ-SAM off."""
 
 
 def decode_prompts(
@@ -31,19 +33,26 @@ def decode_prompts(
     *,
     boxes: Tensor | None = None,
     points: tuple[Tensor, Tensor] | None = None,
+    early: Tensor | None = None,
 ) -> DecoderOutput:
     """Predict the masks of P prompts.
 
     image_embeddings: (P, C, H, W), the embedding of each prompt's image (an expanded view is fine).
     boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N) (1 object, 0 background, -1 padding), in pixels of the
-    model's square input.
+    model's square input. early: (P, E, h, w), or (1, E, h, w) for prompts of one image, the encoder's early features:
+    they switch the HQ branch of `sam` on, which never runs together with an enabled plugin.
     """
+    host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
+    if early is not None and isinstance(host, PluginHost) and host.enabled:
+        raise ValueError("expected HQ-SAM or the plugin, got both: disable one")
     masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     decoder = sam.mask_decoder
     prompts = sparse.shape[0]
-    output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-    tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)  # (P, 5 + N, C)
+    output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))  # (5, C)
+    if early is not None:
+        output_tokens = torch.cat((output_tokens, sam.hq.hf_token.weight))
+    tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)  # (P, 5 + N, C); 6 + N with HQ-SAM
 
     source = image_embeddings + dense
     position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
@@ -56,6 +65,8 @@ def decode_prompts(
     )  # (P, 4, C/8)
     logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
     iou = decoder.iou_prediction_head(tokens_out[:, 0])
+    hq_logits = None
+    if early is not None:
+        hq_logits = sam.hq(image_embeddings, early, upscaled, tokens_out[:, 1 + decoder.num_mask_tokens])
 
-    host = decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
-    return DecoderOutput(logits, iou, host.trace if isinstance(host, PluginHost) else None)
+    return DecoderOutput(logits, iou, host.trace if isinstance(host, PluginHost) else None, hq_logits)

@@ -15,8 +15,12 @@ from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import ModelIdentity, WeightFiles, identify, read_weights
 from stable_sam.modeling.build import NANO_SIZE, build_model, set_input_size
+from stable_sam.modeling.hq import HqBranch, attach_hq, build_hq
 from stable_sam.modeling.plugin import PluginHost, StableSamPlugin, attach_plugin
 from stable_sam.modeling.weights import read_safetensors
+
+HQ_PREFIX = "mask_decoder."
+"""Where the published HQ-SAM files keep the branch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,8 @@ class LoadedModel:
     sam: Sam
     host: PluginHost | None
     """`host.enabled = False` gives plain SAM on the same base."""
+    hq: HqBranch | None = None
+    """HQ-SAM's branch when `hq_uri` names one; it starts on and the plugin off, as `enabled` of both says."""
     identity: ModelIdentity
     device: torch.device
 
@@ -44,13 +50,18 @@ def load_model(config: RefinerConfig) -> LoadedModel:
     elif config.model != "tiny":
         _load_tensors(sam, _read_checkpoint(weights.base, weights.base_name), weights.base_name, config.model)
     sam.requires_grad_(False)
+    hq = None if weights.hq is None else _read_hq(sam, weights, config.model)
     host = None
     if weights.plugin is not None:
         plugin = _random_plugin(sam) if config.model == "tiny" else _read_plugin(sam, weights)
         host = attach_plugin(sam, plugin)
-        sam.requires_grad_(False)
+    if hq is not None:
+        attach_hq(sam, hq)
+        if host is not None:
+            host.enabled = False
+    sam.requires_grad_(False)
     sam.eval().to(device)
-    return LoadedModel(sam=sam, host=host, identity=identify(config, weights), device=device)
+    return LoadedModel(sam=sam, host=host, hq=hq, identity=identify(config, weights), device=device)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -89,17 +100,52 @@ def _read_checkpoint(data: bytes, name: str) -> dict[str, Tensor]:
 def _read_plugin(sam: Sam, weights: WeightFiles) -> StableSamPlugin:
     name = str(weights.plugin_name)
     tensors, metadata = read_safetensors(weights.plugin or b"", name)
-    if metadata.get("base_sha256") != weights.base_sha256:
-        raise WeightsError(
-            f"{name}: this plugin was trained on the base {metadata.get('base_sha256', 'unknown')[:16]}, "
-            f"got the base {weights.base_name} ({weights.base_sha256[:16]})"
-        )
+    _check_base(metadata, weights, name, "plugin")
     try:
         plugin = StableSamPlugin(sam.prompt_encoder.embed_dim, int(metadata["hidden"]), float(metadata["max_offset"]))
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{name}: expected metadata hidden and max_offset, got {error}") from None
     _load_tensors(plugin, tensors, name, "plugin")
     return plugin
+
+
+def _check_base(metadata: Mapping[str, str], weights: WeightFiles, name: str, what: str) -> None:
+    if metadata.get("base_sha256") != weights.base_sha256:
+        raise WeightsError(
+            f"{name}: this {what} was trained on the base {metadata.get('base_sha256', 'unknown')[:16]}, "
+            f"got the base {weights.base_name} ({weights.base_sha256[:16]})"
+        )
+
+
+def _read_hq(sam: Sam, weights: WeightFiles, model: str) -> HqBranch:
+    """The branch of a published file, which holds all of HQ-SAM, or of our own, which holds the branch alone."""
+    name, data = str(weights.hq_name), weights.hq or b""
+    branch = build_hq(sam)
+    if data[8:9] == b"{":  # safetensors: the header's length, then its JSON
+        tensors, metadata = read_safetensors(data, name)
+        _check_base(metadata, weights, name, "HQ-SAM branch")
+    else:
+        tensors = _branch_of_checkpoint(sam, branch, _read_checkpoint(data, name), name, weights.base_name)
+    _load_tensors(branch, tensors, name, f"HQ-SAM for {model}")
+    return branch
+
+
+def _branch_of_checkpoint(
+    sam: Sam, branch: HqBranch, state: Mapping[str, Tensor], name: str, base_name: str
+) -> dict[str, Tensor]:
+    """The branch's part of a whole HQ-SAM, by the branch's names; the other part must be the base itself."""
+    prefixes = tuple(f"{HQ_PREFIX}{part}." for part, _ in branch.named_children())
+    own = {key.removeprefix(HQ_PREFIX): value for key, value in state.items() if key.startswith(prefixes)}
+    base = sam.state_dict()
+    shared = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+    _check_tensors(base, shared, name, f"HQ-SAM on {base_name}")
+    other = [key for key, value in shared.items() if not torch.equal(value.float(), base[key])]
+    if other:
+        raise WeightsError(
+            f"{name}: expected HQ-SAM on the base {base_name}, got another base: "
+            f"{len(other)} of {len(base)} tensors differ ({_some(other)})"
+        )
+    return own
 
 
 def _random_plugin(sam: Sam) -> StableSamPlugin:
@@ -114,7 +160,11 @@ def _random_plugin(sam: Sam) -> StableSamPlugin:
 
 def _load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str, model: str) -> None:
     """`load_state_dict(strict=True)` with its complaints on one line."""
-    expected = module.state_dict()
+    _check_tensors(module.state_dict(), tensors, name, model)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def _check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: str, model: str) -> None:
     shapes = [
         f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
         for key, value in tensors.items()
@@ -128,7 +178,6 @@ def _load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str, m
     problems = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in found.items() if keys]
     if problems:
         raise WeightsError(f"{name}: expected the weights of {model}, got {', '.join(problems)}")
-    module.load_state_dict(dict(tensors), strict=True)
 
 
 def _some(keys: Iterable[str], limit: int = 3) -> str:

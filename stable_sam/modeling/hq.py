@@ -1,0 +1,109 @@
+"""HQ-SAM (Ke et al. 2023, arXiv 2306.01567, Figure 2): what it adds to a frozen SAM.
+
+An HQ output token passes SAM's decoder after the mask tokens; its mask is read from the decoder's features fused with
+the image embedding and with early features of the image encoder, in which borders are still sharp. The final mask is
+the sum of the logits of SAM's mask and of the HQ mask.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.mask_decoder import MLP
+from torch import Tensor, nn
+
+from stable_sam.modeling.nano import STAGE_CHANNELS, NanoImageEncoder
+
+EMBEDDING_STRIDE = 16
+"""Input pixels of a cell of the image embedding, of all models."""
+
+
+class HqBranch(nn.Module):
+    """The learnable parts of HQ-SAM, by the names they have under `mask_decoder.` in the published files.
+
+    `compress_vit_feat` brings the early features to four times the resolution of the embedding. Those of a ViT have a
+    cell for every 16 x 16 pixels and pass two transposed convolutions, as published; those of nano, at stride 8, are
+    already half-way there, so its first layer is a 1 x 1 convolution. Nothing else differs.
+    """
+
+    def __init__(self, channels: int, early_channels: int, early_stride: int = EMBEDDING_STRIDE) -> None:
+        """`channels`: of the embedding, 256; `early_channels` and `early_stride`: of the early features."""
+        super().__init__()
+        self.enabled = True
+        """False: `predict` gives SAM's own masks on the same base."""
+        factor = early_stride * 2 // EMBEDDING_STRIDE
+        self.hf_token = nn.Embedding(1, channels)
+        self.hf_mlp = MLP(channels, channels, channels // 8, 3)
+        self.compress_vit_feat = _upscaling(early_channels, channels, channels // 8, factor)
+        self.embedding_encoder = _upscaling(channels, channels // 4, channels // 8)
+        self.embedding_maskfeature = nn.Sequential(
+            nn.Conv2d(channels // 8, channels // 4, 3, padding=1),
+            LayerNorm2d(channels // 4),
+            nn.GELU(),
+            nn.Conv2d(channels // 4, channels // 8, 3, padding=1),
+        )
+
+    def forward(self, embeddings: Tensor, early: Tensor, upscaled: Tensor, token: Tensor) -> Tensor:
+        """The HQ masks (P, 1, 4H, 4W), logits to be added to those of SAM's masks.
+
+        embeddings: (P, C, H, W), early: (P, E, h, w), or (1, E, h, w) when all prompts are of one image, upscaled:
+        (P, C/8, 4H, 4W), the decoder's features that SAM's masks are read from, token: (P, C), the HQ token's output.
+        """
+        fused = self.embedding_encoder(embeddings[: len(early)]) + self.compress_vit_feat(early)
+        features = self.embedding_maskfeature(upscaled) + fused
+        kernel = self.hf_mlp(token)[:, None]  # (P, 1, C/8)
+        return cast(Tensor, (kernel @ features.flatten(2)).unflatten(2, features.shape[-2:]))
+
+
+def _upscaling(channels: int, hidden: int, out_channels: int, factor: int = 2) -> nn.Sequential:
+    # A transposed convolution whose kernel is its stride; with 1 it is a 1 x 1 convolution.
+    return nn.Sequential(
+        nn.ConvTranspose2d(channels, hidden, factor, stride=factor),
+        LayerNorm2d(hidden),
+        nn.GELU(),
+        nn.ConvTranspose2d(hidden, out_channels, 2, stride=2),
+    )
+
+
+def build_hq(sam: Sam) -> HqBranch:
+    """A branch that fits `sam` (any model of the registry), not trained and not attached."""
+    _, channels, stride = _early_layer(sam.image_encoder)
+    return HqBranch(sam.prompt_encoder.embed_dim, channels, stride)
+
+
+def attach_hq(sam: Sam, branch: HqBranch) -> HqBranch:
+    """Freeze `sam` and give it `branch` as `sam.hq`, whose parameters alone learn; returns `branch`."""
+    sam.requires_grad_(False)
+    branch.requires_grad_(True).train(sam.training)
+    sam.hq = branch
+    return branch
+
+
+def encode_with_early(sam: Sam, images: Tensor) -> tuple[Tensor, Tensor]:
+    """One pass of the image encoder that keeps the early features HQ-SAM fuses, at no other cost.
+
+    images: (B, 3, S, S), normalised. Returns the embedding (B, C, S/16, S/16) and the early features (B, E, h, w): of a
+    ViT the output of the first block with global attention (S/16), of nano the stride-8 stage of the backbone.
+    """
+    kept: list[Tensor] = []
+    layer, _, _ = _early_layer(sam.image_encoder)
+    handle = layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
+    try:
+        embedding = sam.image_encoder(images)
+    finally:
+        handle.remove()
+    early = kept[0]
+    return embedding, early.permute(0, 3, 1, 2) if isinstance(sam.image_encoder, ImageEncoderViT) else early
+
+
+def _early_layer(encoder: nn.Module) -> tuple[nn.Module, int, int]:
+    """The layer whose output is taken, its channels and its stride in input pixels."""
+    if isinstance(encoder, ImageEncoderViT):
+        block = next(block for block in encoder.blocks if block.window_size == 0)
+        return block, block.norm1.normalized_shape[0], EMBEDDING_STRIDE
+    if isinstance(encoder, NanoImageEncoder):
+        return encoder.backbone.stage2, STAGE_CHANNELS[1], 8
+    patches = cast(nn.Conv2d, encoder.patches)  # of the random `tiny`
+    return patches, patches.out_channels, EMBEDDING_STRIDE
