@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from stable_sam.modeling.load import LoadedModel
 
 app = typer.Typer(no_args_is_help=True, help="Train the nano base, or the Stable-SAM plugin of any base.")
 
@@ -17,6 +19,12 @@ Out = Annotated[
     Path, typer.Option(help="Folder for weights, log.csv and checkpoint.pt; an interrupted run goes on there.")
 ]
 Config = Annotated[Path, typer.Option(help="Training settings (YAML).")]
+Model = Annotated[str, typer.Option(help="Base: nano, vit_b, vit_l or vit_h.")]
+Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder for the pictures' embeddings, to share between runs; OUT/embeddings.")
+]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of the settings' epochs.")]
 
 
 @app.command("base")
@@ -29,10 +37,11 @@ def train_base_command(
 ) -> None:
     """Train nano's encoder, prompt encoder and mask decoder; writes OUT/nano.safetensors."""
     from stable_sam.training.base import train_base
+    from stable_sam.training.progress import log_to_console
     from stable_sam.training.settings import BaseTraining
 
     settings = BaseTraining.from_yaml(config)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    log_to_console()
     typer.echo(train_base(data, out, settings, encoder_path=encoder, start=start))
 
 
@@ -40,20 +49,49 @@ def train_base_command(
 def train_plugin_command(
     data: Data,
     out: Out,
-    config: Config = Path("configs/train_plugin.yaml"),
-    model: Annotated[str, typer.Option(help="Base: nano, vit_b, vit_l or vit_h.")] = "nano",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Training settings (YAML); one epoch without.")] = None,
+    model: Model = "nano",
+    checkpoint: Checkpoint = None,
+    cache: Cache = None,
+    steps: Steps = None,
 ) -> None:
     """Train a plugin with the base frozen, by RTS; writes OUT/plugin.safetensors."""
-    from stable_sam.config import RefinerConfig
-    from stable_sam.modeling.load import load_model
     from stable_sam.training.plugin import train_plugin
+    from stable_sam.training.progress import log_to_console
     from stable_sam.training.settings import PluginTraining
 
-    settings = PluginTraining.from_yaml(config)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    base = RefinerConfig.from_dict({"model": model, "checkpoint_uri": checkpoint, "plugin": False})
-    loaded = load_model(base)
-    typer.echo(train_plugin(loaded.sam, loaded.identity.weights_sha256, data, out, settings))
+    settings = PluginTraining.from_file(config, steps=steps)
+    log_to_console()
+    typer.echo(train_plugin(_frozen_base(model, checkpoint), data, out, settings, cache_dir=cache))
+
+
+@app.command("hq")
+def train_hq_command(
+    data: Data,
+    out: Out,
+    config: Annotated[Path | None, typer.Option(help="Training settings (YAML); one epoch without.")] = None,
+    model: Model = "nano",
+    checkpoint: Checkpoint = None,
+    cache: Cache = None,
+    steps: Steps = None,
+) -> None:
+    """Train HQ-SAM's branch as the plugin is trained, for comparison; writes OUT/hq.safetensors."""
+    from stable_sam.training.hq import train_hq
+    from stable_sam.training.progress import log_to_console
+    from stable_sam.training.settings import FrozenBaseTraining
+
+    settings = FrozenBaseTraining.from_file(config, steps=steps)
+    log_to_console()
+    typer.echo(train_hq(_frozen_base(model, checkpoint), data, out, settings, cache_dir=cache))
+
+
+def _frozen_base(model: str, checkpoint: str | None) -> LoadedModel:
+    import torch
+
+    from stable_sam.config import RefinerConfig
+    from stable_sam.modeling.load import load_model
+
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    return load_model(
+        RefinerConfig.from_dict({"model": model, "checkpoint_uri": checkpoint, "plugin": False, "dtype": dtype})
+    )

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from stable_sam.errors import WeightsError
 
 
-def save_weights(module: nn.Module, file: Path, metadata: dict[str, str]) -> Path:
-    """Write the state of `module` as float16 safetensors, whole or not at all, and return `file`.
+def save_weights(
+    module: nn.Module, file: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float16
+) -> Path:
+    """Write the state of `module` as safetensors, whole or not at all, and return `file`.
 
     Equal weights and metadata give equal bytes: models are known by the hash of their file.
     """
-    tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in module.state_dict().items()}
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
     partial = file.with_suffix(".partial")
     partial.write_bytes(_with_sorted_metadata(save(tensors, metadata)))
     return partial.replace(file)

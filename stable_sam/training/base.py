@@ -15,9 +15,10 @@ from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.modeling.weights import read_safetensors, save_weights
 from stable_sam.training.dataset import Batch, read_training_sets
-from stable_sam.training.loop import TrainingLoop
+from stable_sam.training.loop import Figures, TrainingLoop
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
-from stable_sam.training.settings import BaseTraining, Stage
+from stable_sam.training.settings import BaseTraining
+from stable_sam.training.stages import StagedBatches
 
 POINT_COUNTS = (1, 1, 2, 3, 5)
 """Points of a prompt, one entry drawn for each step; one point is the ambiguous prompt and comes twice."""
@@ -48,20 +49,24 @@ def train_base(
     if start is not None:
         _start_from(sam, start, "weights of nano")
 
-    def export(module: nn.Module, step: int) -> Path:
+    def export(module: nn.Module, step: int, _: Figures) -> Path:
         metadata = {"model": "nano", "size": str(size), "step": str(step), "settings": settings.model_dump_json()}
         return save_weights(module, out_dir / "nano.safetensors", metadata)
 
-    def loss(batch: Batch, stage: Stage, step: int) -> tuple[Tensor, dict[str, float]]:
-        set_input_size(sam, stage.size)
-        return base_loss(sam, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+    def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:
+        size = batch.images.shape[-1]
+        set_input_size(sam, size)
+        value, figures = base_loss(sam, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+        return value, {"size": size, **figures}
 
     pretrained = {id(p) for p in backbone.parameters()}
     groups = [
         {"params": [p for p in sam.parameters() if p.requires_grad and id(p) not in pretrained], "part": 1.0},
         {"params": list(backbone.parameters()), "part": settings.backbone_rate},
     ]
-    return TrainingLoop(sam, groups, settings, out_dir, export).run(sets, max(POINT_COUNTS), loss)
+    batches = StagedBatches(sets, settings, max(POINT_COUNTS))
+    loop = TrainingLoop(sam, groups, settings, out_dir, export, steps=settings.total_steps)
+    return loop.run(batches.__getitem__, loss)
 
 
 def base_loss(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -152,11 +152,11 @@ class TrainingBatches:
                 f"training sets {', '.join(self.names)}: expected objects of at least {MIN_OBJECT_FRACTION:.1%} of "
                 f"the input, got none in {SAMPLE_TRIES} tries"
             )
-        image = augment_colors(cut_image(_read_annotated(item), window, self.size, flip), rng)
+        image = augment_colors(cut_image(read_annotated(item), window, self.size, flip), rng)
         if rng.random() < self.paste:
             other = self._draw(rng)
             mask = coco_mask.decode(other.rles[rng.integers(len(other.rles))]).astype(bool)
-            cut = paste_object(image, cut, augment_colors(_read_annotated(other), rng), mask, rng)
+            cut = paste_object(image, cut, augment_colors(read_annotated(other), rng), mask, rng)
         image = pad_image(image, self.size)
         picks = [cut[i % len(cut)] for i in range(self.objects)]
         points = [random_points(mask, self.points, rng) for mask in picks]
@@ -170,7 +170,8 @@ class TrainingBatches:
         return pool[rng.integers(len(pool))]
 
 
-def _read_annotated(item: TrainingImage) -> NDArray[np.uint8]:
+def read_annotated(item: TrainingImage) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB; raises `ImageError` when it cannot be read or has not the size of its masks."""
     picture = read_picture(item.path)
     if picture.shape[:2] != item.size_hw:
         (height, width), (h, w) = item.size_hw, picture.shape[:2]

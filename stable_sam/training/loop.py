@@ -1,4 +1,4 @@
-"""The loop that both trainings run: steps by number, averaged weights, a log, checkpoints, resume after a kill."""
+"""The loop that every training runs: steps by number, averaged weights, a log, checkpoints, resume after a kill."""
 
 from __future__ import annotations
 
@@ -8,29 +8,42 @@ import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from stable_sam.errors import StorageError, WeightsError
-from stable_sam.training.dataset import Batch, TrainingBatches, TrainingImage
-from stable_sam.training.settings import Stage, TrainingSettings
+from stable_sam.errors import StorageError, WeightsError, one_line
+from stable_sam.training.progress import progress_bar
+from stable_sam.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
 REPORT_STEPS = 20
 BATCHES_AHEAD = 4
 
-Loss = Callable[[Batch, Stage, int], tuple[Tensor, dict[str, float]]]
-"""(batch, stage, step) -> loss and the figures to log; a figure may be absent from some steps."""
+Figures = dict[str, float]
+Export = Callable[[nn.Module, int, Figures], Path]
+"""(averaged module, step, figures of the log's last row) -> the file it was written to."""
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+class OnDevice(Protocol):
+    """A batch: all that the loop asks of one."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=OnDevice)
 
 
 class TrainingLoop:
-    """State of a run that outlives a kill: weights, averaged weights, optimiser, step."""
+    """State of a run that outlives a kill: weights, averaged weights, optimiser, step, log."""
 
     def __init__(
         self,
@@ -38,9 +51,13 @@ class TrainingLoop:
         groups: list[dict[str, Any]],
         settings: TrainingSettings,
         out_dir: Path,
-        export: Callable[[nn.Module, int], Path],
+        export: Export,
+        *,
+        steps: int,
+        run: str = "",
     ) -> None:
-        """`groups`: AdamW parameter groups, each with its part of the learning rate as "part".
+        """`groups`: AdamW parameter groups, each with its part of the learning rate as "part". `run`: what a checkpoint
+        must have been made for, beside the module's shape, to go on from it.
 
         Raises `StorageError` when `out_dir` cannot be made, `WeightsError` when its checkpoint is of another run.
         """
@@ -48,7 +65,8 @@ class TrainingLoop:
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{out_dir}: expected a folder to write to: {error.strerror}") from None
-        self.module, self.settings, self.out_dir, self._export, self.step = module, settings, out_dir, export, 0
+        self.module, self.settings, self.out_dir, self._export = module, settings, out_dir, export
+        self.steps, self.run_name, self.step, self.seconds = steps, run, 0, 0.0
         for group in groups:
             group["peak"] = settings.learning_rate * group.pop("part")
         self.optimizer = torch.optim.AdamW(
@@ -56,53 +74,78 @@ class TrainingLoop:
         )
         average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
         self.average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average)
-        self._recent: list[dict[str, float]] = []
+        self.rows: list[Figures] = []
+        """The log so far: its file is written from here, so that a resumed run has no row twice."""
+        self._recent: list[Figures] = []
         self._resume()
 
-    def run(self, sets: dict[str, list[TrainingImage]], points: int, loss: Loss) -> Path:
-        """Do the steps that are left; `points` are drawn for each object. Returns the exported weights."""
-        started = time.monotonic()
-        device = next(self.module.parameters()).device
-        for batch, stage in _batches(sets, self.settings, self.step, points):
-            row = self._train_step(batch.to(device), stage, loss)
-            self._report(row, time.monotonic() - started)
-        return self._export(self.average.module, self.step)
+    def run(
+        self, make_batch: Callable[[int], AnyBatch], loss: Callable[[AnyBatch, int], tuple[Tensor, Figures]]
+    ) -> Path:
+        """Do the steps that are left and return the exported weights.
 
-    def _train_step(self, batch: Batch, stage: Stage, loss: Loss) -> dict[str, float]:
-        rate = rate_factor(self.step, self.settings)
+        make_batch: step -> its batch, called in a thread. loss: (batch, step) -> the loss and the figures to log; a
+        figure may be absent from some steps. On a GPU the loss is computed in bfloat16 autocast.
+        """
+        started = time.monotonic() - self.seconds
+        device = next(self.module.parameters()).device
+        with progress_bar("training", self.steps, self.step) as advance:
+            for batch in made_ahead(make_batch, range(self.step, self.steps)):
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    value, figures = loss(batch.to(device), self.step)
+                rate = self._learn(value)
+                self._recent.append({"rate": rate, "loss": value.item(), **figures})
+                self.seconds = time.monotonic() - started
+                self._report()
+                advance()
+        return self._export_average()
+
+    def _learn(self, value: Tensor) -> float:
+        rate = rate_factor(self.step, self.steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        value, row = loss(batch, stage, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.average.update_parameters(self.module)
         self.step += 1
-        return {"size": stage.size, "rate": rate, "loss": value.item(), **row}
+        return rate
 
-    def _report(self, row: dict[str, float], seconds: float) -> None:
-        self._recent.append(row)
-        if self.step % REPORT_STEPS == 0:
+    def _report(self) -> None:
+        ended = self.step == self.steps
+        if self.step % REPORT_STEPS == 0 or ended:
             figures = mean_figures(self._recent)
-            append_csv(self.out_dir / "log.csv", {"step": self.step, "seconds": round(seconds, 1), **figures})
+            self.rows.append({"step": self.step, "seconds": round(self.seconds, 1), **figures})
+            write_csv(self.out_dir / "log.csv", self.rows)
             text = " ".join(f"{name}={value}" for name, value in figures.items())
-            log.info("step %d/%d %s", self.step, self.settings.total_steps, text)
+            left = self.seconds / self.step * (self.steps - self.step)
+            log.info("step %d/%d, %.0f s, %.0f s left: %s", self.step, self.steps, self.seconds, left, text)
             self._recent = []
-        if self.step % self.settings.checkpoint_steps == 0:
+        if self.step % self.settings.checkpoint_steps == 0 or ended:
             self._checkpoint()
+
+    def _export_average(self) -> Path:
+        return self._export(self.average.module, self.step, self.rows[-1] if self.rows else {})
 
     def _checkpoint(self) -> None:
         state = {
+            "run": self.run_name,
             "step": self.step,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "recent": self._recent,
             "model": self.module.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         partial = self.out_dir / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.out_dir / "checkpoint.pt")
-        self._export(self.average.module, self.step)
+        try:
+            torch.save(state, partial)
+            os.replace(partial, self.out_dir / "checkpoint.pt")
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as the one or the other
+            raise StorageError(f"{partial}: cannot write: {one_line(error)[:200]}") from None
+        self._export_average()
 
     def _resume(self) -> None:
         file = self.out_dir / "checkpoint.pt"
@@ -110,67 +153,54 @@ class TrainingLoop:
             return
         try:
             state = torch.load(file, map_location=next(self.module.parameters()).device, weights_only=True)
+            if state.get("run", self.run_name) != self.run_name:
+                raise ValueError(f"it is of {state['run']}, this run is of {self.run_name}")
             self.module.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+            self.step, self.seconds = state["step"], state.get("seconds", 0.0)
+            self.rows, self._recent = state.get("rows", []), state.get("recent", [])
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise WeightsError(f"{file}: not a checkpoint of this run, remove it to start anew: {reason}") from None
-        log.info("resumed at step %d of %d", self.step, self.settings.total_steps)
+        log.info("resumed at step %d of %d", self.step, self.steps)
 
 
-def rate_factor(step: int, settings: TrainingSettings) -> float:
-    """Part of the peak learning rate: linear warm-up, flat, linear cool-down to 0."""
-    warm = (step + 1) / max(1, settings.warmup_steps)
-    left = (settings.total_steps - step) / (settings.total_steps * settings.cooldown)
+def rate_factor(step: int, steps: int, settings: TrainingSettings) -> float:
+    """Part of the peak learning rate in `step` of `steps`: linear warm-up, flat, linear cool-down to 0."""
+    warm = (step + 1) / max(1, min(settings.warmup_steps, steps // 4))
+    left = (steps - step) / (steps * settings.cooldown)
     return min(1.0, warm, left)
 
 
-def mean_figures(rows: list[dict[str, float]]) -> dict[str, float]:
+def mean_figures(rows: list[Figures]) -> Figures:
     """Mean of each figure over the rows that have it, in order of first appearance."""
-    keys = dict.fromkeys(key for row in rows for key in row)
     means = {}
-    for key in keys:
+    for key in dict.fromkeys(key for row in rows for key in row):
         values = [row[key] for row in rows if key in row]
         means[key] = round(sum(values) / len(values), 4)
     return means
 
 
-def append_csv(file: Path, row: dict[str, float]) -> None:
-    """Append one row to a CSV file whose header is that of its first row; a figure missing in `row` stays empty."""
-    header = list(row)
-    if file.exists():
-        with file.open(newline="", encoding="utf-8") as stream:
-            header = next(csv.reader(stream))
-    with file.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, header, extrasaction="ignore")
-        if stream.tell() == 0:
+def write_csv(file: Path, rows: list[Figures]) -> None:
+    """Write all rows, whole or not at all; a figure that a row does not have stays empty."""
+    partial = file.with_suffix(".partial")
+    try:
+        with partial.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
-        writer.writerow(row)
+            writer.writerows(rows)
+        partial.replace(file)
+    except OSError as error:
+        raise StorageError(f"{file}: cannot write: {error.strerror}") from None
 
 
-def _batches(
-    sets: dict[str, list[TrainingImage]], settings: TrainingSettings, first: int, points: int
-) -> Iterator[tuple[Batch, Stage]]:
-    start = 0
-    for number, stage in enumerate(settings.stages):
-        dataset = TrainingBatches(
-            sets, settings.set_weights, size=stage.size, batch_images=stage.batch_images, objects=settings.objects,
-            points=points, seed=settings.seed + number, paste=settings.paste,
-        )  # fmt: skip
-        steps = range(max(first, start), start + stage.steps)
-        start += stage.steps
-        for batch in _ahead(dataset, steps):
-            yield batch, stage
-
-
-def _ahead(batches: TrainingBatches, steps: Iterable[int]) -> Iterator[Batch]:
-    """The batches of `steps` in order, made by a thread while the model learns."""
-    waiting: deque[Future[Batch]] = deque()
+def made_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
+    """What `make` makes of `items`, in order, made by a thread while the model is busy."""
+    waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(max_workers=1) as maker:
-        for step in steps:
-            waiting.append(maker.submit(batches.__getitem__, step))
+        for item in items:
+            waiting.append(maker.submit(make, item))
             if len(waiting) == BATCHES_AHEAD:
                 yield waiting.popleft().result()
         while waiting:

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
 from pydantic import Field
 
 from stable_sam.config import Section
+
+
+class TrainingSettings(Section):
+    """What all kinds of training share."""
+
+    objects: int = Field(default=2, ge=1)
+    """Objects of a picture; each is asked for by its box, the first one also by points."""
+    learning_rate: float = Field(default=8e-4, gt=0)
+    """AdamW, peak."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW."""
+    warmup_steps: int = Field(default=60, ge=0)
+    """Linear from 0; never more than a quarter of a run."""
+    cooldown: float = Field(default=0.35, gt=0, le=1)
+    """Last part of all steps, in which the rate falls linearly to 0."""
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones exported."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradient norm."""
+    set_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Share of each training set, 1 where not named: the sets differ in size by hundreds."""
+    checkpoint_steps: int = Field(default=100, ge=1)
+    """Steps between two checkpoints: what a kill can cost."""
+    seed: int = Field(default=0, ge=0)
+    """Of initialisation and samples."""
 
 
 class Stage(Section):
@@ -21,33 +47,15 @@ class Stage(Section):
     """Pictures in a step."""
 
 
-class TrainingSettings(Section):
-    """What the two kinds of training share."""
+class BaseTraining(TrainingSettings):
+    """Training of the base as SAM was trained: accurate boxes, points, three masks for an ambiguous point, IoU head."""
 
     stages: tuple[Stage, ...] = Field(min_length=1)
     """In order of growing size."""
-    objects: int = Field(default=2, ge=1)
-    """Objects of a picture; each is asked for by its box, the first one also by points."""
     paste: float = Field(default=0.0, ge=0, le=1)
     """Part of the samples with an object of another picture laid over them."""
-    learning_rate: float = Field(default=8e-4, gt=0)
-    """AdamW, peak."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW."""
-    warmup_steps: int = Field(default=60, ge=0)
-    """Linear from 0."""
-    cooldown: float = Field(default=0.35, gt=0, le=1)
-    """Last part of all steps, in which the rate falls linearly to 0."""
-    ema: float = Field(default=0.998, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones exported."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Gradient norm."""
-    set_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Share of each training set, 1 where not named: the sets differ in size by hundreds."""
-    checkpoint_steps: int = Field(default=100, ge=1)
-    """Steps between two checkpoints: what a kill can cost."""
-    seed: int = 0
-    """Of initialisation and samples."""
+    backbone_rate: float = Field(default=0.2, ge=0)
+    """The pretrained backbone learns at this part of the rate."""
 
     @property
     def total_steps(self) -> int:
@@ -55,20 +63,48 @@ class TrainingSettings(Section):
         return sum(stage.steps for stage in self.stages)
 
 
-class BaseTraining(TrainingSettings):
-    """Training of the base as SAM was trained: accurate boxes, points, three masks for an ambiguous point, IoU head."""
+class FrozenBaseTraining(TrainingSettings):
+    """Training of what is added to a frozen base, from cached embeddings at the base's own input size.
 
-    backbone_rate: float = Field(default=0.2, ge=0)
-    """The pretrained backbone learns at this part of the rate."""
+    Robust training strategy (RTS): prompts of mixed quality, one epoch.
+    """
 
-
-class PluginTraining(TrainingSettings):
-    """Robust training strategy (RTS): the plugin alone learns, from prompts of mixed quality."""
-
+    epochs: float = Field(default=1.0, gt=0)
+    """How often each picture is used; with `set_weights`, on average."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps, instead of `epochs`."""
+    batch_images: int = Field(default=12, ge=1)
+    """Pictures in a step."""
+    set_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Share of each training set, 1 where not named. Empty: every picture comes as often as any other."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """AdamW, peak; twice HQ-SAM's, for fewer steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW."""
+    warmup_steps: int = Field(default=40, ge=0)
+    """Linear from 0; never more than a quarter of a run."""
+    cooldown: float = Field(default=0.5, gt=0, le=1)
+    """Last part of all steps, in which the rate falls linearly to 0."""
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones exported."""
     noise_scales: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 0.2, 0.4, 0.6), min_length=1)
     """Noise of the boxes, drawn anew for each box; 0 keeps good prompts good. The paper gives no scale."""
     point_counts: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 1, 3, 5), min_length=1)
     """Points of the point prompts, one entry drawn for each step."""
+
+    @classmethod
+    def from_file(cls, path: Path | None, steps: int | None = None) -> Self:
+        """The settings in a YAML file, or the defaults without one; `steps` replaces the file's.
+
+        Raises `ConfigError`.
+        """
+        settings = cls() if path is None else cls.from_yaml(path)
+        return settings if steps is None else cls.from_dict(settings.model_dump() | {"steps": steps}, source="--steps")
+
+
+class PluginTraining(FrozenBaseTraining):
+    """The Stable-SAM plugin alone learns."""
+
     hidden: int = Field(default=16, ge=1)
     """Width of the dynamic routing plugin."""
     max_offset: float = Field(default=4.0, gt=0)

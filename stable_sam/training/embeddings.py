@@ -1,0 +1,125 @@
+"""The embeddings of training pictures on disk: the base is frozen, so each picture is encoded once, not in every step.
+
+A file holds one picture, whole, in the frame and arithmetic of inference, as float16: "embedding" (C, S/16, S/16) and,
+when they were asked for, the "early" features (C', h, w). It is used again only for the same base, input size and
+arithmetic, and as long as the picture's file has the same modification time and size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from stable_sam.data.storage import write_bytes
+from stable_sam.errors import ImageError, StorageError
+from stable_sam.modeling.load import LoadedModel
+from stable_sam.predict import embed_image
+from stable_sam.training.dataset import TrainingImage, read_annotated
+from stable_sam.training.loop import made_ahead
+from stable_sam.training.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddingCache:
+    """A folder of embeddings of one base; runs may share it, also at the same time."""
+
+    def __init__(self, folder: Path, model: LoadedModel, *, early: bool = False) -> None:
+        """`model`: the base, without plugin; `early`: store and read its early features, too."""
+        self.model, self.early = model, early
+        self.size = int(model.sam.image_encoder.img_size)
+        """S, the side of the model's input in pixels."""
+        identity = model.identity
+        self.folder = folder / f"{identity.model_id}-{self.size}-{identity.dtype}-{identity.weights_sha256[:16]}"
+
+    def fill(self, items: Iterable[TrainingImage]) -> None:
+        """Encode those of `items` (each picture once) that are not in the cache; what a kill left is kept.
+
+        Raises `ImageError` for a picture that cannot be used and `StorageError` when the disk has no room.
+        """
+        items = list(items)
+        missing = [item for item in items if not self._holds(item.path)]
+        log.info("embeddings: %d of %d pictures are in %s", len(items) - len(missing), len(items), self.folder)
+        if not missing:
+            return
+        with (
+            closing(made_ahead(lambda item: (item, read_annotated(item)), missing)) as pictures,
+            progress_bar("encoding", len(items), len(items) - len(missing)) as advance,
+        ):
+            for number, (item, pixels) in enumerate(pictures):
+                data = self._encode(item, pixels)
+                if number == 0:
+                    self._check_room(len(data) * len(missing), len(missing))
+                write_bytes(str(self._file(item.path)), data)
+                advance()
+
+    def read(self, picture: Path) -> dict[str, Tensor]:
+        """The tensors of a picture that `fill` has encoded: "embedding" and, where asked for, "early", float16.
+
+        Raises `StorageError` when its file has gone or was damaged since.
+        """
+        file = self._file(picture)
+        try:
+            with safe_open(file, "pt") as stored:
+                return {name: stored.get_tensor(name) for name in self._names}
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{file}: embedding of {picture} lost, start again to make it anew: {error}") from None
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("embedding", "early") if self.early else ("embedding",)
+
+    def _file(self, picture: Path) -> Path:
+        return self.folder / f"{hashlib.sha256(str(picture.resolve()).encode()).hexdigest()[:32]}.safetensors"
+
+    def _holds(self, picture: Path) -> bool:
+        file = self._file(picture)
+        if not file.exists():
+            return False
+        try:
+            with safe_open(file, "pt") as stored:
+                return stored.metadata() == self._metadata(picture) and set(self._names) <= set(stored.keys())
+        except (OSError, SafetensorError) as error:
+            log.warning("%s: broken, the picture is encoded again: %s", file, error)
+            return False
+
+    def _metadata(self, picture: Path) -> dict[str, str]:
+        try:
+            stat = picture.stat()
+        except OSError as error:
+            raise ImageError(f"{picture}: expected a training picture: {error.strerror}") from None
+        version = f"{stat.st_mtime_ns}-{stat.st_size}"
+        base = self.model.identity.weights_sha256
+        return {"base_sha256": base, "picture": str(picture.resolve()), "version": version}
+
+    def _encode(self, item: TrainingImage, pixels: NDArray[np.uint8]) -> bytes:
+        view = embed_image(self.model, pixels)
+        tensors = {"embedding": view.embedding[0].to("cpu", torch.float16).contiguous()}
+        if self.early and view.early is not None:
+            tensors["early"] = view.early[0].to("cpu", torch.float16).contiguous()
+        return bytes(save(tensors, self._metadata(item.path)))
+
+    def _check_room(self, need: int, pictures: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        log.info("embeddings: %d pictures to encode, %s of disk, %s free", pictures, _gb(need), _gb(free))
+        if need > free:
+            raise StorageError(
+                f"{self.folder}: the embeddings of {pictures} pictures need {_gb(need)}, expected as much free disk, "
+                f"got {_gb(free)}"
+            )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,64 @@
+"""Training of a module that a frozen base hosts (the plugin, HQ-SAM's branch) from cached embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stable_sam.modeling.load import LoadedModel
+from stable_sam.modeling.weights import save_weights
+from stable_sam.training.cached_batches import EmbeddedBatch, EmbeddedBatches
+from stable_sam.training.dataset import read_training_sets
+from stable_sam.training.embeddings import EmbeddingCache
+from stable_sam.training.loop import Figures, TrainingLoop
+from stable_sam.training.settings import FrozenBaseTraining
+
+FrozenLoss = Callable[[EmbeddedBatch, torch.Generator], tuple[Tensor, Figures]]
+
+
+def train_frozen(
+    model: LoadedModel,
+    module: nn.Module,
+    loss: FrozenLoss,
+    settings: FrozenBaseTraining,
+    *,
+    data_dir: Path,
+    out_file: Path,
+    metadata: dict[str, str],
+    cache_dir: Path | None = None,
+    early: bool = False,
+) -> Path:
+    """Train `module` alone and return `out_file`: its averaged weights (float32) and how they came about.
+
+    model: the frozen base, already hosting `module`. loss: (batch, generator of the step) -> loss and figures.
+    metadata: what builds `module` again. cache_dir: folder for the embeddings, `embeddings` beside `out_file` unless
+    named. early: batches have early features. Resumes from `checkpoint.pt` beside `out_file`. Raises `InputError`,
+    `ConfigError`, `StorageError` and `WeightsError`.
+    """
+    torch.set_flush_denormal(True)
+    out_dir = out_file.parent
+    sets = read_training_sets(data_dir)
+    base = model.identity.weights_sha256
+    cache = EmbeddingCache(cache_dir or out_dir / "embeddings", model, early=early)
+    batches = EmbeddedBatches(sets, settings, cache)
+
+    def export(averaged: nn.Module, step: int, figures: Figures) -> Path:
+        recorded = {
+            "base_sha256": base, "model": model.identity.model_id, "step": str(step), "data": ", ".join(sorted(sets)),
+            "settings": settings.model_dump_json(), "metrics": json.dumps(figures),
+        }  # fmt: skip
+        return save_weights(averaged, out_file, metadata | recorded, torch.float32)
+
+    def step_loss(batch: EmbeddedBatch, step: int) -> tuple[Tensor, Figures]:
+        return loss(batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+
+    groups = [{"params": list(module.parameters()), "part": 1.0}]
+    run = f"the base {base[:16]}"
+    loop = TrainingLoop(module, groups, settings, out_dir, export, steps=batches.steps, run=run)
+    if loop.step < loop.steps:
+        batches.fill_cache()
+    return loop.run(batches.__getitem__, step_loss)

@@ -1,0 +1,63 @@
+"""Robust training strategy (RTS): from prompts of mixed quality, the accurate prompt's mask."""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.nano import MASK_STRIDE
+from stable_sam.training.base import multimask_loss
+from stable_sam.training.cached_batches import EmbeddedBatch
+from stable_sam.training.losses import mask_iou, mask_loss, near_cells
+from stable_sam.training.settings import PluginTraining
+
+
+def plugin_loss(
+    sam: Sam, batch: EmbeddedBatch, settings: PluginTraining, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of one step: every object by a box of random noise, the first of each picture also by points."""
+    objects = batch.boxes.shape[1]
+    size = sam.image_encoder.img_size
+    near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
+
+    boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
+    by_box = decode_prompts(sam, batch.embeddings.repeat_interleave(objects, 0), boxes=boxes)
+    loss, figures = _calibration_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), "box")
+
+    count = settings.point_counts[int(torch.randint(len(settings.point_counts), (), generator=generator))]
+    points = batch.points[:, 0, :count]
+    labels = torch.ones(points.shape[:2], device=points.device)
+    by_points = decode_prompts(sam, batch.embeddings, points=(points, labels))
+    point_loss, point_figures = _calibration_loss(by_points, batch.coverage[:, 0], near[:, 0], f"points{count}")
+    loss = loss + 0.5 * point_loss
+    if count == 1:
+        loss = loss + 0.5 * multimask_loss(by_points, batch.coverage[:, 0], near[:, 0])[0]
+    return loss, {**figures, **point_figures}
+
+
+def mixed_boxes(boxes: Tensor, scales: tuple[float, ...], size: int, generator: torch.Generator) -> Tensor:
+    """Each box (P, 4) XYXY with the noise of `prompt_noise.noisy_box` at a scale drawn for it; sides at least 4
+    pixels before the image clips them."""
+    chosen = torch.tensor(scales)[torch.randint(len(scales), (len(boxes), 1), generator=generator)]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    move = (torch.rand(boxes.shape, generator=generator) * 2.0 - 1.0) * chosen
+    move = move.to(boxes.device)
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2 + move[:, :2] * sides / 2
+    half = (sides * (1.0 + move[:, 2:])).clamp_min(4.0) / 2
+    return torch.cat((center - half, center + half), dim=1).clamp(0, size)
+
+
+def _calibration_loss(
+    output: DecoderOutput, coverage: Tensor, near: Tensor, name: str
+) -> tuple[Tensor, dict[str, float]]:
+    logits = output.logits[:, 0]
+    if output.trace is None:
+        raise ValueError("the model hosts no enabled plugin")
+    figures = {
+        f"{name}_iou": mask_iou(logits, coverage).mean().item(),
+        f"{name}_alpha": output.trace.alpha[:, 0].mean().item(),
+        f"{name}_offset": output.trace.offsets.abs().mean().item(),
+    }
+    return mask_loss(logits, coverage, near).mean(), figures
