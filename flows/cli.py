@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from flows.commands import demo_images, evaluate, query, refine, refine_image, report, train
+from flows.commands import demo_images, evaluate, explain, query, refine, refine_image, report, train
+from flows.commands.photo import PointCommand
 from stable_sam.errors import StableSamError
 
 app = typer.Typer(
@@ -17,7 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("refine")(refine.refine)
-app.command("refine-image", cls=refine_image.COMMAND_CLASS)(refine_image.refine_image)
+app.command("refine-image", cls=PointCommand)(refine_image.refine_image)
+app.command("explain", cls=PointCommand)(explain.explain)
 app.command("query")(query.query)
 app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)

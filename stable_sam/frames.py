@@ -36,6 +36,13 @@ class Frame:
         corners = boxes_xyxy.reshape(*boxes_xyxy.shape[:-1], 2, 2)
         return self.to_model_xy(corners).reshape(boxes_xyxy.shape)
 
+    def to_original_xy(self, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Points (..., 2) from pixels of the model's input to original pixels; those in the padding land outside."""
+        resized_h, resized_w = self.resized_hw
+        height, width = self.original_hw
+        original: NDArray[np.float64] = points_xy * np.array([width / resized_w, height / resized_h])
+        return original
+
     def to_input(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (h, w) of the decoder to the image's part of the model's input (resized_hw): SAM's first step."""
         resized_h, resized_w = self.resized_hw

@@ -48,7 +48,7 @@ class Refiner:
         image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here.
         Raises `ImageError` for another kind of array. The encoder runs once, or not at all without a usable prompt.
         """
-        pixels = _rgb_pixels(image)
+        pixels = rgb_pixels(image)
         height, width = pixels.shape[:2]
         results: dict[int, RefinedMask] = {}
         usable: dict[int, Prompt] = {}
@@ -60,13 +60,16 @@ class Refiner:
         if usable:
             view = embed_image(self.model, pixels)
             for indices in _groups(usable, self.config.prompt_chunk_size):
-                refined = self._refine_group(view, [usable[index] for index in indices])
+                refined = self.refine_group(view, [usable[index] for index in indices])
                 results.update(zip(indices, refined, strict=True))
         return [results[index] for index in range(len(prompts))]
 
-    def _refine_group(self, view: ImageView, prompts: list[Prompt]) -> Iterator[RefinedMask]:
-        """At most a chunk of prompts with equally many tokens. Only one mask of original size exists at a time."""
-        prediction = predict(self.model, view, _arrays(prompts), self.config.prompt_chunk_size)
+    def refine_group(self, view: ImageView, prompts: list[Prompt]) -> Iterator[RefinedMask]:
+        """The masks of checked prompts with equally many tokens, of one image whose embedding is at hand.
+
+        Only one mask of original size exists at a time.
+        """
+        prediction = predict(self.model, view, prompt_arrays(prompts), self.config.prompt_chunk_size)
         masks = [_refined(prompt, view.frame, prediction, row, self.config) for row, prompt in enumerate(prompts)]
         stabilities = self._prompt_stabilities(view, prompts, masks)
         for mask, stability in zip(masks, stabilities, strict=True):
@@ -129,7 +132,8 @@ def _groups(prompts: dict[int, Prompt], chunk_size: int) -> Iterator[list[int]]:
             yield indices[start : start + chunk_size]
 
 
-def _arrays(prompts: list[Prompt]) -> PromptArrays:
+def prompt_arrays(prompts: Sequence[Prompt]) -> PromptArrays:
+    """Prompts with equally many tokens as the arrays that `predict` takes."""
     first = prompts[0]
     return PromptArrays(
         boxes_xyxy=np.array([p.box_xyxy for p in prompts], dtype=np.float64) if first.box_xyxy else None,
@@ -146,7 +150,8 @@ def _box_agreement(box_xyxy: BoxXYXY, bbox_xywh: BoxXYXY) -> float:
     return common / ((x1 - x0) * (y1 - y0) + w * h - common)
 
 
-def _rgb_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
+def rgb_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB of a Pillow image, turned upright, or an array as it is; raises `ImageError` for another array."""
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:

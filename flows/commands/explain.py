@@ -1,0 +1,47 @@
+"""`stable-sam explain`: what the decoder looks at for one weak prompt, SAM beside Stable-SAM, as a picture."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.commands.photo import (
+    Box,
+    Checkpoint,
+    Config,
+    Model,
+    Photo,
+    Plugin,
+    Points,
+    PromptId,
+    check_suffix,
+    prompt_of,
+    read_photo,
+    run_config,
+    write_picture,
+)
+
+
+def explain(
+    photo: Photo,
+    box: Box = None,
+    point: Points = None,
+    out: Annotated[str, typer.Option(help="Where the picture goes, a .png or .jpg.")] = "explain.png",
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    plugin: Plugin = None,
+    config: Config = None,
+    prompt_id: PromptId = "explain",
+) -> None:
+    """Draw SAM beside Stable-SAM for one weak box, points, or both: masks, attended features, offsets and alpha."""
+    from stable_sam.explain import explain as explain_prompt
+    from stable_sam.explain_drawing import draw
+    from stable_sam.refiner import Refiner
+
+    check_suffix(out, (".png", ".jpg"), "what it draws is a picture")
+    run = run_config(config, model, checkpoint, plugin)
+    pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), run.refiner.max_image_pixels)
+    explanation = explain_prompt(Refiner(run.refiner, run.routing), pixels, prompt)
+    write_picture(out, draw(explanation))
+    typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; picture: {out}")

@@ -1,0 +1,138 @@
+"""What `refine-image` and `explain` share: one picture, one weak prompt, pictures written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stable_sam.config import RunConfig
+    from stable_sam.records import Prompt
+
+Photo = Annotated[str, typer.Argument(help="Image file (path or URI).")]
+Box = Annotated[
+    tuple[float, float, float, float] | None,
+    typer.Option(help="Weak box in pixels of the upright picture.", metavar="X0 Y0 X1 Y1"),
+]
+Points = Annotated[
+    list[str] | None,
+    typer.Option(help="Point in pixels; label 1 = object, 0 = background. May be repeated.", metavar="X Y LABEL"),
+]
+Model = Annotated[str | None, typer.Option(help="nano (the default), vit_b, vit_l or vit_h.")]
+Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; nano brings its own.")]
+Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; nano brings its own.")]
+Config = Annotated[Path | None, typer.Option(help="Run configuration (YAML), as for `refine`.")]
+PromptId = Annotated[
+    str, typer.Option(help="Seeds the jittered prompts: a pipeline row's id gives that row's numbers.")
+]
+
+
+class PointCommand(TyperCommand):
+    """Lets `--point` be given often, with three values each, which typer's own options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Hand every `--point X Y LABEL` to typer as one value."""
+        joined: list[str] = []
+        rest = list(args)
+        while rest:
+            joined.append(rest.pop(0))
+            if joined[-1] == "--point":
+                values: list[str] = []
+                # Numbers alone: an option or the photo after an incomplete point must not become a part of it.
+                while rest and _are_numbers(rest[0]) and len(_split(" ".join(values))) < 3:
+                    values.append(rest.pop(0))
+                joined.append(" ".join(values))
+        return super().parse_args(ctx, joined)
+
+
+def read_photo(photo: str, prompt: Prompt, max_pixels: int) -> tuple[NDArray[np.uint8], Prompt]:
+    """The picture (H, W, 3), upright, and the prompt checked against it.
+
+    Raises `StorageError`, `ImageError`, and `PromptError` with the picture's name.
+    """
+    from stable_sam.data.images import decode_image
+    from stable_sam.data.storage import read_bytes
+    from stable_sam.errors import PromptError
+    from stable_sam.prompt_check import check_prompt
+
+    pixels = decode_image(read_bytes(photo), name=photo, max_pixels=max_pixels)
+    try:
+        return pixels, check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
+    except PromptError as error:
+        raise PromptError(f"{photo}: {error}") from None
+
+
+def prompt_of(
+    photo: str, prompt_id: str, box: tuple[float, float, float, float] | None, points: list[str] | None
+) -> Prompt:
+    """The prompt that the options give; raises `PromptError` for a --point that is not three numbers."""
+    from stable_sam.errors import PromptError
+    from stable_sam.records import Prompt
+
+    points_xy, labels = [], []
+    for text in points or []:
+        try:
+            x, y, label = _split(text)
+            points_xy.append((float(x), float(y)))
+            labels.append(int(label))
+        except ValueError:
+            raise PromptError(f"--point: expected X Y LABEL, three numbers, got {text!r}") from None
+    return Prompt(
+        prompt_id=prompt_id,
+        image_id=photo,
+        image_uri=photo,
+        box_xyxy=box,
+        points_xy=tuple(points_xy),
+        point_labels=tuple(labels),
+    )
+
+
+def run_config(path: Path | None, model: str | None, checkpoint: str | None, plugin: str | None) -> RunConfig:
+    """The configuration file, or the defaults, with the options that were given; raises `ConfigError`."""
+    from stable_sam.config import RunConfig
+
+    run = RunConfig() if path is None else RunConfig.from_yaml(path)
+    options = {"model": model, "checkpoint_uri": checkpoint, "plugin_uri": plugin}
+    given = {key: value for key, value in options.items() if value is not None}
+    content = run.model_dump()
+    return RunConfig.from_dict({**content, "refiner": {**content["refiner"], **given}}, source="options")
+
+
+def check_suffix(uri: str, suffixes: tuple[str, ...], why: str) -> None:
+    """Raise `InputError` with the reason `why` unless `uri` ends as one of `suffixes`."""
+    from stable_sam.errors import InputError
+
+    if not uri.endswith(suffixes):
+        raise InputError(f"{uri}: expected the name of a {' or '.join(suffixes)} file: {why}")
+
+
+def write_picture(uri: str, pixels: NDArray[np.uint8]) -> None:
+    """Write (H, W) or (H, W, 3) RGB, as JPEG where the name ends so, else as PNG; raises `StorageError`."""
+    from io import BytesIO
+
+    import numpy as np
+    from PIL import Image
+
+    from stable_sam.data.storage import write_bytes
+
+    buffer = BytesIO()
+    kind = "JPEG" if uri.endswith(".jpg") else "PNG"
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format=kind, quality=85)
+    write_bytes(uri, buffer.getvalue())
+
+
+def _split(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _are_numbers(text: str) -> bool:
+    try:
+        return all(isinstance(float(part), float) for part in _split(text))
+    except ValueError:
+        return False
