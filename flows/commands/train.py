@@ -1,4 +1,4 @@
-"""`stable-sam train base` and `stable-sam train plugin`."""
+"""`stable-sam train base`, `stable-sam train plugin` and `stable-sam train hq`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from stable_sam.modeling.load import LoadedModel
 
-app = typer.Typer(no_args_is_help=True, help="Train the nano base, or the Stable-SAM plugin of any base.")
+app = typer.Typer(no_args_is_help=True, help="Train the nano base, or the plugin or HQ-SAM of any base.")
 
 Data = Annotated[
     Path, typer.Option(help="Folder of sets, each with instances.json (COCO, RLE masks) and its pictures.")
@@ -19,6 +19,7 @@ Out = Annotated[
     Path, typer.Option(help="Folder for weights, log.csv and checkpoint.pt; an interrupted run goes on there.")
 ]
 Config = Annotated[Path, typer.Option(help="Training settings (YAML).")]
+FrozenConfig = Annotated[Path | None, typer.Option(help="Training settings (YAML); without, one epoch.")]
 Model = Annotated[str, typer.Option(help="Base: nano, vit_b, vit_l or vit_h.")]
 Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")]
 Cache = Annotated[
@@ -49,7 +50,7 @@ def train_base_command(
 def train_plugin_command(
     data: Data,
     out: Out,
-    config: Annotated[Path | None, typer.Option(help="Training settings (YAML); one epoch without.")] = None,
+    config: FrozenConfig = None,
     model: Model = "nano",
     checkpoint: Checkpoint = None,
     cache: Cache = None,
@@ -69,7 +70,7 @@ def train_plugin_command(
 def train_hq_command(
     data: Data,
     out: Out,
-    config: Annotated[Path | None, typer.Option(help="Training settings (YAML); one epoch without.")] = None,
+    config: FrozenConfig = None,
     model: Model = "nano",
     checkpoint: Checkpoint = None,
     cache: Cache = None,

@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 class EmbeddingCache:
     """A folder of embeddings of one base; runs may share it, also at the same time."""
 
-    def __init__(self, folder: Path, model: LoadedModel, *, early: bool = False) -> None:
-        """`model`: the base, without plugin; `early`: store and read its early features, too."""
-        self.model, self.early = model, early
+    def __init__(self, folder: Path, model: LoadedModel) -> None:
+        """`model`: the base, without plugin; with HQ-SAM's branch its early features are stored and read, too."""
+        self.model, self.early = model, model.hq is not None
         self.size = int(model.sam.image_encoder.img_size)
         """S, the side of the model's input in pixels."""
         identity = model.identity

@@ -30,20 +30,19 @@ def train_frozen(
     out_file: Path,
     metadata: dict[str, str],
     cache_dir: Path | None = None,
-    early: bool = False,
 ) -> Path:
     """Train `module` alone and return `out_file`: its averaged weights (float32) and how they came about.
 
-    model: the frozen base, already hosting `module`. loss: (batch, generator of the step) -> loss and figures.
-    metadata: what builds `module` again. cache_dir: folder for the embeddings, `embeddings` beside `out_file` unless
-    named. early: batches have early features. Resumes from `checkpoint.pt` beside `out_file`. Raises `InputError`,
-    `ConfigError`, `StorageError` and `WeightsError`.
+    model: the frozen base, hosting `module`; with HQ-SAM's branch the batches have early features. loss: (batch,
+    generator of the step) -> loss and figures. metadata: what builds `module` again. cache_dir: folder for the
+    embeddings, `embeddings` beside `out_file` unless named. Resumes from `checkpoint.pt` beside `out_file`. Raises
+    `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
     """
     torch.set_flush_denormal(True)
     out_dir = out_file.parent
     sets = read_training_sets(data_dir)
     base = model.identity.weights_sha256
-    cache = EmbeddingCache(cache_dir or out_dir / "embeddings", model, early=early)
+    cache = EmbeddingCache(cache_dir or out_dir / "embeddings", model)
     batches = EmbeddedBatches(sets, settings, cache)
 
     def export(averaged: nn.Module, step: int, figures: Figures) -> Path:
