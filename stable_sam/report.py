@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 from jinja2 import Environment
 from numpy.typing import NDArray
 
+from stable_sam.config import RunConfig
 from stable_sam.data.images import decode_image
 from stable_sam.data.query import query
+from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row
 from stable_sam.data.storage import read_bytes, write_bytes
-from stable_sam.errors import ImageError, StorageError
+from stable_sam.errors import ConfigError, ImageError, PromptError, StorageError
 from stable_sam.overlay import draw_overlay
 from stable_sam.rle import decode_mask
 
@@ -66,14 +68,30 @@ class Card:
     """The same with the mask."""
     note: str | None = None
     """Why there is no picture."""
+    explanation: str | None = None
+    """SAM beside Stable-SAM for this prompt (`stable_sam.explain_drawing`), as a data URI."""
+    unexplained: str | None = None
+    """Why a prompt that should be explained is not."""
 
 
-def write_report(table_uri: str, out_uri: str, *, limit: int = 200, images_max: int | None = None) -> int:
+def write_report(
+    table_uri: str,
+    out_uri: str,
+    *,
+    limit: int = 200,
+    images_max: int | None = None,
+    explain: int = 0,
+    config: RunConfig | None = None,
+) -> int:
     """Write the page of the newest row of each prompt to `out_uri`; returns how many prompts it shows.
 
     limit: prompts shown, the worst. images_max: pictures opened; prompts of further ones are left out too. What is left
     out is said in the page. A picture that cannot be read any more is replaced by the reason.
-    Raises `StorageError` and `NotFoundError` for the table, `StorageError` for the page.
+    explain: of so many prompts, the worst that got a mask and were not accepted, the page also shows what the decoder
+    attends to; by the model of `config` (None: the defaults), when that is the one that made the row. With 0 neither
+    the model nor torch is loaded.
+    Raises `ConfigError` and `WeightsError` for the model, `StorageError` and `NotFoundError` for the table,
+    `StorageError` for the page.
     """
     outcomes = query(table_uri, f"SELECT {_OUTCOME} AS outcome, count(*) AS prompts FROM masks GROUP BY 1")
     counts = dict.fromkeys(OUTCOMES, 0)
@@ -88,7 +106,7 @@ def write_report(table_uri: str, out_uri: str, *, limit: int = 200, images_max: 
         total=sum(counts.values()),
         counts=counts,
         medians=[(SCORES[name], value) for name, value in medians.to_pylist()[0].items() if value is not None],
-        cards=list(_cards(shown)),
+        cards=list(_cards(shown, _explainer(shown, explain, config or RunConfig()))),
     )
     write_bytes(out_uri, page.encode("utf-8"))
     return len(shown)
@@ -105,7 +123,40 @@ def _of_first_images(rows: Sequence[dict[str, Any]], images_max: int | None) -> 
     return [row for row in rows if row["image_uri"] in kept]
 
 
-def _cards(rows: Sequence[dict[str, Any]]) -> Iterator[Card]:
+Explainer = Callable[[dict[str, Any], NDArray[np.uint8]], tuple[str | None, str | None]]
+"""A row that was chosen and its picture, to `Card.explanation` and `Card.unexplained`; (None, None) for other rows."""
+
+
+def _explainer(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) -> Explainer:
+    chosen = [row["prompt_id"] for row in rows if row["status"] == "ok" and row["route"] != "accept"][:count]
+    if not chosen:
+        return lambda row, picture: (None, None)
+    from stable_sam.explain import explain
+    from stable_sam.explain_drawing import draw
+    from stable_sam.refiner import Refiner
+
+    refiner = Refiner(config.refiner, config.routing)
+
+    def explained(row: dict[str, Any], picture: NDArray[np.uint8]) -> tuple[str | None, str | None]:
+        if row["prompt_id"] not in chosen:
+            return None, None
+        made_by, given = _model_name(row), _model_name(asdict(refiner.identity))
+        if made_by != given:
+            return None, f"{made_by} made this mask, and the report was given {given}"
+        prompt = prompt_from_row({name: row[name] for name in PROMPTS_SCHEMA.names})
+        try:
+            return _data_uri(draw(explain(refiner, picture, prompt))), None
+        except (PromptError, ConfigError) as error:
+            return None, str(error)
+
+    return explained
+
+
+def _model_name(identity: Mapping[str, str]) -> str:
+    return f"{identity['model_id']} in {identity['dtype']}, weights {identity['weights_sha256'][:16]}"
+
+
+def _cards(rows: Sequence[dict[str, Any]], explainer: Explainer) -> Iterator[Card]:
     """Cards in the order of `rows`. Pictures are opened one by one, each once, however their prompts are spread."""
     by_image: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -114,7 +165,7 @@ def _cards(rows: Sequence[dict[str, Any]]) -> Iterator[Card]:
     for image_uri, indices in by_image.items():
         picture = _picture(image_uri)
         for index in indices:
-            cards[index] = _card(rows[index], picture)
+            cards[index] = _card(rows[index], picture, explainer)
     return (cards[index] for index in range(len(rows)))
 
 
@@ -128,9 +179,9 @@ def _picture(image_uri: str) -> NDArray[np.uint8] | str:
         return str(error)
 
 
-def _card(row: dict[str, Any], picture: NDArray[np.uint8] | str) -> Card:
+def _card(row: dict[str, Any], picture: NDArray[np.uint8] | str, explainer: Explainer) -> Card:
     kind = " and ".join(name for name, part in (("box", row["box_xyxy"]), ("points", row["points_xy"])) if part)
-    weak = refined = None
+    weak = refined = explanation = unexplained = None
     note = picture if isinstance(picture, str) else None
     if not isinstance(picture, str):
         mask = decode_mask(tuple(row["mask_size"]), row["mask_counts"]) if row["mask_counts"] is not None else None
@@ -138,6 +189,7 @@ def _card(row: dict[str, Any], picture: NDArray[np.uint8] | str) -> Card:
             note = f"the image is now {picture.shape[:2]}, the mask was made at {mask.shape}"
         else:
             weak, refined = _thumbnails(row, picture, mask)
+            explanation, unexplained = explainer(row, picture)
     attributes = json.loads(row["attributes"]) if row["attributes"] else {}
     return Card(
         row=row,
@@ -147,6 +199,8 @@ def _card(row: dict[str, Any], picture: NDArray[np.uint8] | str) -> Card:
         weak=weak,
         refined=refined,
         note=note,
+        explanation=explanation,
+        unexplained=unexplained,
     )
 
 
