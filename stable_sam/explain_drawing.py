@@ -21,6 +21,8 @@ STRONGEST = 100
 """Features drawn, as in the paper's teaser; the others would be dots."""
 LARGEST_RADIUS = 0.06
 """Radius of the strongest feature of the two methods, as a part of the panel's longest side."""
+SMALLEST_RADIUS = 0.5
+"""In pixels; a smaller circle cannot be seen."""
 OUTLINED_RADIUS = 2.0
 """In pixels; the outline of a smaller circle would be larger than the circle."""
 ARROWS = 14
@@ -128,7 +130,7 @@ class _Panels:
             ((xy * self.scale).tolist(), weight * radius, rgb)
             for rgb, (centres, weights) in groups
             for xy, weight in zip(centres, weights, strict=True)
-            if (xy * self.scale < self.size_wh).all()
+            if (xy * self.scale < self.size_wh).all() and weight * radius >= SMALLEST_RADIUS
         ]
         circles.sort(key=lambda circle: -circle[1])
         filled = drawn.copy()

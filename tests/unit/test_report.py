@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,33 @@ def test_a_picture_that_is_gone_or_changed_is_replaced_by_the_reason(table: str,
         shutil.copytree(kept, images, dirs_exist_ok=True)
     assert {pictures for _, pictures in Page(out.read_text()).cards} == {0}
     assert out.read_text().count("No picture: ") == 9
+
+
+def test_the_worst_masks_are_explained_by_the_model_that_made_them(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    tiny = RunConfig(refiner=RefinerConfig(model="tiny", jitter_count=2))
+    routes = query(table, "SELECT route FROM masks WHERE status = 'ok'").to_pylist()
+    assert sum(row["route"] != "accept" for row in routes) > 1
+    write_report(table, str(out), explain=1, config=tiny)
+    cards = Page(out.read_text()).cards
+    first_with_mask = sum(outcome == "failed" for outcome, _ in cards)
+    assert [pictures for _, pictures in cards[first_with_mask:]] == [3] + [2] * (len(cards) - first_with_mask - 1)
+    assert "Not explained" not in out.read_text()
+
+    plain = RunConfig(refiner=RefinerConfig(model="tiny", plugin=False))
+    write_report(table, str(out), explain=1, config=plain)
+    assert max(pictures for _, pictures in Page(out.read_text()).cards) == 2
+    [note] = re.findall(r"Not explained: (.*?)</div>", out.read_text())
+    assert re.fullmatch(r"tiny\+plugin in float32, weights \w+ made this mask, and .* given tiny in .*", note)
+
+
+def test_a_report_without_explanations_needs_no_torch(table: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from stable_sam.report import write_report;"
+        f"write_report({table!r}, {str(tmp_path / 'report.html')!r}); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_no_table_is_one_line(tmp_path: Path) -> None:
