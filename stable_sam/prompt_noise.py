@@ -24,7 +24,7 @@ def noisy_box(
     half_w = np.maximum(width + move[:, 2], MIN_BOX_SIDE) / 2
     half_h = np.maximum(height + move[:, 3], MIN_BOX_SIDE) / 2
     boxes = np.stack((center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h), axis=1)
-    return _clip(boxes, image_hw)
+    return clip_boxes(boxes, image_hw)
 
 
 def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -39,7 +39,8 @@ def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator)
     return (np.stack((xs[chosen], ys[chosen]), axis=1) + 0.5).astype(np.float64, copy=False)
 
 
-def _clip(boxes: NDArray[np.floating], image_hw: tuple[int, int]) -> NDArray[np.float64]:
+def clip_boxes(boxes: NDArray[np.floating], image_hw: tuple[int, int]) -> NDArray[np.float64]:
+    """Boxes (B, 4) XYXY cut to the picture; every side stays at least MIN_BOX_SIDE."""
     height, width = image_hw
     low = np.clip(boxes[:, :2], 0, [width - MIN_BOX_SIDE, height - MIN_BOX_SIDE])
     high = np.minimum(np.maximum(boxes[:, 2:], low + MIN_BOX_SIDE), [width, height])

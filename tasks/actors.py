@@ -1,21 +1,21 @@
-"""The Ray boundary: shards out to actors, small reports back. The only module that imports ray.
+"""The Ray boundary: work out to actors, small answers back. The only module that imports ray.
 
 What crosses is a shard's plan (a few hundred bytes) and a report of the same size; prompts, pixels and masks never do.
+An evaluation's share takes its pictures' true masks along, run-length encoded, and its records back.
+
 Calls in flight are bounded, errors are values, a dead actor is replaced, and a shard that keeps killing actors is
 searched for the images that do it, whose prompts become failed rows.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import (
@@ -28,99 +28,17 @@ from ray.exceptions import (
 )
 
 from stable_sam.config import RayConfig
-from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
-from stable_sam.errors import ConfigError, CredentialsError, StableSamError, StorageError, WeightsError, one_line
+from stable_sam.data.manifest import ShardPlan, read_shard
+from stable_sam.errors import ConfigError, StableSamError, StorageError
+from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.records import ShardReport
 from tasks.actor_plan import plan_actors
-
-if TYPE_CHECKING:
-    from stable_sam.refiner import Refiner
+from tasks.evaluation_actor import EvaluationActor, EvaluationShare, ScoredShare
+from tasks.shard_actor import ShardActor, ShardFailure, reason
 
 POISON_REASON = "refining this image ended the worker process, twice (killed, or out of memory)"
 _DEATHS = RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError
 """The process is gone, which an image can have done. Every other error of Ray is no image's fault."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardFailure:
-    """A shard that could not be finished; the same run started again takes it up."""
-
-    shard_id: str
-    error: str
-    """One line."""
-    actor_is_lost: bool = False
-    """True when the actor lives but fails for good, as after a lost GPU; it is replaced."""
-
-
-class ShardActor:
-    """Refines shards of one run in a process of its own; loads the model once.
-
-    A plain class: `run_shards` makes it an actor. Its methods return errors instead of raising them, so an exception at
-    the caller means that the process is gone, or that Ray itself failed.
-    """
-
-    def __init__(self, manifest_uri: str, threads: int, device: str) -> None:
-        self._manifest_uri = manifest_uri
-        self._threads = threads
-        self._device = device
-
-    def load(self) -> StableSamError | bool:
-        """Read the manifest and the weights; returns True, or what is wrong with them for every shard alike."""
-        try:
-            return self.refiner is not None
-        except StableSamError as error:
-            return error
-        except Exception as error:
-            return StableSamError(f"the model cannot be loaded: {_reason(error)}")
-
-    def refine(self, shard: ShardPlan, poisoned: Mapping[str, str]) -> ShardReport | ShardFailure | StableSamError:
-        """Refine and commit one shard; the images in `poisoned` (image id -> reason) become failed rows untouched."""
-        from stable_sam.shard_job import refine_shard
-
-        try:
-            return refine_shard(self.refiner, self.manifest, shard, poisoned)
-        except (ConfigError, CredentialsError, WeightsError) as error:
-            return error  # every other shard would meet it too
-        except StableSamError as error:
-            return ShardFailure(shard_id=shard.shard_id, error=_reason(error))
-        except Exception as error:
-            # `refine_shard` makes rows of whatever is wrong with an image; what passes it is a lost GPU or as bad.
-            return ShardFailure(shard_id=shard.shard_id, error=_reason(error), actor_is_lost=True)
-
-    def probe(self, shard: ShardPlan, image_id: str) -> bool | ShardFailure:
-        """Do the work of one image and write nothing; returns True when the process survives it, whatever came out.
-
-        A shard that cannot be read says nothing of the image and is a `ShardFailure`.
-        """
-        from stable_sam.data.images import decode_image
-        from stable_sam.data.storage import read_bytes
-
-        try:
-            prompts = [prompt for prompt in read_shard(shard.uri) if prompt.image_id == image_id]
-        except StableSamError as error:
-            return ShardFailure(shard_id=shard.shard_id, error=_reason(error))
-        with contextlib.suppress(Exception):
-            name = prompts[0].image_uri
-            max_pixels = self.manifest.config.refiner.max_image_pixels
-            image = decode_image(read_bytes(name), name=name, max_pixels=max_pixels)
-            self.refiner.refine_image(image, prompts)
-        return True
-
-    @cached_property
-    def manifest(self) -> RunManifest:
-        """The run this actor works for."""
-        return read_manifest(self._manifest_uri)
-
-    @cached_property
-    def refiner(self) -> Refiner:
-        """The loaded model; raises `WeightsError` or `ConfigError`."""
-        import torch
-
-        from stable_sam.refiner import Refiner
-
-        torch.set_num_threads(self._threads)
-        config = self.manifest.config
-        return Refiner(config.refiner.model_copy(update={"device": self._device}), config.routing)
 
 
 def run_shards(
@@ -139,28 +57,68 @@ def run_shards(
     """
     if not shards:
         return
-    with _ray(settings):
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's annotations are partial
-        plan = plan_actors(settings, resources, len(shards))
-        remote = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0)(actor_class)
-
-        def start() -> Any:
-            return remote.remote(manifest_uri, plan.threads, device)
-
+    with _fleet(actor_class, (manifest_uri, device), len(shards), settings) as (fleet, start):
         deadly: list[ShardPlan] = []
-        fleet = _Fleet(start, plan.actors, settings)
-        try:
-            yield from _run_all(fleet, shards, settings.max_retries, deadly)
-        finally:
-            fleet.stop()
+        yield from _run_all(fleet, shards, settings.max_retries, deadly)
+        fleet.stop()  # the search for killers needs their places
         for shard in deadly:
             yield _refine_around_killers(start, shard)
+
+
+def score_shares(
+    evaluation: EvaluationConfig,
+    shares: Sequence[EvaluationShare],
+    settings: RayConfig,
+    *,
+    actor_class: type[EvaluationActor] = EvaluationActor,
+) -> Iterator[ScoredShare]:
+    """Have the pictures of every share scored; yields the shares as they come, each once.
+
+    Raises `StableSamError` when one of them cannot be: figures of a part of the pictures would be other figures.
+    """
+    with _fleet(actor_class, (evaluation,), len(shares), settings) as (fleet, _):
+        deadly: list[EvaluationShare] = []
+        for outcome in _run_all(fleet, shares, settings.max_retries, deadly):
+            if isinstance(outcome, ShardFailure):
+                raise StableSamError(f"{outcome.shard_id}: cannot be evaluated: {outcome.error}")
+            yield outcome
+        if deadly:
+            raise StableSamError(
+                f"{deadly[0].shard_id}: a picture there ends the process that evaluates it, every time"
+            )
+
+
+@contextmanager
+def _fleet(
+    actor_class: type, arguments: tuple[Any, ...], work: int, settings: RayConfig
+) -> Iterator[tuple[_Fleet, Callable[[], Any]]]:
+    """Ray, actors of `actor_class` made of `arguments` and their number of threads, and what starts one more."""
+    with _ray(settings):
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's annotations are partial
+        plan = plan_actors(settings, resources, work)
+        remote: Any = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0)(actor_class)
+
+        def start() -> Any:
+            return remote.remote(*arguments, threads=plan.threads)
+
+        fleet = _Fleet(start, plan.actors, settings)
+        try:
+            yield fleet, start
+        finally:
+            fleet.stop()
+
+
+class _Work(Protocol):
+    """A `ShardPlan` or an `EvaluationShare`."""
+
+    @property
+    def shard_id(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     ref: Any
-    shard: ShardPlan | None
+    shard: _Work | None
     """None: the call that loads the model."""
 
 
@@ -177,17 +135,17 @@ class _Actor:
     def shards(self) -> int:
         return sum(call.shard is not None for call in self.calls)
 
-    def submit(self, shard: ShardPlan) -> None:
-        self.calls.append(_Call(self.handle.refine.remote(shard, {}), shard))
+    def submit(self, shard: _Work) -> None:
+        self.calls.append(_Call(self.handle.work.remote(shard), shard))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    shard: ShardPlan | None
+    shard: _Work | None
     """None: the actor was loading."""
-    answer: ShardReport | ShardFailure | None
-    """None: the actor died, or has merely loaded its model."""
-    handed_back: Sequence[ShardPlan] = ()
+    answer: Any
+    """A `ShardFailure`, or what the actor made of the shard. None: it died, or has merely loaded its model."""
+    handed_back: Sequence[_Work] = ()
     """Shards that waited behind this one at an actor that is gone."""
 
 
@@ -206,7 +164,7 @@ class _Fleet:
         """Whether any shard is in flight."""
         return any(actor.shards for actor in self._actors)
 
-    def fill(self, queue: deque[ShardPlan]) -> None:
+    def fill(self, queue: deque[_Work]) -> None:
         """Hand out shards evenly until every actor has its share or `queue` is empty; start the actors this takes."""
         for _ in range(min(self._size - len(self._actors), len(queue))):
             self._actors.append(_Actor(self._start()))
@@ -231,7 +189,7 @@ class _Fleet:
             if shard is None:
                 self._count_failed_start(error)
             elif not isinstance(error, _DEATHS):
-                failure = ShardFailure(shard_id=shard.shard_id, error=_reason(error), actor_is_lost=True)
+                failure = ShardFailure(shard_id=shard.shard_id, error=reason(error), actor_is_lost=True)
             return _Outcome(shard=shard, answer=failure, handed_back=self._bury(actor))
         if isinstance(answer, StableSamError):
             raise answer
@@ -249,20 +207,18 @@ class _Fleet:
     def _count_failed_start(self, error: RayError) -> None:
         self._failed_starts_left -= 1
         if self._failed_starts_left < 0:
-            raise StableSamError(f"Ray actors die while they start: {_reason(error)}")
+            raise StableSamError(f"Ray actors die while they start: {reason(error)}")
 
-    def _bury(self, lost: _Actor) -> list[ShardPlan]:
+    def _bury(self, lost: _Actor) -> list[_Work]:
         """Remove the actor; returns the shards that it had not begun."""
         ray.kill(lost.handle)
         self._actors.remove(lost)
         return [call.shard for call in lost.calls if call.shard is not None]
 
 
-def _run_all(
-    fleet: _Fleet, shards: Sequence[ShardPlan], max_retries: int, deadly: list[ShardPlan]
-) -> Iterator[ShardReport | ShardFailure]:
+def _run_all(fleet: _Fleet, shards: Sequence[_Work], max_retries: int, deadly: list[Any]) -> Iterator[Any]:
     """Bring every shard to an outcome but those that kill actors again and again: these are added to `deadly`."""
-    queue = deque(shards)
+    queue: deque[_Work] = deque(shards)
     retries: Counter[str] = Counter()
     while queue or fleet.busy:
         fleet.fill(queue)
@@ -271,7 +227,7 @@ def _run_all(
         shard, answer = outcome.shard, outcome.answer
         if shard is None:
             continue
-        if isinstance(answer, ShardReport):
+        if answer is not None and not isinstance(answer, ShardFailure):
             yield answer
             continue
         retries[shard.shard_id] += 1
@@ -295,7 +251,7 @@ def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardR
     try:
         images = sorted({prompt.image_id for prompt in read_shard(shard.uri)})
     except StorageError as error:
-        return ShardFailure(shard_id=shard.shard_id, error=_reason(error))
+        return ShardFailure(shard_id=shard.shard_id, error=reason(error))
     for image_id in images:
         for _attempt in range(2):
             actor = actor or _started(start)
@@ -311,12 +267,12 @@ def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardR
             poisoned[image_id] = POISON_REASON
     actor = actor or _started(start)
     try:
-        answer: ShardReport | ShardFailure | None = _answer(actor.refine.remote(shard, poisoned), shard)
+        answer: ShardReport | ShardFailure | None = _answer(actor.work.remote(shard, poisoned), shard)
     finally:
         ray.kill(actor)
     if answer is None:
-        reason = "ends its actor, though none of its other images does alone; try a smaller shard_images"
-        return ShardFailure(shard_id=shard.shard_id, error=reason)
+        problem = "ends its actor, though none of its other images does alone; try a smaller shard_images"
+        return ShardFailure(shard_id=shard.shard_id, error=problem)
     return answer
 
 
@@ -326,7 +282,7 @@ def _started(start: Callable[[], Any]) -> Any:
     try:
         answer = ray.get(actor.load.remote())
     except RayError as error:
-        raise StableSamError(f"Ray actors die while they start: {_reason(error)}") from error
+        raise StableSamError(f"Ray actors die while they start: {reason(error)}") from error
     if isinstance(answer, StableSamError):
         raise answer
     return actor
@@ -339,7 +295,7 @@ def _answer(ref: Any, shard: ShardPlan) -> Any:
     except _DEATHS:
         return None
     except RayError as error:
-        return ShardFailure(shard_id=shard.shard_id, error=_reason(error), actor_is_lost=True)
+        return ShardFailure(shard_id=shard.shard_id, error=reason(error), actor_is_lost=True)
     if isinstance(answer, StableSamError):
         raise answer
     return answer
@@ -359,19 +315,15 @@ def _ray(settings: RayConfig) -> Iterator[None]:
         try:
             ray.init(address=settings.address, **quiet)
         except (ConnectionError, ValueError, RayError) as error:
-            raise ConfigError(f"ray.address: no Ray cluster at {settings.address}: {_reason(error)}") from None
+            raise ConfigError(f"ray.address: no Ray cluster at {settings.address}: {reason(error)}") from None
     else:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a node that listens on loopback only
         try:
             ray.init(include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
         except Exception as error:  # a plain Exception is what Ray raises when its processes take more than 30 s
             ray.shutdown()
-            raise StableSamError(f"Ray does not start on this machine (too busy?): {_reason(error)}") from error
+            raise StableSamError(f"Ray does not start on this machine (too busy?): {reason(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, StableSamError) else f"{type(error).__name__}: {one_line(error)[:300]}"

@@ -11,8 +11,9 @@ from stable_sam.data.commits import committed
 from stable_sam.data.manifest import read_manifest
 from stable_sam.errors import StorageError
 from stable_sam.records import ShardReport
-from tasks.actors import ShardFailure, run_shards
+from tasks.actors import run_shards
 from tasks.progress import Progress
+from tasks.shard_actor import ShardFailure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""`stable-sam evaluate`: the table of mIoU, boundary IoU and mSF for each method and kind of prompt."""
+"""`stable-sam evaluate`: the tables of mIoU, boundary IoU and mSF for each method and kind of prompt."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -10,53 +11,104 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.table import Table
 
-    from stable_sam.evaluation.benchmark import Evaluation
+    from stable_sam.evaluation.run import Evaluation
+    from stable_sam.evaluation.settings import EvaluationConfig
 
 
 def evaluate(
     data: Annotated[list[Path], typer.Option(help="Folder with images/ and instances.json, or of such folders.")],
-    out: Annotated[Path, typer.Option(help="Results as JSON.")],
+    out: Annotated[str, typer.Option(help="Results as JSON (path or URI, as the other outputs).")],
+    markdown: Annotated[str | None, typer.Option(help="The tables as Markdown.")] = None,
+    chart: Annotated[str | None, typer.Option(help="Bar chart of mIoU (PNG).")] = None,
+    alpha_plot: Annotated[str | None, typer.Option(help="alpha_1 against the prompt's quality (PNG).")] = None,
+    records: Annotated[str | None, typer.Option(help="One row for each mask (Parquet), for questions in SQL.")] = None,
     model: Annotated[str, typer.Option(help="nano, vit_b, vit_l or vit_h.")] = "nano",
-    methods: Annotated[str, typer.Option(help="sam, stable-sam, or both.")] = "sam,stable-sam",
+    methods: Annotated[str, typer.Option(help="Some of sam, hq-sam, stable-sam.")] = "sam,stable-sam",
     prompts: Annotated[
-        str, typer.Option(help="Kinds: gt-box, noisy-box (0.4), noisy-box-0.2, 1-point, 3-points, 10-points ...")
+        str,
+        typer.Option(
+            help="Kinds: gt-box, noisy-box (0.4), noisy-box-0.2, shifted-box, truncated-box, loose-box, detector-box, "
+            "two-objects-box, 1-point, 3-points, 10-points ..."
+        ),
     ] = "gt-box,noisy-box,1-point,3-points",
-    random_prompts: Annotated[int, typer.Option(min=1, help="Prompts for each object and random kind.")] = 4,
+    random_prompts: Annotated[int, typer.Option(min=1, help="B, prompts for each object and random kind.")] = 20,
     min_area: Annotated[float, typer.Option(help="Smallest object, as a part of its picture.")] = 0.005,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Pictures of each set, evenly spread; all by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the drawn prompts.")] = 0,
+    max_objects: Annotated[
+        int | None, typer.Option(min=1, help="Objects of all sets, drawn at random in proportion; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, drawn objects and intervals.")] = 0,
     checkpoint: Annotated[
         str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")
     ] = None,
     plugin: Annotated[str | None, typer.Option(help="URI of the plugin's weights; the bundled ones for nano.")] = None,
+    hq: Annotated[str | None, typer.Option(help="URI of HQ-SAM's weights; the bundled ones for nano.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of nano's input; the one its weights name by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Run as a Prefect flow over so many Ray actors, one thread each.")
+    ] = None,
 ) -> None:
-    """Measure SAM and Stable-SAM on people's masks: the same frozen base, pictures and prompts for both."""
-    import json
-    import os
+    """Measure SAM, HQ-SAM and Stable-SAM on people's masks: the same frozen base, pictures and prompts for all."""
+    from rich.console import Console
 
+    from stable_sam.evaluation.outputs import EvaluationOutputs
+    from stable_sam.evaluation.settings import EvaluationConfig
+
+    settings = EvaluationConfig.from_dict(
+        {
+            "refiner": {
+                "model": model,
+                "checkpoint_uri": checkpoint,
+                "plugin_uri": plugin,
+                "hq_uri": hq,
+                "device": device,
+            },
+            "methods": _split(methods),
+            "prompts": _split(prompts),
+            "random_prompts": random_prompts,
+            "min_area_fraction": min_area,
+            "limit": limit,
+            "max_objects": max_objects,
+            "seed": seed,
+            "size": size,
+        },
+        source="options",
+    )
+    outputs = EvaluationOutputs(
+        json_uri=out, markdown_uri=markdown, chart_uri=chart, alpha_plot_uri=alpha_plot, records_uri=records
+    )
+    outputs.check()
+    if actors is None:
+        evaluation, table = _evaluate_here(data, settings, threads)
+        outputs.write(evaluation, table)
+    else:
+        evaluation = _evaluate_over_ray(data, settings, outputs.model_dump(), actors)
+    console = Console()
+    for shown in _tables(evaluation):
+        console.print(shown)
+    console.print(
+        f"{evaluation.model.model} at {evaluation.model.input_size} px, objects of at least {min_area:.2%} of their "
+        f"picture, {random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the plugin; "
+        f"to SAM: difference in mIoU with its 95 % interval. Sizes, parts and all numbers: {out}"
+    )
+
+
+def _evaluate_here(data: list[Path], settings: EvaluationConfig, threads: int | None) -> tuple[Evaluation, pa.Table]:
     import torch
     from rich.console import Console
     from rich.progress import Progress
 
-    from stable_sam.config import RefinerConfig
-    from stable_sam.errors import StorageError
-    from stable_sam.evaluation.benchmark import evaluate as run
+    from stable_sam.evaluation.run import evaluate as run
 
-    config = RefinerConfig.from_dict(
-        {"model": model, "checkpoint_uri": checkpoint, "plugin_uri": plugin, "device": device}
-    )
     if threads is not None:
         torch.set_num_threads(threads)
-    if not os.access(out.parent, os.W_OK) or out.is_dir():
-        raise StorageError(f"{out}: expected a file in a folder that exists and can be written")
-
     progress = Progress(console=Console(stderr=True))
     bar = progress.add_task("pictures")
 
@@ -65,28 +117,28 @@ def evaluate(
         progress.update(bar, completed=done, total=total)
 
     try:
-        result = run(
-            data,
-            config,
-            _split(methods),
-            _split(prompts),
-            random_prompts=random_prompts,
-            min_area_fraction=min_area,
-            limit=limit,
-            seed=seed,
-            size=size,
-            on_image=show,
-        )
+        return run(data, settings, on_image=show)
     finally:
         progress.stop()
-    out.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    console = Console()
-    for table in _tables(result):
-        console.print(table)
-    console.print(
-        f"{result.model_id} at {result.input_size} px, objects of at least {result.min_area_fraction:.2%} of their "
-        f"picture, {result.random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the "
-        f"plugin. All numbers: {out}"
+
+
+def _evaluate_over_ray(
+    data: list[Path], settings: EvaluationConfig, outputs: dict[str, str | None], actors: int
+) -> Evaluation:
+    from flows.commands.refine import PREFECT_DEFAULTS
+
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from flows.prefect_api import check_prefect_api
+
+    check_prefect_api()
+    from flows.evaluate import evaluate_dataset
+
+    return evaluate_dataset(
+        data=[str(folder) for folder in data],
+        outputs=outputs,
+        settings=settings.model_dump(mode="json"),
+        ray={"actors": actors},
     )
 
 
@@ -94,19 +146,30 @@ def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _tables(result: Evaluation) -> Iterator[Table]:
+def _tables(evaluation: Evaluation) -> Iterator[Table]:
     """One table for each set: a set's name is wider than any column of its scores."""
     from rich.table import Table
 
-    for name, scores in groupby(result.scores, key=lambda score: score.set):
+    from stable_sam.evaluation.summary import WHOLE_SLICE
+
+    whole = [score for score in evaluation.scores if score.slice == WHOLE_SLICE]
+    for name, scores in groupby(whole, key=lambda score: score.set):
         lines = list(scores)
-        table = Table(title=f"{name}: {lines[0].objects} objects", title_justify="left", title_style="bold")
+        objects = max(line.objects for line in lines)
+        table = Table(title=f"{name}: {objects} objects", title_justify="left", title_style="bold")
         for column in ("prompts", "method"):
             table.add_column(column, no_wrap=True, min_width=10)
-        for column in ("mIoU", "mBIoU", "mSF", "own IoU", "alpha 1"):
+        for column in ("mIoU", "to SAM", "mBIoU", "mSF", "own IoU", "alpha 1"):
             table.add_column(column, justify="right", no_wrap=True)
-        for score in lines:
-            stability = "-" if score.msf is None else f"{score.msf:.3f}"
-            numbers = [f"{value:.3f}" for value in (score.predicted_iou, score.dsp_weight)]
-            table.add_row(score.prompts, score.method, f"{score.miou:.3f}", f"{score.mbiou:.3f}", stability, *numbers)
+        for line in lines:
+            numbers = [None if part is None else part.value for part in (line.mbiou, line.msf)]
+            change = line.to_sam.get("miou")
+            table.add_row(
+                line.prompts,
+                line.method,
+                f"{line.miou.value:.3f}",
+                "" if change is None else f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
+                *("-" if number is None else f"{number:.3f}" for number in (*numbers, line.predicted_iou)),
+                f"{line.dsp_weight:.3f}",
+            )
         yield table

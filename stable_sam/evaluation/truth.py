@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from stable_sam.errors import AnnotationError
@@ -17,14 +18,21 @@ from stable_sam.evaluation.metrics import Mask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruthObject:
-    """One object: its id in the file, and its mask as COCO compressed RLE."""
+    """One object: its id and the name of its category in the file, and its mask as COCO compressed RLE."""
 
     annotation_id: str
+    category: str
+    """Its id where the file names no categories; empty where it has none."""
     rle: dict[str, Any]
 
     def mask(self) -> Mask:
         """The mask (H, W)."""
         return np.ascontiguousarray(coco_mask.decode(self.rle)).astype(np.bool_)
+
+    def box_xyxy(self) -> NDArray[np.float64]:
+        """The tight box (4,) XYXY, outer edges of its pixels."""
+        x, y, width, height = coco_mask.toBbox(self.rle)
+        return np.array([x, y, x + width, y + height], dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +40,16 @@ class TruthImage:
     """A picture with the objects that count."""
 
     path: Path
+    name: str
+    """Its file_name in the file."""
     size_hw: tuple[int, int]
     objects: tuple[TruthObject, ...]
+    asked: frozenset[str] | None = None
+    """Annotation ids of the objects to evaluate, when they are a sample; the others are still neighbours. None: all."""
+
+    def is_asked(self, item: TruthObject) -> bool:
+        """Whether `item` is to be evaluated."""
+        return self.asked is None or item.annotation_id in self.asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +65,8 @@ class TruthSet:
 
     @property
     def objects(self) -> int:
-        """Number of objects that count."""
-        return sum(len(image.objects) for image in self.images)
+        """Number of objects to evaluate."""
+        return sum(image.is_asked(item) for image in self.images for item in image.objects)
 
 
 def read_truth(data_dir: Path, *, min_area_fraction: float = 0.0, limit: int | None = None) -> list[TruthSet]:
@@ -75,12 +91,13 @@ def picture_path(instances_file: Path, file_name: str) -> Path:
 
 
 def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthSet:
-    images, annotations = _read_coco(file)
+    images, annotations, categories = _read_coco(file)
     by_id: dict[Any, TruthImage] = {}
     for number, record in enumerate(images):
         try:
             image = TruthImage(
                 path=picture_path(file, record["file_name"]),
+                name=record["file_name"],
                 size_hw=(int(record["height"]), int(record["width"])),
                 objects=(),
             )
@@ -100,6 +117,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
                 crowd += 1
                 continue
             rle = _compressed(record["segmentation"], image.size_hw)
+            category = str(categories.get(record.get("category_id"), record.get("category_id", "")))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             expected = "id, image_id of an image in the file, segmentation as polygons or RLE"
             raise AnnotationError(f"{file}: annotations[{number}]: expected {expected}; {_say(error)}") from None
@@ -107,7 +125,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
         if area == 0 or area < min_area_fraction * image.size_hw[0] * image.size_hw[1]:
             small += 1
             continue
-        objects.setdefault(image_id, []).append(TruthObject(annotation_id=name, rle=rle))
+        objects.setdefault(image_id, []).append(TruthObject(annotation_id=name, category=category, rle=rle))
 
     chosen = _spread([image_id for image_id in by_id if image_id in objects], limit)
     return TruthSet(
@@ -118,7 +136,8 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
     )
 
 
-def _read_coco(file: Path) -> tuple[list[Any], list[Any]]:
+def _read_coco(file: Path) -> tuple[list[Any], list[Any], dict[Any, Any]]:
+    """Images, annotations, and the categories' names by id: nothing depends on these, so a file may go without."""
     try:
         coco = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -128,7 +147,12 @@ def _read_coco(file: Path) -> tuple[list[Any], list[Any]]:
     images, annotations = (coco.get(key) if isinstance(coco, dict) else None for key in ("images", "annotations"))
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise AnnotationError(f"{file}: expected COCO instances, an object with the lists images and annotations")
-    return images, annotations
+    categories = coco.get("categories") or []
+    try:
+        names = {category["id"]: category["name"] for category in categories}
+    except (KeyError, TypeError) as error:
+        raise AnnotationError(f"{file}: categories: expected id and name of each; {_say(error)}") from None
+    return images, annotations, names
 
 
 def _compressed(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:

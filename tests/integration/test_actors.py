@@ -16,7 +16,8 @@ from stable_sam.data.table import publish
 from stable_sam.errors import WeightsError
 from stable_sam.identity import model_identity
 from stable_sam.records import Prompt, ShardReport
-from tasks.actors import POISON_REASON, ShardActor, ShardFailure, run_shards
+from tasks.actors import POISON_REASON, run_shards
+from tasks.shard_actor import ShardActor, ShardFailure
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -1,0 +1,42 @@
+"""The evaluation as a flow, for large sets: pictures over Ray actors, the same figures as a plain run's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.user_errors import log_user_errors_in_one_line
+from stable_sam.config import RayConfig
+from stable_sam.data.storage import absolute_uri
+from stable_sam.evaluation.markdown import markdown
+from stable_sam.evaluation.outputs import EvaluationOutputs
+from stable_sam.evaluation.run import Evaluation
+from stable_sam.evaluation.settings import EvaluationConfig
+from tasks.evaluate import evaluate
+
+
+@flow(name="evaluate-dataset")
+def evaluate_dataset(
+    data: list[str],
+    outputs: dict[str, str | None],
+    settings: dict[str, Any] | None = None,
+    ray: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Evaluate the sets in the folders `data`, which every actor must see, and write what `outputs` names.
+
+    outputs: `EvaluationOutputs`, settings: `EvaluationConfig`, ray: `RayConfig`, as mappings.
+    Raises `StableSamError`; unlike in a refining run, a bad picture ends an evaluation.
+    """
+    log_user_errors_in_one_line()
+    files = EvaluationOutputs.from_dict(outputs)
+    files.check()
+    evaluation = evaluate(
+        [absolute_uri(folder) for folder in data],
+        outputs=files,
+        settings=EvaluationConfig.from_dict(settings or {}),
+        ray=RayConfig.from_dict(ray or {}),
+    )
+    create_markdown_artifact(markdown(evaluation), key="evaluation")
+    return evaluation

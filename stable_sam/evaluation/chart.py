@@ -1,0 +1,101 @@
+"""The pictures of an evaluation: the bars of the paper's Figure 1, and alpha_1 against the prompt's quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stable_sam.evaluation.alpha import alpha_and_quality
+from stable_sam.evaluation.prompts import GT_BOX, PromptKind
+from stable_sam.evaluation.run import Evaluation
+from stable_sam.evaluation.settings import BASELINE
+from stable_sam.evaluation.summary import WHOLE_SLICE, Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {"sam": "#9aa5b1", "hq-sam": "#e0a030", "stable-sam": "#1e78d0"}
+LABELS = {"sam": "SAM", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
+MAX_DOTS = 5000
+"""Prompts drawn one by one; the binned means are of all."""
+BINS = 10
+
+
+def bar_chart(evaluation: Evaluation) -> bytes:
+    """PNG of mIoU over all objects by kind of prompt, methods side by side, 95 % intervals as error bars.
+
+    A dashed line is SAM's level with the ground-truth box, which the paper claims to keep with bad prompts.
+    """
+    from matplotlib.figure import Figure
+
+    lines = [line for line in evaluation.scores if line.slice == WHOLE_SLICE]
+    lines = [line for line in lines if line.set == lines[-1].set]  # the last are those of all sets
+    methods = evaluation.settings.methods
+    kinds = list(dict.fromkeys(line.prompts for line in lines))
+    figure = Figure(figsize=(1.6 + 0.45 * len(kinds) * len(methods), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        scores = [line.miou for line in lines if line.method == method]
+        values = np.array([score.value for score in scores])
+        ends = np.array([(score.value - score.low, score.high - score.value) for score in scores])
+        places = np.arange(len(kinds)) + (number - (len(methods) - 1) / 2) * width
+        axes.bar(places, values, width, color=COLOURS[method], label=LABELS[method])
+        axes.errorbar(places, values, yerr=np.maximum(ends.T, 0), fmt="none", ecolor="black", capsize=2, linewidth=1)
+    if (level := _level(lines)) is not None:
+        axes.axhline(level, color=COLOURS[BASELINE], linestyle="--", linewidth=1.5, label="SAM, ground-truth box")
+    axes.set_xticks(np.arange(len(kinds)), kinds, rotation=20)
+    axes.set_ylabel("mIoU")
+    axes.set_ylim(0, 1)
+    axes.set_title(f"{evaluation.model.model}, {lines[0].set}: {max(line.objects for line in lines)} objects")
+    axes.legend(ncols=len(methods) + 1, loc="upper center", frameon=False, fontsize="small")
+    return _png(figure)
+
+
+def alpha_plot(records: pa.Table, prompts: Sequence[str]) -> bytes:
+    """PNG of alpha_1 against the prompt's quality (IoU of weak and true box, number of points), with binned means."""
+    from matplotlib.figure import Figure
+
+    kinds = [PromptKind.parse(name) for name in prompts]
+    panels = (
+        ("IoU of the weak box with the true one", [kind.name for kind in kinds if not kind.points]),
+        ("number of points", [kind.name for kind in kinds if kind.points]),
+    )
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, (label, names) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        alpha, quality = alpha_and_quality(records, names)
+        axes.set_xlabel(label)
+        axes.set_ylabel("alpha_1")
+        if len(alpha) == 0:
+            continue
+        some = np.random.default_rng(0).permutation(len(alpha))[:MAX_DOTS]
+        axes.scatter(quality[some], alpha[some], s=4, alpha=0.25, color=COLOURS["stable-sam"], linewidths=0)
+        centres, means = binned_means(quality, alpha)
+        axes.plot(centres, means, "o-", color="black", label="mean")
+        axes.legend(frameon=False)
+    return _png(figure)
+
+
+def binned_means(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean x and mean y of each of at most BINS bins that hold equally many of the values; equal x share a bin."""
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, BINS + 1)))
+    bins = np.searchsorted(edges[1:-1], x, side="right") if len(edges) > 2 else np.zeros(len(x), dtype=np.int64)
+    counts = np.bincount(bins)
+    held = counts > 0
+    return np.bincount(bins, x)[held] / counts[held], np.bincount(bins, y)[held] / counts[held]
+
+
+def _level(lines: Sequence[Score]) -> float | None:
+    """SAM's mIoU with the ground-truth box; None where it was not measured."""
+    return next((line.miou.value for line in lines if (line.method, line.prompts) == (BASELINE, GT_BOX)), None)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

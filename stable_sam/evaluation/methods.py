@@ -1,0 +1,91 @@
+"""The methods that are compared: one frozen base, on which the plugin or HQ-SAM's branch is switched on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from stable_sam.config import RefinerConfig
+from stable_sam.errors import ConfigError, WeightsError
+from stable_sam.identity import bundled_path, read_weights
+from stable_sam.modeling.build import set_input_size
+from stable_sam.modeling.load import LoadedModel, load_model
+
+BUNDLED_HQ = "nano_hq.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the figures were measured on."""
+
+    model: str
+    input_size: int
+    """Side of the model's square input in pixels."""
+    weights_sha256: dict[str, str]
+    """SHA-256 of each file by what it is: base, plugin, hq."""
+    parameters: dict[str, int]
+    """Of each method, the base included."""
+
+
+def method_config(config: RefinerConfig, methods: Sequence[str]) -> RefinerConfig:
+    """`config` with the files that `methods` need, and no others; raises `ConfigError` when one of them has none.
+
+    HQ-SAM on the bundled base has its bundled branch, when the package has one.
+    """
+    changes: dict[str, object] = {}
+    if "stable-sam" not in methods:
+        changes["plugin"] = False
+    if "hq-sam" not in methods:
+        changes["hq_uri"] = None
+    elif config.hq_uri is None:
+        if config.model != "nano" or config.checkpoint_uri is not None:
+            raise ConfigError(f"methods: hq-sam needs the URI of its weights for {config.model} (--hq), got none")
+        try:
+            changes["hq_uri"] = bundled_path(BUNDLED_HQ)
+        except WeightsError:
+            raise ConfigError("methods: hq-sam needs the URI of its weights (--hq): none come with nano") from None
+    return config.model_copy(update=changes)
+
+
+def load_methods(
+    config: RefinerConfig, methods: Sequence[str], size: int | None = None
+) -> tuple[LoadedModel, ModelFacts]:
+    """Load the model for all `methods` at once. Raises as `load_model`, and `ConfigError` for a missing plugin."""
+    config = method_config(config, methods)
+    files = read_weights(config)
+    named = {"base": files.base, "plugin": files.plugin, "hq": files.hq}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in named.items() if data is not None}
+    del files, named  # a large base need not lie in memory twice
+    model = load_model(config)
+    if "stable-sam" in methods and model.host is None:
+        raise ConfigError(f"methods: stable-sam needs a plugin, and model {config.model!r} was loaded without one")
+    if size is not None:
+        set_input_size(model.sam, size)
+    facts = ModelFacts(
+        model=config.model,
+        input_size=int(model.sam.image_encoder.img_size),
+        weights_sha256=hashes,
+        parameters={method: count_method(model, method) for method in methods},
+    )
+    return model, facts
+
+
+def select_method(model: LoadedModel, method: str) -> None:
+    """Switch on what `method` adds to the base, and the rest off."""
+    if model.host is not None:
+        model.host.enabled = method == "stable-sam"
+    if model.hq is not None:
+        model.hq.enabled = method == "hq-sam"
+
+
+def count_method(model: LoadedModel, method: str) -> int:
+    """Parameters that `method` uses: the base's, and those of what it adds."""
+    added = {"stable-sam": _count(model.host and model.host.plugin), "hq-sam": _count(model.hq)}
+    return _count(model.sam) - sum(added.values()) + added.get(method, 0)
+
+
+def _count(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,67 @@
+"""What is evaluated: everything that decides a figure besides the pictures and their masks."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from stable_sam.config import RefinerConfig, Section
+from stable_sam.errors import ConfigError
+from stable_sam.evaluation.prompts import PromptKind
+
+METHODS = ("sam", "hq-sam", "stable-sam")
+BASELINE = "sam"
+"""The method that the others' differences are measured from."""
+SMALLEST_SIZE, SIZE_STEP = 64, 32
+"""Sides of nano's input, in pixels, that its layers can halve often enough."""
+
+
+class EvaluationConfig(Section):
+    """One kind of evaluation; refuses with `ConfigError` what it cannot do."""
+
+    refiner: RefinerConfig = RefinerConfig()
+    """The model: base, plugin and HQ-SAM's branch."""
+    methods: tuple[str, ...] = ("sam", "stable-sam")
+    """Some of sam, hq-sam, stable-sam: what is switched on over the same frozen base."""
+    prompts: tuple[str, ...] = ("gt-box", "noisy-box", "1-point", "3-points")
+    """Kinds, see `stable_sam.evaluation.prompts`."""
+    random_prompts: int = Field(default=20, ge=1)
+    """B, prompts for each object and random kind, as in the paper; mSF falls as it grows, so compare only equal B."""
+    min_area_fraction: float = Field(default=0.005, ge=0, lt=1)
+    """Smaller objects, as a part of their picture, do not count."""
+    limit: int | None = Field(default=None, ge=1)
+    """Pictures of each set, evenly spread; None: all."""
+    max_objects: int | None = Field(default=None, ge=1)
+    """Objects of all sets together, drawn at random, each set in proportion; None: all."""
+    seed: int = Field(default=0, ge=0)
+    """Of the drawn prompts, the drawn objects and the bootstrap."""
+    resamples: int = Field(default=2000, ge=1)
+    """Bootstrap samples behind each interval."""
+    size: int | None = None
+    """Side of the model's input in the place of the one that the weights of nano name."""
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in METHODS]
+        if unknown or not names:
+            raise ConfigError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+        return tuple(method for method in METHODS if method in names)
+
+    @field_validator("prompts")
+    @classmethod
+    def _known_prompts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ConfigError("prompts: expected at least one kind, got none")
+        return tuple(PromptKind.parse(name).name for name in dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _possible_size(self) -> EvaluationConfig:
+        if self.size is None:
+            return self
+        if self.refiner.model != "nano":
+            raise ConfigError(f"size: only nano takes pictures of other sizes, got model {self.refiner.model!r}")
+        if self.size < SMALLEST_SIZE or self.size % SIZE_STEP:
+            raise ConfigError(
+                f"size: expected a multiple of {SIZE_STEP} of at least {SMALLEST_SIZE} pixels, got {self.size}"
+            )
+        return self

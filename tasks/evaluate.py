@@ -1,0 +1,41 @@
+"""The task of an evaluation: every picture through the actors, to the figures and the records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+
+from stable_sam.config import RayConfig
+from stable_sam.evaluation.outputs import EvaluationOutputs
+from stable_sam.evaluation.settings import EvaluationConfig
+from tasks.actors import score_shares
+from tasks.evaluation_actor import ScoredShare, split_sets
+
+if TYPE_CHECKING:
+    from stable_sam.evaluation.run import Evaluation
+
+
+@task(task_run_name="evaluate")
+def evaluate(data: list[str], outputs: EvaluationOutputs, settings: EvaluationConfig, ray: RayConfig) -> Evaluation:
+    """The figures of the pictures below the folders `data`, written to `outputs`; the same as a plain run's.
+
+    Raises `StableSamError` when a picture cannot be scored.
+    """
+    from prefect.logging import get_run_logger
+
+    from stable_sam.evaluation.run import conclude, read_sets
+
+    logger = get_run_logger()
+    sets = read_sets([Path(folder) for folder in data], settings)
+    shares = list(split_sets(sets))
+    scored: list[ScoredShare] = []
+    for share in score_shares(settings, shares, ray):
+        scored.append(share)
+        logger.info("%d of %d shares of pictures scored", len(scored), len(shares))
+    scored.sort(key=lambda share: share.number)
+    tables = [table for share in scored for table in share.tables]
+    evaluation, records = conclude(tables, scored[0].facts, sets, settings)
+    outputs.write(evaluation, records)
+    return evaluation
