@@ -11,9 +11,9 @@ from stable_sam.explain import Answer, Explanation
 from stable_sam.overlay import draw_overlay
 from stable_sam.records import Prompt
 
-PANEL_SIDE = 560
+PANEL_SIDE = 480
 """Longest side of each of the six pictures, in pixels."""
-PANEL_WIDTH_MIN = 430
+PANEL_WIDTH_MIN = 470
 """Room for the titles of a narrow picture."""
 MARGIN = 16
 TITLE_HEIGHT = 52
@@ -164,13 +164,13 @@ def _strongest(positions_xy: NDArray[np.float64], attention: NDArray[np.float32]
 
 
 def _describe(prompt: Prompt) -> str:
-    labels = prompt.point_labels
-    counts = (
-        (int(prompt.box_xyxy is not None), "box", "dashed"),
-        (labels.count(1), "point", "green on the object"),
-        (labels.count(0), "point", "red on the background"),
+    on, off = prompt.point_labels.count(1), prompt.point_labels.count(0)
+    parts = (
+        prompt.box_xyxy is not None and "box (dashed)",
+        on and f"{on} {'point' if on == 1 else 'points'} on the object (green)",
+        off and f"{off} on the background (red)",
     )
-    return ", ".join(f"{count} {name}{'s' * (count > 1)} ({how})" for count, name, how in counts if count)
+    return ", ".join(part for part in parts if part)
 
 
 def _scores(answer: Answer) -> str:

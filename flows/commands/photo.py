@@ -123,7 +123,7 @@ def write_picture(uri: str, pixels: NDArray[np.uint8]) -> None:
 
     buffer = BytesIO()
     kind = "JPEG" if uri.endswith(".jpg") else "PNG"
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format=kind, quality=85)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format=kind, quality=75)
     write_bytes(uri, buffer.getvalue())
 
 

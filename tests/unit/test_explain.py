@@ -128,16 +128,19 @@ def test_positions_are_original_pixels(explanation):
     np.testing.assert_allclose(moved[0, 3], places[0, 3], err_msg="outside the grid the border is read")
 
 
-def panel(picture: np.ndarray, row: int, column: int, width: int = PANEL_SIDE, height: int = 373) -> np.ndarray:
-    y = MARGIN + row * (TITLE_HEIGHT + height + MARGIN) + TITLE_HEIGHT
-    x = MARGIN + column * (width + MARGIN)
-    return picture[y : y + height, x : x + width]
+PANEL_HEIGHT = PANEL_SIDE * HEIGHT // WIDTH
+
+
+def panel(picture: np.ndarray, row: int, column: int) -> np.ndarray:
+    y = MARGIN + row * (TITLE_HEIGHT + PANEL_HEIGHT + MARGIN) + TITLE_HEIGHT
+    x = MARGIN + column * (PANEL_SIDE + MARGIN)
+    return picture[y : y + PANEL_HEIGHT, x : x + PANEL_SIDE]
 
 
 def test_six_different_panels(explanation):
     picture = draw(explanation)
     assert picture.dtype == np.uint8
-    assert picture.shape == (2 * (373 + TITLE_HEIGHT) + 3 * MARGIN, 3 * PANEL_SIDE + 4 * MARGIN, 3)
+    assert picture.shape == (2 * (PANEL_HEIGHT + TITLE_HEIGHT) + 3 * MARGIN, 3 * PANEL_SIDE + 4 * MARGIN, 3)
     panels = [panel(picture, row, column) for row in range(2) for column in range(3)]
     assert len({content.tobytes() for content in panels}) == 6
     assert all(content.std() > 5 for content in panels)
