@@ -37,7 +37,7 @@ def bar_chart(evaluation: Evaluation) -> bytes:
     lines = [line for line in lines if line.set == lines[-1].set]  # the last are those of all sets
     methods = evaluation.settings.methods
     kinds = list(dict.fromkeys(line.prompts for line in lines))
-    figure = Figure(figsize=(1.6 + 0.45 * len(kinds) * len(methods), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 1.6 + 0.45 * len(kinds) * len(methods)), 4.4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
@@ -46,14 +46,14 @@ def bar_chart(evaluation: Evaluation) -> bytes:
         ends = np.array([(score.value - score.low, score.high - score.value) for score in scores])
         places = np.arange(len(kinds)) + (number - (len(methods) - 1) / 2) * width
         axes.bar(places, values, width, color=COLOURS[method], label=LABELS[method])
-        axes.errorbar(places, values, yerr=np.maximum(ends.T, 0), fmt="none", ecolor="black", capsize=2, linewidth=1)
+        axes.errorbar(places, values, yerr=np.maximum(ends.T, 0), fmt="none", ecolor="black", capsize=2, elinewidth=1)
     if (level := _level(lines)) is not None:
         axes.axhline(level, color=COLOURS[BASELINE], linestyle="--", linewidth=1.5, label="SAM, ground-truth box")
     axes.set_xticks(np.arange(len(kinds)), kinds, rotation=20)
     axes.set_ylabel("mIoU")
     axes.set_ylim(0, 1)
     axes.set_title(f"{evaluation.model.model}, {lines[0].set}: {max(line.objects for line in lines)} objects")
-    axes.legend(ncols=len(methods) + 1, loc="upper center", frameon=False, fontsize="small")
+    axes.legend(ncols=2, loc="upper center", frameon=False, fontsize="small")
     return _png(figure)
 
 
@@ -82,12 +82,13 @@ def alpha_plot(records: pa.Table, prompts: Sequence[str]) -> bytes:
 
 
 def binned_means(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean x and mean y of each of at most BINS bins that hold equally many of the values; equal x share a bin."""
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, BINS + 1)))
-    bins = np.searchsorted(edges[1:-1], x, side="right") if len(edges) > 2 else np.zeros(len(x), dtype=np.int64)
+    """Mean x and mean y of each of at most BINS bins: one for every x where there are so few, else equally full."""
+    starts = np.unique(x)
+    if len(starts) > BINS:
+        starts = np.unique(np.quantile(x, np.arange(BINS) / BINS))
+    bins = np.searchsorted(starts, x, side="right") - 1
     counts = np.bincount(bins)
-    held = counts > 0
-    return np.bincount(bins, x)[held] / counts[held], np.bincount(bins, y)[held] / counts[held]
+    return np.bincount(bins, x) / counts, np.bincount(bins, y) / counts
 
 
 def _level(lines: Sequence[Score]) -> float | None:
