@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
@@ -16,29 +18,48 @@ class DeformableSampling(nn.Module):
     Initialised so that x*_{p+dp} = x_p: the plugin starts as SAM and has to learn to leave it.
     """
 
-    def __init__(self, channels: int, max_offset: float = 4.0) -> None:
-        """`max_offset`: reach of an offset in feature cells; dp = max_offset * tanh(.)."""
+    def __init__(
+        self,
+        channels: int,
+        max_offset: float = 4.0,
+        *,
+        bound: Literal["tanh", "free", "none"] = "tanh",
+        amplitude: bool = False,
+    ) -> None:
+        """`max_offset`: reach of an offset in feature cells; dp = max_offset * tanh(.); the rest as in
+        `PluginSpec`."""
         super().__init__()
-        self.max_offset = max_offset
+        self.max_offset, self.bound, self.amplitude = max_offset, bound, amplitude
         self.project = nn.Conv2d(channels, channels, 1)
         self.context = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.norm = LayerNorm2d(channels)
-        self.offset = nn.Conv2d(channels, 2, 1)
+        self.offset = nn.Conv2d(channels, 3 if amplitude else 2, 1)
         nn.init.dirac_(self.project.weight)
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]  # torch types bias as optional
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sample the features.
 
         features: (B, C, H, W), the image features entering decoder layer 2.
-        Returns x*_{p+dp} (B, C, H, W) and the offsets dp (B, 2, H, W), x then y, in feature cells.
+        Returns x*_{p+dp} (B, C, H, W), the offsets dp (B, 2, H, W), x then y, in feature cells, and what the offsets
+        are computed from (B, C, H, W).
         """
         projected = self.project(features)
         hidden = F.gelu(self.norm(self.context(projected)))
-        offsets = self.max_offset * torch.tanh(self.offset(hidden))
-        return bilinear_sample(projected, offsets), offsets
+        predicted = self.offset(hidden)
+        offsets = predicted[:, :2]
+        if self.bound == "tanh":
+            offsets = self.max_offset * torch.tanh(offsets)
+        sampled = projected
+        if self.bound == "none":
+            offsets = torch.zeros_like(offsets)
+        else:
+            sampled = bilinear_sample(projected, offsets)
+        if self.amplitude:
+            sampled = sampled * (2.0 * torch.sigmoid(predicted[:, 2:]))
+        return sampled, offsets, hidden
 
 
 def bilinear_sample(features: Tensor, offsets: Tensor) -> Tensor:

@@ -11,22 +11,27 @@ class DynamicRouting(nn.Module):
     """alpha = softmax(MLP(t_o)): alpha_1 weighs the deformed features, alpha_2 SAM's own.
 
     The paper gives alpha without saying how it is normalised; softmax keeps alpha_1 + alpha_2 = 1, so that the features
-    keep their scale and alpha_1 alone says how far the plugin leaves SAM.
+    keep their scale and alpha_1 alone says how far the plugin leaves SAM. With sigmoid each is free.
     """
 
-    def __init__(self, channels: int, hidden: int = 16, initial_dsp_weight: float = 0.12) -> None:
-        """`initial_dsp_weight`: alpha_1 before training; small, because a new plugin should hardly leave SAM."""
+    def __init__(
+        self, channels: int, hidden: int = 16, initial_dsp_weight: float = 0.5, *, sigmoid: bool = False
+    ) -> None:
+        """`initial_dsp_weight`: alpha_1 before training, for every prompt; alpha_2 is the rest."""
         super().__init__()
+        self.sigmoid = sigmoid
         self.reduce = nn.Linear(channels, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.route = nn.Linear(hidden, 2)
         nn.init.zeros_(self.route.weight)
         logit = torch.logit(torch.tensor(initial_dsp_weight))
         with torch.no_grad():
-            self.route.bias.copy_(torch.stack((logit / 2, -logit / 2)))
+            self.route.bias.copy_(torch.stack((logit, -logit)) / (1 if sigmoid else 2))
 
     def forward(self, token: Tensor) -> Tensor:
-        """token: (B, C), a mask output token after layer 2's self-attention. Returns alpha (B, 2), rows sum to 1."""
-        hidden = F.gelu(self.norm(self.reduce(token)))
-        alpha: Tensor = self.route(hidden).softmax(dim=-1)
-        return alpha
+        """token: (B, C), a mask output token after layer 2's self-attention, with what else is read.
+
+        Returns alpha (B, 2) in (0, 1); rows sum to 1 with softmax.
+        """
+        route: Tensor = self.route(F.gelu(self.norm(self.reduce(token))))
+        return route.sigmoid() if self.sigmoid else route.softmax(dim=-1)

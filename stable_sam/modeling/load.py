@@ -17,6 +17,7 @@ from stable_sam.identity import ModelIdentity, WeightFiles, identify, read_weigh
 from stable_sam.modeling.build import NANO_SIZE, build_model, set_input_size
 from stable_sam.modeling.hq import HqBranch, attach_hq, build_hq
 from stable_sam.modeling.plugin import PluginHost, StableSamPlugin, attach_plugin
+from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import read_safetensors
 
 HQ_PREFIX = "mask_decoder."
@@ -102,9 +103,11 @@ def _read_plugin(sam: Sam, weights: WeightFiles) -> StableSamPlugin:
     tensors, metadata = read_safetensors(weights.plugin or b"", name)
     _check_base(metadata, weights, name, "plugin")
     try:
-        plugin = StableSamPlugin(sam.prompt_encoder.embed_dim, int(metadata["hidden"]), float(metadata["max_offset"]))
+        spec = PluginSpec.model_validate_json(metadata["plugin"])
     except (KeyError, ValueError) as error:
-        raise WeightsError(f"{name}: expected metadata hidden and max_offset, got {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{name}: expected metadata plugin, the plugin's architecture, got {reason}") from None
+    plugin = StableSamPlugin(sam.prompt_encoder.embed_dim, spec)
     _load_tensors(plugin, tensors, name, "plugin")
     return plugin
 

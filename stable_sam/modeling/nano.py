@@ -28,8 +28,8 @@ class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
     def drawn_prompts(self, boxes: Tensor | None, points: tuple[Tensor, Tensor] | None) -> Tensor:
         """The mask prompt that shows the prompts, (P, 1, S/4, S/4), from -1 (not the object) to 1 (the object).
 
-        boxes: (P, 4) XYXY, filled: 1 inside, -1 outside, between on cut cells; without a box all is 0. points: (P, N, 2)
-        with labels (P, N), each a Gaussian spot of its label over that: 1 object, 0 background, -1 padding.
+        boxes: (P, 4) XYXY, filled: 1 inside, -1 outside, between on cut cells; without a box all is 0. points: (P, N,
+        2) with labels (P, N), each a Gaussian spot of its label over that: 1 object, 0 background, -1 padding.
         Coordinates in input pixels.
         """
         side = self.image_encoder.img_size // MASK_STRIDE

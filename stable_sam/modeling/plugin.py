@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from stable_sam.modeling.deformable_sampling import DeformableSampling
+from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
+from stable_sam.modeling.plugin_spec import PluginSpec
 
 PLUGIN_LAYER = 1
 """Second and last TwoWayAttentionBlock, counted from 0."""
-ROUTING_TOKEN = 1
-"""t_o: output token 0 is the IoU token, 1 the single-mask token, 2-4 the multimask tokens. The paper does not say which
-mask token; the single-mask token is the one whose mask a noisy box or several points ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,76 +31,132 @@ class PluginTrace:
 class StableSamPlugin(nn.Module):
     """DSP and DRP: alpha_1 * x*_{p+dp} + alpha_2 * x_p, about 0.08 M parameters at 256 channels."""
 
-    def __init__(self, channels: int = 256, hidden: int = 16, max_offset: float = 4.0) -> None:
+    def __init__(self, channels: int = 256, spec: PluginSpec | None = None) -> None:
         super().__init__()
-        self.sampling = DeformableSampling(channels, max_offset)
-        self.routing = DynamicRouting(channels, hidden)
+        self.spec = spec = spec or PluginSpec()
+        self.enabled = True
+        """False: the base is SAM, bit for bit."""
+        self.forced_alpha: tuple[float, float] | None = None
+        """Replaces the routing's own alpha, for tests and ablations."""
+        self.sampling = DeformableSampling(channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude)
+        inputs = channels * 2 if spec.routing_reads == "features" else channels
+        self.routing = (
+            None
+            if spec.routing == "none"
+            else DynamicRouting(inputs, spec.hidden, spec.initial_dsp_weight, sigmoid=spec.routing == "sigmoid")
+        )
 
-    def forward(self, features: Tensor, token: Tensor, alpha: Tensor | None = None) -> tuple[Tensor, PluginTrace]:
+    def forward(self, features: Tensor, positions: Tensor, token: Tensor) -> tuple[Tensor, Tensor, PluginTrace]:
         """Calibrate the features.
 
-        features: (B, C, H, W); token: (B, C); alpha: (B, 2) replaces the routing's own (for tests and ablations).
-        Returns the features given to the attention (B, C, H, W), and the trace.
+        features and positions (their positional encoding): (B, C, H, W); token: (B, C). Returns the calibrated features
+        and positions, both (B, C, H, W), and the trace.
         """
-        sampled, offsets = self.sampling(features)
-        alpha = self.routing(token) if alpha is None else alpha
-        weight = alpha[:, :, None, None, None]
-        return weight[:, 0] * sampled + weight[:, 1] * features, PluginTrace(alpha, offsets)
+        sampled, offsets, hidden = self.sampling(features)
+        if self.spec.routing_reads == "features":
+            token = torch.cat((token, hidden.mean((2, 3))), dim=1)
+        alpha = self._alpha(token)
+        dsp, own = alpha[:, :, None, None, None].unbind(1)
+        if self.spec.move_positions:
+            positions = dsp * bilinear_sample(positions, offsets) + own * positions
+        return dsp * sampled + own * features, positions, PluginTrace(alpha, offsets)
+
+    def _alpha(self, token: Tensor) -> Tensor:
+        if self.forced_alpha is not None or self.routing is None:
+            return token.new_tensor(self.forced_alpha or (1.0, 0.0)).expand(len(token), 2)
+        alpha: Tensor = self.routing(token)
+        return alpha
 
 
 class PluginHost(nn.Module):
-    """SAM's token-to-image attention of layer 2, fed with the plugin's features.
+    """SAM's token-to-image attention of a decoder layer, fed with the plugin's features.
 
-    The positional encoding of the keys does not move with the samples: it is added to the calibrated features as SAM
-    adds it to its own. The token the routing sees is the layer's query, that is t_o plus the constant embedding of
-    that output token, which the routing's first Linear absorbs.
+    The token the routing sees is the layer's query, that is t_o plus the constant embedding of that output token, which
+    the routing's first Linear absorbs.
     """
 
     def __init__(self, attention: nn.Module, plugin: StableSamPlugin) -> None:
         super().__init__()
         self.attention = attention
         self.plugin = plugin
-        self.enabled = True
-        self.forced_alpha: tuple[float, float] | None = None
         self.trace: PluginTrace | None = None
+        self.change: Tensor | None = None
+        """(B, HW, C), what the plugin added to the features in the pass that is going on; None when disabled."""
+
+    @property
+    def enabled(self) -> bool:
+        """`StableSamPlugin.enabled`."""
+        return self.plugin.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self.plugin.enabled = value
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q: (B, N, C) tokens; k: (B, HW, C) features + positional encoding; v: (B, HW, C) features, square grid."""
-        self.trace = None
-        if not self.enabled:
+        self.trace = self.change = None
+        if not self.plugin.enabled:
             return self.attention(q=q, k=k, v=v)  # type: ignore[no-any-return]
-        batch, cells, channels = v.shape
-        side = int(cells**0.5)
-        features = v.transpose(1, 2).reshape(batch, channels, side, side)
-        alpha = None if self.forced_alpha is None else v.new_tensor(self.forced_alpha).expand(batch, 2)
-        calibrated, self.trace = self.plugin(features, q[:, ROUTING_TOKEN], alpha)
+        features, positions = _as_grid(v), _as_grid(k - v)
+        calibrated, moved, self.trace = self.plugin(features, positions, q[:, self.plugin.spec.routing_token])
         # Adding the change, and not the new features, keeps SAM's keys bit for bit when nothing changes.
-        change = (calibrated - features).flatten(2).transpose(1, 2)
-        return self.attention(q=q, k=k + change, v=v + change)  # type: ignore[no-any-return]
+        self.change = (calibrated - features).flatten(2).transpose(1, 2)
+        keys = k + self.change
+        if self.plugin.spec.move_positions:
+            keys = keys + (moved - positions).flatten(2).transpose(1, 2)
+        return self.attention(q=q, k=keys, v=v + self.change)  # type: ignore[no-any-return]
+
+
+class ImageStreamHost(nn.Module):
+    """SAM's image-to-token attention of the same layer: here the calibrated features enter the image stream.
+
+    SAM adds this attention's output to its image features, so that adding the plugin's change to the output replaces
+    them by the calibrated ones in all that follows.
+    """
+
+    def __init__(self, attention: nn.Module, host: PluginHost) -> None:
+        super().__init__()
+        self.attention = attention
+        self._hosts = (host,)  # in a tuple, so that the host is no submodule twice
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: (B, HW, C) image features + positional encoding; k, v: (B, N, C) tokens."""
+        change = self._hosts[0].change
+        if change is None:
+            return self.attention(q=q, k=k, v=v)  # type: ignore[no-any-return]
+        return self.attention(q=q + change, k=k, v=v) + change  # type: ignore[no-any-return]
 
 
 def attach_plugin(sam: Sam, plugin: StableSamPlugin) -> PluginHost:
-    """Freeze `sam`, host `plugin` in its decoder in place and return the host; only the plugin's parameters learn."""
-    block = sam.mask_decoder.transformer.layers[PLUGIN_LAYER]
-    if isinstance(block.cross_attn_token_to_image, PluginHost):
+    """Freeze `sam`, host `plugin` in its decoder in place and return layer 2's host; only the plugin learns."""
+    layers = sam.mask_decoder.transformer.layers
+    if isinstance(layers[PLUGIN_LAYER].cross_attn_token_to_image, PluginHost):
         raise ValueError("this Sam already hosts a plugin: detach it first")
     sam.requires_grad_(False)
-    host = PluginHost(block.cross_attn_token_to_image, plugin)
-    host.train(sam.training)
-    block.cross_attn_token_to_image = host
+    for block in layers if plugin.spec.layers == "both" else [layers[PLUGIN_LAYER]]:
+        host = PluginHost(block.cross_attn_token_to_image, plugin)
+        block.cross_attn_token_to_image = host
+        if plugin.spec.calibrates == "stream":
+            block.cross_attn_image_to_token = ImageStreamHost(block.cross_attn_image_to_token, host)
+    plugin.train(sam.training)
     return host
 
 
 def detach_plugin(sam: Sam) -> None:
-    """Give `sam` its own attention back; nothing happens when it hosts no plugin."""
-    block = sam.mask_decoder.transformer.layers[PLUGIN_LAYER]
-    if isinstance(block.cross_attn_token_to_image, PluginHost):
-        block.cross_attn_token_to_image = block.cross_attn_token_to_image.attention
+    """Give `sam` its own attentions back; nothing happens when it hosts no plugin."""
+    for block in sam.mask_decoder.transformer.layers:
+        if isinstance(block.cross_attn_token_to_image, PluginHost):
+            block.cross_attn_token_to_image = block.cross_attn_token_to_image.attention
+        if isinstance(block.cross_attn_image_to_token, ImageStreamHost):
+            block.cross_attn_image_to_token = block.cross_attn_image_to_token.attention
+
+
+def _as_grid(tokens: Tensor) -> Tensor:
+    """(B, HW, C) to (B, C, H, W), a square grid."""
+    side = int(tokens.shape[1] ** 0.5)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], side, side)
 
 
 def count_parameters(module: nn.Module) -> int:
     """Number of learnable values."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-__all__ = ["PluginHost", "PluginTrace", "StableSamPlugin", "attach_plugin", "count_parameters", "detach_plugin"]

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from stable_sam.errors import WeightsError
 
 
-def save_weights(
-    module: nn.Module, file: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float16
-) -> Path:
+def save_weights(module: nn.Module, file: Path, metadata: dict[str, str], dtype: torch.dtype = torch.float16) -> Path:
     """Write the state of `module` as safetensors, whole or not at all, and return `file`.
 
     Equal weights and metadata give equal bytes: models are known by the hash of their file.

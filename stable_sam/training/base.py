@@ -35,8 +35,8 @@ def train_base(
     """Train `nano` and return the path of its weights (averaged, half precision).
 
     data_dir: folders with `instances.json` and pictures. encoder_path: backbone weights to start from (safetensors, the
-    keys of `nano.Backbone`). start: weights of all of `nano` to start from. Resumes from `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `StorageError`
-    and `WeightsError`.
+    keys of `nano.Backbone`). start: weights of all of `nano` to start from. Resumes from
+    `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `StorageError` and `WeightsError`.
     """
     sets = read_training_sets(data_dir)
     torch.manual_seed(settings.seed)

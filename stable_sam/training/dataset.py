@@ -117,8 +117,8 @@ class TrainingBatches:
         seed: int,
         paste: float = 0.0,
     ) -> None:
-        """`weights`: share of each set, 1 where not named; raises `ConfigError` for one that is not there. `paste`: part
-        of the samples with an object of another picture laid over them."""
+        """`weights`: share of each set, 1 where not named; raises `ConfigError` for one that is not there. `paste`:
+        part of the samples with an object of another picture laid over them."""
         self.names = sorted(sets)
         if unknown := sorted(weights.keys() - sets.keys()):
             raise ConfigError(f"set_weights: expected names among {', '.join(self.names)}, got {', '.join(unknown)}")

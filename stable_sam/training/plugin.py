@@ -23,9 +23,9 @@ def train_plugin(
     """
     torch.manual_seed(settings.seed)
     channels = model.sam.prompt_encoder.embed_dim
-    plugin = StableSamPlugin(channels, settings.hidden, settings.max_offset).to(model.device)
+    plugin = StableSamPlugin(channels, settings.plugin).to(model.device)
     attach_plugin(model.sam, plugin)
-    built = {"channels": str(channels), "hidden": str(settings.hidden), "max_offset": str(settings.max_offset)}
+    built = {"channels": str(channels), "plugin": settings.plugin.model_dump_json()}
     return train_frozen(
         model, plugin, lambda batch, generator: plugin_loss(model.sam, batch, settings, generator), settings,
         data_dir=data_dir, out_file=out_dir / "plugin.safetensors", metadata=built, cache_dir=cache_dir,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.nano import MASK_STRIDE
@@ -24,13 +25,18 @@ def plugin_loss(
 
     boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
     by_box = decode_prompts(sam, batch.embeddings.repeat_interleave(objects, 0), boxes=boxes)
-    loss, figures = _calibration_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), "box")
+    quality = box_iou(boxes, batch.boxes.flatten(0, 1)).diagonal()
+    weight = settings.routing_weight
+    loss, figures = _calibration_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), quality, weight, "box")
 
     count = settings.point_counts[int(torch.randint(len(settings.point_counts), (), generator=generator))]
     points = batch.points[:, 0, :count]
     labels = torch.ones(points.shape[:2], device=points.device)
     by_points = decode_prompts(sam, batch.embeddings, points=(points, labels))
-    point_loss, point_figures = _calibration_loss(by_points, batch.coverage[:, 0], near[:, 0], f"points{count}")
+    quality = torch.full((len(points),), points_quality(count), device=points.device)
+    point_loss, point_figures = _calibration_loss(
+        by_points, batch.coverage[:, 0], near[:, 0], quality, weight, f"points{count}"
+    )
     loss = loss + 0.5 * point_loss
     if count == 1:
         loss = loss + 0.5 * multimask_loss(by_points, batch.coverage[:, 0], near[:, 0])[0]
@@ -49,15 +55,23 @@ def mixed_boxes(boxes: Tensor, scales: tuple[float, ...], size: int, generator: 
     return torch.cat((center - half, center + half), dim=1).clamp(0, size)
 
 
+def points_quality(count: int) -> float:
+    """Quality of a prompt of `count` points, on the scale of a box's IoU: 0 for the ambiguous one, near 1 for many."""
+    return 1.0 - 1.0 / count
+
+
 def _calibration_loss(
-    output: DecoderOutput, coverage: Tensor, near: Tensor, name: str
+    output: DecoderOutput, coverage: Tensor, near: Tensor, quality: Tensor, routing_weight: float, name: str
 ) -> tuple[Tensor, dict[str, float]]:
     logits = output.logits[:, 0]
     if output.trace is None:
         raise ValueError("the model hosts no enabled plugin")
+    alpha = output.trace.alpha[:, 0]
     figures = {
         f"{name}_iou": mask_iou(logits, coverage).mean().item(),
-        f"{name}_alpha": output.trace.alpha[:, 0].mean().item(),
+        f"{name}_alpha": alpha.mean().item(),
         f"{name}_offset": output.trace.offsets.abs().mean().item(),
     }
-    return mask_loss(logits, coverage, near).mean(), figures
+    # Without this term alpha settles at one value for all prompts: the mask's loss asks nothing else of it.
+    routing_loss = (alpha - (1.0 - quality)).square().mean()
+    return mask_loss(logits, coverage, near).mean() + routing_weight * routing_loss, figures

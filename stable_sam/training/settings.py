@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from stable_sam.config import Section
+from stable_sam.modeling.plugin_spec import PluginSpec
 
 
 class TrainingSettings(Section):
@@ -105,7 +106,8 @@ class FrozenBaseTraining(TrainingSettings):
 class PluginTraining(FrozenBaseTraining):
     """The Stable-SAM plugin alone learns."""
 
-    hidden: int = Field(default=16, ge=1)
-    """Width of the dynamic routing plugin."""
-    max_offset: float = Field(default=4.0, gt=0)
-    """Reach of the deformable sampling in feature cells: 4 cells are 64 input pixels. The paper gives no bound."""
+    plugin: PluginSpec = PluginSpec()
+    """The plugin's architecture."""
+    routing_weight: float = Field(default=1.0, ge=0)
+    """Of the squared error of alpha_1 against what the prompt lacks (1 - its quality); 0 trains alpha by the mask
+    alone, as in the paper, and alpha then knows nothing of the prompt."""

@@ -13,7 +13,10 @@ from stable_sam.modeling import build
 from stable_sam.modeling.build import build_nano, build_tiny
 from stable_sam.modeling.load import load_model, resolve_device
 from stable_sam.modeling.plugin import PluginHost, StableSamPlugin
+from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import save_weights
+
+SPEC = PluginSpec(hidden=8, max_offset=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +27,8 @@ def nano_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def plugin_file(nano_file, tmp_path) -> Path:
-    metadata = {"base_sha256": hashlib.sha256(nano_file.read_bytes()).hexdigest(), "hidden": "8", "max_offset": "2.0"}
-    return save_weights(StableSamPlugin(256, hidden=8, max_offset=2.0), tmp_path / "plugin.safetensors", metadata)
+    metadata = {"base_sha256": hashlib.sha256(nano_file.read_bytes()).hexdigest(), "plugin": SPEC.model_dump_json()}
+    return save_weights(StableSamPlugin(256, SPEC), tmp_path / "plugin.safetensors", metadata)
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_plugin_is_attached_with_the_shape_its_file_names(nano_file, plugin_file
 def test_plugin_of_another_base_is_refused(nano_file, plugin_file, tmp_path):
     tensors = load(plugin_file.read_bytes())
     other = tmp_path / "other.safetensors"
-    other.write_bytes(save(tensors, {"base_sha256": "0" * 64, "hidden": "8", "max_offset": "2.0"}))
+    other.write_bytes(save(tensors, {"base_sha256": "0" * 64, "plugin": SPEC.model_dump_json()}))
     with pytest.raises(WeightsError, match=r"other\.safetensors: .*trained on the base 0000.*nano\.safetensors"):
         load_model(nano(nano_file, plugin_uri=str(other)))
 
@@ -72,7 +75,7 @@ def test_plugin_without_its_shape_is_refused(nano_file, plugin_file, tmp_path):
     tensors = load(plugin_file.read_bytes())
     other = tmp_path / "other.safetensors"
     other.write_bytes(save(tensors, {"base_sha256": hashlib.sha256(nano_file.read_bytes()).hexdigest()}))
-    with pytest.raises(WeightsError, match=r"other\.safetensors: expected metadata hidden"):
+    with pytest.raises(WeightsError, match=r"other\.safetensors: expected metadata plugin"):
         load_model(nano(nano_file, plugin_uri=str(other)))
 
 

@@ -18,6 +18,7 @@ from stable_sam.modeling.plugin import (
     count_parameters,
     detach_plugin,
 )
+from stable_sam.modeling.plugin_spec import PluginSpec
 
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0], [30.0, 8.0, 44.0, 20.0]])
 POINTS = torch.tensor([[[5.0, 7.0], [50.0, 60.0]], [[1.0, 1.0], [9.0, 2.0]], [[32.0, 32.0], [33.0, 20.0]]])
@@ -29,9 +30,21 @@ PROMPTS = {
 }
 
 
-def random_plugin(channels: int) -> StableSamPlugin:
+SPECS = {
+    "default": PluginSpec(),
+    "paper": PluginSpec(calibrates="attention", routing_reads="token"),
+    "stream": PluginSpec(calibrates="stream", routing_reads="features"),
+    "both layers": PluginSpec(layers="both", calibrates="stream"),
+    "amplitude": PluginSpec(amplitude=True, offsets="free"),
+    "no offsets": PluginSpec(offsets="none", routing="sigmoid", routing_token=0),
+    "no routing": PluginSpec(routing="none"),
+    "moved positions": PluginSpec(move_positions=True),
+}
+
+
+def random_plugin(channels: int, spec: PluginSpec | None = None) -> StableSamPlugin:
     torch.manual_seed(5)
-    plugin = StableSamPlugin(channels)
+    plugin = StableSamPlugin(channels, spec)
     for parameter in plugin.parameters():
         nn.init.normal_(parameter, std=0.5)
     return plugin
@@ -81,15 +94,16 @@ def test_decoder_without_plugin_is_segment_anythings_bit_for_bit(sam, nano, kind
 
 @pytest.mark.parametrize("kind", list(PROMPTS))
 @pytest.mark.parametrize("how", ["off", "alpha (0, 1)"])
-def test_a_plugin_that_does_nothing_gives_sam_bit_for_bit(sam, nano, kind, how):
+@pytest.mark.parametrize("spec", list(SPECS))
+def test_a_plugin_that_does_nothing_gives_sam_bit_for_bit(sam, nano, kind, how, spec):
     for model, fresh in ((sam, build_tiny()), (nano, None)):
         embedding = embedding_of(model)
         expected = by_segment_anything(fresh or model, embedding, **PROMPTS[kind])
-        host = attach_plugin(model, random_plugin(model.prompt_encoder.embed_dim))
+        host = attach_plugin(model, random_plugin(model.prompt_encoder.embed_dim, SPECS[spec]))
         if how == "off":
             host.enabled = False
         else:
-            host.forced_alpha = (0.0, 1.0)
+            host.plugin.forced_alpha = (0.0, 1.0)
         ours = by_this_project(model, embedding, **PROMPTS[kind])
         theirs = by_segment_anything(model, embedding, **PROMPTS[kind])
         detach_plugin(model)
@@ -99,15 +113,17 @@ def test_a_plugin_that_does_nothing_gives_sam_bit_for_bit(sam, nano, kind, how):
         assert (ours.trace is None) == (how == "off")
 
 
-def test_an_active_plugin_changes_masks_and_leaves_a_trace(sam):
+@pytest.mark.parametrize("spec", list(SPECS))
+def test_an_active_plugin_changes_masks_and_leaves_a_trace(sam, spec):
     embedding = embedding_of(sam)
     plain = by_this_project(sam, embedding, boxes=BOXES)
-    attach_plugin(sam, random_plugin(32))
+    attach_plugin(sam, random_plugin(32, SPECS[spec]))
     output = by_this_project(sam, embedding, boxes=BOXES)
     assert not torch.allclose(output.logits, plain.logits)
     assert output.trace is not None
     assert output.trace.alpha.shape == (3, 2)
-    torch.testing.assert_close(output.trace.alpha.sum(dim=1), torch.ones(3))
+    if SPECS[spec].routing != "sigmoid":
+        torch.testing.assert_close(output.trace.alpha.sum(dim=1), torch.ones(3))
     assert output.trace.offsets.shape == (3, 2, 4, 4)
 
 
@@ -164,13 +180,41 @@ def test_attach_is_in_place_and_detach_undoes_it(sam):
     assert list(sam.state_dict()) == keys
 
 
-def test_a_new_plugin_starts_close_to_sam(sam):
+def test_the_calibrated_features_go_on_in_the_image_stream_only_when_asked(sam):
+    """The change is added to what layer 2's image-to-token attention reads and gives, and nowhere else."""
+    inputs = {}
+    attention = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_image_to_token
+    attention.register_forward_pre_hook(lambda _m, _a, kw: inputs.update(q=kw["q"]), with_kwargs=True)
+    embedding = embedding_of(sam)
+    by_this_project(sam, embedding, boxes=BOXES)
+    plain = inputs["q"]
+    for calibrates in ("attention", "stream"):
+        host = attach_plugin(sam, random_plugin(32, PluginSpec(calibrates=calibrates)))
+        by_this_project(sam, embedding, boxes=BOXES)
+        expected = plain + host.change if calibrates == "stream" else plain
+        torch.testing.assert_close(inputs["q"], expected)
+        detach_plugin(sam)
+
+
+def test_both_layers_share_one_plugin(sam):
+    embedding = embedding_of(sam)
+    host = attach_plugin(sam, random_plugin(32, PluginSpec(layers="both")))
+    by_this_project(sam, embedding, boxes=BOXES)
+    first = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    assert first.plugin is host.plugin
+    assert not torch.equal(first.trace.alpha, host.trace.alpha)
+    host.enabled = False
+    by_this_project(sam, embedding, boxes=BOXES)
+    assert first.trace is None
+
+
+def test_a_new_plugin_starts_as_sam(sam):
     embedding = embedding_of(sam)
     plain = by_this_project(sam, embedding, boxes=BOXES)
     attach_plugin(sam, StableSamPlugin(32))
     output = by_this_project(sam, embedding, boxes=BOXES)
     torch.testing.assert_close(output.logits, plain.logits, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(output.trace.alpha[:, 0], torch.full((3,), 0.12))
+    torch.testing.assert_close(output.trace.alpha[:, 0], torch.full((3,), 0.5))
     assert torch.count_nonzero(output.trace.offsets) == 0
 
 
@@ -188,7 +232,7 @@ def test_samples_are_read_where_the_offset_points():
 def test_offsets_reach_at_most_max_offset():
     sampling = DeformableSampling(8, max_offset=1.5)
     nn.init.normal_(sampling.offset.weight, std=50)
-    _, offsets = sampling(torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0)))
+    _, offsets, _ = sampling(torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0)))
     assert 1.0 < offsets.abs().max() <= 1.5
 
 

@@ -1,0 +1,44 @@
+"""What the paper leaves open about the plugin, as settings: stored with its weights, decided by the ablation table.
+
+The defaults are what `docs/results.md` measures as best; beside each stands what the paper says.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stable_sam.config import Section
+
+
+class PluginSpec(Section):
+    """The architecture of a plugin."""
+
+    hidden: int = Field(default=16, ge=1)
+    """Width of the dynamic routing plugin. The paper gives 0.08 M parameters in all, which fits 16 to 32."""
+    offsets: Literal["tanh", "free", "none"] = "tanh"
+    """Offsets bounded by max_offset * tanh(.), unbounded, or none (x*_p is read where it is). The paper gives no
+    bound."""
+    max_offset: float = Field(default=4.0, gt=0)
+    """Reach of bounded offsets in feature cells: 4 cells are 64 input pixels."""
+    amplitude: bool = False
+    """A factor for each sampled location, 2 * sigmoid(.), learnt by the offset network; later versions of the paper
+    name "sampling locations and amplitudes" without a definition."""
+    routing: Literal["softmax", "sigmoid", "none"] = "softmax"
+    """How alpha is normalised, which the paper does not say; none: alpha = (1, 0), no routing."""
+    initial_dsp_weight: float = Field(default=0.5, gt=0, lt=1)
+    """alpha_1 before training. A new plugin is SAM at any value, because it starts with x*_{p+dp} = x_p."""
+    routing_token: int = Field(default=1, ge=0, le=4)
+    """t_o: 0 is the IoU token, 1 the single-mask token, 2-4 the multimask tokens. The paper says "a mask output
+    token"."""
+    routing_reads: Literal["token", "features"] = "token"
+    """What alpha is computed from: t_o alone, as in the paper, or t_o and the mean over the picture of what the offset
+    network computes at each cell, in which the prompt and the picture have met."""
+    move_positions: bool = False
+    """Whether the keys' positional encoding is sampled with the features. The paper does not say."""
+    layers: Literal["second", "both"] = "second"
+    """Decoder layers that the one plugin calibrates. The paper: the second."""
+    calibrates: Literal["attention", "stream"] = "attention"
+    """What the calibrated features are given to: the token-to-image attention alone, as in the paper, or the image
+    stream too, from which the rest of the decoder and the mask are made."""
