@@ -58,6 +58,7 @@ def evaluate(
     """Measure SAM, HQ-SAM and Stable-SAM on people's masks: the same frozen base, pictures and prompts for all."""
     from rich.console import Console
 
+    from stable_sam.errors import ConfigError
     from stable_sam.evaluation.outputs import EvaluationOutputs
     from stable_sam.evaluation.settings import EvaluationConfig
 
@@ -85,6 +86,8 @@ def evaluate(
         json_uri=out, markdown_uri=markdown, chart_uri=chart, alpha_plot_uri=alpha_plot, records_uri=records
     )
     outputs.check()
+    if actors is not None and threads is not None:
+        raise ConfigError(f"--threads: expected it without --actors, which have one thread each, got {threads}")
     if actors is None:
         evaluation, table = _evaluate_here(data, settings, threads)
         outputs.write(evaluation, table)

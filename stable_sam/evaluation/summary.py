@@ -126,6 +126,8 @@ def _lines(objects: _Objects, name: str, part: str, settings: EvaluationConfig) 
     if not chosen.any():
         return
     measured = {metric: objects.means[column][:, chosen] for metric, column in _METRICS.items()}
+    if part != PARTS:
+        del measured["drift"]
     measured = {metric: values for metric, values in measured.items() if not np.isnan(values).any()}
     drawn = bootstrap_means(np.concatenate(list(measured.values())), settings.resamples, settings.seed)
     drawn_of = dict(zip(measured, np.split(drawn, len(measured), axis=1), strict=True))  # each (resamples, M)
@@ -152,7 +154,7 @@ def _lines(objects: _Objects, name: str, part: str, settings: EvaluationConfig) 
             miou=own["miou"],
             mbiou=own["mbiou"],
             msf=own.get("msf"),
-            drift=own.get("drift") if part == PARTS else None,
+            drift=own.get("drift"),
             predicted_iou=float(objects.means["predicted_iou"][index, chosen].mean()),
             dsp_weight=float(objects.means["dsp_weight"][index, chosen].mean()),
             to_sam=to_sam,

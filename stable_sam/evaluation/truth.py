@@ -108,6 +108,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
             ) from None
 
     objects: dict[Any, list[TruthObject]] = {}
+    known: set[str] = set()
     crowd = small = 0
     for number, record in enumerate(annotations):
         try:
@@ -121,6 +122,9 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             expected = "id, image_id of an image in the file, segmentation as polygons or RLE"
             raise AnnotationError(f"{file}: annotations[{number}]: expected {expected}; {_say(error)}") from None
+        if name in known:
+            name = f"{name}#{number}"  # some files begin their ids again for every picture
+        known.add(name)
         area = int(coco_mask.area(rle))
         if area == 0 or area < min_area_fraction * image.size_hw[0] * image.size_hw[1]:
             small += 1

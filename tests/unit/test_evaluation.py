@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
@@ -20,13 +21,14 @@ from stable_sam.evaluation.metrics import ReferenceMask
 from stable_sam.evaluation.neighbours import Neighbours, find_neighbours
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
 from stable_sam.evaluation.records import write_records
-from stable_sam.evaluation.run import Evaluation, SetCounts, evaluate
+from stable_sam.evaluation.run import Evaluation, SetCounts, conclude, evaluate, read_sets
 from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.scoring import Scorer
 from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.evaluation.summary import ALL_SETS, PARTS, SIZES, WHOLE_SLICE, Score
 from stable_sam.evaluation.truth import read_truth
 from stable_sam.stability import prompt_stability
+from tasks import evaluation_actor
 
 TINY = RefinerConfig(model="tiny")
 SQUARE = [[10.0, 10.0, 40.0, 10.0, 40.0, 40.0, 10.0, 40.0]]
@@ -332,6 +334,33 @@ def test_command_prints_the_tables_and_writes_what_it_is_asked_for(data: Path, t
     assert f"| 1-point | Stable-SAM | {line['miou']['value']:.3f} [{line['miou']['low']:.3f}, " in table
     assert "## alpha_1 and the prompt's quality" in table
     assert duckdb.sql(f"SELECT count(*) FROM '{tmp_path}/r.parquet'").fetchall() == [(4 * 2 * (1 + 2),)]
+
+
+def test_an_actor_s_shares_give_a_plain_run_s_figures(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_actor, "SHARE_PICTURES", 1)
+    settings = EvaluationConfig(refiner=TINY, prompts=KINDS, random_prompts=3, resamples=50)
+    sets = read_sets([data], settings)
+    shares = list(evaluation_actor.split_sets(sets))
+    assert [share.shard_id for share in shares[:2]] == [
+        f"a, pictures {name} to {name}" for name in ("images/0.png", "1.png")
+    ]
+    actor = evaluation_actor.EvaluationActor(settings, threads=torch.get_num_threads())
+    assert actor.load() is True
+    scored = sorted((actor.work(share) for share in reversed(shares)), key=lambda share: share.number)
+    tables = [table for share in scored for table in share.tables]
+    plain, records = evaluate([data], settings)
+    assert conclude(tables, scored[0].facts, sets, settings) == (plain, records)
+    (data / "a" / "images" / "1.png").unlink()
+    assert isinstance(actor.work(shares[1]), ImageError)
+    without = EvaluationConfig(refiner=RefinerConfig(model="tiny", plugin=False))
+    assert isinstance(evaluation_actor.EvaluationActor(without, threads=1).load(), ConfigError)
+
+
+def test_ids_that_begin_again_are_still_objects_of_their_own(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "a", [square(1), square(1, image=1), square(1, image=2)], pictures=3)
+    result = run(folder, prompts=("noisy-box", "1-point"))
+    assert {score.objects for score in result.scores if score.slice == WHOLE_SLICE} == {3}
+    assert result.skipped == {}
 
 
 def test_a_place_that_cannot_be_written_is_named_before_work_starts(data: Path, tmp_path: Path) -> None:
