@@ -72,7 +72,7 @@ class EmbeddingCache:
         file = self._file(picture)
         try:
             with safe_open(file, "pt") as stored:
-                return {name: stored.get_tensor(name) for name in self._names}
+                return {name: stored.get_tensor(name).clone() for name in self._names}  # not a map of the file
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{file}: embedding of {picture} lost, start again to make it anew: {error}") from None
 
@@ -111,8 +111,11 @@ class EmbeddingCache:
         return bytes(save(tensors, self._metadata(item.path)))
 
     def _check_room(self, need: int, pictures: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise StorageError(f"{self.folder}: expected a folder for embeddings: {error.strerror}") from None
         log.info("embeddings: %d pictures to encode, %s of disk, %s free", pictures, _gb(need), _gb(free))
         if need > free:
             raise StorageError(

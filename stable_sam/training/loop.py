@@ -27,7 +27,7 @@ BATCHES_AHEAD = 4
 
 Figures = dict[str, float]
 Export = Callable[[nn.Module, int, Figures], Path]
-"""(averaged module, step, figures of the log's last row) -> the file it was written to."""
+"""(averaged module, step, figures of the log's last row, without times) -> the file it was written to."""
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -126,7 +126,9 @@ class TrainingLoop:
             self._checkpoint()
 
     def _export_average(self) -> Path:
-        return self._export(self.average.module, self.step, self.rows[-1] if self.rows else {})
+        last = self.rows[-1] if self.rows else {}
+        figures = {name: value for name, value in last.items() if name not in ("step", "seconds")}
+        return self._export(self.average.module, self.step, figures)
 
     def _checkpoint(self) -> None:
         state = {

@@ -19,15 +19,18 @@ def text(path: Path, content: str) -> str:
     return str(path)
 
 
-def good(folder: Path) -> dict[str, str]:
-    return {"data": str(folder), "out": str(folder / "out"), "config": text(folder / "good.yaml", BASE)}
+def good(folder: Path, kind: str) -> dict[str, str]:
+    config = text(folder / "good.yaml", BASE if kind == "base" else "steps: 1\n")
+    return {"data": str(folder), "out": str(folder / "out"), "config": config}
 
 
 # name, base or plugin, options that replace the good ones, what the line must name
 CASES: list[tuple[str, str, Callable[[Path], dict[str, str]], list[str]]] = [
     ("unknown key", "base", lambda t: {"config": text(t / "c.yaml", BASE + "stage: 1")}, ["c.yaml: stage: ", "got 1"]),
     ("plugin's key", "base", lambda t: {"config": text(t / "c.yaml", BASE + "hidden: 8")}, ["c.yaml: hidden: "]),
-    ("no stages", "plugin", lambda t: {"config": text(t / "c.yaml", "hidden: 8")}, ["c.yaml: stages: ", "required"]),
+    ("no stages", "base", lambda t: {"config": text(t / "c.yaml", "objects: 2")}, ["c.yaml: stages: ", "required"]),
+    ("stages", "plugin", lambda t: {"config": text(t / "c.yaml", BASE)}, ["c.yaml: stages: "]),
+    ("no steps", "plugin", lambda t: {"steps": "0"}, ["--steps: steps: ", "got 0"]),
     ("bad size", "base", lambda t: {"config": text(t / "c.yaml", BASE.replace("64", "70"))}, ["stages.0.size", "70"]),
     ("missing config", "base", lambda t: {"config": "no.yaml"}, ["no.yaml", "cannot read"]),
     ("missing data", "base", lambda t: {"data": str(t / "nowhere")}, ["nowhere: ", "<set>/instances.json"]),
@@ -40,7 +43,7 @@ CASES: list[tuple[str, str, Callable[[Path], dict[str, str]], list[str]]] = [
 
 @pytest.mark.parametrize(("kind", "options", "named"), [c[1:] for c in CASES], ids=[f"{c[1]}, {c[0]}" for c in CASES])
 def test_bad_input_gets_one_line(kind, options, named, tmp_path, monkeypatch, capsys):
-    chosen = good(tmp_path) | options(tmp_path)
+    chosen = good(tmp_path, kind) | options(tmp_path)
     arguments = [word for name, value in chosen.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["stable-sam", "train", kind, *arguments])
     with pytest.raises(SystemExit) as end:
