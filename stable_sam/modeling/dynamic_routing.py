@@ -15,12 +15,20 @@ class DynamicRouting(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int = 16, initial_dsp_weight: float = 0.5, *, sigmoid: bool = False
+        self,
+        channels: int,
+        hidden: int = 16,
+        initial_dsp_weight: float = 0.5,
+        *,
+        sigmoid: bool = False,
+        reads_features: bool = False,
     ) -> None:
-        """`initial_dsp_weight`: alpha_1 before training, for every prompt; alpha_2 is the rest."""
+        """`initial_dsp_weight`: alpha_1 before training, for every prompt; alpha_2 is the rest. `reads_features`: see
+        `PluginSpec.routing_reads`."""
         super().__init__()
         self.sigmoid = sigmoid
-        self.reduce = nn.Linear(channels, hidden)
+        self.attend = nn.Conv2d(channels, 1, 1) if reads_features else None
+        self.reduce = nn.Linear(channels * 2 if reads_features else channels, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.route = nn.Linear(hidden, 2)
         nn.init.zeros_(self.route.weight)
@@ -28,10 +36,14 @@ class DynamicRouting(nn.Module):
         with torch.no_grad():
             self.route.bias.copy_(torch.stack((logit, -logit)) / (1 if sigmoid else 2))
 
-    def forward(self, token: Tensor) -> Tensor:
-        """token: (B, C), a mask output token after layer 2's self-attention, with what else is read.
+    def forward(self, token: Tensor, features: Tensor) -> Tensor:
+        """token: (B, C), a mask output token after layer 2's self-attention; features: (B, C, H, W), what the offset
+        network makes of the image features.
 
         Returns alpha (B, 2) in (0, 1); rows sum to 1 with softmax.
         """
+        if self.attend is not None:
+            weights = self.attend(features).flatten(2).softmax(dim=-1)  # (B, 1, HW)
+            token = torch.cat((token, (features.flatten(2) * weights).sum(-1)), dim=1)
         route: Tensor = self.route(F.gelu(self.norm(self.reduce(token))))
         return route.sigmoid() if self.sigmoid else route.softmax(dim=-1)

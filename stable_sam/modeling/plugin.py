@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -39,12 +38,12 @@ class StableSamPlugin(nn.Module):
         self.forced_alpha: tuple[float, float] | None = None
         """Replaces the routing's own alpha, for tests and ablations."""
         self.sampling = DeformableSampling(channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude)
-        inputs = channels * 2 if spec.routing_reads == "features" else channels
-        self.routing = (
-            None
-            if spec.routing == "none"
-            else DynamicRouting(inputs, spec.hidden, spec.initial_dsp_weight, sigmoid=spec.routing == "sigmoid")
-        )
+        self.routing = None
+        if spec.routing != "none":
+            self.routing = DynamicRouting(
+                channels, spec.hidden, spec.initial_dsp_weight,
+                sigmoid=spec.routing == "sigmoid", reads_features=spec.routing_reads == "features",
+            )  # fmt: skip
 
     def forward(self, features: Tensor, positions: Tensor, token: Tensor) -> tuple[Tensor, Tensor, PluginTrace]:
         """Calibrate the features.
@@ -53,18 +52,16 @@ class StableSamPlugin(nn.Module):
         and positions, both (B, C, H, W), and the trace.
         """
         sampled, offsets, hidden = self.sampling(features)
-        if self.spec.routing_reads == "features":
-            token = torch.cat((token, hidden.mean((2, 3))), dim=1)
-        alpha = self._alpha(token)
+        alpha = self._alpha(token, hidden)
         dsp, own = alpha[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
             positions = dsp * bilinear_sample(positions, offsets) + own * positions
         return dsp * sampled + own * features, positions, PluginTrace(alpha, offsets)
 
-    def _alpha(self, token: Tensor) -> Tensor:
+    def _alpha(self, token: Tensor, hidden: Tensor) -> Tensor:
         if self.forced_alpha is not None or self.routing is None:
             return token.new_tensor(self.forced_alpha or (1.0, 0.0)).expand(len(token), 2)
-        alpha: Tensor = self.routing(token)
+        alpha: Tensor = self.routing(token, hidden)
         return alpha
 
 

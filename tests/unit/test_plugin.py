@@ -237,5 +237,5 @@ def test_offsets_reach_at_most_max_offset():
 
 
 def test_routing_starts_at_the_given_weight():
-    alpha = DynamicRouting(8, initial_dsp_weight=0.3)(torch.randn(5, 8))
+    alpha = DynamicRouting(8, initial_dsp_weight=0.3)(torch.randn(5, 8), torch.zeros(5, 8, 2, 2))
     torch.testing.assert_close(alpha, torch.tensor([0.3, 0.7]).expand(5, 2))
