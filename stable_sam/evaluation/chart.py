@@ -87,6 +87,7 @@ def binned_means(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArra
     if len(starts) > BINS:
         starts = np.unique(np.quantile(x, np.arange(BINS) / BINS))
     bins = np.searchsorted(starts, x, side="right") - 1
+    bins = np.unique(bins, return_inverse=True)[1]  # a quantile's rounding may leave a bin empty
     counts = np.bincount(bins)
     return np.bincount(bins, x) / counts, np.bincount(bins, y) / counts
 

@@ -45,17 +45,11 @@ def decode_prompts(
     host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     if early is not None and isinstance(host, PluginHost) and host.enabled:
         raise ValueError("expected HQ-SAM or the plugin, got both: disable one")
-    masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     decoder = sam.mask_decoder
-    prompts = sparse.shape[0]
-    output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))  # (5, C)
+    output_tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]  # (5, C); with HQ-SAM (6, C)
     if early is not None:
-        output_tokens = torch.cat((output_tokens, sam.hq.hf_token.weight))
-    tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)  # (P, 5 + N, C); 6 + N with HQ-SAM
-
-    source = image_embeddings + dense
-    position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
+        output_tokens.append(sam.hq.hf_token.weight)
+    source, position, tokens = _prompted(sam, image_embeddings, torch.cat(output_tokens), boxes, points)
     tokens_out, source_out = decoder.transformer(source, position, tokens)
 
     upscaled = decoder.output_upscaling(source_out.transpose(1, 2).reshape(source.shape))  # (P, C/8, 4H, 4W)
@@ -70,3 +64,39 @@ def decode_prompts(
         hq_logits = sam.hq(image_embeddings, early, upscaled, tokens_out[:, 1 + decoder.num_mask_tokens])
 
     return DecoderOutput(logits, iou, host.trace if isinstance(host, PluginHost) else None, hq_logits)
+
+
+def route_prompts(sam: Sam, image_embeddings: Tensor, boxes: Tensor) -> Tensor:
+    """alpha (P, 2) of P boxes, as in `decode_prompts`, for half of its cost: the decoder stops where the plugin begins.
+
+    Only the plugin gets gradients. Raises `ValueError` unless `sam` hosts a plugin in layer 2 alone.
+    """
+    first, second = sam.mask_decoder.transformer.layers
+    host = second.cross_attn_token_to_image
+    if not isinstance(host, PluginHost) or isinstance(first.cross_attn_token_to_image, PluginHost):
+        raise ValueError("expected a plugin in decoder layer 2 alone")
+    decoder = sam.mask_decoder
+    with torch.no_grad():
+        output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+        source, position, tokens = _prompted(sam, image_embeddings, output_tokens, boxes, None)
+        keys, key_pe = source.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
+        queries, keys = first(queries=tokens, keys=keys, query_pe=tokens, key_pe=key_pe)
+        queries_pe = queries + tokens
+        queries = second.norm1(queries + second.self_attn(q=queries_pe, k=queries_pe, v=queries)) + tokens
+    return host.calibrate(queries, keys + key_pe, keys)[2].alpha
+
+
+def _prompted(
+    sam: Sam,
+    image_embeddings: Tensor,
+    output_tokens: Tensor,
+    boxes: Tensor | None,
+    points: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the transformer gets: features with the mask prompt (P, C, H, W), their positions, tokens (P, T + N, C)."""
+    masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
+    prompts = sparse.shape[0]
+    position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
+    tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)
+    return image_embeddings + dense, position, tokens

@@ -94,14 +94,22 @@ class PluginHost(nn.Module):
         self.trace = self.change = None
         if not self.plugin.enabled:
             return self.attention(q=q, k=k, v=v)  # type: ignore[no-any-return]
-        features, positions = _as_grid(v), _as_grid(k - v)
-        calibrated, moved, self.trace = self.plugin(features, positions, q[:, self.plugin.spec.routing_token])
-        # Adding the change, and not the new features, keeps SAM's keys bit for bit when nothing changes.
-        self.change = (calibrated - features).flatten(2).transpose(1, 2)
+        # Adding the changes, and not the new features, keeps SAM's keys bit for bit when nothing changes.
+        self.change, moved, self.trace = self.calibrate(q, k, v)
         keys = k + self.change
         if self.plugin.spec.move_positions:
-            keys = keys + (moved - positions).flatten(2).transpose(1, 2)
+            keys = keys + moved
         return self.attention(q=q, k=keys, v=v + self.change)  # type: ignore[no-any-return]
+
+    def calibrate(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, PluginTrace]:
+        """What the plugin adds to the features and to their positions, both (B, HW, C), and the trace."""
+        features, positions = _as_grid(v), _as_grid(k - v)
+        calibrated, moved, trace = self.plugin(features, positions, q[:, self.plugin.spec.routing_token])
+        return (
+            (calibrated - features).flatten(2).transpose(1, 2),
+            (moved - positions).flatten(2).transpose(1, 2),
+            trace,
+        )
 
 
 class ImageStreamHost(nn.Module):

@@ -33,8 +33,8 @@ class PluginSpec(Section):
     """t_o: 0 is the IoU token, 1 the single-mask token, 2-4 the multimask tokens. The paper says "a mask output
     token"."""
     routing_reads: Literal["token", "features"] = "token"
-    """What alpha is computed from: t_o alone, as in the paper, or t_o and what the offset network computes at each cell,
-    in which the prompt and the picture have met, pooled by a learnt attention (4,353 values more)."""
+    """What alpha is computed from: t_o alone, as in the paper, or t_o and what the offset network computes at each
+    cell, in which the prompt and the picture have met, pooled by a learnt attention (4,353 values more)."""
     move_positions: bool = False
     """Whether the keys' positional encoding is sampled with the features. The paper does not say."""
     layers: Literal["second", "both"] = "second"

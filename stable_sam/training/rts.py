@@ -7,7 +7,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, route_prompts
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.training.base import multimask_loss
 from stable_sam.training.cached_batches import EmbeddedBatch
@@ -40,6 +40,12 @@ def plugin_loss(
     loss = loss + 0.5 * point_loss
     if count == 1:
         loss = loss + 0.5 * multimask_loss(by_points, batch.coverage[:, 0], near[:, 0])[0]
+    if settings.routing_boxes and weight:
+        repeated = batch.boxes.flatten(0, 1).repeat_interleave(settings.routing_boxes, 0)
+        boxes = mixed_boxes(repeated, settings.noise_scales, size, generator)
+        embeddings = batch.embeddings.repeat_interleave(objects * settings.routing_boxes, 0)
+        alpha = route_prompts(sam, embeddings, boxes)[:, 0]
+        loss = loss + weight * routing_loss(alpha, box_iou(boxes, repeated).diagonal())
     return loss, {**figures, **point_figures}
 
 
@@ -60,6 +66,14 @@ def points_quality(count: int) -> float:
     return 1.0 - 1.0 / count
 
 
+def routing_loss(alpha: Tensor, quality: Tensor) -> Tensor:
+    """Squared error of alpha_1 (P,) against 1 - quality (P,), what the prompt lacks.
+
+    Without it alpha settles at one value for all prompts: the mask's loss asks nothing else of it.
+    """
+    return (alpha - (1.0 - quality)).square().mean()
+
+
 def _calibration_loss(
     output: DecoderOutput, coverage: Tensor, near: Tensor, quality: Tensor, routing_weight: float, name: str
 ) -> tuple[Tensor, dict[str, float]]:
@@ -72,6 +86,4 @@ def _calibration_loss(
         f"{name}_alpha": alpha.mean().item(),
         f"{name}_offset": output.trace.offsets.abs().mean().item(),
     }
-    # Without this term alpha settles at one value for all prompts: the mask's loss asks nothing else of it.
-    routing_loss = (alpha - (1.0 - quality)).square().mean()
-    return mask_loss(logits, coverage, near).mean() + routing_weight * routing_loss, figures
+    return mask_loss(logits, coverage, near).mean() + routing_weight * routing_loss(alpha, quality), figures

@@ -6,7 +6,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from stable_sam.modeling.build import build_nano, build_tiny
-from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, route_prompts
 from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.nano import NanoSam
@@ -239,3 +239,24 @@ def test_offsets_reach_at_most_max_offset():
 def test_routing_starts_at_the_given_weight():
     alpha = DynamicRouting(8, initial_dsp_weight=0.3)(torch.randn(5, 8), torch.zeros(5, 8, 2, 2))
     torch.testing.assert_close(alpha, torch.tensor([0.3, 0.7]).expand(5, 2))
+
+
+@pytest.mark.parametrize("spec", ["default", "stream"])
+def test_routing_alone_gives_the_alpha_of_a_whole_pass_and_teaches_the_plugin_alone(sam, spec):
+    embedding = embedding_of(sam).expand(3, -1, -1, -1)
+    plugin = random_plugin(32, SPECS[spec])
+    attach_plugin(sam, plugin)
+    alpha = route_prompts(sam, embedding, BOXES)
+    torch.testing.assert_close(alpha, decode_prompts(sam, embedding, boxes=BOXES).trace.alpha)
+    alpha[:, 0].sum().backward()
+    assert plugin.routing.route.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for name, p in sam.named_parameters() if ".plugin." not in name)
+
+
+def test_routing_alone_needs_a_plugin_in_layer_2_alone(sam):
+    embedding = embedding_of(sam).expand(3, -1, -1, -1)
+    with pytest.raises(ValueError, match="layer 2 alone"):
+        route_prompts(sam, embedding, BOXES)
+    attach_plugin(sam, StableSamPlugin(32, PluginSpec(layers="both")))
+    with pytest.raises(ValueError, match="layer 2 alone"):
+        route_prompts(sam, embedding, BOXES)
