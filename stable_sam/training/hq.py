@@ -35,9 +35,13 @@ def train_hq(
     """
     torch.manual_seed(settings.seed)
     branch = attach_hq(model.sam, build_hq(model.sam).to(model.device))
+
+    def loss(batch: EmbeddedBatch, generator: torch.Generator, _step: int) -> tuple[Tensor, dict[str, float]]:
+        return hq_loss(model.sam, batch, settings, generator)
+
     return train_frozen(
-        replace(model, hq=branch), branch, lambda batch, generator: hq_loss(model.sam, batch, settings, generator),
-        settings, data_dir=data_dir, out_file=out_dir / "hq.safetensors", metadata={}, cache_dir=cache_dir,
+        replace(model, hq=branch), branch, loss, settings,
+        data_dir=data_dir, out_file=out_dir / "hq.safetensors", metadata={}, cache_dir=cache_dir,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,6 @@ def train_plugin(
     attach_plugin(model.sam, plugin)
     built = {"channels": str(channels), "plugin": settings.plugin.model_dump_json()}
     return train_frozen(
-        model, plugin, lambda batch, generator: plugin_loss(model.sam, batch, settings, generator), settings,
+        model, plugin, partial(plugin_loss, model.sam, settings), settings,
         data_dir=data_dir, out_file=out_dir / "plugin.safetensors", metadata=built, cache_dir=cache_dir,
     )  # fmt: skip

@@ -16,16 +16,23 @@ from stable_sam.training.settings import PluginTraining
 
 
 def plugin_loss(
-    sam: Sam, batch: EmbeddedBatch, settings: PluginTraining, generator: torch.Generator
+    sam: Sam, settings: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, step: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one step: every object by a box of random noise, the first of each picture also by points."""
+    """Loss of a step: every object by a box of random noise, the first of each picture also by points.
+
+    In the first `routing_steps` alpha alone learns, from the boxes' quality.
+    """
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 
     boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
-    by_box = decode_prompts(sam, batch.embeddings.repeat_interleave(objects, 0), boxes=boxes)
+    embeddings = batch.embeddings.repeat_interleave(objects, 0)
     quality = box_iou(boxes, batch.boxes.flatten(0, 1)).diagonal()
+    if step < settings.routing_steps:
+        loss = routing_loss(route_prompts(sam, embeddings, boxes)[:, 0], quality)
+        return loss, {"routing_loss": loss.item()}
+    by_box = decode_prompts(sam, embeddings, boxes=boxes)
     weight = settings.routing_weight
     loss, figures = _calibration_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), quality, weight, "box")
 
@@ -40,12 +47,6 @@ def plugin_loss(
     loss = loss + 0.5 * point_loss
     if count == 1:
         loss = loss + 0.5 * multimask_loss(by_points, batch.coverage[:, 0], near[:, 0])[0]
-    if settings.routing_boxes and weight:
-        repeated = batch.boxes.flatten(0, 1).repeat_interleave(settings.routing_boxes, 0)
-        boxes = mixed_boxes(repeated, settings.noise_scales, size, generator)
-        embeddings = batch.embeddings.repeat_interleave(objects * settings.routing_boxes, 0)
-        alpha = route_prompts(sam, embeddings, boxes)[:, 0]
-        loss = loss + weight * routing_loss(alpha, box_iou(boxes, repeated).diagonal())
     return loss, {**figures, **point_figures}
 
 

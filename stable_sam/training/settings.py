@@ -111,6 +111,6 @@ class PluginTraining(FrozenBaseTraining):
     routing_weight: float = Field(default=1.0, ge=0)
     """Of the squared error of alpha_1 against what the prompt lacks (1 - its quality); 0 trains alpha by the mask
     alone, as in the paper, and alpha then knows nothing of the prompt."""
-    routing_boxes: int = Field(default=4, ge=0)
-    """Further noisy boxes of each object that train alpha only, at half the cost of a mask: quality is learnt more
-    slowly than masks."""
+    routing_steps: int = Field(default=0, ge=0)
+    """First steps, in which alpha alone learns, at a third of the cost of a whole step: it needs more steps
+    than masks."""

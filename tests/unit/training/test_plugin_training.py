@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import sys
@@ -55,6 +56,17 @@ def test_plugin_training_moves_the_plugin(plugin_run):
     moved = {key for key, value in start.state_dict().items() if not torch.equal(trained[key], value)}
     assert {"sampling.offset.weight", "sampling.project.weight", "routing.route.weight"} <= moved
     assert all(value.isfinite().all() for value in trained.values())
+
+
+def test_the_first_steps_teach_alpha_alone(whole_run, data, tmp_path):
+    """The offset network's last layer is not in alpha's way, so nothing moves it; what alpha reads moves."""
+    loaded = load_model(nano(whole_run[0]))
+    settings = settings_of(PluginTraining, plugin={"routing_reads": "features"}, routing_steps=3, learning_rate=0.01)
+    trained = tensors_of(train_plugin(loaded, data, tmp_path, settings))
+    assert not trained["sampling.offset.weight"].any()
+    assert trained["routing.route.weight"].any()
+    with (tmp_path / "log.csv").open(newline="") as stream:
+        assert "routing_loss" in next(csv.reader(stream))
 
 
 def test_a_trained_plugin_fits_its_own_base_only(plugin_run, whole_run, tmp_path):
