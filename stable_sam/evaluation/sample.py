@@ -10,7 +10,8 @@ from stable_sam.evaluation.truth import TruthSet
 
 
 def sample_objects(sets: Sequence[TruthSet], max_objects: int, seed: int) -> list[TruthSet]:
-    """At most `max_objects` objects of all sets together, each set in proportion to its size, at least one of each.
+    """`max_objects` objects of all sets together, each set in proportion to its size, and at least one of each: sets so
+    small that their share is none bring one object more.
 
     Drawn without replacement from the seed, the set's name and its size alone. Pictures without a drawn object are left
     out; in the others the objects not drawn stay as neighbours.

@@ -119,7 +119,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
                 continue
             rle = _compressed(record["segmentation"], image.size_hw)
             category = str(categories.get(record.get("category_id"), record.get("category_id", "")))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             expected = "id, image_id of an image in the file, segmentation as polygons or RLE"
             raise AnnotationError(f"{file}: annotations[{number}]: expected {expected}; {_say(error)}") from None
         if name in known:
