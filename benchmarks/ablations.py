@@ -33,9 +33,13 @@ KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "attention only (paper)": {"plugin": {"calibrates": "attention"}},
-    "attention only, no routing loss": {"plugin": {"calibrates": "attention"}, "routing_weight": 0.0},
+    "attention only, no routing loss": {
+        "plugin": {"calibrates": "attention"},
+        "routing_weight": 0.0,
+        "routing_steps": 0,
+    },
     "alpha from t_o alone (paper)": {"plugin": {"routing_reads": "token"}},
-    "DSP without DRP": {"plugin": {"routing": "none"}},
+    "DSP without DRP": {"plugin": {"routing": "none"}, "routing_steps": 0},
     "DRP without DSP (no offsets)": {"plugin": {"offsets": "none"}},
     "amplitude": {"plugin": {"amplitude": True}},
     "free offsets": {"plugin": {"offsets": "free"}},
@@ -43,8 +47,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "t_o: first multimask token": {"plugin": {"routing_token": 2}},
     "positional encoding moved": {"plugin": {"move_positions": True}},
     "sigmoid alpha": {"plugin": {"routing": "sigmoid"}},
-    "both layers": {"plugin": {"layers": "both"}},
-    "no routing loss": {"routing_weight": 0.0},
+    "both layers, no steps for alpha alone": {"plugin": {"layers": "both"}, "routing_steps": 0},
+    "no routing loss": {"routing_weight": 0.0, "routing_steps": 0},
+    "no steps for alpha alone": {"routing_steps": 0},
     "trained on accurate boxes and noise 0.4": {"noise_scales": (0.0, 0.4)},
     "trained on noise 0.4 only": {"noise_scales": (0.4,)},
     "trained on noise 0.2": {"noise_scales": (0.0, 0.2)},
@@ -82,11 +87,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--config", type=Path, default=Path("configs/train_plugin.yaml"), help="settings of the default"
     )
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100, help="after those for alpha alone")
+    parser.add_argument("--routing-steps", type=int, default=150, help="for alpha alone")
     parser.add_argument("--batch-images", type=int, default=8)
-    parser.add_argument("--objects", type=int, default=150, help="evaluated")
-    parser.add_argument("--random-prompts", type=int, default=4)
-    parser.add_argument("--size", type=int, default=256, help="side of nano's input, pixels")
+    parser.add_argument("--objects", type=int, default=120, help="evaluated")
+    parser.add_argument("--random-prompts", type=int, default=3)
+    parser.add_argument("--size", type=int, default=192, help="side of nano's input, pixels")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -94,10 +100,12 @@ def _options() -> argparse.Namespace:
 def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     change = VARIANTS[name]
     default = PluginTraining.from_yaml(options.config).model_dump()
+    routing_steps = change.get("routing_steps", options.routing_steps)
     settings = PluginTraining.from_dict(
         default
-        | {"epochs": 1.0, "steps": options.steps, "batch_images": options.batch_images, "seed": seed}
+        | {"batch_images": options.batch_images, "seed": seed}
         | {**change, "plugin": default["plugin"] | change.get("plugin", {})}
+        | {"steps": options.steps + routing_steps, "routing_steps": routing_steps}
     )
     base = load_model(RefinerConfig(model="nano", plugin=False))
     set_input_size(base.sam, options.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor
 
 from stable_sam.modeling.nano import NanoSam
@@ -49,15 +49,10 @@ def decode_prompts(
     output_tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]  # (5, C); with HQ-SAM (6, C)
     if early is not None:
         output_tokens.append(sam.hq.hf_token.weight)
-    source, position, tokens = _prompted(sam, image_embeddings, torch.cat(output_tokens), boxes, points)
+    source, position, tokens = decoder_inputs(sam, image_embeddings, torch.cat(output_tokens), boxes, points)
     tokens_out, source_out = decoder.transformer(source, position, tokens)
 
-    upscaled = decoder.output_upscaling(source_out.transpose(1, 2).reshape(source.shape))  # (P, C/8, 4H, 4W)
-    mask_tokens = tokens_out[:, 1 : 1 + decoder.num_mask_tokens]
-    kernels = torch.stack(
-        [mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
-    )  # (P, 4, C/8)
-    logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+    logits, upscaled = read_masks(decoder, tokens_out, source_out)
     iou = decoder.iou_prediction_head(tokens_out[:, 0])
     hq_logits = None
     if early is not None:
@@ -78,7 +73,7 @@ def route_prompts(sam: Sam, image_embeddings: Tensor, boxes: Tensor) -> Tensor:
     decoder = sam.mask_decoder
     with torch.no_grad():
         output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-        source, position, tokens = _prompted(sam, image_embeddings, output_tokens, boxes, None)
+        source, position, tokens = decoder_inputs(sam, image_embeddings, output_tokens, boxes, None)
         keys, key_pe = source.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
         queries, keys = first(queries=tokens, keys=keys, query_pe=tokens, key_pe=key_pe)
         queries_pe = queries + tokens
@@ -86,7 +81,22 @@ def route_prompts(sam: Sam, image_embeddings: Tensor, boxes: Tensor) -> Tensor:
     return host.calibrate(queries, keys + key_pe, keys)[2].alpha
 
 
-def _prompted(
+def read_masks(decoder: MaskDecoder, tokens: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits (P, 4, h, w) of SAM's masks, and the features (P, C/8, h, w) they are read from.
+
+    tokens: (P, T, C) and source: (P, HW, C), the outputs of the transformer, on a square grid.
+    """
+    side = int(source.shape[1] ** 0.5)
+    grid = source.transpose(1, 2).reshape(source.shape[0], source.shape[2], side, side)
+    upscaled = decoder.output_upscaling(grid)
+    mask_tokens = tokens[:, 1 : 1 + decoder.num_mask_tokens]
+    kernels = torch.stack(
+        [mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+    )  # (P, 4, C/8)
+    return (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:]), upscaled
+
+
+def decoder_inputs(
     sam: Sam,
     image_embeddings: Tensor,
     output_tokens: Tensor,
