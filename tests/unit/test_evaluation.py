@@ -253,6 +253,7 @@ def test_all_forms_of_segmentation_are_one_mask(tmp_path: Path) -> None:
         (square(1, segmentation=[]), "polygon of fewer than 3 corners"),
         (square(1, segmentation={"size": [6, 8], "counts": "1"}), "mask of size"),
         (square(1, segmentation=None), "NoneType"),
+        (square(1, segmentation={"size": [60, 80], "counts": [-1, 4801]}), "out of bounds"),
     ],
 )
 def test_a_bad_annotation_is_named(tmp_path: Path, annotation: dict[str, Any], reason: str) -> None:
