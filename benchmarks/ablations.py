@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from stable_sam.evaluation.run import evaluate
 from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.evaluation.summary import ALL_SETS, WHOLE_SLICE
 from stable_sam.modeling.build import set_input_size
-from stable_sam.modeling.load import load_model
+from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.modeling.plugin import StableSamPlugin, count_parameters
 from stable_sam.training.plugin import train_plugin
 from stable_sam.training.settings import PluginTraining
@@ -36,10 +38,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention only, no routing loss": {
         "plugin": {"calibrates": "attention"},
         "routing_weight": 0.0,
-        "routing_steps": 0,
+        "routing_share": 0.0,
     },
     "alpha from t_o alone (paper)": {"plugin": {"routing_reads": "token"}},
-    "DSP without DRP": {"plugin": {"routing": "none"}, "routing_steps": 0},
+    "DSP without DRP": {"plugin": {"routing": "none"}, "routing_share": 0.0},
     "DRP without DSP (no offsets)": {"plugin": {"offsets": "none"}},
     "amplitude": {"plugin": {"amplitude": True}},
     "free offsets": {"plugin": {"offsets": "free"}},
@@ -47,9 +49,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "t_o: first multimask token": {"plugin": {"routing_token": 2}},
     "positional encoding moved": {"plugin": {"move_positions": True}},
     "sigmoid alpha": {"plugin": {"routing": "sigmoid"}},
-    "both layers, no steps for alpha alone": {"plugin": {"layers": "both"}, "routing_steps": 0},
-    "no routing loss": {"routing_weight": 0.0, "routing_steps": 0},
-    "no steps for alpha alone": {"routing_steps": 0},
+    "both layers, no steps for alpha alone": {"plugin": {"layers": "both"}, "routing_share": 0.0},
+    "no routing loss": {"routing_weight": 0.0, "routing_share": 0.0},
+    "no steps for alpha alone": {"routing_share": 0.0},
     "trained on accurate boxes and noise 0.4": {"noise_scales": (0.0, 0.4)},
     "trained on noise 0.4 only": {"noise_scales": (0.4,)},
     "trained on noise 0.2": {"noise_scales": (0.0, 0.2)},
@@ -100,12 +102,12 @@ def _options() -> argparse.Namespace:
 def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     change = VARIANTS[name]
     default = PluginTraining.from_yaml(options.config).model_dump()
-    routing_steps = change.get("routing_steps", options.routing_steps)
+    alone = 0 if change.get("routing_share") == 0.0 else options.routing_steps
+    steps = options.steps + alone
     settings = PluginTraining.from_dict(
         default
-        | {"batch_images": options.batch_images, "seed": seed}
+        | {"batch_images": options.batch_images, "seed": seed, "steps": steps, "routing_share": alone / steps}
         | {**change, "plugin": default["plugin"] | change.get("plugin", {})}
-        | {"steps": options.steps + routing_steps, "routing_steps": routing_steps}
     )
     base = load_model(RefinerConfig(model="nano", plugin=False))
     set_input_size(base.sam, options.size)
@@ -119,18 +121,43 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
                 max_objects=options.objects, resamples=2,
             ),
         )  # fmt: skip
+        ratio = _decoder_ratio(load_model(RefinerConfig(model="nano", plugin_uri=str(file))), options.size)
+    total = next(name for name in (ALL_SETS, *found.sets) if any(score.set == name for score in found.scores))
     scores = {
         f"{score.method} {score.prompts}": {
             "miou": score.miou.value, "msf": None if score.msf is None else score.msf.value, "alpha": score.dsp_weight,
         }
-        for score in found.scores if score.set == ALL_SETS and score.slice == WHOLE_SLICE
+        for score in found.scores if score.set == total and score.slice == WHOLE_SLICE
     }  # fmt: skip
     return {
         "name": name, "seed": seed, "scores": scores,
         "rho": {alpha.group: alpha.rho for alpha in found.alpha},
+        "decoder_ratio": ratio,
         "parameters": count_parameters(StableSamPlugin(256, settings.plugin)),
         "base_sha256": found.model.weights_sha256["base"],
     }  # fmt: skip
+
+
+def _decoder_ratio(model: LoadedModel, size: int, prompts: int = 8, rounds: int = 15) -> float:
+    """Time of the decoder with the plugin to that without, median of rounds in which both take their turn."""
+    set_input_size(model.sam, size)
+    cells = size // 16
+    embeddings = torch.randn(1, 256, cells, cells, generator=torch.Generator().manual_seed(0)).expand(
+        prompts, -1, -1, -1
+    )
+    boxes = torch.tensor([[0.2, 0.2, 0.7, 0.8]]).expand(prompts, -1) * size
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for enabled in (False, True):
+            assert model.host is not None
+            model.host.enabled = enabled
+            started = time.perf_counter()
+            with torch.inference_mode():
+                decode_prompts(model.sam, embeddings, boxes=boxes)
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[1] / seconds[0])
+    return statistics.median(ratios)
 
 
 def _table(folder: Path) -> str:
@@ -139,22 +166,25 @@ def _table(folder: Path) -> str:
         run = json.loads(file.read_text(encoding="utf-8"))
         runs.setdefault(run["name"], []).append(run)
     lines = [
-        "| variant | seeds | gt box | noisy box | mSF | 1 point | 3 points | rho(alpha_1, box IoU) | parameters |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| variant | seeds | gt box | noisy box | mSF | 1 point | 3 points | rho(alpha_1, box IoU) | parameters | "
+        "decoder time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     if DEFAULT in runs:
         scores = runs[DEFAULT][0]["scores"]
         sam = [f"{scores[f'sam {kind}']['miou']:.3f}" for kind in KINDS]
         sam.insert(2, f"{scores['sam noisy-box']['msf']:.3f}")
-        lines.append(f"| SAM | | {' | '.join(sam)} | | 0 |")
+        lines.append(f"| SAM | | {' | '.join(sam)} | | 0 | 1.00 |")
     return "\n".join([*lines, *(_line(name, runs[name]) for name in VARIANTS if name in runs)]) + "\n"
 
 
 def _line(name: str, runs: list[dict[str, Any]]) -> str:
     cells = [_spread([run["scores"][f"stable-sam {kind}"]["miou"] for run in runs]) for kind in KINDS]
     cells.insert(2, _spread([run["scores"]["stable-sam noisy-box"]["msf"] for run in runs]))
-    cells.append(_spread([run["rho"]["boxes"] or 0.0 for run in runs]))
-    return f"| {name} | {len(runs)} | {' | '.join(cells)} | {runs[0]['parameters']:,} |"
+    rhos = [run["rho"]["boxes"] for run in runs if run["rho"]["boxes"] is not None]
+    cells.append(_spread(rhos) if rhos else "")
+    ratio = statistics.median(run["decoder_ratio"] for run in runs)
+    return f"| {name} | {len(runs)} | {' | '.join(cells)} | {runs[0]['parameters']:,} | {ratio:.2f} |"
 
 
 def _spread(values: list[float]) -> str:

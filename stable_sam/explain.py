@@ -79,6 +79,8 @@ def explain(refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Pr
     host = refiner.model.host
     if host is None:
         raise ConfigError(f"explain: expected a plugin to compare {refiner.identity.model_id} with, got none")
+    if refiner.model.hq is not None:
+        raise ConfigError("explain: expected SAM and its plugin alone, got HQ-SAM's branch, too (hq_uri)")
     pixels = rgb_pixels(image)
     prompt = check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
     view = embed_image(refiner.model, pixels)

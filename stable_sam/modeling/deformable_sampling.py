@@ -49,7 +49,7 @@ class DeformableSampling(nn.Module):
         projected = self.project(features)
         hidden = F.gelu(self.norm(self.context(projected)))
         predicted = self.offset(hidden)
-        offsets = predicted[:, :2]
+        offsets = predicted[:, :2].float()  # bfloat16 would round positions to a quarter of a cell
         if self.bound == "tanh":
             offsets = self.max_offset * torch.tanh(offsets)
         sampled = projected
@@ -71,4 +71,5 @@ def bilinear_sample(features: Tensor, offsets: Tensor) -> Tensor:
     grid_x = (xs + offsets[:, 0] + 0.5) * (2.0 / width) - 1.0
     grid_y = (ys + offsets[:, 1] + 0.5) * (2.0 / height) - 1.0
     grid = torch.stack((grid_x, grid_y), dim=-1)
-    return F.grid_sample(features, grid.to(features.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.to(features.dtype)

@@ -32,13 +32,13 @@ class PluginSpec(Section):
     routing_token: int = Field(default=1, ge=0, le=4)
     """t_o: 0 is the IoU token, 1 the single-mask token, 2-4 the multimask tokens. The paper says "a mask output
     token"."""
-    routing_reads: Literal["token", "features"] = "token"
+    routing_reads: Literal["token", "features"] = "features"
     """What alpha is computed from: t_o alone, as in the paper, or t_o and what the offset network computes at each
     cell, in which the prompt and the picture have met, pooled by a learnt attention (4,353 values more)."""
     move_positions: bool = False
     """Whether the keys' positional encoding is sampled with the features. The paper does not say."""
     layers: Literal["second", "both"] = "second"
     """Decoder layers that the one plugin calibrates. The paper: the second."""
-    calibrates: Literal["attention", "stream"] = "attention"
+    calibrates: Literal["attention", "stream"] = "stream"
     """What the calibrated features are given to: the token-to-image attention alone, as in the paper, or the image
     stream too, from which the rest of the decoder and the mask are made."""

@@ -17,7 +17,7 @@ from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.loop import Figures, TrainingLoop
 from stable_sam.training.settings import FrozenBaseTraining
 
-FrozenLoss = Callable[[EmbeddedBatch, torch.Generator, int], tuple[Tensor, Figures]]
+FrozenLoss = Callable[[EmbeddedBatch, torch.Generator, float], tuple[Tensor, Figures]]
 
 
 def train_frozen(
@@ -34,9 +34,9 @@ def train_frozen(
     """Train `module` alone and return `out_file`: its averaged weights (float32) and how they came about.
 
     model: the frozen base, hosting `module`; with HQ-SAM's branch the batches have early features. loss: (batch,
-    generator of the step, step) -> loss and figures. metadata: what builds `module` again. cache_dir: folder for the
-    embeddings, `embeddings` beside `out_file` unless named. Resumes from `checkpoint.pt` beside `out_file`. Raises
-    `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
+    generator of the step, part of the run that is done) -> loss and figures. metadata: what builds `module` again.
+    cache_dir: folder for the embeddings, `embeddings` beside `out_file` unless named. Resumes from `checkpoint.pt`
+    beside `out_file`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
     """
     torch.set_flush_denormal(True)
     out_dir = out_file.parent
@@ -53,10 +53,10 @@ def train_frozen(
         return save_weights(averaged, out_file, metadata | recorded, torch.float32)
 
     def step_loss(batch: EmbeddedBatch, step: int) -> tuple[Tensor, Figures]:
-        return loss(batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step), step)
+        return loss(batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step), step / batches.steps)
 
     groups = [{"params": list(module.parameters()), "part": 1.0}]
-    run = f"the base {base[:16]}"
+    run = f"the base {base[:16]}, {metadata}"
     loop = TrainingLoop(module, groups, settings, out_dir, export, steps=batches.steps, run=run)
     if loop.step < loop.steps:
         batches.fill_cache()

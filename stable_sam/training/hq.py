@@ -36,7 +36,7 @@ def train_hq(
     torch.manual_seed(settings.seed)
     branch = attach_hq(model.sam, build_hq(model.sam).to(model.device))
 
-    def loss(batch: EmbeddedBatch, generator: torch.Generator, _step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(batch: EmbeddedBatch, generator: torch.Generator, _progress: float) -> tuple[Tensor, dict[str, float]]:
         return hq_loss(model.sam, batch, settings, generator)
 
     return train_frozen(

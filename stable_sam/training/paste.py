@@ -12,6 +12,8 @@ from stable_sam.evaluation.metrics import tight_window
 
 PASTED_SIDE = (0.2, 0.6)
 """Longest side of a pasted object, in parts of the picture's longest side."""
+MIN_PASTED_CELLS = 64
+"""Pixels; of a thinner object nothing is left at that size."""
 MIN_VISIBLE = 0.5
 """An object of which the pasted one leaves a smaller part is no longer asked for."""
 
@@ -27,7 +29,7 @@ def paste_object(
     place.
 
     masks: the objects of the image, each (S, S) with the image top left. Returns the masks that are then visible, the
-    pasted one first; `masks` as they were when the source's mask is empty.
+    pasted one first; `masks` as they were, and nothing is pasted, when hardly a pixel of the object is left.
     """
     window = tight_window(source_mask)
     if window is None:
@@ -39,6 +41,8 @@ def paste_object(
     h = int(np.clip(round(shape.shape[0] * scale), 1, height))
     cover = cv2.resize(shape * 255, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     patch = np.asarray(cv2.resize(patch, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
+    if (cover > 127).sum() < MIN_PASTED_CELLS:
+        return masks
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
 
     area: NDArray[Any] = image[y : y + h, x : x + w]

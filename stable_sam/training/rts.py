@@ -1,4 +1,4 @@
-"""Robust training strategy (RTS): from prompts of mixed quality, the accurate prompt's mask."""
+"""Robust training strategy (RTS): from prompts of mixed quality, the mask that people drew."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stable_sam.training.settings import PluginTraining
 
 
 def plugin_loss(
-    sam: Sam, settings: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, step: int
+    sam: Sam, settings: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, progress: float
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of a step: every object by a box of random noise, the first of each picture also by points.
 
-    In the first `routing_steps` alpha alone learns, from the boxes' quality.
+    progress: part of the run that is done, from 0 to 1; up to `routing_share` the boxes' quality alone is taught.
     """
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
@@ -29,7 +29,7 @@ def plugin_loss(
     boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
     embeddings = batch.embeddings.repeat_interleave(objects, 0)
     quality = box_iou(boxes, batch.boxes.flatten(0, 1)).diagonal()
-    if step < settings.routing_steps:
+    if progress < settings.routing_share:
         loss = routing_loss(route_prompts(sam, embeddings, boxes)[:, 0], quality)
         return loss, {"routing_loss": loss.item()}
     by_box = decode_prompts(sam, embeddings, boxes=boxes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stable_sam.config import Section
 from stable_sam.modeling.plugin_spec import PluginSpec
@@ -78,8 +78,8 @@ class FrozenBaseTraining(TrainingSettings):
     """Pictures in a step."""
     set_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Share of each training set, 1 where not named. Empty: every picture comes as often as any other."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """AdamW, peak; twice HQ-SAM's, for fewer steps."""
+    learning_rate: float = Field(default=1.5e-3, gt=0)
+    """AdamW, peak; HQ-SAM's is 1e-3, for more steps."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW."""
     warmup_steps: int = Field(default=40, ge=0)
@@ -108,9 +108,18 @@ class PluginTraining(FrozenBaseTraining):
 
     plugin: PluginSpec = PluginSpec()
     """The plugin's architecture."""
-    routing_weight: float = Field(default=1.0, ge=0)
+    routing_weight: float = Field(default=5.0, ge=0)
     """Of the squared error of alpha_1 against what the prompt lacks (1 - its quality); 0 trains alpha by the mask
     alone, as in the paper, and alpha then knows nothing of the prompt."""
-    routing_steps: int = Field(default=0, ge=0)
-    """First steps, in which alpha alone learns, at a third of the cost of a whole step: it needs more steps
-    than masks."""
+    routing_share: float = Field(default=0.4, ge=0, lt=1)
+    """First part of the steps, in which alpha and the features it reads learn the prompts' quality and nothing else,
+    at a third of the cost of a whole step: quality needs more steps than masks."""
+
+    @model_validator(mode="after")
+    def _alpha_can_be_taught(self) -> Self:
+        alone = self.routing_share > 0
+        if alone and (self.plugin.routing == "none" or self.plugin.layers == "both" or self.routing_weight == 0):
+            raise ValueError(
+                "routing_share: expected 0 without routing, with both layers or with a routing_weight of 0"
+            )
+        return self

@@ -75,7 +75,7 @@ def test_prompts_are_those_of_the_plugins_training(data, tmp_path, monkeypatch):
         batch = embedded_batch(model, data, tmp_path, settings)
         hq_loss(model.sam, batch, settings, torch.Generator().manual_seed(seed))
         attach_plugin(model.sam, StableSamPlugin(model.sam.prompt_encoder.embed_dim))
-        rts.plugin_loss(model.sam, settings, batch, torch.Generator().manual_seed(seed), 0)
+        rts.plugin_loss(model.sam, settings, batch, torch.Generator().manual_seed(seed), 1.0)
         detach_plugin(model.sam)
     assert len(asked["hq"]) == len(asked["rts"]) == 8
     for (boxes, points), (others, other_points) in zip(asked["hq"], asked["rts"], strict=True):

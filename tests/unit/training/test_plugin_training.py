@@ -61,7 +61,7 @@ def test_plugin_training_moves_the_plugin(plugin_run):
 def test_the_first_steps_teach_alpha_alone(whole_run, data, tmp_path):
     """The offset network's last layer is not in alpha's way, so nothing moves it; what alpha reads moves."""
     loaded = load_model(nano(whole_run[0]))
-    settings = settings_of(PluginTraining, plugin={"routing_reads": "features"}, routing_steps=3, learning_rate=0.01)
+    settings = settings_of(PluginTraining, plugin={"routing_reads": "features"}, routing_share=0.99, learning_rate=0.01)
     trained = tensors_of(train_plugin(loaded, data, tmp_path, settings))
     assert not trained["sampling.offset.weight"].any()
     assert trained["routing.route.weight"].any()
