@@ -35,7 +35,7 @@ demo: $(STAMP)
 	@echo "==> Refining the weak boxes and points of configs/demo/annotations.json"
 	@$(BIN)/stable-sam refine --annotations configs/demo/annotations.json --images $(OUT)/images --output $(OUT)/table --config configs/demo.yaml
 	@echo "==> Writing the report"
-	@$(BIN)/stable-sam report --table $(OUT)/table --out $(OUT)/report.html
+	@$(BIN)/stable-sam report --table $(OUT)/table --out $(OUT)/report.html --explain 3 --config configs/demo.yaml
 	@echo "==> Done: open $(OUT)/report.html"
 
 test: $(STAMP)
