@@ -27,7 +27,7 @@ class DynamicRouting(nn.Module):
         `PluginSpec.routing_reads`."""
         super().__init__()
         self.sigmoid = sigmoid
-        self.attend = nn.Conv2d(channels, 1, 1) if reads_features else None
+        self.attend = nn.Conv2d(channels, 1, 1, bias=False) if reads_features else None
         self.reduce = nn.Linear(channels * 2 if reads_features else channels, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.route = nn.Linear(hidden, 2)

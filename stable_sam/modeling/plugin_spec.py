@@ -34,7 +34,7 @@ class PluginSpec(Section):
     token"."""
     routing_reads: Literal["token", "features"] = "features"
     """What alpha is computed from: t_o alone, as in the paper, or t_o and what the offset network computes at each
-    cell, in which the prompt and the picture have met, pooled by a learnt attention (4,353 values more)."""
+    cell, in which the prompt and the picture have met, pooled by a learnt attention (4,352 values more)."""
     move_positions: bool = False
     """Whether the keys' positional encoding is sampled with the features. The paper does not say."""
     layers: Literal["second", "both"] = "second"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,8 @@ def train_frozen(
         return loss(batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step), step / batches.steps)
 
     groups = [{"params": list(module.parameters()), "part": 1.0}]
-    run = f"the base {base[:16]}, {metadata}"
+    built = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+    run = f"the base {base[:16]}, architecture {built[:8]}"
     loop = TrainingLoop(module, groups, settings, out_dir, export, steps=batches.steps, run=run)
     if loop.step < loop.steps:
         batches.fill_cache()
