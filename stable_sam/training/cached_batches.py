@@ -17,7 +17,7 @@ from stable_sam.evaluation.prompts import tight_box
 from stable_sam.frames import Frame
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
-from stable_sam.training.dataset import MIN_OBJECT_FRACTION, TrainingImage
+from stable_sam.training.dataset import MIN_OBJECT_FRACTION, TrainingImage, set_share
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.settings import FrozenBaseTraining
 
@@ -117,8 +117,7 @@ def _pools(sets: Sets, weights: dict[str, float]) -> tuple[list[list[TrainingIma
         )
     if not weights:
         return [[item for items in usable.values() for item in items]], np.ones(1)
-    share = np.array([weights.get(name, 1.0) for name in usable])
-    return list(usable.values()), share / share.sum()
+    return list(usable.values()), set_share(list(usable), weights)
 
 
 def _usable(items: list[TrainingImage]) -> list[TrainingImage]:

@@ -102,6 +102,14 @@ def _picture(file: Path, file_name: str) -> Path:
     return path
 
 
+def set_share(names: list[str], weights: dict[str, float]) -> NDArray[np.float64]:
+    """Share (len(names),) of each set in the samples; raises `ConfigError` when every weight is 0."""
+    share = np.array([weights.get(name, 1.0) for name in names])
+    if not share.any():
+        raise ConfigError(f"set_weights: expected a positive share for one of {', '.join(names)}, got 0 for all")
+    return share / share.sum()  # type: ignore[no-any-return]
+
+
 class TrainingBatches:
     """Batches by step number: sets by weight, then pictures, then objects, each uniformly."""
 
@@ -122,8 +130,7 @@ class TrainingBatches:
         self.names = sorted(sets)
         if unknown := sorted(weights.keys() - sets.keys()):
             raise ConfigError(f"set_weights: expected names among {', '.join(self.names)}, got {', '.join(unknown)}")
-        share = np.array([weights.get(name, 1.0) for name in self.names])
-        self.share = share / share.sum()
+        self.share = set_share(self.names, weights)
         self.sets = sets
         self.size, self.batch_images, self.objects, self.points, self.seed = size, batch_images, objects, points, seed
         self.paste = paste

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stable_sam.errors import AnnotationError, ImageError
+from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.modeling.build import build_tiny
 from stable_sam.training.base import train_base
 from stable_sam.training.dataset import (
@@ -106,6 +106,8 @@ def test_weights_choose_the_sets(data):
     only = TrainingBatches(sets, {"two": 0.0}, **common)
     alone = TrainingBatches({"one": sets["one"], "two": sets["one"]}, {"two": 0.0}, **common)
     assert all(same(only[step], alone[step]) for step in range(3))
+    with pytest.raises(ConfigError, match="set_weights: expected a positive share for one of one, two, got 0 for all"):
+        TrainingBatches(sets, {"one": 0.0, "two": 0.0}, **common)
 
 
 def broken(edit: Edit) -> Edit:
