@@ -1,6 +1,7 @@
 """What the paper leaves open about the plugin, as settings: stored with its weights, decided by the ablation table.
 
-The defaults are what `docs/results.md` measures as best; beside each stands what the paper says.
+Beside each default stands what the paper says; what was measured, and how little separates most of them, is in
+`docs/results.md`.
 """
 
 from __future__ import annotations
