@@ -36,7 +36,7 @@ class StableSamPlugin(nn.Module):
         self.enabled = True
         """False: the base is SAM, bit for bit."""
         self.forced_alpha: tuple[float, float] | None = None
-        """Replaces the routing's own alpha, for tests and ablations."""
+        """Replaces the routing's own alpha: (0, 1) is SAM, (1, 0) the deformed features alone."""
         self.sampling = DeformableSampling(channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude)
         self.routing = None
         if spec.routing != "none":
