@@ -39,8 +39,8 @@ demo: $(STAMP)
 	@echo "==> Done: open $(OUT)/report.html"
 
 test: $(STAMP)
-	@echo "==> Tests"
-	@$(BIN)/python -m pytest
+	@echo "==> Tests, two files at a time"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)
 	@echo "==> ruff check";   $(BIN)/ruff check .
