@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
+
+import pyarrow as pa
 
 from stable_sam.data import coco, prompt_table, storage
 from stable_sam.data.image_folder import ImageFolder
+from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.errors import AnnotationError, NotFoundError, one_line
 from stable_sam.records import Prompt
 
@@ -23,6 +27,25 @@ EXPECTED = (
     "expected COCO instances JSON (images and annotations), COCO detection results JSON (a list of objects with "
     "image_id and bbox), or a table of prompts as Parquet or JSON Lines (image, and box_xyxy, bbox_xywh or points_xy)"
 )
+
+BATCH_ROWS = 10_000
+"""Prompts of one record batch: some megabytes."""
+
+
+def read_prompt_batches(
+    annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The prompts of `read_prompts` as record batches of PROMPTS_SCHEMA, at most `BATCH_ROWS` rows each.
+
+    Raises what `read_prompts` raises, and when it does.
+    """
+    prompts = read_prompts(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri)
+    return _batches(prompts)
+
+
+def _batches(prompts: Iterator[Prompt]) -> Iterator[pa.RecordBatch]:
+    while chunk := list(islice(prompts, BATCH_ROWS)):
+        yield from rows_to_table(map(prompt_row, chunk), PROMPTS_SCHEMA).to_batches()
 
 
 def read_prompts(annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None) -> Iterator[Prompt]:
