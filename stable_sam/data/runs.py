@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import unquote
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from stable_sam.data.schema import MASKS_SCHEMA
+from stable_sam.data.schema import LATER_COLUMNS, MASKS_SCHEMA
 from stable_sam.data.storage import delta_options
 from stable_sam.errors import StorageError
 
@@ -43,6 +43,16 @@ class RunInfo:
     logical_date: str | None
     publisher: str
     """Random token of the driver whose commit it was."""
+    source_hash: str = ""
+    """Hash of all prompts of the source and of the versions of their images, whether or not they were refined."""
+    source_version: str | None = None
+    """Hash of the versions of everything that was read; the same again means that nothing has changed."""
+    current_prompts: int | None = None
+    """Prompts that are current since this run."""
+    changes: dict[str, int] = field(default_factory=dict)
+    """Prompts by what was done with them: the fields of `stable_sam.records.Changes`."""
+    actor_seconds: float | None = None
+    """What its shards took, summed; None when not all of them said."""
     version: int
     """Delta version that this run made: open the table at it to see what readers saw after this run."""
     published_at: datetime
@@ -88,10 +98,11 @@ def recent_runs(table: DeltaTable) -> list[RunInfo]:
     Reads the log as it is now, which may be newer than `table`. Raises `StorageError`, also for a foreign table.
     """
     columns = {field.name for field in table.schema().fields}
-    if columns != set(MASKS_SCHEMA.names):
+    others = (columns ^ set(MASKS_SCHEMA.names)) - (LATER_COLUMNS - columns)
+    if others:
         raise StorageError(
             f"{unquote(table.table_uri)}: expected the columns of this version of stable-sam, got a table with "
-            f"other columns: {', '.join(sorted(columns ^ set(MASKS_SCHEMA.names))[:5])}"
+            f"other columns: {', '.join(sorted(others)[:5])}"
         )
     return list_runs(table, _RECENT) or list_runs(table)
 
