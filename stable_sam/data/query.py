@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any, get_args
 
 import duckdb
@@ -54,8 +55,10 @@ def query(table_uri: str, sql: str) -> pa.Table:
     if table is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
     runs = list_runs(table)
-    # The settings keep names in a query from reaching Python variables of this process.
-    with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix="stable-sam-query-") as folder,
+        duckdb.connect(config=_sandbox(folder)) as connection,
+    ):
         try:
             connection.register("history", table.to_pyarrow_dataset())
             connection.register("runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=_RUNS_SCHEMA))
@@ -63,6 +66,21 @@ def query(table_uri: str, sql: str) -> pa.Table:
             return _run(connection, table_uri, sql)
         except (DeltaError, OSError) as error:
             raise storage_error(table_uri, "cannot read the table", error) from error
+
+
+def _sandbox(folder: str) -> dict[str, Any]:
+    """Settings under which SQL reaches the registered views and nothing else, and cannot change the settings.
+
+    No files, no network, no extensions, no Python variables of this process; what does not fit into memory is spilled
+    to `folder`, the one place that DuckDB may touch.
+    """
+    return {
+        "python_enable_replacements": False,
+        "enable_external_access": False,
+        "autoload_known_extensions": False,
+        "temp_directory": folder,
+        "lock_configuration": True,
+    }
 
 
 def _run(connection: duckdb.DuckDBPyConnection, table_uri: str, sql: str) -> pa.Table:
