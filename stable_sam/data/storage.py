@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def file_version(uri: str) -> str:
         if isinstance(filesystem, LocalFileSystem):
             return _local_version(os.stat(path))
         return _object_version(filesystem.info(path))
+
+
+def modified_since(uri: str, moment: datetime) -> frozenset[str]:
+    """URIs of the files below a folder (or `uri` itself, a file's) that were modified at `moment` or later.
+
+    A store that tells no time of modification counts as modified.
+    """
+    base = uri.rstrip("/")
+    with _explained(uri, "list"):
+        filesystem, path = _open(uri)
+        root = path.rstrip("/")
+        found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+        return frozenset(base + name.removeprefix(root) for name, info in found.items() if _modified(info) >= moment)
 
 
 def check_output(uri: str) -> None:
@@ -240,6 +254,13 @@ def _local_version(stat: os.stat_result) -> str:
 def _object_version(info: dict[str, Any]) -> str:
     etag = info.get("ETag") or info.get("etag")
     return str(etag).strip('"') if etag else f"{info.get('mtime') or info.get('created')}-{info['size']}"
+
+
+def _modified(info: dict[str, Any]) -> datetime:
+    when = info.get("LastModified") or info.get("mtime")
+    if isinstance(when, float | int):
+        return datetime.fromtimestamp(when, UTC)
+    return when if isinstance(when, datetime) else datetime.max.replace(tzinfo=UTC)
 
 
 @contextmanager
