@@ -7,15 +7,16 @@ botocore looks. Every function raises `StorageError` or one of its subclasses, i
 
 from __future__ import annotations
 
-import errno
+import io
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from botocore.exceptions import BotoCoreError
@@ -23,12 +24,21 @@ from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from stable_sam.data import s3
-from stable_sam.errors import CredentialsError, NotFoundError, StableSamError, StorageError, one_line
+from stable_sam.errors import (
+    CredentialsError,
+    NotFoundError,
+    StableSamError,
+    StorageError,
+    one_line,
+    without_credentials,
+)
 
 PARTIAL_SUFFIX = ".stable-sam-partial"
 """Ending of local files that are still being written; what a killed writer leaves under this name is never listed."""
 SINGLE_PUT_BYTES = 5 * 2**30
 """S3's limit for one PUT. s3fs splits far smaller objects, and not every store honours conditions on split uploads."""
+BLOCK_BYTES = 4 * 2**20
+"""Of a stream: one request of S3, big enough to hide its round trip."""
 S3_ROUNDS = 2
 """Rounds of s3fs around botocore's own four attempts: an outage of seconds is ridden out, a dead endpoint told soon."""
 CREATE_ATTEMPTS = 5
@@ -46,12 +56,29 @@ def absolute_uri(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole content; `NotFoundError` when there is nothing."""
+def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
+    """The whole content; `NotFoundError` when there is nothing, `StorageError` when it is longer than `max_bytes`."""
     with _explained(uri, "read"):
         filesystem, path = _open(uri)
-        content: bytes = filesystem.cat_file(path)
+        content: bytes = filesystem.cat_file(path) if max_bytes is None else _head(filesystem, path, max_bytes + 1)
+        if max_bytes is not None and len(content) > max_bytes:
+            raise StorageError(f"{uri}: cannot read: expected at most {max_bytes} bytes, got a larger file")
         return content
+
+
+def open_stream(uri: str) -> BinaryIO:
+    """The content as a seekable file that is read in blocks and never held whole; close it at the end.
+
+    Raises `NotFoundError` when there is nothing; reading raises `StorageError`, also when an object is replaced
+    meanwhile.
+    """
+    with _explained(uri, "read"):
+        filesystem, path = _open(uri)
+        file = filesystem.open(path, "rb", block_size=BLOCK_BYTES)
+        if not file.seekable():
+            file.close()
+            raise StorageError(f"{uri}: cannot read: expected a file, got a pipe or a terminal")
+        return io.BufferedReader(_Explained(file, uri), BLOCK_BYTES)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -95,17 +122,24 @@ def list_files(uri: str) -> list[str]:
 def list_versions(uri: str) -> dict[str, str]:
     """URI -> version (as `file_version` gives it) of all files below a folder, by one listing."""
     base = uri.rstrip("/")
+    return {f"{base}/{name}": version for name, version in iter_versions(uri)}
+
+
+def iter_versions(uri: str) -> Iterator[tuple[str, str]]:
+    """(path below the folder, version) of all files below a folder, at any depth, in no particular order.
+
+    One listing (S3: a request for every 1,000 objects) that is passed on as it comes. Of a local folder, links that
+    lead out of it are no part.
+    """
     with _explained(uri, "list"):
         filesystem, path = _open(uri)
         if isinstance(filesystem, LocalFileSystem):
-            return {f"{base}/{name}": version for name, version in _local_files(Path(path))}
-        found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+            yield from ((name, _local_version(found)) for name, found in _local_files(path))
+            return
         root = path.rstrip("/") + "/"
-        return {
-            f"{base}/{name.removeprefix(root)}": _object_version(info)
-            for name, info in found.items()
-            if info["type"] == "file" and name.startswith(root) and not name.endswith("/")
-        }
+        for name, version in _s3_objects(filesystem, root) if _is_s3(uri) else _objects(filesystem, path):
+            if name.startswith(root) and not name.endswith("/"):
+                yield name.removeprefix(root), version
 
 
 def file_version(uri: str) -> str:
@@ -162,6 +196,11 @@ def _open(uri: str) -> tuple[Any, str]:
     Not by fsspec's `url_to_fs`: that takes `::` in a file name for a chain of file systems.
     """
     protocol, _ = split_protocol(uri)
+    if protocol is not None and without_credentials(uri) != uri:
+        # It would stand in the table, the manifest and the logs.
+        raise StorageError(
+            f"{uri}: expected a URI without credentials; they belong into the AWS variables or a profile"
+        )
     if _is_s3(uri):
         filesystem = fsspec.filesystem("s3", **s3.s3fs_options())
         filesystem.retries = S3_ROUNDS
@@ -172,6 +211,15 @@ def _open(uri: str) -> tuple[Any, str]:
 
 def _is_s3(uri: str) -> bool:
     return split_protocol(uri)[0] in s3.S3_PROTOCOLS
+
+
+def _head(filesystem: Any, path: str, length: int) -> bytes:
+    try:
+        return bytes(filesystem.cat_file(path, start=0, end=length))
+    except OSError as error:
+        if s3.http_status(error) == 416:  # an empty object has no range
+            return b""
+        raise
 
 
 def _put(filesystem: Any, path: str, data: bytes, **options: Any) -> None:
@@ -231,24 +279,95 @@ def _local_partial(path: Path, data: bytes) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _local_files(root: Path) -> Iterator[tuple[str, str]]:
-    """(path relative to root with slashes, version) of each file; links are followed unless they lead nowhere."""
+def _local_files(root: str) -> Iterator[tuple[str, os.stat_result]]:
+    """(path below root, with slashes; stat) of each file.
 
-    def fail(error: OSError) -> None:
-        if error.errno != errno.ENOENT:
-            raise error
+    A stranger's folder may hold links to anywhere: those that lead nowhere or out of `root` are left out, and below a
+    linked folder no further linked folder is entered, so that links in a circle end. Pipes and devices never end, and
+    names that are no Unicode can stand in no annotation file: they are left out, too.
+    """
+    inside = os.path.realpath(root) + os.sep
+    folders = [("", False)]
+    while folders:
+        folder, linked = folders.pop()
+        try:
+            entries = os.scandir(os.path.join(root, folder))
+        except FileNotFoundError:
+            continue
+        with entries:
+            for entry in entries:
+                link = entry.is_symlink()
+                if not _is_unicode(entry.name) or (link and not _leads_inside(entry.path, inside)):
+                    continue
+                if entry.is_dir():
+                    if not (link and linked):
+                        folders.append((f"{folder}{entry.name}/", link or linked))
+                elif not entry.name.endswith(PARTIAL_SUFFIX):
+                    with suppress(FileNotFoundError):
+                        found = entry.stat()
+                        if stat.S_ISREG(found.st_mode):
+                            yield folder + entry.name, found
 
-    for folder, _, names in os.walk(root, onerror=fail, followlinks=True):
-        for name in names:
-            if name.endswith(PARTIAL_SUFFIX):
-                continue
-            path = Path(folder, name)
-            with suppress(FileNotFoundError):
-                yield path.relative_to(root).as_posix(), _local_version(path.stat())
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _local_version(stat: os.stat_result) -> str:
-    return f"{stat.st_mtime_ns}-{stat.st_size}"
+def _leads_inside(path: str, folder: str) -> bool:
+    return (os.path.realpath(path) + os.sep).startswith(folder)
+
+
+def _s3_objects(filesystem: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """(bucket/key, version) of each object; s3fs itself would hold a description of every object at once."""
+    bucket, _, key = prefix.partition("/")
+    page: dict[str, Any] = {"NextContinuationToken": None}
+    while "NextContinuationToken" in page:
+        token = page["NextContinuationToken"]
+        more = {} if token is None else {"ContinuationToken": token}
+        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **more)
+        yield from ((f"{bucket}/{found['Key']}", _object_version(found)) for found in page.get("Contents", ()))
+
+
+def _objects(filesystem: Any, path: str) -> Iterator[tuple[str, str]]:
+    found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+    yield from ((name, _object_version(info)) for name, info in found.items() if info["type"] == "file")
+
+
+class _Explained(io.RawIOBase):
+    """A file of fsspec whose errors are explained like all others."""
+
+    def __init__(self, file: Any, uri: str) -> None:
+        self._file, self._uri = file, uri
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _explained(self._uri, "read"):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _local_version(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns}-{found.st_size}"
 
 
 def _object_version(info: dict[str, Any]) -> str:
