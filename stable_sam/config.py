@@ -117,12 +117,35 @@ class RayConfig(Section):
     """Only URIs and reports travel through Ray, so its object store can be small."""
 
 
+class QualityConfig(Section):
+    """When a night is told to be worse than those before it. Changes no row and nothing of the run's identity."""
+
+    nights: int = Field(default=7, ge=1)
+    """Runs before this one that it is compared with, by their medians: one bad or odd night among them does not
+    count."""
+    min_nights: int = Field(default=3, ge=1)
+    """With fewer there is nothing usual to compare with, and nothing is said."""
+    min_prompts: int = Field(default=100, ge=1)
+    """Nights that refined fewer are neither judged nor compared with: their shares and medians are chance."""
+    review_rise: float = Field(default=0.10, ge=0)
+    """Rise of the share of prompts in review that is still usual: two standard deviations at 100 prompts. 1: any."""
+    failed_rise: float = Field(default=0.02, ge=0)
+    """The same for failed prompts, of which a healthy source has next to none."""
+    prompt_stability_drop: float = Field(default=0.05, ge=0)
+    """Drop of the median prompt_stability that is still usual. 1: any."""
+    predicted_iou_drop: float = Field(default=0.05, ge=0)
+    """The same for the median predicted_iou."""
+    fail: bool = False
+    """True: a night that is worse ends red, after it has published."""
+
+
 class RunConfig(Section):
     """One kind of run: `configs/*.yaml`."""
 
     refiner: RefinerConfig = RefinerConfig()
     routing: RoutingConfig = RoutingConfig()
     ray: RayConfig = RayConfig()
+    quality: QualityConfig = QualityConfig()
     shard_images: int = Field(default=64, ge=1)
     """Images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of work."""
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
