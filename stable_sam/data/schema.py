@@ -92,6 +92,18 @@ def mask_row(prompt: Prompt, mask: RefinedMask, provenance: Provenance) -> dict[
     }
 
 
+def withdrawn_rows(prompts: pa.Table, provenance: Provenance) -> pa.Table:
+    """Lay prompts (SHARD_SCHEMA) into tombstones: rows of status "withdrawn", null in mask, scores, error and route."""
+    given = {name: getattr(provenance, name) for name in _PROVENANCE_FIELDS} | {"status": "withdrawn", "error": None}
+    columns = [
+        pa.repeat(pa.scalar(given.get(field.name), field.type), prompts.num_rows)
+        if field.name in given or field.name not in prompts.column_names
+        else prompts[field.name]
+        for field in MASKS_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=MASKS_SCHEMA)
+
+
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
     """Lay a prompt, as read, into one row of PROMPTS_SCHEMA."""
     return {name: getattr(prompt, name) for name in PROMPTS_SCHEMA.names}

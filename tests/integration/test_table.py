@@ -17,7 +17,7 @@ from PIL import Image
 from stable_sam.config import RunConfig
 from stable_sam.data import runs as runs_module
 from stable_sam.data import table as table_module
-from stable_sam.data.commits import committed
+from stable_sam.data.commits import committed, write_tombstones
 from stable_sam.data.manifest import RunManifest, plan_run
 from stable_sam.data.query import query
 from stable_sam.data.runs import newest_run
@@ -93,6 +93,8 @@ class Dataset:
         manifest, refiner = self.planned(prompts), ConstantRefiner()
         for shard in manifest.shards:
             refine_shard(refiner, manifest, shard)
+        for shard in manifest.tombstones:
+            write_tombstones(manifest, shard)
         return manifest
 
     def ask(self, sql: str) -> list[dict[str, object]]:
@@ -208,8 +210,8 @@ def test_a_missing_shard_or_part_is_not_published(dataset: Dataset, monkeypatch:
 def test_masks_are_the_newest_revision_and_history_is_all(dataset: Dataset) -> None:
     publish(dataset.refined())
     moved = [replace(prompt, box_xyxy=(1, 1, 3, 3)) for prompt in dataset.prompts(4)]
-    second = dataset.refined(moved)
-    assert second.revision == 2
+    second = dataset.refined([*moved, *dataset.prompts()[4:]])
+    assert (second.revision, second.prompts, second.images) == (2, 4, 4)
     assert publish(second).version == 1
     assert dataset.ask("SELECT revision, count(*) AS n FROM masks GROUP BY revision ORDER BY revision") == [
         {"revision": 1, "n": 8},
@@ -228,7 +230,7 @@ def test_masks_are_the_newest_revision_and_history_is_all(dataset: Dataset) -> N
 def test_publishing_a_run_that_others_followed_finds_it(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = dataset.refined()
     publish(first)
-    publish(dataset.refined(dataset.prompts(4)))
+    publish(dataset.refined(dataset.prompts(14)))
     monkeypatch.setattr(runs_module, "_RECENT", 1)
     assert publish(first) == PublishReport(version=0, rows=12, failed=0, routes={"accept": 12}, already_published=True)
 
@@ -243,7 +245,9 @@ def test_a_run_whose_parent_is_no_longer_the_newest_is_refused(dataset: Dataset)
 
 def test_every_filter_finds_its_rows_also_after_compaction(dataset: Dataset) -> None:
     publish(dataset.refined())
-    publish(dataset.refined([*dataset.prompts(7), Prompt(prompt_id="bad", image_id="x", image_uri="", error="none")]))
+    moved = [replace(prompt, box_xyxy=(1, 1, 3, 3)) for prompt in dataset.prompts(7)]
+    bad = Prompt(prompt_id="bad", image_id="x", image_uri="", error="none")
+    publish(dataset.refined([*moved, *dataset.prompts()[7:], bad]))
     for _ in range(2):
         assert dataset.ask("SELECT count(*) AS n FROM history WHERE prompt_id = 'p03'") == [{"n": 2}]
         # A column that is null in all rows, and one that is null in some.
