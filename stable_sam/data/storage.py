@@ -12,8 +12,10 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,6 +45,21 @@ S3_ROUNDS = 2
 """Rounds of s3fs around botocore's own four attempts: an outage of seconds is ridden out, a dead endpoint told soon."""
 CREATE_ATTEMPTS = 5
 """S3 answers 409 when two create-only writes meet; the request then has to be repeated."""
+
+_REMOVERS = 16
+"""Files removed at the same time: each costs a round trip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file as a listing tells it."""
+
+    path: str
+    """Below the folder that was listed."""
+    size: int
+    """Bytes."""
+    modified: datetime
+    """UTC; the far future where the store tells no time."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -162,6 +179,35 @@ def modified_since(uri: str, moment: datetime) -> frozenset[str]:
         root = path.rstrip("/")
         found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
         return frozenset(base + name.removeprefix(root) for name, info in found.items() if _modified(info) >= moment)
+
+
+def list_stored(uri: str) -> Iterator[StoredFile]:
+    """Every file below a folder, also the partial files of killed writers; links are left out."""
+    with _explained(uri, "list"):
+        filesystem, path = _open(uri)
+        root = path.rstrip("/") + "/"
+        found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+        for name, info in found.items():
+            if name.startswith(root) and not name.endswith("/") and not info.get("islink"):
+                yield StoredFile(path=name.removeprefix(root), size=info["size"], modified=_modified(info))
+
+
+def remove_files(uri: str, paths: Sequence[str]) -> None:
+    """Remove the files at `paths` below `uri`, and local folders that are empty then; what is gone already is fine."""
+    with _explained(uri, "remove files below"):
+        filesystem, root = _open(uri)
+
+        def remove(path: str) -> None:
+            with suppress(FileNotFoundError):
+                filesystem.rm_file(join(root, path))
+
+        with ThreadPoolExecutor(_REMOVERS) as removers:
+            list(removers.map(remove, paths))
+        if isinstance(filesystem, LocalFileSystem):
+            folders = {parent for path in paths for parent in Path(path).parents if parent != Path()}
+            for folder in sorted(folders, reverse=True):
+                with suppress(OSError):
+                    Path(root, folder).rmdir()
 
 
 def check_output(uri: str) -> None:
