@@ -3,7 +3,7 @@
     <output>/data/<run_id>/<shard_id>-<owner>.parquet      never overwritten; without a commit record it does not exist
     <output>/_runs/<run_id>/commits/<shard_id>.json        the first writer's stands, so each row counts once
 
-Whoever dies or is late between the two leaves at most a part that nobody refers to; Delta's vacuum removes it.
+Whoever dies or is late between the two leaves at most a part that nobody refers to; `stable-sam vacuum` removes it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ _FLOATS = {
     )
     if field.type == inner
 }
+PARQUET_OPTIONS: Mapping[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 3,
+    "use_dictionary": _TEXT_THAT_REPEATS,
+    "column_encoding": _FLOATS,
+}
+"""How rows of MASKS_SCHEMA are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,14 +161,7 @@ def _parquet(manifest: RunManifest, table: pa.Table) -> bytes:
         {"jitter_count": str(refiner.jitter_count), "jitter_scale": str(refiner.jitter_scale)}
     )
     buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=_TEXT_THAT_REPEATS,
-        column_encoding=_FLOATS,
-    )
+    pq.write_table(table, buffer, **PARQUET_OPTIONS)
     return buffer.getvalue()
 
 
