@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from flows.commands import demo_images, evaluate, explain, query, refine, refine_image, report, train
+from flows.commands import automations, demo_images, evaluate, explain, query, refine, refine_image, report, train
 from flows.commands.photo import PointCommand
 from stable_sam.errors import StableSamError
 
@@ -23,6 +23,7 @@ app.command("explain", cls=PointCommand)(explain.explain)
 app.command("query")(query.query)
 app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
+app.command("automations")(automations.automations)
 app.command("demo-images")(demo_images.demo_images)
 app.add_typer(train.app, name="train")
 
