@@ -37,13 +37,14 @@ def refine_dataset(
     timezone: str = "UTC",
     refresh: list[str] | str | None = None,
     since: str | None = None,
+    report_uri: str | None = None,
 ) -> RunSummary:
     """Bring the table at `output_uri` up to `annotations_uri`, by one version: what is new or changed is refined, what
     is no longer there gets a tombstone, the rest stays as it is.
 
     config: a `RunConfig` as a mapping, or the path of a YAML file with one; None: the defaults.
     logical_date: ISO date of the night this run stands for; None: the scheduled one, when a deployment started the run.
-    timezone: IANA name of the zone whose calendar the scheduled date and `since` are read from; give the schedule's own.
+    timezone: IANA name of the zone in which the scheduled date and `since` are read; give the schedule's own.
     refresh: what is refined again though it did not change: `failed` prompts; those by another `model` (weights or
     settings); or `all`, which is both and what another version of this software made. A list, or text with commas.
     since: ISO date or time; files that were modified before count as unchanged, and nothing is withdrawn.
