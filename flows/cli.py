@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from flows.commands import automations, demo_images, evaluate, explain, query, refine, refine_image, report, train
+from flows.commands import backfill, automations, demo_images, evaluate, explain, query, refine, refine_image, report, train
 from flows.commands.photo import PointCommand
 from stable_sam.errors import StableSamError
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("refine")(refine.refine)
+app.command("backfill")(backfill.backfill)
 app.command("refine-image", cls=PointCommand)(refine_image.refine_image)
 app.command("explain", cls=PointCommand)(explain.explain)
 app.command("query")(query.query)
