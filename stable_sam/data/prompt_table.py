@@ -19,19 +19,24 @@ category, iscrowd, score or attributes of another type, which is no reason to go
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from stable_sam.data import plain_columns
 from stable_sam.data.image_folder import ImageFolder, relative_name
+from stable_sam.data.prompt_columns import Chunk, Places, SourceColumns, different
 from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
-from stable_sam.errors import AnnotationError, ImageError, one_line
+from stable_sam.errors import AnnotationError, ImageError, one_line, without_credentials
 from stable_sam.records import Prompt
 
 PROMPT_COLUMNS = ("box_xyxy", "bbox_xywh", "points_xy")
@@ -40,42 +45,127 @@ OWN_COLUMNS = frozenset(
     | {"category_id", "category", "iscrowd", "score", "attributes"}
 )
 EXPECTED = f"expected a table of prompts with a column image and one of {', '.join(PROMPT_COLUMNS)}"
-ROWS_AT_A_TIME = 4096
+MAX_LINE_BYTES = 16 * 2**20
+"""Of JSON Lines: a line is held as a whole."""
+MAX_VALUES = 1_000_000
+"""Of one column at a time: rows with long lists are read in smaller batches."""
+BUFFER_BYTES = 2**22
+"""Read of a column at a time, whatever the size of a row group."""
+
+Row = dict[str, Any]
+Rows = NDArray[np.int64]
+"""Numbers of rows in a chunk."""
 
 
-def read_parquet(data: bytes, *, name: str, folder: ImageFolder) -> Iterator[Prompt]:
-    """One prompt for each row; raises `AnnotationError` for a damaged file or one without the needed columns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableChunk:
+    """Some rows of a table that follow each other."""
+
+    length: int
+    images: tuple[list[Any], Rows]
+    """The different values of the column image, and which one each row has."""
+    column: Callable[[str], pa.Array | None]
+    """A column by its name, None when the table has none."""
+    attributes: Callable[[], pa.Array | None]
+    records: Callable[[Rows], list[tuple[str, Row]]]
+    """File and record, for messages, and the record."""
+
+
+def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+    """Chunks of at most `rows` rows; raises `AnnotationError` for a damaged file or one without the needed columns."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise AnnotationError(f"{name}: not a readable Parquet file: {one_line(error)}") from error
-    columns = file.schema_arrow.names
+    columns = parquet.schema_arrow.names
     if "image" not in columns or not set(PROMPT_COLUMNS) & set(columns):
         raise AnnotationError(f"{name}: {EXPECTED}, got {', '.join(columns):.200}")
-    return _read(_parquet_rows(file, name), folder)
+    if len(set(columns)) < len(columns):
+        raise AnnotationError(f"{name}: expected every column once, got {', '.join(columns):.200}")
+    return _read(_parquet_chunks(parquet, name, rows), folder)
 
 
-def read_json_lines(data: bytes, *, name: str, folder: ImageFolder) -> Iterator[Prompt]:
-    """One prompt for each line that is not blank; raises `AnnotationError` for a line that is not a JSON object."""
-    _, first = next(_json_rows(data, name), ("", {}))
+def read_json_lines(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+    """Chunks of at most `rows` lines that are not blank; raises `AnnotationError` for one that is no JSON object."""
+    _, first = next(_json_rows(file, name), ("", {}))
     if "image" not in first:
         raise AnnotationError(f"{name}: {EXPECTED}, got a first line with {', '.join(first):.200}")
-    return _read(_json_rows(data, name), folder)
+    return _read(_json_chunks(_json_rows(file, name), rows), folder)
 
 
-def _parquet_rows(file: pq.ParquetFile, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_chunks(file: pq.ParquetFile, name: str, rows: int) -> Iterator[TableChunk]:
     number = 0
     try:
-        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{name}: row {number}", row
+        for batch in file.iter_batches(batch_size=min(rows, _rows_of_values(file.metadata))):
+            yield _parquet_chunk(batch, name, number)
+            number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise AnnotationError(f"{name}: damaged after row {number}: {one_line(error)}") from error
 
 
-def _json_rows(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(io.BytesIO(data.removeprefix(b"\xef\xbb\xbf")), start=1):
+def _rows_of_values(metadata: pq.FileMetaData) -> int:
+    """So many rows that no column has more than `MAX_VALUES` values in them, as far as the averages say."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    longest = max(
+        (g.column(c).num_values / max(g.num_rows, 1) for g in groups for c in range(g.num_columns)), default=1
+    )
+    return max(1, int(MAX_VALUES / max(longest, 1)))
+
+
+def _parquet_chunk(batch: pa.RecordBatch, name: str, before: int) -> TableChunk:
+    def column(wanted: str) -> pa.Array | None:
+        return batch.column(wanted) if wanted in batch.schema.names else None
+
+    def attributes() -> pa.Array | None:
+        others = [n for n in batch.schema.names if n not in OWN_COLUMNS or n == "attributes"]
+        some = [n for n in others if batch.column(n).null_count < batch.num_rows]
+        return pa.array(map(_attributes, batch.select(some).to_pylist()), pa.string()) if some else None
+
+    def records(rows: Rows) -> list[tuple[str, Row]]:
+        found = batch.take(pa.array(rows)).to_pylist()
+        return [(f"{name}: row {before + row + 1}", record) for row, record in zip(rows, found, strict=True)]
+
+    image = batch.column("image")
+    if pa.types.is_string(image.type):
+        encoded = image.dictionary_encode(null_encoding="encode")
+        images = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+    else:
+        images = different(image.to_pylist())
+    return TableChunk(length=batch.num_rows, images=images, column=column, attributes=attributes, records=records)
+
+
+def _json_chunks(rows: Iterator[tuple[str, Row]], size: int) -> Iterator[TableChunk]:
+    while chunk := list(islice(rows, size)):
+        yield _json_chunk(chunk)
+
+
+def _json_chunk(chunk: Sequence[tuple[str, Row]]) -> TableChunk:
+    rows = [row for _, row in chunk]
+
+    def attributes() -> pa.Array | None:
+        if all(row.keys() <= OWN_COLUMNS and row.get("attributes") is None for row in rows):
+            return None
+        return pa.array(map(_attributes, rows), pa.string())
+
+    return TableChunk(
+        length=len(rows),
+        images=different([row.get("image") for row in rows]),
+        column=lambda wanted: plain_columns.column_of(rows, wanted),
+        attributes=attributes,
+        records=lambda numbers: [chunk[number] for number in numbers],
+    )
+
+
+def _json_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+    file.seek(0)
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        number += 1
+        if len(line) == MAX_LINE_BYTES:
+            raise AnnotationError(
+                f"{name}: line {number}: expected a line below {MAX_LINE_BYTES} bytes, got a longer one"
+            )
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not line.strip():
             continue
         try:
@@ -87,47 +177,110 @@ def _json_rows(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{name}: line {number}", row
 
 
-def _read(rows: Iterator[tuple[str, dict[str, Any]]], folder: ImageFolder) -> Iterator[Prompt]:
-    places: Counter[str] = Counter()
-    for position, (where, row) in enumerate(rows):
-        problems = []
-        try:
-            image_id, image_uri = _image(row.get("image"), folder)
-        except ImageError as error:
-            problems.append(str(error))
-            image_id, image_uri = id_text(row.get("image")) or "", ""
-        prompt_id = id_text(row.get("prompt_id"))
-        if prompt_id is None:
-            if row.get("prompt_id") is not None:
-                problems.append(f"expected text or a whole number as prompt_id, got {row['prompt_id']!r:.80}")
-            prompt_id = f"{image_id}:{places[image_id]}" if image_id else f"row-{position}"
-        places[image_id] += 1
-        yield checked_prompt(
-            SourceAnnotation(
-                prompt_id=prompt_id,
-                where=f"{where} (prompt {prompt_id})",
-                image_id=image_id,
-                image_uri=image_uri,
-                problem="; ".join(problems) or None,
-                box_xyxy=row.get("box_xyxy"),
-                box_xywh=row.get("bbox_xywh"),
-                points_xy=row.get("points_xy"),
-                point_labels=row.get("point_labels"),
-                annotation_id=id_text(row.get("annotation_id")),
-                category_id=row.get("category_id"),
-                category=row.get("category"),
-                iscrowd=row.get("iscrowd"),
-                score=row.get("score"),
-                attributes=_attributes(row),
-            )
+def _read(chunks: Iterator[TableChunk], folder: ImageFolder) -> Iterator[Chunk]:
+    places, position = Places(len(folder), folder.number), 0
+    for chunk in chunks:
+        yield _chunk(chunk, folder, places, position)
+        position += chunk.length
+
+
+def _chunk(chunk: TableChunk, folder: ImageFolder, places: Places, position: int) -> Chunk:
+    given, which = chunk.images
+    found = [_image(name, folder) for name in given]
+    image_ids, of_image = different([image_id for image_id, _, _ in found])
+    place = places.of_chunk(image_ids, of_image[which])
+
+    def read(rows: Rows) -> list[Prompt]:
+        prompts = []
+        for row, (where, record) in zip(rows, chunk.records(rows), strict=True):
+            image_id, image_uri, problem = found[which[row]]
+            own_id = id_text(record.get("prompt_id"))
+            problems = [problem] if problem else []
+            if own_id is None and record.get("prompt_id") is not None:
+                problems.append(f"expected text or a whole number as prompt_id, got {record['prompt_id']!r:.80}")
+            place_id = f"{image_id}:{place[row]}" if image_id else f"row-{position + row}"
+            prompts.append(_prompt(where, record, own_id or place_id, image_id, image_uri, problems))
+        return prompts
+
+    def columns() -> SourceColumns:
+        uris = pa.array([uri for _, uri, _ in found], pa.string())
+        ids = pa.array([image_id for image_id, _, _ in found], pa.string())
+        taken = pa.array(which)
+        return _columns(chunk, ids.take(taken), uris.take(taken), np.array([not p for _, _, p in found])[which], place)
+
+    return Chunk(length=chunk.length, read=read, columns=columns)
+
+
+def _columns(chunk: TableChunk, image_id: pa.Array, image_uri: pa.Array, plain: Any, place: Rows) -> SourceColumns:
+    values: dict[str, pa.Array] = {}
+
+    def column(name: str) -> pa.Array:
+        found = chunk.column(name)
+        return pa.nulls(chunk.length) if found is None else found
+
+    for name, convert in _CONVERSIONS.items():
+        values[name], good = convert(column(name))
+        plain = plain & good
+    by_corners, has_corners, good_corners = plain_columns.boxes(column("box_xyxy"))
+    by_size, has_size, good_size = plain_columns.boxes(column("bbox_xywh"))
+    with np.errstate(invalid="ignore", over="ignore"):
+        by_size[:, 2:] += by_size[:, :2]
+    plain &= good_corners & good_size & (has_corners ^ has_size)
+    plain &= plain_columns.absent(column("points_xy")) & plain_columns.absent(column("point_labels"))
+    place_id = pc.binary_join_element_wise(image_id, pa.array(place).cast(pa.string()), ":")
+    return SourceColumns(
+        plain=plain,
+        box_xyxy=np.where(has_corners[:, None], by_corners, by_size),
+        image_id=image_id,
+        image_uri=image_uri,
+        attributes=chunk.attributes(),
+        **values | {"prompt_id": pc.coalesce(values["prompt_id"], place_id)},
+    )
+
+
+_CONVERSIONS = {
+    "prompt_id": plain_columns.texts,
+    "annotation_id": plain_columns.texts,
+    "category_id": plain_columns.integers,
+    "category": plain_columns.categories,
+    "iscrowd": plain_columns.flags,
+    "score": plain_columns.numbers,
+}
+
+
+def _prompt(
+    where: str, row: Mapping[str, Any], prompt_id: str, image_id: str, image_uri: str, problems: list[str]
+) -> Prompt:
+    return checked_prompt(
+        SourceAnnotation(
+            prompt_id=prompt_id,
+            where=f"{where} (prompt {prompt_id})",
+            image_id=image_id,
+            image_uri=image_uri,
+            problem="; ".join(problems) or None,
+            box_xyxy=row.get("box_xyxy"),
+            box_xywh=row.get("bbox_xywh"),
+            points_xy=row.get("points_xy"),
+            point_labels=row.get("point_labels"),
+            annotation_id=id_text(row.get("annotation_id")),
+            category_id=row.get("category_id"),
+            category=row.get("category"),
+            iscrowd=row.get("iscrowd"),
+            score=row.get("score"),
+            attributes=_attributes(row),
         )
+    )
 
 
-def _image(given: Any, folder: ImageFolder) -> tuple[str, str]:
-    """(image_id, image_uri) of a row."""
-    if isinstance(given, str) and "://" in given:
-        return given, folder.find_uri(given)
-    return relative_name(given), folder.find(given)
+def _image(given: Any, folder: ImageFolder) -> tuple[str, str, str | None]:
+    """image_id and image_uri of a row, and what is wrong with the image."""
+    try:
+        if isinstance(given, str) and "://" in given:
+            return given, folder.find_uri(given), None
+        return relative_name(given), folder.find(given), None
+    except ImageError as error:
+        name = id_text(given) or ""
+        return without_credentials(name), "", str(error)
 
 
 def _attributes(row: Mapping[str, Any]) -> str | None:

@@ -91,7 +91,7 @@ def open_stream(uri: str) -> BinaryIO:
     """
     with _explained(uri, "read"):
         filesystem, path = _open(uri)
-        file = filesystem.open(path, "rb", block_size=BLOCK_BYTES)
+        file = filesystem.open(path, "rb", block_size=BLOCK_BYTES, cache_type="none")
         if not file.seekable():
             file.close()
             raise StorageError(f"{uri}: cannot read: expected a file, got a pipe or a terminal")
