@@ -106,6 +106,7 @@ class ShardReport:
     failed: int
     images: int
     seconds: float
+    """That masks were being made, without fetching and writing."""
     reused: bool = False
     """True when the shard's commit record already existed (resume, or another driver was first)."""
 

@@ -3,14 +3,16 @@
 What crosses is a shard's plan (a few hundred bytes) and a report of the same size; prompts, pixels and masks never do.
 An evaluation's share takes its pictures' true masks along, run-length encoded, and its records back.
 
-Calls in flight are bounded, errors are values, a dead actor is replaced, and a shard that keeps killing actors is
-searched for the images that do it, whose prompts become failed rows.
+Calls in flight are bounded, errors are values, and a dead actor is replaced. An image that ends the process of the
+model costs no actor (`tasks.refiner_process`); a shard that keeps ending whole actors or nodes is searched for the
+images that do it, whose prompts become failed rows.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import (
     LocalRayletDiedError,
     NodeDiedError,
@@ -32,13 +35,17 @@ from stable_sam.data.manifest import ShardPlan, read_shard
 from stable_sam.errors import ConfigError, StableSamError, StorageError
 from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.records import ShardReport
-from tasks.actor_plan import plan_actors
+from tasks.actor_plan import ActorPlan, fits, plan_actors
 from tasks.evaluation_actor import EvaluationActor, EvaluationShare, ScoredShare
+from tasks.refiner_child import LoadRefiner, load_refiner
 from tasks.shard_actor import ShardActor, ShardFailure, reason
 
-POISON_REASON = "refining this image ended the worker process, twice (killed, or out of memory)"
+POISON_REASON = "refining this image ended its actor, 2 times (killed, or its node out of memory)"
 _DEATHS = RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError
 """The process is gone, which an image can have done. Every other error of Ray is no image's fault."""
+_LOOK_EVERY_S = 5.0
+_GRACE_S = 60.0
+"""How long a cluster may be without room for a single actor: a lost node may come back."""
 
 
 def run_shards(
@@ -47,17 +54,21 @@ def run_shards(
     settings: RayConfig,
     *,
     device: str = "auto",
+    load: LoadRefiner = load_refiner,
     actor_class: type[ShardActor] = ShardActor,
 ) -> Iterator[ShardReport | ShardFailure]:
     """Have every shard refined and committed; yields one outcome for each, as they come.
 
-    device: where the actors' model runs, as in `RefinerConfig`; the manifest's own is not used.
+    device: where the actors' model runs, as in `RefinerConfig`; the manifest's own is not used. load: makes that model.
     Raises `StableSamError` for what would fail every shard: weights, configuration, credentials, actors that do not
     start.
     """
     if not shards:
         return
-    with _fleet(actor_class, (manifest_uri, device), len(shards), settings) as (fleet, start):
+    arguments = (manifest_uri, device, cloudpickle.dumps(load), settings)  # type: ignore[no-untyped-call]
+    # Calls run side by side: one shard is refined, another is fetched or written.
+    with _fleet(actor_class, arguments, len(shards), settings, concurrency=settings.in_flight_per_actor) as started:
+        fleet, start = started
         deadly: list[ShardPlan] = []
         yield from _run_all(fleet, shards, settings.max_retries, deadly)
         fleet.stop()  # the search for killers needs their places
@@ -90,18 +101,21 @@ def score_shares(
 
 @contextmanager
 def _fleet(
-    actor_class: type, arguments: tuple[Any, ...], work: int, settings: RayConfig
+    actor_class: type, arguments: tuple[Any, ...], work: int, settings: RayConfig, concurrency: int = 1
 ) -> Iterator[tuple[_Fleet, Callable[[], Any]]]:
-    """Ray, actors of `actor_class` made of `arguments` and their number of threads, and what starts one more."""
+    """Ray, actors of `actor_class` made of `arguments` and the plan, and what starts one more."""
     with _ray(settings):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's annotations are partial
         plan = plan_actors(settings, resources, work)
-        remote: Any = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0)(actor_class)
+        remote: Any = ray.remote(actor_class)
+        remote = remote.options(
+            num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0, max_concurrency=concurrency
+        )
 
         def start() -> Any:
-            return remote.remote(*arguments, threads=plan.threads)
+            return remote.remote(*arguments, plan=plan)
 
-        fleet = _Fleet(start, plan.actors, settings)
+        fleet = _Fleet(start, plan, settings)
         try:
             yield fleet, start
         finally:
@@ -115,28 +129,19 @@ class _Work(Protocol):
     def shard_id(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    ref: Any
-    shard: _Work | None
-    """None: the call that loads the model."""
-
-
 @dataclass(slots=True, eq=False)
 class _Actor:
     handle: Any
-    calls: deque[_Call] = field(init=False)
-    """In flight, oldest first: the order in which Ray runs them."""
+    calls: dict[Any, _Work | None] = field(init=False)
+    """In flight, oldest first: what was called for, None for the call that loads the model."""
+    loaded: bool = False
+    """Only then it gets shards: one that waits for a place in the cluster would keep them."""
 
     def __post_init__(self) -> None:
-        self.calls = deque([_Call(self.handle.load.remote(), None)])
-
-    @property
-    def shards(self) -> int:
-        return sum(call.shard is not None for call in self.calls)
+        self.calls = {self.handle.load.remote(): None}
 
     def submit(self, shard: _Work) -> None:
-        self.calls.append(_Call(self.handle.work.remote(shard), shard))
+        self.calls[self.handle.work.remote(shard)] = shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,54 +151,67 @@ class _Outcome:
     answer: Any
     """A `ShardFailure`, or what the actor made of the shard. None: it died, or has merely loaded its model."""
     handed_back: Sequence[_Work] = ()
-    """Shards that waited behind this one at an actor that is gone."""
+    """Shards that came after this one at an actor that is gone."""
 
 
 class _Fleet:
     """A fixed number of actors, each with a bounded number of calls in flight; dead ones are replaced."""
 
-    def __init__(self, start: Callable[[], Any], size: int, settings: RayConfig) -> None:
+    def __init__(self, start: Callable[[], Any], plan: ActorPlan, settings: RayConfig) -> None:
         self._start = start
-        self._size = size
-        self._depth = settings.in_flight_per_actor
+        self._plan = plan
+        self._settings = settings
         self._actors: list[_Actor] = []
-        self._failed_starts_left = settings.max_retries + size
+        self._failed_starts = 0
+        self._homeless_since: float | None = None
 
     @property
     def busy(self) -> bool:
         """Whether any shard is in flight."""
-        return any(actor.shards for actor in self._actors)
+        return any(actor.loaded and actor.calls for actor in self._actors)
 
     def fill(self, queue: deque[_Work]) -> None:
-        """Hand out shards evenly until every actor has its share or `queue` is empty; start the actors this takes."""
-        for _ in range(min(self._size - len(self._actors), len(queue))):
+        """Hand out shards evenly until every loaded actor has its share; start the actors that this takes.
+
+        A second shard is not handed out while actors that are still loading would then have none.
+        """
+        for _ in range(min(self._plan.actors - len(self._actors), len(queue))):
             self._actors.append(_Actor(self._start()))
-        for depth in range(1, self._depth + 1):
-            for actor in self._actors:
-                if queue and actor.shards < depth:
+        loaded = [actor for actor in self._actors if actor.loaded]
+        for depth in range(1, self._settings.in_flight_per_actor + 1):
+            kept = 0 if depth == 1 else len(self._actors) - len(loaded)
+            for actor in loaded:
+                if len(queue) > kept and len(actor.calls) < depth:
                     actor.submit(queue.popleft())
 
     def next_outcome(self) -> _Outcome:
-        """Wait for the oldest call of any actor.
+        """Wait for a call of any actor.
 
         Raises the `StableSamError` that an actor reports for all shards, or one when actors do not even start.
         """
-        oldest = {actor.calls[0].ref: actor for actor in self._actors if actor.calls}
-        (ready, *_), _ = ray.wait(list(oldest), num_returns=1)
-        actor = oldest[ready]
-        shard = actor.calls.popleft().shard
+        calls = {ref: actor for actor in self._actors for ref in actor.calls}
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=_LOOK_EVERY_S)
+            self._check_room()
+        actor = calls[ready[0]]
+        shard = actor.calls[ready[0]]
         try:
-            answer = ray.get(ready)
+            answer = ray.get(ready[0])
         except RayError as error:
-            failure = None
             if shard is None:
                 self._count_failed_start(error)
             elif not isinstance(error, _DEATHS):
                 failure = ShardFailure(shard_id=shard.shard_id, error=reason(error), actor_is_lost=True)
-            return _Outcome(shard=shard, answer=failure, handed_back=self._bury(actor))
+                del actor.calls[ready[0]]
+                return _Outcome(shard=shard, answer=failure, handed_back=self._bury(actor))
+            lost, *others = self._bury(actor) or [None]
+            return _Outcome(shard=lost, answer=None, handed_back=others)
+        del actor.calls[ready[0]]
         if isinstance(answer, StableSamError):
             raise answer
         if shard is None:
+            actor.loaded, self._failed_starts = True, 0
             return _Outcome(shard=None, answer=None)
         lost = isinstance(answer, ShardFailure) and answer.actor_is_lost
         return _Outcome(shard=shard, answer=answer, handed_back=self._bury(actor) if lost else ())
@@ -204,16 +222,29 @@ class _Fleet:
             ray.kill(actor.handle)
         self._actors = []
 
+    def _check_room(self) -> None:
+        """Raise `StableSamError` when no actor lives and for too long no node had room for one."""
+        cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's annotations are partial
+        if any(actor.loaded for actor in self._actors) or fits(self._plan, cluster):
+            self._homeless_since = None
+            return
+        now = time.monotonic()
+        self._homeless_since = self._homeless_since or now
+        patience = max(_GRACE_S, self._settings.wait_for_nodes_s)
+        if now - self._homeless_since > patience:
+            asked = f"{self._plan.num_cpus:g} cores and {self._plan.num_gpus:g} GPUs"
+            raise StableSamError(f"no node of the Ray cluster had room for an actor of {asked} for {patience:g} s")
+
     def _count_failed_start(self, error: RayError) -> None:
-        self._failed_starts_left -= 1
-        if self._failed_starts_left < 0:
+        self._failed_starts += 1
+        if self._failed_starts > self._settings.max_retries + self._plan.actors:
             raise StableSamError(f"Ray actors die while they start: {reason(error)}")
 
-    def _bury(self, lost: _Actor) -> list[_Work]:
-        """Remove the actor; returns the shards that it had not begun."""
+    def _bury(self, lost: _Actor) -> list[Any]:
+        """Remove the actor; returns the shards that it had, oldest first."""
         ray.kill(lost.handle)
         self._actors.remove(lost)
-        return [call.shard for call in lost.calls if call.shard is not None]
+        return [shard for shard in lost.calls.values() if shard is not None]
 
 
 def _run_all(fleet: _Fleet, shards: Sequence[_Work], max_retries: int, deadly: list[Any]) -> Iterator[Any]:
@@ -240,11 +271,12 @@ def _run_all(fleet: _Fleet, shards: Sequence[_Work], max_retries: int, deadly: l
 
 
 def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardReport | ShardFailure:
-    """Find the images that end the process by trying one after the other, then refine the shard without them.
+    """Find the images that end their actor by trying one after the other, then refine the shard without them.
 
-    One by one costs each image one more pass and one new actor for each death; halving would cost new actors, which are
-    dearer. An image is condemned by two deaths, since one may be the machine's fault. Where the search itself fails, no
-    image is condemned and the shard waits for the next run.
+    This is for what takes the actor or its node along, as a node without memory does. One by one costs each image one
+    more pass and one new actor for each death; halving would cost new actors, which are dearer. An image is condemned
+    by two deaths, since one may be the machine's fault. Where the search itself fails, no image is condemned and the
+    shard waits for the next run.
     """
     poisoned: dict[str, str] = {}
     actor = None

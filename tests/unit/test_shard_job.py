@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +23,9 @@ from stable_sam.data.manifest import RunManifest, plan_run
 from stable_sam.data.storage import read_bytes
 from stable_sam.errors import StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
+from stable_sam.image_job import ImageJob, refine_job
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.shard_job import refine_shard
+from stable_sam.shard_job import FETCHED_AHEAD, complete_shard, refine_shard
 
 MODEL = ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32")
 Work = Callable[[NDArray[np.uint8], Sequence[Prompt]], list[RefinedMask]]
@@ -159,10 +163,48 @@ def test_an_unexpected_error_fails_one_image(images: Path, work: Work, reason: s
 
 def test_poisoned_images_are_not_touched(images: Path) -> None:
     manifest, refiner = planned(images, [box(name, images / f"{name}.png") for name in "abc"]), FakeRefiner()
-    report = refine_shard(refiner, manifest, manifest.shards[0], {"b": "ends the process"})
+
+    def refine(jobs: Iterator[ImageJob]) -> Iterator[list[RefinedMask]]:
+        return (refine_job(refiner, manifest.config.refiner, job) for job in jobs)
+
+    report = complete_shard(manifest, manifest.shards[0], refine, poisoned={"b": "ends the process"})
     assert refiner.calls == [["a"], ["c"]]
     assert report.failed == 1
     assert outcome(manifest)["b"] == ("failed", "ends the process", "reject")
+
+
+def test_images_are_fetched_before_their_turn_and_no_more_than_a_few(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number:02}" for number in range(FETCHED_AHEAD + 4)]
+    for name in names:
+        Image.new("RGB", (8, 6)).save(images / f"{name}.png")
+    manifest, refiner = planned(images, [box(name, images / f"{name}.png") for name in names]), FakeRefiner()
+    fetched, enough = [], threading.Event()
+
+    def counted(uri: str) -> bytes:
+        data = read_bytes(uri)
+        fetched.append(uri)
+        if len(fetched) == FETCHED_AHEAD:
+            enough.set()
+        return data
+
+    class Turn(AbstractContextManager[None]):
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            assert enough.wait(10), "nothing was fetched while waiting"
+            time.sleep(0.1)
+            assert len(fetched) == FETCHED_AHEAD
+
+    monkeypatch.setattr(shard_job, "read_bytes", counted)
+
+    def refine(jobs: Iterator[ImageJob]) -> Iterator[list[RefinedMask]]:
+        return (refine_job(refiner, manifest.config.refiner, job) for job in jobs)
+
+    report = complete_shard(manifest, manifest.shards[0], refine, turn=Turn())
+    assert (report.rows, report.failed) == (len(names), 0)
 
 
 def test_a_committed_shard_is_only_reported(images: Path) -> None:
