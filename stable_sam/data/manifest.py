@@ -242,7 +242,9 @@ def plan_night(
         if exists(manifest.uri):
             return replace(plan, manifest=read_manifest(manifest.uri))
         withdrawn = night.withdrawn_prompts(connection, _TOMBSTONES) if changes.withdrawn else ()
-        tombstones = ((pa.Table.from_batches([batch]).cast(SHARD_SCHEMA), 0) for batch in withdrawn)
+        tombstones = (
+            (pa.Table.from_batches([batch]).select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA), 0) for batch in withdrawn
+        )
         manifest = replace(
             manifest,
             shards=_write_shards(ordering.shards(connection), manifest.folder_uri, b"prompts"),
