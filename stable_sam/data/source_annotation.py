@@ -139,10 +139,13 @@ def attributes_json(record: Mapping[str, Any], known: Container[str]) -> str | N
     for name, value in record.items():
         if name in known or value is None or len(name) > MAX_ATTRIBUTE_CHARS:
             continue
-        text = _attribute_text(value)
-        if len(text) <= MAX_ATTRIBUTE_CHARS:
-            # JSON has no NaN and no infinity: these become text.
-            kept[name] = value if type(value) in (bool, int, str) else json.loads(text, parse_constant=str)
+        if type(value) is bool or (type(value) is float and math.isfinite(value)):
+            kept[name] = value
+        else:
+            text = _attribute_text(value)
+            if len(text) <= MAX_ATTRIBUTE_CHARS:
+                # JSON has no NaN and no infinity: these become text.
+                kept[name] = value if type(value) in (int, str) else json.loads(text, parse_constant=str)
         if len(kept) == MAX_ATTRIBUTES:
             break
     return _SORTED_JSON(kept) if kept else None
