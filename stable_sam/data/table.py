@@ -32,7 +32,7 @@ __all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
 _ATTEMPTS = 8
 _PAUSE = 0.2
 """Seconds before the second attempt, then doubled."""
-_CONFIGURATION: Mapping[str, str | None] = {
+CONFIGURATION: Mapping[str, str | None] = {
     # The runs are read from the log, so old log entries must stay.
     "delta.enableExpiredLogCleanup": "false",
     # Where a file has statistics of some columns, readers compare the others with null and skip rows that are there,
@@ -160,7 +160,7 @@ def _add(
             partition_values={},
             modification_time=0,
             data_change=True,
-            # Nothing but the count: see _CONFIGURATION.
+            # Nothing but the count: see CONFIGURATION.
             stats=json.dumps({"numRecords": record.rows}),
         )
         for _, record in sorted(records.items())
@@ -179,7 +179,7 @@ def _add(
         Schema.from_arrow(MASKS_SCHEMA),
         actions,
         mode="error",
-        configuration=_CONFIGURATION,
+        configuration=CONFIGURATION,
         storage_options=delta_options(manifest.output_uri),
         commit_properties=properties,
     )
