@@ -172,13 +172,13 @@ def _commit(table: DeltaTable, table_uri: str, adds: Sequence[AddAction], remove
             if attempt == _ATTEMPTS - 1:
                 raise
         else:
-            return table.version()
+            return table.version() + 1
         time.sleep(_PAUSE * 2**attempt)
         # Somebody else wrote this version, or the answer was lost.
         newest = open_table(table_uri)
         there = set() if newest is None else set(_files(newest))
         if newest is not None and adds[0].path in there:
-            return newest.version()
+            return table.version() + 1
         if newest is None or not there.issuperset(removed):
             remove_files(table_uri, [add.path for add in adds])
             raise StorageError(f"{table_uri}: another compaction was faster; this one changed nothing")

@@ -143,10 +143,15 @@ def _run(table: DeltaTable, commit: Mapping[str, Any]) -> RunInfo:
 
 
 def _history(table: DeltaTable, limit: int | None = None) -> list[dict[str, Any]]:
+    """The newest commits, newest first, at least `limit` of them; the log may be newer than `table`."""
     try:
-        return table.history(limit)
+        commits = table.history(limit)
     except (DeltaError, OSError) as error:
         raise storage_error(table.table_uri, "cannot read the table's history", error) from error
+    # deltalake numbers them from the version of `table`, although they come from the log as it is now.
+    up_to_table = table.version() + 1 if limit is None else min(limit, table.version() + 1)
+    newest = table.version() + len(commits) - up_to_table
+    return [{**commit, "version": newest - index} for index, commit in enumerate(commits)]
 
 
 def _version_at(table: DeltaTable, as_of: str) -> int:

@@ -10,6 +10,7 @@ from deltalake import write_deltalake
 
 from stable_sam.data import query as query_module
 from stable_sam.data.query import query
+from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.errors import InputError
 
 SECRET = "wJalrXUtnFEMI-not-a-real-key"
@@ -18,7 +19,8 @@ SECRET = "wJalrXUtnFEMI-not-a-real-key"
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("sandbox")
-    write_deltalake(str(root), pa.table({"prompt_id": ["a", "b"], "revision": pa.array([1, 1], pa.int64())}))
+    rows = [{"prompt_id": name, "revision": 1, "status": "ok"} for name in ("a", "b")]
+    write_deltalake(str(root), pa.Table.from_pylist(rows, schema=MASKS_SCHEMA))
     return str(root)
 
 
