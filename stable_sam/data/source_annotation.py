@@ -152,6 +152,8 @@ def attributes_json(record: Mapping[str, Any], known: Container[str]) -> str | N
 
 
 def _attribute_text(value: Any) -> str:
+    if isinstance(value, list | dict | str) and len(value) > MAX_ATTRIBUTE_CHARS:
+        return " " * len(value)  # its JSON would be longer still
     try:
         return _JSON(value)
     except (ValueError, RecursionError):  # thousands of digits, or of levels
