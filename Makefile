@@ -46,6 +46,7 @@ test: $(STAMP)
 test-reliability: $(STAMP)
 	@echo "==> Fault matrix (seeds, cases and more: ARGS=--help)"
 	@$(BIN)/python -m tests.reliability --out out/reliability.json $(if $(S3_ENDPOINT),--s3-endpoint $(S3_ENDPOINT)) $(ARGS)
+	@$(if $(ARGS),,echo "==> Heartbeats: dead runs end, living ones do not (five minutes)" && $(BIN)/python -m tests.reliability.heartbeats)
 
 lint: $(STAMP)
 	@echo "==> ruff check";   $(BIN)/ruff check .

@@ -14,21 +14,20 @@ import argparse
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from tests.reliability import stores
 from tests.reliability.cases import UNDISTURBED, full_disk, kills, store_faults
 from tests.reliability.matrix import Matrix, Result, Setting
+from tests.reliability.prefect_server import prefect_server
 from tests.reliability.stores import Store
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +53,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="stable-sam-reliability-"))
     say(f"seed {options.seed}; logs and local tables in {folder}")
     results: list[Result] = []
-    with _prefect_server(folder) if options.cases is None or "command" in options.cases else nullcontext():
+    with prefect_server(folder) if options.cases is None or "command" in options.cases else nullcontext():
         for place in _places(options, folder):
             with place as store, _ray(store) as (address, pid):
                 setting = Setting(
@@ -108,33 +107,6 @@ def _ray(store: Store) -> Iterator[tuple[str, int]]:
                 yield address, cluster.pid
                 return
     raise SystemExit("Ray does not start on this machine")
-
-
-@contextmanager
-def _prefect_server(folder: Path) -> Iterator[None]:
-    """A Prefect server for the cases that run the command; its address is in the environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host=127.0.0.1", f"--port={port}", "--no-ui"]
-    with (folder / "prefect.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        for _ in range(1200):
-            with suppress(OSError):
-                urllib.request.urlopen(os.environ["PREFECT_API_URL"] + "/health", timeout=5).close()
-                break
-            time.sleep(0.1)
-        yield
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 def _report(results: Sequence[Result], options: argparse.Namespace) -> None:
