@@ -354,7 +354,7 @@ def _write_shard(rows: pa.Table, images: int, folder_uri: str, kind: bytes) -> S
     shard_id = content.hexdigest()[:_ID_DIGITS]
     uri = _shard_uri(folder_uri, shard_id)
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", use_dictionary=False, write_statistics=False)
+    pq.write_table(rows, buffer, compression="lz4", use_dictionary=False, write_statistics=False)
     write_bytes(uri, buffer.getvalue())
     return ShardPlan(shard_id=shard_id, uri=uri, prompts=rows.num_rows, images=images)
 

@@ -91,7 +91,7 @@ def test_the_same_input_again_is_up_to_date(job: dict[str, Any]) -> None:
     assert list_files(job["output_uri"]) == files
 
 
-def test_a_changed_input_appends_a_revision(annotations: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_only_what_changed_is_refined_again(annotations: Path, photos: list[Path], tmp_path: Path) -> None:
     job = {
         "annotations_uri": str(annotations),
         "images_uri": str(tmp_path / "images"),
@@ -100,9 +100,12 @@ def test_a_changed_input_appends_a_revision(annotations: Path, photos: list[Path
     }
     refine_dataset(**job)
     annotations.write_text(annotations.read_text().replace("[5, 5, 40, 30]", "[6, 5, 40, 30]"))
-    refine_dataset(**job, logical_date="2025-11-23")
-    assert len(rows(job, "history")) == 18
-    assert {row["revision"] for row in rows(job)} == {2}
+    photos[2].write_bytes(photos[1].read_bytes())
+    summary = refine_dataset(**job, logical_date="2025-11-23")
+    assert (summary.prompts, summary.images) == (5, 3)
+    assert "0 new, 5 changed (annotation 3, image replaced 2), 0 withdrawn, 4 unchanged" in summary.markdown()
+    assert len(rows(job, "history")) == 14
+    assert sorted(row["revision"] for row in rows(job)) == [1] * 4 + [2] * 5
     assert [row["logical_date"] for row in rows(job, "runs ORDER BY revision --")] == [None, "2025-11-23"]
 
 
