@@ -9,7 +9,7 @@ from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
 
 MAX_IMAGES_AT_ONCE = 8
-"""Each may be of 100 megapixels and take 2.5 GB."""
+"""Each may be of 100 megapixels and take a gigabyte or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
