@@ -54,6 +54,7 @@ def main() -> None:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "PLACES": places,
     }
     memory = {"object_store_memory": 80 * 2**20}
