@@ -36,7 +36,7 @@ from stable_sam.data.fingerprint import (
 )
 from stable_sam.data.schema import PROMPTS_SCHEMA
 from stable_sam.data.storage import file_version, modified_since
-from stable_sam.errors import AnnotationError, StorageError
+from stable_sam.errors import AnnotationError, StorageError, one_line
 from stable_sam.records import Changes
 
 REFRESH = ("failed", "model", "all")
@@ -49,6 +49,7 @@ _CHUNK = 200_000
 """Rows handed to DuckDB at one time: enough for all its threads, some tens of megabytes."""
 _LOOKUPS = 16
 """Images outside the folder looked up at the same time."""
+_IDS_DIGEST = "coalesce(bit_xor(md5_number(prompt_id)), 0)::VARCHAR"
 _FAILED, _OTHER_MODEL, _OTHER_CODE = 1, 2, 4
 _REASONS = ("new", "unknown", "prompt_changed", "image_changed", "failed", "other_model", "other_code")
 """Fields of `Changes` that are reasons to refine a prompt."""
@@ -82,11 +83,21 @@ class Comparison:
 
 @contextmanager
 def workspace() -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with bounded memory and a folder to spill to, which is removed at the end."""
+    """DuckDB with bounded memory and a folder to spill to, which is removed at the end.
+
+    What DuckDB raises becomes a `StorageError`: the table cannot be read, or the folder is full.
+    """
     with tempfile.TemporaryDirectory(prefix="stable-sam-plan-") as folder:
-        config = {"memory_limit": _MEMORY_LIMIT, "temp_directory": folder, "python_enable_replacements": False}
-        with duckdb.connect(config=config) as connection:
-            yield connection
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": _MEMORY_LIMIT,
+            "temp_directory": folder,
+            "python_enable_replacements": False,
+        }
+        try:
+            with duckdb.connect(config=config) as connection:
+                yield connection
+        except duckdb.Error as error:
+            raise StorageError(f"cannot compare source and table, in {folder}: {one_line(error)[:300]}") from error
 
 
 def load_versions(
@@ -223,28 +234,31 @@ def compare(
         FROM source LEFT JOIN versions ON versions.uri = source.image_uri
         {"" if source_looked_at else "WHERE versions.looked_at"}
     """
-    connection.execute(
-        f"""
-        CREATE TABLE planned AS SELECT * FROM (
-            SELECT seen.*, CASE
-                WHEN live.prompt_id IS NULL THEN 'new'
-                WHEN live.prompt_hash IS NULL THEN 'unknown'
-                WHEN live.prompt_hash <> seen.prompt_hash THEN 'prompt_changed'
-                WHEN live.image_hash <> seen.image_hash THEN 'image_changed'
-                {reasons}
-            END AS reason
-            FROM ({source}) seen LEFT JOIN live ON live.prompt_id = seen.prompt_id
-        ) WHERE reason IS NOT NULL
-        """
-    )
+    (live,) = _row(connection, "SELECT count(*) FROM live")
+    if live == 0:
+        # All is new: a view, because a second copy of a whole source would have to be spilled.
+        connection.execute(f"CREATE VIEW planned AS SELECT *, 'new' AS reason FROM ({source})")
+    else:
+        connection.execute(
+            f"""
+            CREATE TABLE planned AS SELECT * FROM (
+                SELECT seen.*, CASE
+                    WHEN live.prompt_id IS NULL THEN 'new'
+                    WHEN live.prompt_hash IS NULL THEN 'unknown'
+                    WHEN live.prompt_hash <> seen.prompt_hash THEN 'prompt_changed'
+                    WHEN live.image_hash <> seen.image_hash THEN 'image_changed'
+                    {reasons}
+                END AS reason
+                FROM ({source}) seen LEFT JOIN live ON live.prompt_id = seen.prompt_id
+            ) WHERE reason IS NOT NULL
+            """
+        )
     connection.execute(
         "CREATE TABLE withdrawn AS SELECT prompt_id, revision FROM live WHERE "
         + ("false" if partial else "NOT EXISTS (SELECT 1 FROM source WHERE source.prompt_id = live.prompt_id)")
     )
     found = dict(connection.execute("SELECT reason, count(*) FROM planned GROUP BY reason").fetchall())
-    live, prompts, withdrawn = (
-        int(_row(connection, f"SELECT count(*) FROM {name}")[0]) for name in ("live", "source", "withdrawn")
-    )
+    prompts, withdrawn = (int(_row(connection, f"SELECT count(*) FROM {name}")[0]) for name in ("source", "withdrawn"))
     new = found.get("new", 0)
     unchanged = live - withdrawn - sum(found.values()) + new
     source_digest = _row(connection, f"SELECT {DIGEST} FROM ({source})")[0]
@@ -253,10 +267,8 @@ def compare(
         source_prompts=prompts,
         current_prompts=live - withdrawn + new if partial else prompts,
         source_digest=source_digest,
-        planned_digest=_row(connection, f"SELECT {DIGEST} FROM planned")[0],
-        withdrawn_digest=_row(connection, "SELECT coalesce(bit_xor(md5_number(prompt_id)), 0)::VARCHAR FROM withdrawn")[
-            0
-        ],
+        planned_digest=source_digest if live == 0 else _row(connection, f"SELECT {DIGEST} FROM planned")[0],
+        withdrawn_digest=_row(connection, f"SELECT {_IDS_DIGEST} FROM withdrawn")[0],
     )
 
 

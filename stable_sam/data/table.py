@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import duckdb
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 from deltalake.fs import DeltaStorageHandler
@@ -120,7 +119,7 @@ def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mappi
             filesystem=PyFileSystem(DeltaStorageHandler(manifest.output_uri, delta_options(manifest.output_uri))),
         )
         rows, distinct, current = count_with(table, parts)
-    except (DeltaError, OSError, duckdb.Error) as error:
+    except (DeltaError, OSError) as error:
         raise storage_error(manifest.output_uri, f"cannot read the rows of run {manifest.run_id}", error) from error
     if not rows == distinct == manifest.rows:
         raise ConservationError(
