@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
@@ -36,7 +36,7 @@ from stable_sam.data import plain_columns
 from stable_sam.data.image_folder import ImageFolder, relative_name
 from stable_sam.data.prompt_columns import Chunk, Places, SourceColumns, different
 from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
-from stable_sam.errors import AnnotationError, ImageError, one_line, without_credentials
+from stable_sam.errors import AnnotationError, ImageError, StableSamError, one_line, without_credentials
 from stable_sam.records import Prompt
 
 PROMPT_COLUMNS = ("box_xyxy", "bbox_xywh", "points_xy")
@@ -47,8 +47,9 @@ OWN_COLUMNS = frozenset(
 EXPECTED = f"expected a table of prompts with a column image and one of {', '.join(PROMPT_COLUMNS)}"
 MAX_LINE_BYTES = 16 * 2**20
 """Of JSON Lines: a line is held as a whole."""
-MAX_VALUES = 1_000_000
-"""Of one column at a time: rows with long lists are read in smaller batches."""
+MAX_BATCH_BYTES = 2**25
+"""Of a table's rows with all their columns: those with long lists are read fewer at a time."""
+SAMPLE_ROWS = 16
 BUFFER_BYTES = 2**22
 """Read of a column at a time, whatever the size of a row group."""
 
@@ -73,11 +74,9 @@ class TableChunk:
 
 def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
     """Chunks of at most `rows` rows; raises `AnnotationError` for a damaged file or one without the needed columns."""
-    try:
+    with _explained(f"{name}: not a readable Parquet file"):
         parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
-    except (pa.ArrowException, OSError) as error:
-        raise AnnotationError(f"{name}: not a readable Parquet file: {one_line(error)}") from error
-    columns = parquet.schema_arrow.names
+        columns = parquet.schema_arrow.names
     if "image" not in columns or not set(PROMPT_COLUMNS) & set(columns):
         raise AnnotationError(f"{name}: {EXPECTED}, got {', '.join(columns):.200}")
     if len(set(columns)) < len(columns):
@@ -95,34 +94,54 @@ def read_json_lines(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int
 
 def _parquet_chunks(file: pq.ParquetFile, name: str, rows: int) -> Iterator[TableChunk]:
     number = 0
+    with _explained(f"{name}: not a readable Parquet file"):
+        batches = file.iter_batches(batch_size=min(rows, _rows_of_size(file)))
+    while True:
+        with _explained(f"{name}: damaged after row {number}"):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # text that is no Unicode, for one
+            chunk = _parquet_chunk(batch, name, number)
+        yield chunk
+        number += batch.num_rows
+
+
+@contextmanager
+def _explained(problem: str) -> Iterator[None]:
+    """Arrow raises whatever a damaged file makes it stumble over, from OSError to RuntimeError."""
     try:
-        for batch in file.iter_batches(batch_size=min(rows, _rows_of_values(file.metadata))):
-            yield _parquet_chunk(batch, name, number)
-            number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise AnnotationError(f"{name}: damaged after row {number}: {one_line(error)}") from error
+        yield
+    except StableSamError:
+        raise
+    except (pa.ArrowException, OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise AnnotationError(f"{problem}: {one_line(error)}") from error
 
 
-def _rows_of_values(metadata: pq.FileMetaData) -> int:
-    """So many rows that no column has more than `MAX_VALUES` values in them, as far as the averages say."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    longest = max(
-        (g.column(c).num_values / max(g.num_rows, 1) for g in groups for c in range(g.num_columns)), default=1
-    )
-    return max(1, int(MAX_VALUES / max(longest, 1)))
+def _rows_of_size(file: pq.ParquetFile) -> int:
+    """So many rows that they take `MAX_BATCH_BYTES`, going by the first ones.
+
+    Not by the metadata of the columns: where those are damaged, pyarrow ends the process when it is asked for them.
+    """
+    first = next(file.iter_batches(batch_size=SAMPLE_ROWS), None)
+    return max(1, int(MAX_BATCH_BYTES * first.num_rows / max(first.nbytes, 1))) if first else 1
 
 
 def _parquet_chunk(batch: pa.RecordBatch, name: str, before: int) -> TableChunk:
     def column(wanted: str) -> pa.Array | None:
         return batch.column(wanted) if wanted in batch.schema.names else None
 
+    def listed(some: pa.RecordBatch) -> list[Row]:
+        with _explained(f"{name}: a value near row {before + 1} cannot be read"):  # a date before the year 1, for one
+            return list(some.to_pylist())
+
     def attributes() -> pa.Array | None:
         others = [n for n in batch.schema.names if n not in OWN_COLUMNS or n == "attributes"]
         some = [n for n in others if batch.column(n).null_count < batch.num_rows]
-        return pa.array(map(_attributes, batch.select(some).to_pylist()), pa.string()) if some else None
+        return pa.array(map(_attributes, listed(batch.select(some))), pa.string()) if some else None
 
     def records(rows: Rows) -> list[tuple[str, Row]]:
-        found = batch.take(pa.array(rows)).to_pylist()
+        found = listed(batch.take(pa.array(rows)))
         return [(f"{name}: row {before + row + 1}", record) for row, record in zip(rows, found, strict=True)]
 
     image = batch.column("image")

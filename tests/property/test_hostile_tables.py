@@ -193,3 +193,24 @@ def test_any_bytes_are_prompts_or_one_line(folder: Path, parts: list[bytes]) -> 
     (folder / "any").write_bytes(b"".join(parts))
     with suppress(StableSamError):
         check(both_ways(folder, "any"), folder)
+
+
+@pytest.fixture(scope="module")
+def parquet() -> bytes:
+    table = pa.table({"image": ["a.jpg", "ü b.jpg"], "box_xyxy": [[1.0, 2.0, 30.0, 40.0]] * 2, "note": ["ü", "x"]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+@settings(few, max_examples=80)
+@given(changes=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=3), cut=st.integers(0, 9))
+def test_a_damaged_parquet_file_is_prompts_or_one_line(
+    folder: Path, parquet: bytes, changes: list[tuple[int, int]], cut: int
+) -> None:
+    data = bytearray(parquet)
+    for position, value in changes:
+        data[4 + position % (len(data) - 4)] = value
+    (folder / "damaged").write_bytes(data[: len(data) - cut] if cut == 9 else data)
+    with suppress(StableSamError):
+        check(both_ways(folder, "damaged"), folder)
