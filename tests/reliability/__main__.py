@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ REFUSED = "refused"
 def main() -> int:
     """Run what is asked for on each store; the exit code."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no server and no mount behind
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -135,7 +137,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--stores", type=names, default=["local", "emulator"], help="local, emulator")
     parser.add_argument("--scale", type=float, default=1.0, help="kills, in proportion; 1 is more than 50")
     parser.add_argument("--s3-endpoint", help="a real S3 store, http://HOST:PORT; a new bucket is made there")
-    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds that one start of a driver may take")
+    parser.add_argument("--time-limit", type=float, default=600.0, help="seconds that one start of a driver may take")
     parser.add_argument("--out", type=Path, help="JSON; the table goes beside it, as Markdown")
     return parser.parse_args()
 

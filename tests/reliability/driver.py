@@ -1,4 +1,4 @@
-"""One run of the flow without Prefect's engine, which costs seconds and has no part in what the table becomes.
+"""One run of the flow without Prefect, which costs seconds and has no part in what the table becomes.
 
 python -m tests.reliability.driver ANNOTATIONS IMAGES OUTPUT CONFIG
 
@@ -11,12 +11,13 @@ import logging
 import sys
 import uuid
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 
 def main() -> int:
     """The flow's own body, its tasks called as the plain functions they are."""
-    _without_engine()
+    _without_prefect()
     from flows.refine import refine_dataset
     from stable_sam.errors import StableSamError
 
@@ -31,20 +32,25 @@ def main() -> int:
     return 0
 
 
-def _without_engine() -> None:
-    import prefect
-    import prefect.artifacts
-    import prefect.logging
+class _Nothing(ModuleType):
+    """A module whose functions, artifacts and events above all, do nothing and return an id."""
 
+    def __getattr__(self, name: str) -> Callable[..., uuid.UUID]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: uuid.uuid4()
+
+
+def _without_prefect() -> None:
     def plain(function: Callable[..., Any] | None = None, **_: Any) -> Any:
         return function if function is not None else plain
 
-    for name in ("task", "flow"):
-        setattr(prefect, name, plain)
-    for name in dir(prefect.artifacts):
-        if name.startswith(("create_", "update_")):
-            setattr(prefect.artifacts, name, lambda **_: uuid.uuid4())
-    prefect.logging.get_run_logger = logging.getLogger  # type: ignore[assignment]  # a logger is all that is asked for
+    deployed = SimpleNamespace(deployment=SimpleNamespace(id=None))
+    prefect, log = _Nothing("prefect"), _Nothing("prefect.logging")
+    vars(prefect).update(task=plain, flow=plain, runtime=deployed)
+    vars(log).update(get_run_logger=logging.getLogger)
+    sys.modules |= {"prefect": prefect, "prefect.logging": log}
+    sys.modules |= {name: _Nothing(name) for name in ("prefect.artifacts", "prefect.events")}
 
 
 if __name__ == "__main__":

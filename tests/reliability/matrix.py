@@ -21,7 +21,7 @@ from tests.reliability.storm import Job, reading, run_until_complete
 from tests.reliability.torment import StoreFaults, Torment
 from tests.reliability.workload import Night, config, nights, write_workload
 
-JITTER_COUNT = 60
+JITTER_COUNT = 30
 """Slows the tiny model down, so that there is something to interrupt."""
 MAX_ATTEMPTS = 25
 MAX_OUTPUTS = 8
