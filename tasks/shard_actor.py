@@ -85,6 +85,10 @@ class ShardActor:
             return ShardFailure(shard_id=shard.shard_id, error=reason(error))
         return True
 
+    def close(self) -> None:
+        """End the model's process; Ray's end of an actor does it too."""
+        self._process.stop()
+
     @cached_property
     def manifest(self) -> RunManifest:
         """The run this actor works for."""

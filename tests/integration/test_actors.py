@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from stable_sam.data.table import publish
 from stable_sam.errors import InputError, WeightsError
 from stable_sam.identity import model_identity
 from stable_sam.image_job import ImageRefiner
-from stable_sam.records import Prompt, ShardReport
+from stable_sam.records import Prompt, RefinedMask, ShardReport
 from stable_sam.summary import check_failures, summarize
 from tasks.actors import POISON_REASON, run_shards
-from tasks.refiner_child import LoadRefiner, load_refiner
+from tasks.refiner_child import LoadRefiner
 from tasks.shard_actor import ShardActor, ShardFailure
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -60,21 +60,20 @@ def plan(
 
 
 def loads_with(harms: dict[str, Callable[[], None]]) -> LoadRefiner:
-    """The run's own model, which does harm to its process at the images named.
+    """No model but its identity, so that processes start fast; it does harm to its process at the images named.
 
     A function in a function, so that it is sent as it is: other processes cannot import the tests.
     """
 
     def load(config: RunConfig, threads: int) -> ImageRefiner:
-        refiner: Any = load_refiner(config, threads)
-        honest = refiner.refine_image
+        class HarmfulRefiner:
+            identity = model_identity(config.refiner)
 
-        def refine_image(image: Any, prompts: Any) -> Any:
-            harms.get(prompts[0].image_id, lambda: None)()
-            return honest(image, prompts)
+            def refine_image(self, image: Any, prompts: Sequence[Prompt]) -> list[RefinedMask]:
+                harms.get(prompts[0].image_id, lambda: None)()
+                return [RefinedMask(prompt_id=p.prompt_id, status="ok", area=1, route="accept") for p in prompts]
 
-        refiner.refine_image = refine_image
-        return refiner
+        return HarmfulRefiner()
 
     return load
 
