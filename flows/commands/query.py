@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stable_sam.errors import ConfigError
+from stable_sam.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,4 +151,4 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+    return shown(text, SHOWN_CHARACTERS)

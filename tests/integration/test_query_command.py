@@ -63,6 +63,10 @@ def test_markup_in_cells_is_text(table: str) -> None:
     assert 'a "cat", [bold]' in ask(table, "SELECT category FROM masks WHERE prompt_id = '001'")
 
 
+def test_control_characters_in_cells_are_shown_as_such(table: str) -> None:
+    assert r"a\x1b[2J\nb" in ask(table, "SELECT 'a' || chr(27) || '[2J' || chr(10) || 'b' AS text")
+
+
 def test_long_results_say_that_there_is_more(table: str) -> None:
     shown = ask(table, "SELECT prompt_id FROM masks ORDER BY prompt_id")
     assert "200 of 250 rows" in shown

@@ -128,6 +128,7 @@ def test_the_page_needs_nothing_else_and_trusts_nothing(table: str, tmp_path: Pa
     text = out.read_text()
     assert all(address.startswith("data:image/jpeg;base64,") for address in Page(text).addresses)
     assert not re.search(r"url\(|@import|<script", text)
+    assert "default-src 'none'" in text, "no browser runs or fetches what might slip in"
     assert "<b>thing</b>" not in text
     assert "&lt;b&gt;thing&lt;/b&gt;" in text
 
