@@ -286,8 +286,9 @@ def test_bombs_are_refused_in_little_memory(data: bytes) -> None:
 
 
 def test_pixels_beyond_the_header_are_never_unpacked() -> None:
+    data = png(16, 16, zlib.compress(bytes(50_000_000)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert decode_image(png(16, 16, zlib.compress(b"\0" * 50_000_000)), name="x", max_pixels=1000).shape == (16, 16, 3)
+    assert decode_image(data, name="x", max_pixels=1000).shape == (16, 16, 3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024
 
 
