@@ -16,6 +16,7 @@ from stable_sam.errors import ConfigError
 from tasks.actor_plan import plan_actors
 
 COMMANDS = (
+    "automations",
     "compact",
     "demo-images",
     "evaluate",
