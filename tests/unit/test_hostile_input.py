@@ -238,7 +238,7 @@ def test_long_lists_are_read_in_small_batches(root: Path) -> None:
     table = pa.table({"image": ["a.jpg"] * 30, "box_xyxy": [[1.0, 2.0, 30.0, 40.0]] * 30, "mask": mask})
     pq.write_table(table, root / "x.parquet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompt_table, "MAX_BATCH_BYTES", 81_000)
+        patch.setattr(prompt_table, "MAX_BATCH_BYTES", 85_000)
         batches = list(read_prompt_batches(str(root / "x.parquet"), images_uri=str(root / "images")))
     assert [batch.num_rows for batch in batches] == [10, 10, 10]
 
