@@ -1,8 +1,8 @@
 """JSON documents of any length, read in pieces: one list element at a time is in memory.
 
-Each element goes through Python's own scanner, so it means what `json.loads` makes of it (NaN, whole numbers of any
-size, half surrogate pairs). The parsers made for streams refuse these, and the prefix that ijson keeps grows with
-the square of the nesting: 100 kB of brackets end the process.
+Each element goes through Python's own scanner, so it means what `json.loads` makes of it: this module exists because
+the parsers made for streams refuse NaN, 1e400 and whole numbers of any size, which must each become a failed row here
+and not the end of the file.
 """
 
 from __future__ import annotations
