@@ -91,6 +91,11 @@ def error_code(error: BaseException) -> str:
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
+def is_broken_answer(error: BaseException) -> bool:
+    """Whether an answer broke off in the middle: an error of aiohttp's, which s3fs passes on as it is."""
+    return type(error).__module__.partition(".")[0] == "aiohttp"
+
+
 def _response(error: BaseException) -> dict[str, Any]:
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)

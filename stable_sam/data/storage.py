@@ -43,6 +43,8 @@ BLOCK_BYTES = 4 * 2**20
 """Of a stream: one request of S3, big enough to hide its round trip."""
 S3_ROUNDS = 2
 """Rounds of s3fs around botocore's own four attempts: an outage of seconds is ridden out, a dead endpoint told soon."""
+ANSWER_ATTEMPTS = 4
+"""For an answer that breaks off in the middle, each with `S3_ROUNDS` of its own, which nobody counts as an error."""
 CREATE_ATTEMPTS = 5
 """S3 answers 409 when two create-only writes meet; the request then has to be repeated."""
 
@@ -77,7 +79,9 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
     """The whole content; `NotFoundError` when there is nothing, `StorageError` when it is longer than `max_bytes`."""
     with _explained(uri, "read"):
         filesystem, path = _open(uri)
-        content: bytes = filesystem.cat_file(path) if max_bytes is None else _head(filesystem, path, max_bytes + 1)
+        content: bytes = (
+            _whole(filesystem.cat_file, path) if max_bytes is None else _head(filesystem, path, max_bytes + 1)
+        )
         if max_bytes is not None and len(content) > max_bytes:
             raise StorageError(f"{uri}: cannot read: expected at most {max_bytes} bytes, got a larger file")
         return content
@@ -259,9 +263,20 @@ def _is_s3(uri: str) -> bool:
     return split_protocol(uri)[0] in s3.S3_PROTOCOLS
 
 
+def _whole(ask: Any, *arguments: Any, **options: Any) -> Any:
+    """What `ask` returns, asked again when the answer broke off in the middle."""
+    for _ in range(ANSWER_ATTEMPTS - 1):
+        try:
+            return ask(*arguments, **options)
+        except Exception as error:
+            if not s3.is_broken_answer(error):
+                raise
+    return ask(*arguments, **options)
+
+
 def _head(filesystem: Any, path: str, length: int) -> bytes:
     try:
-        return bytes(filesystem.cat_file(path, start=0, end=length))
+        return bytes(_whole(filesystem.cat_file, path, start=0, end=length))
     except OSError as error:
         if s3.http_status(error) == 416:  # an empty object has no range
             return b""
@@ -293,7 +308,7 @@ def _create_object(filesystem: Any, path: str, data: bytes) -> bool:
             # Refused or unanswered, what counts is what lies there now: a retry inside the client may have met its own
             # first attempt ("already exists", but ours), and not every store's refusal becomes FileExistsError.
             with suppress(FileNotFoundError):
-                return bool(filesystem.cat_file(path) == data)
+                return bool(_whole(filesystem.cat_file, path) == data)
             if status not in (409, 412) or attempt == CREATE_ATTEMPTS:
                 raise
         time.sleep(0.05 * 2**attempt)
@@ -374,7 +389,7 @@ def _s3_objects(filesystem: Any, prefix: str) -> Iterator[tuple[str, str]]:
     while "NextContinuationToken" in page:
         token = page["NextContinuationToken"]
         more = {} if token is None else {"ContinuationToken": token}
-        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **more)
+        page = _whole(filesystem.call_s3, "list_objects_v2", Bucket=bucket, Prefix=key, **more)
         yield from ((f"{bucket}/{found['Key']}", _object_version(found)) for found in page.get("Contents", ()))
 
 
@@ -403,7 +418,7 @@ class _Explained(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with _explained(self._uri, "read"):
-            data = self._file.read(len(buffer))
+            data = _whole(self._file.read, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
@@ -451,6 +466,10 @@ def _explained(uri: str, action: str) -> Iterator[None]:
                 f"{uri}: cannot {action}: the store refused the credentials: {_reason(error)}"
             ) from error
         raise StorageError(f"{uri}: cannot {action}: {_reason(error)}") from error
+    except Exception as error:
+        if s3.is_broken_answer(error):
+            raise StorageError(f"{uri}: cannot {action}: {_reason(error)}") from error
+        raise
 
 
 def _reason(error: BaseException) -> str:
