@@ -10,7 +10,15 @@ from pathlib import Path
 
 from tests.reliability.proxy import Rule
 from tests.reliability.stores import Store
-from tests.reliability.torment import ExpiringCredentials, FullDisk, KillDrivers, KillRole, StoreFaults, Torment
+from tests.reliability.torment import (
+    ExpiringCredentials,
+    FullDisk,
+    KillDrivers,
+    KillDriversAndVacuum,
+    KillRole,
+    StoreFaults,
+    Torment,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,11 @@ def kills(scale: float, *, s3: bool) -> list[Case]:
             own_ray=True,
             outputs=1,
             command=True,
+        ),
+        Case(
+            name="vacuum",
+            fault="SIGKILL of the driver, vacuum before each resume",
+            make=lambda store, draw: KillDriversAndVacuum(times(6), draw, store),
         ),
         Case(name="two-drivers", fault="two drivers at once", make=lambda store, draw: Torment(), drivers=2),
         Case(name="three-drivers", fault="three drivers at once, SIGKILL of some", make=driver(4), drivers=3),

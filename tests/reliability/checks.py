@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -10,6 +11,8 @@ from stable_sam.data.runs import open_table
 from stable_sam.data.storage import PARTIAL_SUFFIX, join, list_stored
 from stable_sam.data.vacuum import vacuum
 from tests.reliability.workload import Night
+
+_LEFTOVER = re.compile(rf"_probe-|{re.escape(PARTIAL_SUFFIX)}$|_delta_log/_commit_|_delta_log/.*#\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,12 @@ def check_table(table_uri: str, night: Night) -> Found:
 
 
 def orphans(table_uri: str) -> set[str]:
-    """What writers left that nobody refers to: parts that no version names, probes and partial files."""
+    """What writers left that nobody refers to: parts that no version names, probes, partial files and log entries."""
     table = open_table(table_uri)
     live = set() if table is None else {unquote(uri) for uri in table.file_uris()}
     found = {file.path for file in list_stored(table_uri)}
     parts = {path for path in found if path.startswith("data/") and join(table_uri, path) not in live}
-    return parts | {path for path in found if "_probe-" in path or path.endswith(PARTIAL_SUFFIX)}
+    return parts | {path for path in found if _LEFTOVER.search(path)}
 
 
 def sweep(table_uri: str) -> list[str]:

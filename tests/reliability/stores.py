@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
 from tests.reliability.proxy import FaultyProxy
 
+_ENDPOINT = "AWS_ENDPOINT_URL_S3"
 _KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_REGION": "us-east-1"}
 
 
@@ -34,7 +37,7 @@ class Store:
     @property
     def environment(self) -> dict[str, str]:
         """For processes that are to meet the faults."""
-        return {} if self.proxy is None else {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.proxy.port}"}
+        return {} if self.proxy is None else {_ENDPOINT: f"http://127.0.0.1:{self.proxy.port}"}
 
     def copy(self, source: str, target: str) -> None:
         """A folder of the store to another place in it, as it is."""
@@ -65,9 +68,11 @@ def emulator(name: str) -> Iterator[Store]:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
                 break
             time.sleep(0.1)
-        os.environ.update(_KEYS)
-        with s3(f"http://127.0.0.1:{port}", name, kind="emulator", title="S3 emulator") as store:
-            yield store
+        with pytest.MonkeyPatch.context() as environment:
+            for variable, value in _KEYS.items():
+                environment.setenv(variable, value)
+            with s3(f"http://127.0.0.1:{port}", name, kind="emulator", title="S3 emulator") as store:
+                yield store
     finally:
         server.kill()
         server.wait()
@@ -81,10 +86,17 @@ def s3(endpoint: str, name: str, *, kind: str = "s3", title: str = "S3 store") -
     address = urlsplit(endpoint)
     if address.scheme != "http" or address.hostname is None:
         raise SystemExit(f"{endpoint}: expected http://HOST:PORT: the proxy cannot look into an encrypted connection")
-    os.environ["AWS_ENDPOINT_URL"] = endpoint
-    os.environ.setdefault("AWS_REGION", "us-east-1")
-    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
-    boto3.client("s3", endpoint_url=endpoint, region_name=os.environ["AWS_REGION"]).create_bucket(Bucket=name)
-    proxy = FaultyProxy((address.hostname, address.port or 80))
-    proxy.start()
-    yield Store(kind, title, f"s3://{name}", proxy)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(_ENDPOINT, endpoint)
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        if "AWS_REGION" not in os.environ:
+            environment.setenv("AWS_REGION", "us-east-1")
+        bucket = boto3.resource("s3", endpoint_url=endpoint, region_name=os.environ["AWS_REGION"]).Bucket(name)
+        bucket.create()
+        proxy = FaultyProxy((address.hostname, address.port or 80))
+        proxy.start()
+        try:
+            yield Store(kind, title, f"s3://{name}", proxy)
+        finally:
+            bucket.objects.all().delete()
+            bucket.delete()

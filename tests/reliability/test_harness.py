@@ -15,7 +15,8 @@ from deltalake import write_deltalake
 
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
-from stable_sam.data.manifest import plan_run, read_shard
+from stable_sam.data.manifest import read_shard
+from stable_sam.data.planning import plan_run
 from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask

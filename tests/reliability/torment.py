@@ -7,10 +7,13 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from stable_sam.data.vacuum import vacuum
+from stable_sam.errors import NotFoundError
 from tests.reliability.processes import Process, in_role, kill
 from tests.reliability.proxy import Rule
 from tests.reliability.stores import Store
@@ -149,6 +152,22 @@ class KillDrivers(Torment):
             self._draw.choice(living).kill()
             self.injected += 1
             attempt.say(f"SIGKILL of a driver {moment}")
+
+
+class KillDriversAndVacuum(KillDrivers):
+    """The same, and before each resume everything that vacuum takes for dead is removed, however young it is."""
+
+    def arm(self, attempt: Attempt) -> None:
+        super().arm(attempt)
+        self._attempt = attempt
+
+    def between(self, table: str) -> None:
+        for _ in range(100):  # actors of the killed driver
+            if not in_role("actor", self._attempt.relatives()):
+                break
+            time.sleep(0.2)
+        with suppress(NotFoundError):
+            vacuum(table, retention_hours=0, force=True)
 
 
 class KillRole(Torment):
