@@ -98,7 +98,9 @@ def test_a_worker_runs_what_is_due_and_a_slot_that_comes_twice_adds_nothing(
             first = wait_for(lambda: in_state("Running", "Completed"), 300, log.read_text)
             with get_client(sync_client=True) as client:
                 client.pause_deployment(first.deployment_id)  # no further slot comes between
-            first = wait_for(lambda: in_state("Completed"), 300, log.read_text)
+            wait_for(lambda: not in_state("Running"), 300, log.read_text)
+            (first,) = wait_for(lambda: in_states("Completed", "Failed", "Crashed"), 30, log.read_text)
+            assert first.state_name == "Completed", log.read_text()
             seen = nights(table)
             again = fire_again(first)
             wait_for(lambda: next((run for run in in_states("Completed") if run.id == again), None), 300, log.read_text)
