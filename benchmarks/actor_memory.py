@@ -19,7 +19,8 @@ import ray
 from PIL import Image
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.identity import model_identity
 from stable_sam.records import Prompt, ShardReport
 from tasks.actors import run_shards

@@ -27,7 +27,8 @@ from PIL import Image
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
 from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.identity import model_identity
 from stable_sam.image_job import ImageRefiner
 from stable_sam.records import Prompt, RefinedMask, ShardReport

@@ -22,7 +22,7 @@ from planning import publish_without_masks, write_images, write_source
 
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.annotations import read_prompt_batches
-from stable_sam.data.manifest import NightPlan, plan_night
+from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.storage import list_files
 from stable_sam.identity import model_identity
 

@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stable_sam.config import RunConfig
-from stable_sam.data import manifest as planning
-from stable_sam.data import night, ordering
+from stable_sam.data import live, night, ordering, planning
 from stable_sam.data.annotations import read_prompt_batches
 from stable_sam.data.commits import write_part
+from stable_sam.data.manifest import RunManifest, read_shard
 from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import RefinedMask
@@ -39,10 +39,10 @@ IN_A_FOLDER = 1000
 STAGES = {
     "list images": (night, "load_versions"),
     "read, fingerprints": (night, "load_source"),
-    "rows of the table": (night, "load_live"),
+    "rows of the table": (live, "load_live"),
     "compare": (night, "compare"),
     "cut into shards": (ordering, "cut"),
-    "sort, write shards": (planning, "_write_shards"),
+    "sort, write shards": (planning, "write_shards"),
 }
 SUFFIX = {"parquet": "parquet", "jsonl": "jsonl", "coco": "json"}
 
@@ -122,10 +122,10 @@ def timed(stage: str, function: Callable[..., Any], spent: dict[str, tuple[float
     return run
 
 
-def publish_without_masks(manifest: planning.RunManifest) -> None:
+def publish_without_masks(manifest: RunManifest) -> None:
     """Rows as a model would have made them, without one."""
     for shard in manifest.shards:
-        prompts = planning.read_shard(shard.uri)
+        prompts = read_shard(shard.uri)
         made = [RefinedMask(prompt_id=prompt.prompt_id, status="ok", route="accept") for prompt in prompts]
         write_part(manifest, shard, list(zip(prompts, made, strict=True)), seconds=1.0)
     publish(manifest)

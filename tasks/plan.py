@@ -9,7 +9,7 @@ from prefect import task
 
 from stable_sam.config import RunConfig
 from stable_sam.data.annotations import read_prompt_batches
-from stable_sam.data.manifest import plan_night
+from stable_sam.data.planning import plan_night
 from stable_sam.data.storage import check_output
 from stable_sam.identity import model_identity
 from stable_sam.records import Changes

@@ -11,7 +11,7 @@ from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stable_sam.data.manifest import NightPlan
+    from stable_sam.data.planning import NightPlan
     from stable_sam.summary import RunSummary
 
 PREFECT_DEFAULTS = {
@@ -88,7 +88,7 @@ def plan_only(
 ) -> NightPlan:
     """What a run would do, without Prefect and without writing anything. sources: the URIs, named as in the flow."""
     from stable_sam.data.annotations import read_prompt_batches
-    from stable_sam.data.manifest import plan_night
+    from stable_sam.data.planning import plan_night
     from stable_sam.data.storage import absolute_uri
     from stable_sam.identity import model_identity
     from stable_sam.preflight import refresh_reasons, since_moment

@@ -1,4 +1,4 @@
-"""The plan of a run: which prompts, in which shards, by which model. All its ids are hashes of what goes in.
+"""A stored plan of a run: which prompts, in which shards, by which model. All its ids are hashes of what goes in.
 
 <output>/_runs/<run_id>/manifest.json           RunManifest; created once, the first driver's stands
                        /shards/<shard_id>.parquet   prompts of one shard, or withdrawn prompts
@@ -14,42 +14,23 @@ import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import stable_sam
 from stable_sam.config import RunConfig
-from stable_sam.data import night, ordering
-from stable_sam.data.runs import newest_run, open_table
-from stable_sam.data.schema import PROMPTS_SCHEMA, SHARD_SCHEMA, prompt_from_row, prompt_row, rows_to_table
-from stable_sam.data.storage import (
-    absolute_uri,
-    create_bytes,
-    exists,
-    file_version,
-    iter_versions,
-    join,
-    modified_since,
-    read_bytes,
-    write_bytes,
-)
-from stable_sam.errors import ConfigError, ConservationError, NotFoundError, StorageError
+from stable_sam.data.schema import SHARD_SCHEMA, prompt_from_row
+from stable_sam.data.storage import join, read_bytes, write_bytes
+from stable_sam.errors import ConfigError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, Provenance
 
-_ID_DIGITS = 16
-_BATCH = 10_000
-"""Prompts that are Python objects at one time, where they are given as such."""
-_TOMBSTONES = 100_000
-"""Withdrawn prompts in a part: some tens of megabytes."""
+ID_DIGITS = 16
+"""Of the hash of a run or shard, hexadecimal."""
 _WRITERS = 16
 """Shard files written at the same time: they are small and each costs a round trip."""
 
@@ -138,147 +119,6 @@ class RunManifest:
         return json.dumps(plain, indent=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NightPlan:
-    """What a night has to do."""
-
-    changes: Changes
-    images: int = 0
-    """To refine."""
-    shards: int = 0
-    source_hash: str
-    """As in `RunManifest`."""
-    manifest: RunManifest | None = None
-    """None when there is nothing to do, and for a dry run."""
-
-
-def plan_night(
-    read: Callable[[], Iterable[pa.RecordBatch]],
-    *,
-    annotations_uri: str,
-    images_uri: str,
-    output_uri: str,
-    config: RunConfig,
-    model: ModelIdentity,
-    image_index_uri: str | None = None,
-    logical_date: str | None = None,
-    refresh: frozenset[str] = frozenset(),
-    since: datetime | None = None,
-    dry_run: bool = False,
-    files_tell: bool = True,
-) -> NightPlan:
-    """Compare the source with the table at `output_uri` and store a run for what is different, cut into shards.
-
-    read: gives the prompts of the source (PROMPTS_SCHEMA); not called when no file of the source changed. Without
-    changes nothing is stored. The stored manifest is returned when this run was planned before, with the same shards (a
-    resume, or a second driver). `logical_date` is no content: a night without change makes no run.
-    refresh: what else than changes of the source is refined again, of `night.REFRESH`.
-    since: files that were modified before are taken as unchanged, and nothing is withdrawn.
-    dry_run: nothing is stored.
-    files_tell: False when `read` may give other prompts though no file is another; then it is always called.
-    Raises `AnnotationError` for no prompts or a repeated prompt_id, `StorageError`, and whatever `read` raises.
-    """
-    output_uri = absolute_uri(output_uri)
-    parent = newest_run(output_uri)
-    table = None if parent is None else open_table(output_uri)
-    maker = night.Maker(
-        **{name: getattr(model, name) for name in ("model_id", "weights_sha256", "dtype")},
-        config_hash=config.content_hash(),
-        code_version=stable_sam.__version__,
-    )
-    with night.workspace() as connection:
-        # The versions come before the content: what changes in between is found by the next night.
-        sources = [_version(uri) for uri in (annotations_uri, image_index_uri) if uri is not None]
-        looked_at = None if since is None else modified_since(images_uri, since)
-        source_looked_at = since is None or bool(modified_since(annotations_uri, since))
-        images = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
-        source_version = _hash([annotations_uri, image_index_uri, images_uri, *sources, images, maker.code_version])
-        files_tell = files_tell and None not in sources
-        same_files = files_tell and parent is not None and parent.source_version == source_version
-        if (same_files and not refresh) or not (source_looked_at or looked_at):
-            known = None if parent is None else parent.current_prompts
-            unchanged = night.load_live(connection, table) if known is None else known
-            return NightPlan(
-                changes=Changes(unchanged=unchanged), source_hash="" if parent is None else parent.source_hash
-            )
-        night.load_source(connection, read(), annotations_uri)
-        elsewhere = night.load_elsewhere(connection, since)
-        night.load_live(connection, table, maker)
-        found = night.compare(connection, refresh, partial=since is not None, source_looked_at=source_looked_at)
-        source_hash = _hash([found.source_prompts, found.source_digest])
-        changes = found.changes
-        if changes.planned + changes.withdrawn == 0:
-            return NightPlan(changes=changes, source_hash=source_hash)
-        image_count, shard_count = ordering.cut(connection, config.shard_images, config.prompt_cost)
-        plan = NightPlan(changes=changes, images=image_count, shards=shard_count, source_hash=source_hash)
-        if dry_run:
-            return plan
-        content = [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
-        content_hash = _hash(content)
-        parent_run_id = None if parent is None else parent.run_id
-        run = [content_hash, parent_run_id, config.shard_images, config.decode_cost, ordering.ORDINARY_PROMPTS]
-        manifest = RunManifest(
-            run_id=_hash(run)[:_ID_DIGITS],
-            parent_run_id=parent_run_id,
-            revision=1 if parent is None else parent.revision + 1,
-            content_hash=content_hash,
-            source_hash=source_hash,
-            source_version=source_version if files_tell and since is None and not elsewhere else None,
-            annotations_uri=annotations_uri,
-            images_uri=images_uri,
-            output_uri=output_uri,
-            config=config,
-            model=model,
-            config_hash=maker.config_hash,
-            code_version=maker.code_version,
-            logical_date=logical_date,
-            changes=changes,
-            current_prompts=found.current_prompts,
-            prompts=changes.planned,
-            images=image_count,
-            shards=(),
-            tombstones=(),
-        )
-        if exists(manifest.uri):
-            return replace(plan, manifest=read_manifest(manifest.uri))
-        withdrawn = night.withdrawn_prompts(connection, _TOMBSTONES) if changes.withdrawn else ()
-        tombstones = (
-            (pa.Table.from_batches([batch]).select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA), 0) for batch in withdrawn
-        )
-        manifest = replace(
-            manifest,
-            shards=_write_shards(ordering.shards(connection), manifest.folder_uri, b"prompts"),
-            tombstones=_write_shards(tombstones, manifest.folder_uri, b"withdrawn"),
-        )
-    _check_plan(manifest, found.source_prompts if since is None else found.current_prompts)
-    if not create_bytes(manifest.uri, manifest.to_json().encode()):
-        manifest = read_manifest(manifest.uri)
-    return replace(plan, manifest=manifest)
-
-
-def plan_run(
-    prompts: Iterable[Prompt],
-    *,
-    annotations_uri: str,
-    images_uri: str,
-    output_uri: str,
-    config: RunConfig,
-    model: ModelIdentity,
-    logical_date: str | None = None,
-) -> RunManifest | None:
-    """`plan_night` for prompts at hand, as of a notebook; returns None when there is nothing to do."""
-    return plan_night(
-        lambda: _batches(iter(prompts)),
-        annotations_uri=annotations_uri,
-        images_uri=images_uri,
-        output_uri=output_uri,
-        config=config,
-        model=model,
-        logical_date=logical_date,
-        files_tell=False,
-    ).manifest
-
-
 def read_manifest(uri: str) -> RunManifest:
     """Read a stored manifest; raises `StorageError`.
 
@@ -314,28 +154,11 @@ def read_shard_table(uri: str) -> pa.Table:
         raise StorageError(f"{uri}: expected a Parquet file of prompts: {error}") from error
 
 
-def _version(uri: str) -> str | None:
-    """None when nothing is there: reading will say so."""
-    with suppress(NotFoundError):
-        return file_version(uri)
-    return None
+def write_shards(shards: Iterable[tuple[pa.Table, int]], folder_uri: str, kind: str) -> tuple[ShardPlan, ...]:
+    """Store shards (rows of SHARD_SCHEMA, number of images) of the run at `folder_uri`, a few at a time.
 
-
-def _check_plan(manifest: RunManifest, expected: int) -> None:
-    """Every prompt of the source is planned or unchanged, and what is planned is in the shards."""
-    changes = manifest.changes
-    current = changes.unchanged + changes.planned
-    planned = sum(shard.prompts for shard in manifest.shards)
-    withdrawn = sum(shard.prompts for shard in manifest.tombstones)
-    if (current, planned, withdrawn) != (expected, changes.planned, changes.withdrawn):
-        raise ConservationError(
-            f"{manifest.annotations_uri}: expected a plan that keeps {expected} prompts current, refines "
-            f"{changes.planned} and withdraws {changes.withdrawn}, got {current}, {planned} and {withdrawn}"
-        )
-
-
-def _write_shards(shards: Iterable[tuple[pa.Table, int]], folder_uri: str, kind: bytes) -> tuple[ShardPlan, ...]:
-    """Write them, a few at a time."""
+    kind: enters their ids, for prompts to refine and withdrawn ones may be the same. Raises `StorageError`.
+    """
     plans: list[ShardPlan] = []
     waiting: deque[Future[ShardPlan]] = deque()
     with ThreadPoolExecutor(_WRITERS) as writers:
@@ -347,11 +170,16 @@ def _write_shards(shards: Iterable[tuple[pa.Table, int]], folder_uri: str, kind:
     return tuple(plans)
 
 
-def _write_shard(rows: pa.Table, images: int, folder_uri: str, kind: bytes) -> ShardPlan:
-    content = hashlib.sha256(kind)
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _write_shard(rows: pa.Table, images: int, folder_uri: str, kind: str) -> ShardPlan:
+    content = hashlib.sha256(kind.encode())
     for column in ("prompt_id", "fingerprint"):
-        content.update(_canonical(rows[column].to_pylist()))
-    shard_id = content.hexdigest()[:_ID_DIGITS]
+        content.update(canonical(rows[column].to_pylist()))
+    shard_id = content.hexdigest()[:ID_DIGITS]
     uri = _shard_uri(folder_uri, shard_id)
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="lz4", use_dictionary=False, write_statistics=False)
@@ -361,16 +189,3 @@ def _write_shard(rows: pa.Table, images: int, folder_uri: str, kind: bytes) -> S
 
 def _shard_uri(folder_uri: str, shard_id: str) -> str:
     return join(folder_uri, "shards", f"{shard_id}.parquet")
-
-
-def _batches(prompts: Iterator[Prompt]) -> Iterator[pa.RecordBatch]:
-    while chunk := list(islice(prompts, _BATCH)):
-        yield from rows_to_table(map(prompt_row, chunk), PROMPTS_SCHEMA).to_batches()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(_canonical(value)).hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"

@@ -4,66 +4,41 @@ All of it happens in DuckDB tables that spill to a temporary folder, so that mem
 
     versions    uri, image_hash, looked_at                          the files below the image folder
     source      PROMPTS_SCHEMA, prompt_hash                         the prompts as read
-    history     the table's rows, read column by column
-    live        prompt_id, revision, prompt_hash, image_hash, flags the prompts that are current in the table
+    live        see live.py                                         the prompts that are current in the table
     planned     source, image_hash, reason                          what has to be refined, and why
     withdrawn   prompt_id, revision                                 what is current and no longer in the source
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any
 
 import duckdb
 import pyarrow as pa
-from deltalake import DeltaTable
-from pyarrow.dataset import Dataset
 
-from stable_sam.data.fingerprint import (
-    DIGEST,
-    NO_VERSION,
-    PROMPT_HASH,
-    STORED_IMAGE_HASH,
-    STORED_PROMPT_HASH,
-    hash_of,
-)
-from stable_sam.data.schema import PROMPTS_SCHEMA
+from stable_sam.data.fingerprint import DIGEST, NO_VERSION, PROMPT_HASH, hash_of
+from stable_sam.data.live import FAILED, OTHER_CODE, OTHER_MODEL, first_row
+from stable_sam.data.schema import PROMPTS_SCHEMA, SHARD_SCHEMA
 from stable_sam.data.storage import file_version, modified_since
-from stable_sam.errors import AnnotationError, StorageError, one_line
+from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.records import Changes
 
 REFRESH = ("failed", "model", "all")
 """What may be asked for besides changes of the source: failed prompts again; prompts refined by other weights or
 settings; both, and those refined by another version of this software."""
 
-_MEMORY_LIMIT = "500MB"
-"""What DuckDB may hold before it spills."""
 _CHUNK = 200_000
 """Rows handed to DuckDB at one time: enough for all its threads, some tens of megabytes."""
 _LOOKUPS = 16
 """Images outside the folder looked up at the same time."""
 _IDS_DIGEST = "coalesce(bit_xor(md5_number(prompt_id)), 0)::VARCHAR"
-_FAILED, _OTHER_MODEL, _OTHER_CODE = 1, 2, 4
 _REASONS = ("new", "unknown", "prompt_changed", "image_changed", "failed", "other_model", "other_code")
 """Fields of `Changes` that are reasons to refine a prompt."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Maker:
-    """What a row must have been made by not to be another's."""
-
-    model_id: str
-    weights_sha256: str
-    dtype: str
-    config_hash: str
-    code_version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,25 +54,6 @@ class Comparison:
     """Equal for equal prompts on equal images, in any order."""
     planned_digest: str
     withdrawn_digest: str
-
-
-@contextmanager
-def workspace() -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with bounded memory and a folder to spill to, which is removed at the end.
-
-    What DuckDB raises becomes a `StorageError`: the table cannot be read, or the folder is full.
-    """
-    with tempfile.TemporaryDirectory(prefix="stable-sam-plan-") as folder:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": _MEMORY_LIMIT,
-            "temp_directory": folder,
-            "python_enable_replacements": False,
-        }
-        try:
-            with duckdb.connect(config=config) as connection:
-                yield connection
-        except duckdb.Error as error:
-            raise StorageError(f"cannot compare source and table, in {folder}: {one_line(error)[:300]}") from error
 
 
 def load_versions(
@@ -120,7 +76,7 @@ def load_versions(
         connection.execute(f"INSERT INTO versions SELECT $1 || name, {hash_of('version')}, seen FROM chunk", [base])
         connection.unregister("chunk")
     digest = "coalesce(bit_xor(md5_number(uri || '-' || image_hash)), 0)::VARCHAR"
-    count, content = _row(connection, f"SELECT count(*), {digest} FROM versions")
+    count, content = first_row(connection, f"SELECT count(*), {digest} FROM versions")
     return f"{count} {content}"
 
 
@@ -135,7 +91,7 @@ def load_source(connection: duckdb.DuckDBPyConnection, batches: Iterable[pa.Reco
         connection.register("chunk", chunk)
         connection.execute(f"INSERT INTO source SELECT *, {PROMPT_HASH} AS prompt_hash FROM chunk")
     connection.unregister("chunk")
-    count, ids = _row(connection, "SELECT count(*), count(DISTINCT hash(prompt_id)) FROM source")
+    count, ids = first_row(connection, "SELECT count(*), count(DISTINCT hash(prompt_id)) FROM source")
     if count == 0:
         raise AnnotationError(f"{annotations_uri}: expected at least one annotation, got none")
     if ids < count:
@@ -169,52 +125,6 @@ def load_elsewhere(connection: duckdb.DuckDBPyConnection, since: datetime | None
     return len(uris)
 
 
-def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, maker: Maker | None = None) -> int:
-    """Make the view `history` and the table `live` of the table's newest rows; returns how many there are.
-
-    Without a `maker` no row is another's.
-    """
-    if table is None:
-        connection.execute(
-            "CREATE TABLE live(prompt_id VARCHAR, revision BIGINT, prompt_hash UBIGINT, image_hash UBIGINT, flags INT)"
-        )
-        return 0
-    rows = table.to_pyarrow_dataset()
-    connection.register("history", rows)
-    has_fingerprint = "fingerprint" in rows.schema.names
-    flags = f"CASE WHEN status = 'failed' THEN {_FAILED} ELSE 0 END"
-    parameters: list[str] = []
-    if maker is not None:
-        flags += (
-            f" + CASE WHEN (model_id, weights_sha256, dtype, config_hash) IS DISTINCT FROM ($1, $2, $3, $4) "
-            f"THEN {_OTHER_MODEL} ELSE 0 END + CASE WHEN code_version <> $5 THEN {_OTHER_CODE} ELSE 0 END"
-        )
-        parameters = [maker.model_id, maker.weights_sha256, maker.dtype, maker.config_hash, maker.code_version]
-    # A null in the newest row must not let an older row's value through, as arg_max would; 0 stands for "none".
-    connection.execute(
-        f"""
-        CREATE TABLE live AS
-        SELECT prompt_id, revision, nullif(prompt_hash, 0) AS prompt_hash, image_hash, flags FROM (
-            SELECT prompt_id, max(revision) AS revision,
-                   arg_max(prompt_hash, revision) AS prompt_hash,
-                   arg_max(image_hash, revision) AS image_hash,
-                   arg_max(flags, revision) AS flags,
-                   arg_max(withdrawn, revision) AS withdrawn
-            FROM (
-                SELECT prompt_id, revision, {flags} AS flags, status = 'withdrawn' AS withdrawn,
-                       coalesce({STORED_PROMPT_HASH if has_fingerprint else "NULL"}, 0)::UBIGINT AS prompt_hash,
-                       coalesce({STORED_IMAGE_HASH if has_fingerprint else "NULL"}, 0)::UBIGINT AS image_hash
-                FROM history
-            )
-            GROUP BY prompt_id
-        )
-        WHERE NOT withdrawn
-        """,
-        parameters,
-    )
-    return int(_row(connection, "SELECT count(*) FROM live")[0])
-
-
 def compare(
     connection: duckdb.DuckDBPyConnection, refresh: frozenset[str], *, partial: bool, source_looked_at: bool
 ) -> Comparison:
@@ -224,9 +134,9 @@ def compare(
     prompts whose image is not looked at.
     """
     asked = {
-        "failed": _FAILED if refresh & {"failed", "all"} else 0,
-        "other_model": _OTHER_MODEL if refresh & {"model", "all"} else 0,
-        "other_code": _OTHER_CODE if "all" in refresh else 0,
+        "failed": FAILED if refresh & {"failed", "all"} else 0,
+        "other_model": OTHER_MODEL if refresh & {"model", "all"} else 0,
+        "other_code": OTHER_CODE if "all" in refresh else 0,
     }
     reasons = "\n".join(f"WHEN live.flags & {flag} > 0 THEN '{reason}'" for reason, flag in asked.items() if flag)
     source = f"""
@@ -234,7 +144,7 @@ def compare(
         FROM source LEFT JOIN versions ON versions.uri = source.image_uri
         {"" if source_looked_at else "WHERE versions.looked_at"}
     """
-    (live,) = _row(connection, "SELECT count(*) FROM live")
+    (live,) = first_row(connection, "SELECT count(*) FROM live")
     if live == 0:
         # All is new: a view, because a second copy of a whole source would have to be spilled.
         connection.execute(f"CREATE VIEW planned AS SELECT *, 'new' AS reason FROM ({source})")
@@ -258,46 +168,29 @@ def compare(
         + ("false" if partial else "NOT EXISTS (SELECT 1 FROM source WHERE source.prompt_id = live.prompt_id)")
     )
     found = dict(connection.execute("SELECT reason, count(*) FROM planned GROUP BY reason").fetchall())
-    prompts, withdrawn = (int(_row(connection, f"SELECT count(*) FROM {name}")[0]) for name in ("source", "withdrawn"))
+    prompts, withdrawn = (
+        int(first_row(connection, f"SELECT count(*) FROM {name}")[0]) for name in ("source", "withdrawn")
+    )
     new = found.get("new", 0)
     unchanged = live - withdrawn - sum(found.values()) + new
-    source_digest = _row(connection, f"SELECT {DIGEST} FROM ({source})")[0]
+    source_digest = first_row(connection, f"SELECT {DIGEST} FROM ({source})")[0]
     return Comparison(
         changes=Changes(**{name: found.get(name, 0) for name in _REASONS}, withdrawn=withdrawn, unchanged=unchanged),
         source_prompts=prompts,
         current_prompts=live - withdrawn + new if partial else prompts,
         source_digest=source_digest,
-        planned_digest=source_digest if live == 0 else _row(connection, f"SELECT {DIGEST} FROM planned")[0],
-        withdrawn_digest=_row(connection, f"SELECT {_IDS_DIGEST} FROM withdrawn")[0],
+        planned_digest=source_digest if live == 0 else first_row(connection, f"SELECT {DIGEST} FROM planned")[0],
+        withdrawn_digest=first_row(connection, f"SELECT {_IDS_DIGEST} FROM withdrawn")[0],
     )
 
 
-def withdrawn_prompts(connection: duckdb.DuckDBPyConnection, rows: int) -> Iterator[pa.RecordBatch]:
-    """The withdrawn prompts as their newest rows have them, ordered by prompt_id, in batches of about `rows`."""
-    columns = {name for name, *_ in connection.execute("DESCRIBE history").fetchall()}
-    fingerprint = "fingerprint" if "fingerprint" in columns else "NULL::VARCHAR AS fingerprint"
-    names = ", ".join(f"history.{name}" for name in PROMPTS_SCHEMA.names)
-    sql = (
-        f"SELECT {names}, {fingerprint} FROM history JOIN withdrawn "
-        "ON history.prompt_id = withdrawn.prompt_id AND history.revision = withdrawn.revision ORDER BY 1"
-    )
-    yield from connection.sql(sql).to_arrow_reader(rows)
-
-
-def count_with(table: DeltaTable | None, added: Dataset) -> tuple[int, int, int]:
-    """Rows and distinct prompts of `added`, and prompts that are current when these rows are in the table."""
-    with workspace() as connection:
-        load_live(connection, table)
-        connection.register("added_rows", added)
-        connection.execute("CREATE TABLE added AS SELECT prompt_id, status = 'withdrawn' AS gone FROM added_rows")
-        rows, distinct, there = _row(
-            connection, "SELECT count(*), count(DISTINCT prompt_id), count(*) FILTER (NOT gone) FROM added"
-        )
-        (untouched,) = _row(
-            connection,
-            "SELECT count(*) FROM live WHERE NOT EXISTS (SELECT 1 FROM added WHERE added.prompt_id = live.prompt_id)",
-        )
-    return rows, distinct, there + untouched
+def withdrawn_prompts(connection: duckdb.DuckDBPyConnection, rows: int) -> Iterator[pa.Table]:
+    """The withdrawn prompts (SHARD_SCHEMA) as their newest rows have them, in tables of about `rows`."""
+    names = ", ".join(SHARD_SCHEMA.names)
+    sql = f"SELECT {names} FROM history SEMI JOIN withdrawn USING (prompt_id, revision) ORDER BY prompt_id"
+    for batch in connection.sql(sql).to_arrow_reader(rows):
+        if batch.num_rows:
+            yield pa.Table.from_batches([batch]).cast(SHARD_SCHEMA)
 
 
 def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -311,8 +204,3 @@ def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
             held, rows = [], 0
     if held:
         yield pa.Table.from_batches(held)
-
-
-def _row(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
-    (row,) = connection.execute(sql).fetchall()
-    return tuple(row)

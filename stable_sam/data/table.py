@@ -19,8 +19,8 @@ from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import PyFileSystem
 
 from stable_sam.data.commits import CommitRecord, committed
+from stable_sam.data.live import count_with
 from stable_sam.data.manifest import RunManifest
-from stable_sam.data.night import count_with
 from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_run, open_table, recent_runs, storage_error
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.storage import delta_options, join, list_files

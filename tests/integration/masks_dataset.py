@@ -10,7 +10,8 @@ from PIL import Image
 
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_tombstones
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.data.query import query
 from stable_sam.data.storage import join, write_bytes
 from stable_sam.identity import ModelIdentity

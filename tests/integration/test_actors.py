@@ -14,7 +14,8 @@ import pytest
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
 from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.data.query import query
 from stable_sam.data.table import publish
 from stable_sam.errors import InputError, WeightsError

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
-from stable_sam.data.manifest import plan_run, read_shard
+from stable_sam.data.manifest import read_shard
+from stable_sam.data.planning import plan_run
 from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 from stable_sam.identity import ModelIdentity

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from stable_sam.config import RayConfig, RefinerConfig, RoutingConfig, RunConfig
-from stable_sam.data.manifest import RunManifest, plan_run, read_manifest, read_shard
+from stable_sam.data.manifest import RunManifest, read_manifest, read_shard
+from stable_sam.data.planning import plan_run
 from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt

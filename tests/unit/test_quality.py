@@ -12,7 +12,7 @@ from PIL import Image
 
 from stable_sam.config import QualityConfig, RunConfig
 from stable_sam.data.commits import write_tombstones
-from stable_sam.data.manifest import plan_run
+from stable_sam.data.planning import plan_run
 from stable_sam.data.table import publish
 from stable_sam.errors import InputError, NotFoundError
 from stable_sam.identity import ModelIdentity

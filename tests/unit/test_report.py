@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.annotations import read_prompts
-from stable_sam.data.manifest import plan_run
+from stable_sam.data.planning import plan_run
 from stable_sam.data.query import query
 from stable_sam.data.table import publish
 from stable_sam.errors import NotFoundError

@@ -10,7 +10,8 @@ from PIL import Image
 
 from stable_sam.config import RayConfig, RunConfig
 from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.errors import WeightsError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, ShardReport

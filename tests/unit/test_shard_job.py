@@ -19,7 +19,8 @@ from PIL import ExifTags, Image
 from stable_sam import shard_job
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.commits import commit_of, committed
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.data.storage import read_bytes
 from stable_sam.errors import StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
