@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from stable_sam.data.query import query
 from stable_sam.data.runs import list_runs, open_table
 
-PAUSE_S = 0.2
+PAUSE_S = 0.5
 _SQL = """
     WITH found AS (SELECT run_id, count(*) AS n FROM history GROUP BY run_id)
     SELECT (SELECT count(*) FROM runs LEFT JOIN found USING (run_id) WHERE n IS DISTINCT FROM "rows") AS runs_in_part,
