@@ -17,6 +17,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from stable_sam.data import coco, prompt_table, storage
+from stable_sam.data.coco_catalogue import AnyCatalogue, CocoFileNames
 from stable_sam.data.image_folder import ImageFolder
 from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.prompt_columns import Chunk
@@ -133,9 +134,9 @@ def _is_json_lines(stream: JsonStream, file: BinaryIO, uri: str) -> bool:
     raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got an object with {found}")
 
 
-def _catalogue(folder: ImageFolder, image_index_uri: str | None) -> coco.Catalogue | coco.CocoFileNames:
+def _catalogue(folder: ImageFolder, image_index_uri: str | None) -> AnyCatalogue:
     if image_index_uri is None:
-        return coco.CocoFileNames(folder)
+        return CocoFileNames(folder)
     with _stream(image_index_uri) as file:
         return coco.read_index(file, name=image_index_uri, folder=folder)
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from stable_sam.config import RefinerConfig
-from stable_sam.data import prompt_table, storage
+from stable_sam.data import prompt_rows, prompt_table, storage
 from stable_sam.data.annotations import read_prompt_batches, read_prompts
 from stable_sam.data.images import decode_image
 from stable_sam.data.json_stream import MAX_ELEMENT_CHARS
@@ -183,6 +183,7 @@ DEEP = 100_000
         (b'{"categories": [], "images": [], "annotations": [], "images": []}', "expected one list under 'images'"),
         (b'{"images": [], "annotations": []} {', "not valid JSON: Extra data at line 1, column 35"),
         (b'{"images": [],\n "annotations": [\n {"id": 1}, x]}', "Expecting value at line 3, column 13"),
+        (b'{"images": [],\n "categories": [],\n "annotations": [1,\n x]}', "Expecting value at line 4, column 2"),
         (b'{"images": [], "annotations": [{"id": "' + b"x" * (MAX_ELEMENT_CHARS + 10), "more than 16777216 characters"),
         (b'{"image": "' + b"x" * (prompt_table.MAX_LINE_BYTES + 10), "line 1: expected a line below"),
         (b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1', "not valid JSON: Expecting ',' "),
@@ -221,13 +222,13 @@ def test_plain_rows_are_never_read_one_by_one(root: Path, monkeypatch: pytest.Mo
     table = pa.table({"image": ["a.jpg"] * 4, "box_xyxy": [[1.0, 2.0, 30.0, 40.0]] * 3 + [[5.0, 2.0, 3.0, 40.0]]})
     pq.write_table(table, root / "x.parquet")
     read_one_by_one: list[int] = []
-    real = prompt_table._prompt
+    real = prompt_rows._prompt
 
     def spy(where: str, *args: Any) -> Prompt:
         read_one_by_one.append(int(where.rpartition(" ")[2]))
         return real(where, *args)
 
-    monkeypatch.setattr(prompt_table, "_prompt", spy)
+    monkeypatch.setattr(prompt_rows, "_prompt", spy)
     [batch] = read_prompt_batches(str(root / "x.parquet"), images_uri=str(root / "images"))
     assert batch.column("prompt_id").to_pylist() == [f"a.jpg:{n}" for n in range(4)]
     assert read_one_by_one == [4]
