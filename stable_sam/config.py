@@ -164,8 +164,13 @@ class RunConfig(Section):
     """One prompt's pass through the mask decoder, in images fetched and encoded; jittered prompts pass it too. Balances
     the shards. nano on one core: 17 ms of 55. With the large encoders it is less, and nothing is lost with too much."""
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
-    """The run ends red (after it has published) when more prompts than this failed. One of which all prompts failed
-    is red whatever stands here."""
+    """The run ends red (after it has published) when more than this share of the prompts it refined failed; one of
+    which all failed is red whatever stands here. A night that refined fewer than 100 prompts of a larger table is
+    judged as if others up to 100 had been refined with it, and well: one bad prompt alone is no red night."""
+    max_withdrawn_fraction: float = Field(default=0.5, ge=0, le=1)
+    """A night that would withdraw more than this share of the table's current prompts is refused before it writes
+    anything: half an export looks like that. Tables of fewer than 100 current prompts are not judged. Where so many
+    were really withdrawn, say 1 for that run."""
 
     @property
     def prompt_cost(self) -> float:

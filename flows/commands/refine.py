@@ -56,7 +56,11 @@ def refine(
     }  # fmt: skip
     check_run(**sources, config=settings, writes=not dry_run)
     if dry_run:
-        print_plan(output, settings, plan_only(sources, settings, refresh, since))
+        from stable_sam.data.planning import check_withdrawn
+
+        plan = plan_only(sources, settings, refresh, since)
+        print_plan(output, settings, plan)
+        check_withdrawn(plan.changes, settings.max_withdrawn_fraction, annotations)
         return
     start_prefect()
     from flows.refine import refine_dataset

@@ -20,7 +20,7 @@ from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_man
 from stable_sam.data.runs import newest_run, open_table
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.data.storage import absolute_uri, create_bytes, exists, file_version, iter_versions, modified_since
-from stable_sam.errors import ConservationError, NotFoundError
+from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt
 
@@ -28,6 +28,8 @@ _BATCH = 10_000
 """Prompts that are Python objects at one time, where they are given as such."""
 _TOMBSTONES = 100_000
 """Withdrawn prompts in a part: some tens of megabytes."""
+_FEW_PROMPTS = 100
+"""Tables with fewer current prompts may lose any share of them: in a trial that is usual, and soon refined again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ def plan_night(
     since: files that were modified before are taken as unchanged, and nothing is withdrawn.
     dry_run: nothing is stored.
     files_tell: False when `read` may give other prompts though no file is another; then it is always called.
-    Raises `AnnotationError` for no prompts or a repeated prompt_id, `StorageError`, and whatever `read` raises.
+    Raises `AnnotationError` for no prompts, for a repeated prompt_id and (unless `dry_run`) as `check_withdrawn` does;
+    `StorageError`, and whatever `read` raises.
     """
     output_uri = absolute_uri(output_uri)
     parent = newest_run(output_uri)
@@ -103,6 +106,7 @@ def plan_night(
         plan = NightPlan(changes=changes, images=image_count, shards=shard_count, source_hash=source_hash)
         if dry_run:
             return plan
+        check_withdrawn(changes, config.max_withdrawn_fraction, annotations_uri)
         content_hash = _hash(
             [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
         )
@@ -154,6 +158,17 @@ def plan_run(
         logical_date=logical_date,
         files_tell=False,
     ).manifest
+
+
+def check_withdrawn(changes: Changes, max_withdrawn_fraction: float, annotations_uri: str) -> None:
+    """Raise `AnnotationError` when a night would withdraw more than this share of the prompts that are current."""
+    current = changes.withdrawn + changes.unchanged + changes.planned - changes.new
+    if current >= _FEW_PROMPTS and changes.withdrawn > max_withdrawn_fraction * current:
+        raise AnnotationError(
+            f"{annotations_uri}: expected most of the table's {current} current prompts, got a source without "
+            f"{changes.withdrawn} of them; nothing was written. If they are really withdrawn, set "
+            f"max_withdrawn_fraction (now {max_withdrawn_fraction:g}) to 1 for this run"
+        )
 
 
 def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunManifest:
