@@ -28,6 +28,7 @@ _RUNS_SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("failed", pa.int64()),
         *((route, pa.int64()) for route in get_args(Route)),
+        ("current_prompts", pa.int64()),
         ("annotations_uri", pa.string()),
         ("images_uri", pa.string()),
         ("model_id", pa.string()),
@@ -35,6 +36,8 @@ _RUNS_SCHEMA = pa.schema(
         ("config_hash", pa.string()),
         ("code_version", pa.string()),
         ("dtype", pa.string()),
+        ("jitter_count", pa.int64()),
+        ("jitter_scale", pa.float64()),
         ("content_hash", pa.string()),
     ]
 )

@@ -55,6 +55,10 @@ class RunInfo:
     """Prompts by what was done with them: the fields of `stable_sam.records.Changes`."""
     actor_seconds: float | None = None
     """What its shards took, summed; None when not all of them said."""
+    jitter_count: int | None = None
+    """K behind each prompt_stability of the run: only equal K and scale compare. None for a run of an older version."""
+    jitter_scale: float | None = None
+    """Noise scale of the K moved prompts."""
     version: int
     """Delta version that this run made: open the table at it to see what readers saw after this run."""
     published_at: datetime

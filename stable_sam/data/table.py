@@ -220,6 +220,8 @@ def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> di
         "current_prompts": manifest.current_prompts,
         "changes": asdict(manifest.changes),
         "actor_seconds": None if None in seconds else math.fsum(second for second in seconds if second is not None),
+        "jitter_count": manifest.config.refiner.jitter_count,
+        "jitter_scale": manifest.config.refiner.jitter_scale,
         "publisher": uuid.uuid4().hex,
     }
 

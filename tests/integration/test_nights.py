@@ -18,6 +18,7 @@ from flows import cli
 from stable_sam.config import RunConfig
 from stable_sam.data import commits, runs, schema, table
 from stable_sam.data.commits import write_part, write_tombstones
+from stable_sam.data.compaction import compact
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest
 from stable_sam.data.query import query
 from stable_sam.data.storage import list_files
@@ -177,6 +178,27 @@ def test_a_table_without_fingerprints_counts_as_changed_once(
     assert len(newest(job)) == 9
     annotations.touch()
     assert night(job) is None
+
+
+def test_how_prompt_stability_was_measured_survives_compaction(
+    job: dict[str, Any], annotations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = table._run_facts
+
+    def older(*given: Any) -> dict[str, Any]:
+        return {name: fact for name, fact in facts(*given).items() if not name.startswith("jitter_")}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(table, "_run_facts", older)
+        night(job)
+    edit(annotations, lambda document: document["annotations"].pop())
+    edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
+    night(job | {"config": CONFIG | {"refiner": {"model": "tiny", "jitter_count": 3, "jitter_scale": 0.2}}})
+    assert compact(job["output_uri"]).files_after
+    measured = query(
+        job["output_uri"], "SELECT jitter_count, jitter_scale, current_prompts FROM runs ORDER BY revision"
+    )
+    assert [tuple(row.values()) for row in measured.to_pylist()] == [(None, None, 9), (3, 0.2, 8)]
 
 
 def drop_fingerprint(row: dict[str, Any]) -> dict[str, Any]:
