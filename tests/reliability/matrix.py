@@ -81,9 +81,10 @@ class Matrix:
         try:
             if case is UNDISTURBED:
                 write_workload(self._store.uri)
-            torment = case.make(self._store, random.Random(f"{self._setting.seed} {self._store.kind} {case.name}"))
+            draw = random.Random(f"{self._setting.seed} {self._store.kind} {case.name}")
+            torment = case.make(self._store, draw)
             try:
-                self._repeat(case, torment, result)
+                self._repeat(case, torment, result, empty=draw.random() < 0.5)
             finally:
                 result.injected = torment.injected
                 torment.close()
@@ -111,13 +112,13 @@ class Matrix:
             result.problems.append(f"{len(left)} files were written, first {left[0]}")
         return result
 
-    def _repeat(self, case: Case, torment: Torment, result: Result) -> None:
+    def _repeat(self, case: Case, torment: Torment, result: Result, *, empty: bool) -> None:
         if case is UNDISTURBED:
             self._torment(case, torment, self._template, result)
             return
         while result.outputs < case.outputs or (not torment.satisfied and result.outputs < MAX_OUTPUTS):
             table = join(self._store.uri, f"{case.name}-{result.outputs}", "table")
-            if result.outputs % 2:
+            if result.outputs % 2 == empty:
                 self._store.copy(self._template, table)
             torment.new_output()
             self._torment(case, torment, table, result)

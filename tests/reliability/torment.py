@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
@@ -247,18 +248,28 @@ class ExpiringCredentials(StoreFaults):
 class FullDisk(Torment):
     """A small file system in memory (tmpfs) under the output, which is made larger after each attempt."""
 
-    def __init__(self, folder: Path, draw: random.Random, *, first_kib: int = 24, step_kib: int = 48) -> None:
-        self._folder, self._draw, self._kib, self._step = folder, draw, first_kib, step_kib
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={first_kib}k", "tmpfs", str(folder)], check=True)
+    def __init__(self, folder: Path, draw: random.Random) -> None:
+        self._folder, self._draw = folder, draw
+        folder.mkdir(parents=True)
+        self._mount("size=64m")
+
+    def new_output(self) -> None:
+        self._leave_room_for(8)
 
     def between(self, table: str) -> None:
         self.injected += 1
-        self._kib += self._draw.randrange(self._step // 2, self._step, 4)
-        subprocess.run(["mount", "-o", f"remount,size={self._kib}k", str(self._folder)], check=True)
+        self._leave_room_for(self._draw.randrange(12, 48, 4))
 
     def close(self) -> None:
         subprocess.run(["umount", "-l", str(self._folder)], check=True)
+
+    def _leave_room_for(self, kib: int) -> None:
+        disk = os.statvfs(self._folder)
+        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
+        self._mount(f"remount,size={used + kib}k")
+
+    def _mount(self, options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self._folder)], check=True)
 
 
 def _files(folder: str) -> set[Path]:
