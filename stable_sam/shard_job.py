@@ -22,6 +22,8 @@ from stable_sam.records import Prompt, RefinedMask, ShardReport
 
 FETCHED_AHEAD = 4
 """Image files read before they are asked for: hides the store's round trips, and bounds the memory they take."""
+MAX_IMAGE_BYTES = 512 * 2**20
+"""Of an image file, which is held as a whole: above an uncompressed picture of 100 megapixels in four channels."""
 RefineJobs = Callable[[Iterator[ImageJob]], Iterator[Sequence[RefinedMask]]]
 """For each job the masks of its prompts, in order."""
 
@@ -101,13 +103,13 @@ def image_jobs(manifest: RunManifest, prompts: Sequence[Prompt], poisoned: Mappi
 def _read_image(image_uri: str, images_uri: str) -> bytes:
     """Raises `ImageError` when this image is the trouble, `StorageError` when its store is."""
     try:
-        return read_bytes(image_uri)
+        return read_bytes(image_uri, max_bytes=MAX_IMAGE_BYTES)
     except NotFoundError as error:
         raise ImageError(str(error)) from error
     except StorageError:
         exists(images_uri)
     try:
-        return read_bytes(image_uri)
+        return read_bytes(image_uri, max_bytes=MAX_IMAGE_BYTES)
     except StorageError as error:
         raise ImageError(str(error)) from error
 

@@ -26,9 +26,10 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from stable_sam.data.layout import layout, paths_of
+from stable_sam.data.listing import StoredFile
 from stable_sam.data.manifest import read_manifest
 from stable_sam.data.runs import list_runs, open_table, storage_error, versions_since
-from stable_sam.data.storage import PARTIAL_SUFFIX, StoredFile, join, list_stored, remove_files
+from stable_sam.data.storage import PARTIAL_SUFFIX, join, list_stored, remove_files
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 
 RETENTION_HOURS = 168.0

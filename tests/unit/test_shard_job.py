@@ -183,8 +183,8 @@ def test_images_are_fetched_before_their_turn_and_no_more_than_a_few(
     manifest, refiner = planned(images, [box(name, images / f"{name}.png") for name in names]), FakeRefiner()
     fetched, enough = [], threading.Event()
 
-    def counted(uri: str) -> bytes:
-        data = read_bytes(uri)
+    def counted(uri: str, **limits: int) -> bytes:
+        data = read_bytes(uri, **limits)
         fetched.append(uri)
         if len(fetched) == FETCHED_AHEAD:
             enough.set()
@@ -233,7 +233,7 @@ def test_a_lost_device_commits_nothing(images: Path) -> None:
 
 
 def test_a_store_that_is_away_commits_nothing(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(uri: str) -> bytes:
+    def away(uri: str, **limits: int) -> bytes:
         raise StorageError(f"{uri}: cannot read: connection refused")
 
     manifest = planned(images, [box("a", images / "a.png")])
@@ -247,15 +247,26 @@ def test_a_store_that_is_away_commits_nothing(images: Path, monkeypatch: pytest.
 def test_a_read_that_fails_once_is_tried_again(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [StorageError("x: cannot read: connection reset")]
 
-    def flaky(uri: str) -> bytes:
+    def flaky(uri: str, **limits: int) -> bytes:
         if failures and uri.endswith(".png"):
             raise failures.pop()
-        return read_bytes(uri)
+        return read_bytes(uri, **limits)
 
     manifest = planned(images, [box("a", images / "a.png")])
     monkeypatch.setattr(shard_job, "read_bytes", flaky)
     assert refine_shard(FakeRefiner(), manifest, manifest.shards[0]).failed == 0
     assert not failures
+
+
+def test_a_file_too_large_for_an_image_is_not_read(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images / "huge.png").write_bytes(bytes(10_000))
+    manifest = planned(images, [box(name, images / f"{name}.png") for name in ("a", "huge")])
+    monkeypatch.setattr(shard_job, "MAX_IMAGE_BYTES", 9_999)
+    refine_shard(FakeRefiner(), manifest, manifest.shards[0])
+    rows = outcome(manifest)
+    assert rows["a"][0] == "ok"
+    assert rows["huge"][0] == "failed"
+    assert "huge.png: cannot read: expected at most 9999 bytes, got a larger file" in (rows["huge"][1] or "")
 
 
 def test_another_model_than_planned_is_refused(images: Path) -> None:
