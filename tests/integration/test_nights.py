@@ -238,11 +238,11 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr(sys, "argv", ["stable-sam", "refine", *options, f"--config={config}", "--dry-run"])
 
-    def shown() -> str:
+    def shown(code: int = 0) -> str:
         with pytest.raises(SystemExit) as end:
             cli.main()
-        assert not end.value.code
-        return capsys.readouterr().out
+        assert (end.value.code or 0) == code
+        return "".join(capsys.readouterr())
 
     first = shown()
     assert "9 new, 0 changed, 0 withdrawn, 0 unchanged" in first
@@ -257,6 +257,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     later = shown()
     assert "0 new, 1 changed (annotation 1), 1 withdrawn, 7 unchanged" in later
     assert "Measured: " in later
+    # What the night would refuse is shown and said.
+    monkeypatch.setattr("stable_sam.data.planning._FEW_PROMPTS", 9)
+    edit(annotations, lambda document: document["annotations"].__delitem__(slice(3, None)))
+    refused = shown(code=2)
+    assert "0 new, 1 changed (annotation 1), 6 withdrawn, 2 unchanged" in refused
+    assert "expected most of the table's 9 current prompts, got a source without 6 of them" in refused
     assert list_files(job["output_uri"]) == files
 
 
