@@ -97,8 +97,10 @@ def sleeping_model(seconds: float, busy_path: str) -> Callable[[RunConfig, int],
     """What makes a model that takes `seconds` an image, one after the other as a GPU does, and notes when."""
 
     def load(config: RunConfig, threads: int) -> ImageRefiner:
+        known = model_identity(config.refiner)  # here: names in a class's own body are not sent along
+
         class SleepingRefiner:
-            identity = model_identity(config.refiner)
+            identity = known
 
             def __init__(self) -> None:
                 self.turn, self.notes = threading.Lock(), {"first": 0.0, "last": 0.0, "busy": 0.0, "images": 0}

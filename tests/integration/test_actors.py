@@ -67,8 +67,10 @@ def loads_with(harms: dict[str, Callable[[], None]]) -> LoadRefiner:
     """
 
     def load(config: RunConfig, threads: int) -> ImageRefiner:
+        known = model_identity(config.refiner)  # here: names in a class's own body are not sent along
+
         class HarmfulRefiner:
-            identity = model_identity(config.refiner)
+            identity = known
 
             def refine_image(self, image: Any, prompts: Sequence[Prompt]) -> list[RefinedMask]:
                 harms.get(prompts[0].image_id, lambda: None)()
