@@ -1,4 +1,4 @@
-"""The actor that scores pictures for an evaluation: a plain class, which `tasks.actors` makes remote."""
+"""The actor that scores pictures for an evaluation: a plain class, which `tasks.fleet` makes remote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The actor that refines shards: a plain class, which `tasks.actors` runs in processes of their own."""
+"""The actor that refines shards: a plain class, which `tasks.fleet` runs in processes of their own."""
 
 from __future__ import annotations
 
