@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 OUT := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test test-reliability lint lock clean
 
 help:
 	@echo "make demo   weak boxes and points on real photographs -> table of masks and an HTML report in $(OUT)"
 	@echo "make test   all tests"
+	@echo "make test-reliability   runs broken in every way that is known (docs/reliability.md); half an hour"
 	@echo "make lint   ruff, mypy and the import rules"
 	@echo "make lock   write requirements.lock again from pyproject.toml (newer versions where the bounds allow)"
 	@echo "make clean  remove what the demo wrote"
@@ -41,6 +42,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "==> Tests, two files at a time"
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-reliability: $(STAMP)
+	@echo "==> Fault matrix (seeds, cases and more: ARGS=--help)"
+	@$(BIN)/python -m tests.reliability --out out/reliability.json $(if $(S3_ENDPOINT),--s3-endpoint $(S3_ENDPOINT)) $(ARGS)
+	@$(if $(ARGS),,echo "==> Heartbeats: dead runs end, living ones do not (five minutes)" && $(BIN)/python -m tests.reliability.heartbeats)
 
 lint: $(STAMP)
 	@echo "==> ruff check";   $(BIN)/ruff check .

@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from flows.commands import demo_images, evaluate, explain, query, refine, refine_image, report, train
+from flows.commands import (
+    automations,
+    backfill,
+    compact,
+    demo_images,
+    evaluate,
+    explain,
+    query,
+    refine,
+    refine_image,
+    report,
+    train,
+    vacuum,
+)
 from flows.commands.photo import PointCommand
 from stable_sam.errors import StableSamError
 
@@ -18,11 +31,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("refine")(refine.refine)
+app.command("backfill")(backfill.backfill)
 app.command("refine-image", cls=PointCommand)(refine_image.refine_image)
 app.command("explain", cls=PointCommand)(explain.explain)
 app.command("query")(query.query)
+app.command("compact")(compact.compact)
+app.command("vacuum")(vacuum.vacuum)
 app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
+app.command("automations")(automations.automations)
 app.command("demo-images")(demo_images.demo_images)
 app.add_typer(train.app, name="train")
 

@@ -11,15 +11,16 @@ from datetime import datetime
 from typing import Any
 
 from prefect import flow, runtime
-from prefect.artifacts import create_markdown_artifact
 
+from flows.outcome import conclude
 from flows.user_errors import log_user_errors_in_one_line
 from stable_sam.config import RunConfig
 from stable_sam.data.runs import newest_run
 from stable_sam.data.storage import absolute_uri
-from stable_sam.errors import StorageError
-from stable_sam.preflight import check_logical_date, day_of
-from stable_sam.summary import RunSummary, check_failures, summarize
+from stable_sam.errors import NotFoundError
+from stable_sam.preflight import check_logical_date, day_of, refresh_reasons, since_moment
+from stable_sam.records import Changes
+from stable_sam.summary import RunSummary, summarize
 from tasks.plan import plan
 from tasks.publish import publish
 from tasks.refine import refine
@@ -34,39 +35,48 @@ def refine_dataset(
     image_index_uri: str | None = None,
     logical_date: str | None = None,
     timezone: str = "UTC",
+    refresh: list[str] | str | None = None,
+    since: str | None = None,
+    report_uri: str | None = None,
 ) -> RunSummary:
-    """Refine every prompt of `annotations_uri` and publish the masks as one version of the table at `output_uri`.
+    """Bring the table at `output_uri` up to `annotations_uri`, by one version: what is new or changed is refined, what
+    is no longer there gets a tombstone, the rest stays as it is.
 
     config: a `RunConfig` as a mapping, or the path of a YAML file with one; None: the defaults.
     logical_date: ISO date of the night this run stands for; None: the scheduled one, when a deployment started the run.
-    timezone: IANA name of the zone whose calendar the scheduled date is read from; give the schedule's own.
+    timezone: IANA name of the zone in which the scheduled date and `since` are read; give the schedule's own.
+    refresh: what is refined again though it did not change: `failed` prompts; those by another `model` (weights or
+    settings); or `all`, which is both and what another version of this software made. A list, or text with commas.
+    since: ISO date or time; files that were modified before count as unchanged, and nothing is withdrawn.
+    report_uri: HTML page of the table's worst prompts, written after a run that changed something; None writes none.
     Raises `StableSamError`; a bad image or prompt is a failed row instead. Too many of those (`max_failed_fraction`),
-    or nothing else, is an `InputError` after they are published.
+    or nothing else, is an `InputError` after they are published; so is a regression, with `quality.fail`.
     """
     log_user_errors_in_one_line()
     check_logical_date(logical_date)
     scheduled_day = day_of(_scheduled_start(), timezone)
+    reasons, moment = refresh_reasons(refresh), since_moment(since, timezone)
     settings = RunConfig.from_dict(config or {}) if not isinstance(config, str) else RunConfig.from_yaml(config)
     # Actors and later readers may stand in another folder.
     table_uri = absolute_uri(output_uri)
-    manifest_uri = plan(
+    planned = plan(
         annotations_uri=absolute_uri(annotations_uri),
         images_uri=absolute_uri(images_uri),
         output_uri=table_uri,
         config=settings,
         image_index_uri=image_index_uri,
         logical_date=logical_date or scheduled_day,
+        refresh=reasons,
+        since=moment,
     )
-    if manifest_uri is None:
-        summary = _up_to_date(table_uri)
+    if planned.manifest_uri is None:
+        summary = _up_to_date(table_uri, planned.changes)
     else:
-        done = refine(manifest_uri, ray=settings.ray, device=settings.refiner.device)
-        run_id = publish(manifest_uri)
+        done = refine(planned.manifest_uri, ray=settings.ray, device=settings.refiner.device)
+        run_id = publish(planned.manifest_uri)
         speed = done.images / done.actor_seconds if done.actor_seconds else None
-        summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed)
-    create_markdown_artifact(summary.markdown(), key="refine-summary")
-    # Asked of a table that is up to date too: running a red night again must not turn it green.
-    check_failures(summary, settings.max_failed_fraction)
+        summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes)
+    conclude(summary, settings, report_uri)
     return summary
 
 
@@ -77,8 +87,8 @@ def _scheduled_start() -> datetime | None:
     return start
 
 
-def _up_to_date(table_uri: str) -> RunSummary:
+def _up_to_date(table_uri: str, changes: Changes) -> RunSummary:
     newest = newest_run(table_uri)
     if newest is None:
-        raise StorageError(f"{table_uri}: the table vanished while the run was planned")
-    return summarize(table_uri, newest.run_id, up_to_date=True)
+        raise NotFoundError(f"{table_uri}: expected a masks table to be up to date, found none: nothing was planned")
+    return summarize(table_uri, newest.run_id, up_to_date=True, changes=changes)

@@ -98,13 +98,17 @@ class RoutingConfig(Section):
 
 
 class RayConfig(Section):
-    """The actors. Nothing here changes a row, so nothing here enters the run's identity."""
+    """The actors. Nothing here changes a mask, so nothing here enters the run's identity."""
 
     address: str | None = None
     """Cluster to join; None starts a local Ray on loopback and stops it at the end."""
     actors: int | None = Field(default=None, ge=1)
     """None: one for each GPU; without a GPU one for every `num_cpus` cores, so the default uses every core. Each holds
-    the model in memory: say fewer for a large one. Never more than the cluster has room for."""
+    the model in memory: say fewer for a large one. Never more than the cluster has room for, unless nodes come on
+    demand."""
+    wait_for_nodes_s: float = Field(default=0, ge=0)
+    """For clusters that add nodes on demand: how long the run waits while there is no room for a single actor. Then
+    `actors`, `num_cpus` and `num_gpus` say what to ask for. 0: what does not fit now is refused."""
     num_cpus: float = Field(default=1, ge=0)
     """Cores each actor asks for; also its number of torch threads, at least 1."""
     num_gpus: float = Field(default=0, ge=0)
@@ -112,9 +116,38 @@ class RayConfig(Section):
     in_flight_per_actor: int = Field(default=2, ge=1)
     """Shards handed to an actor ahead of time: 2 hides the round trip and bounds what a dead actor takes with it."""
     max_retries: int = Field(default=2, ge=0)
-    """How often a shard whose actor died is tried again before it is split to find the image that kills."""
+    """How often a shard is tried again whose actor or node is gone, before its images are tried one by one."""
+    image_timeout_s: float = Field(default=300, gt=0)
+    """Time that refining an image of up to 100 prompts may take, in proportion for more; it is then tried once more,
+    alone, before its prompts fail. Far above what any image needs, so that only one that hangs meets it."""
+    image_memory_mb: int = Field(default=4000, ge=1)
+    """Memory (not the GPU's) that refining an image may take on top of the model's; a 100-megapixel JPEG takes
+    about 800, with transparency or in floats up to 2500. An actor's node needs the model and this much for each image
+    that is in the works at a time."""
     object_store_mb: int = Field(default=300, ge=80)
     """Only URIs and reports travel through Ray, so its object store can be small."""
+
+
+class QualityConfig(Section):
+    """When a night is told to be worse than those before it. Changes no row and nothing of the run's identity."""
+
+    nights: int = Field(default=7, ge=1)
+    """Runs before this one that it is compared with, by their medians: one bad or odd night among them does not
+    count."""
+    min_nights: int = Field(default=3, ge=1)
+    """With fewer there is nothing usual to compare with, and nothing is said."""
+    min_prompts: int = Field(default=100, ge=1)
+    """Nights that refined fewer are neither judged nor compared with: their shares and medians are chance."""
+    review_rise: float = Field(default=0.10, ge=0)
+    """Rise of the share of prompts in review that is still usual: two standard deviations at 100 prompts. 1: any."""
+    failed_rise: float = Field(default=0.02, ge=0)
+    """The same for failed prompts, of which a healthy source has next to none."""
+    prompt_stability_drop: float = Field(default=0.05, ge=0)
+    """Drop of the median prompt_stability that is still usual. 1: any."""
+    predicted_iou_drop: float = Field(default=0.05, ge=0)
+    """The same for the median predicted_iou."""
+    fail: bool = False
+    """True: a night that is worse ends red, after it has published."""
 
 
 class RunConfig(Section):
@@ -123,11 +156,26 @@ class RunConfig(Section):
     refiner: RefinerConfig = RefinerConfig()
     routing: RoutingConfig = RoutingConfig()
     ray: RayConfig = RayConfig()
+    quality: QualityConfig = QualityConfig()
     shard_images: int = Field(default=64, ge=1)
-    """Images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of work."""
+    """Ordinary images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of
+    work. Fewer where images have more than 8 prompts: shards cost about the same."""
+    decode_cost: float = Field(default=0.3, ge=0)
+    """One prompt's pass through the mask decoder, in images fetched and encoded; jittered prompts pass it too. Balances
+    the shards. nano on one core: 17 ms of 55. With the large encoders it is less, and nothing is lost with too much."""
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
-    """The run ends red (after it has published) when more prompts than this failed. One of which all prompts failed
-    is red whatever stands here."""
+    """The run ends red (after it has published) when more than this share of the prompts it refined failed; one of
+    which all failed is red whatever stands here. A night that refined fewer than 100 prompts of a larger table is
+    judged as if others up to 100 had been refined with it, and well: one bad prompt alone is no red night."""
+    max_withdrawn_fraction: float = Field(default=0.5, ge=0, le=1)
+    """A night that would withdraw more than this share of the table's current prompts is refused before it writes
+    anything: half an export looks like that. Tables of fewer than 100 current prompts are not judged. Where so many
+    were really withdrawn, say 1 for that run."""
+
+    @property
+    def prompt_cost(self) -> float:
+        """Cost of a prompt with its jittered ones, in images fetched and encoded."""
+        return self.decode_cost * (1 + self.refiner.jitter_count)
 
     def content_hash(self) -> str:
         """SHA-256 (16 hex digits) of the settings that can change a row: the model, its prompting and the routing."""

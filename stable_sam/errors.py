@@ -13,11 +13,46 @@
         └── ConservationError      the rows to publish are not exactly the prompts that were planned
 
 In the pipeline `PromptError` and `ImageError` become failed rows; the others end the run before or between shards.
+Messages quote other people's files: what is shown is printable, of bounded length and without credentials (`shown`).
 """
+
+import re
+
+MAX_MESSAGE_CHARS = 2000
+_CREDENTIALS = (
+    # user:password@ of a URI
+    re.compile(r"((?<=://))[^/@\s'\"]*(?=@)"),
+    # what signs a URL
+    re.compile(
+        r"(?i)([?&](?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|(?:\w*_)?token|\w*key)=)"
+        r"[^&\s'\"<)]+"
+    ),
+    # what stores and clients put into their answers
+    re.compile(r"(?i)((?:access_?key_?id|secret_?access_?key|session_?token)\W{1,4})[\w/+=]{12,}"),
+    re.compile(r"()\b(?:AKIA|ASIA)[0-9A-Z]{12,}"),
+)
+
+
+def without_credentials(text: str) -> str:
+    """`text` with what looks like credentials replaced by `***`."""
+    for pattern in _CREDENTIALS:
+        text = pattern.sub(r"\1***", text)
+    return text
+
+
+def shown(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+    """`text` as it may stand in a message, a log or a table: printable (a terminal obeys escape codes, a reader is
+    misled by turned text), at most `limit` characters, without credentials."""
+    text = without_credentials(text[: 2 * limit])
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class StableSamError(Exception):
     """Base of all errors raised on purpose; `str(error)` is one line for the user."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class InputError(StableSamError):

@@ -81,7 +81,7 @@ def embed_image(model: LoadedModel, pixels: NDArray[np.uint8]) -> ImageView:
     resized = F.interpolate(image, frame.resized_hw, mode="bilinear", antialias=True, align_corners=False)
     square = model.sam.preprocess(resized.to(model.device).float())
     half = model.identity.dtype == "bfloat16"
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+    with model.lock, torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         if model.hq is None:
             return ImageView(model.sam.image_encoder(square).float(), frame)
         embedding, early = encode_with_early(model.sam, square)
@@ -95,7 +95,8 @@ def predict(model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_si
     it is on, adds the logits of its one mask to the chosen mask; the predicted IoU stays SAM's, as published.
     """
     starts = range(0, len(prompts), chunk_size)
-    chunks = [_predict_chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
+    with model.lock:
+        chunks = [_predict_chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
     logits, iou, weight, token = (np.concatenate(part) for part in zip(*chunks, strict=True))
     return Prediction(logits, iou, weight, token)
 

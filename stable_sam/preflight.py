@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from stable_sam.config import RunConfig
-from stable_sam.data.annotations import read_prompts
+from stable_sam.data.annotations import read_prompt_batches
+from stable_sam.data.night import REFRESH
 from stable_sam.data.storage import check_output, exists
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import model_identity
 
 
 def check_run(
-    *, annotations_uri: str, images_uri: str, output_uri: str, config: RunConfig, image_index_uri: str | None = None
-) -> None:
+    *, annotations_uri: str, images_uri: str, output_uri: str, config: RunConfig, image_index_uri: str | None = None,
+    writes: bool = True,
+) -> None:  # fmt: skip
     """Raise the `StableSamError` that the run would meet: model, annotations, images, output, credentials.
 
-    The output comes last because checking it writes there (a probe object, removed again).
+    The output comes last because checking it writes there (a probe object, removed again), unless `writes` is False.
     """
     check_weights(config)
-    next(read_prompts(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri))
-    check_output(output_uri)
+    next(read_prompt_batches(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri))
+    if writes:
+        check_output(output_uri)
 
 
 def check_weights(config: RunConfig) -> None:
@@ -45,13 +49,41 @@ def check_logical_date(logical_date: str | None) -> None:
         raise ConfigError(f"logical date: expected YYYY-MM-DD, got {logical_date!r}") from None
 
 
+def refresh_reasons(given: str | Iterable[str] | None) -> frozenset[str]:
+    """The reasons in `given`, texts that may hold several with commas; raises `ConfigError` for others than REFRESH."""
+    texts = [given] if isinstance(given, str) else given or ()
+    reasons = frozenset(reason.strip() for text in texts for reason in text.split(",") if reason.strip())
+    for unknown in sorted(reasons - set(REFRESH)):
+        raise ConfigError(f"refresh: expected {', '.join(REFRESH)}, got {unknown!r}")
+    return reasons
+
+
+def since_moment(since: str | None, timezone: str) -> datetime | None:
+    """The moment that an ISO date (its midnight) or time means in `timezone`, unless it names a zone of its own.
+
+    Raises `ConfigError` for anything else.
+    """
+    zone = _zone(timezone)
+    if since is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(since)
+    except ValueError:
+        raise ConfigError(f"since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got {since!r}") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=zone)
+
+
 def day_of(moment: datetime | None, timezone: str) -> str | None:
     """ISO date of an aware `moment` on the calendar of `timezone`; raises `ConfigError` for an unknown zone.
 
     The worker's own zone has no part in it: the same night has the same date on every machine.
     """
-    try:
-        zone = ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ConfigError(f"timezone: expected an IANA name such as Europe/Berlin, got {timezone!r}") from None
+    zone = _zone(timezone)
     return None if moment is None else moment.astimezone(zone).date().isoformat()
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigError(f"timezone: expected an IANA name such as Europe/Berlin, got {name!r}") from None

@@ -6,11 +6,12 @@ outer corner of the top left pixel, x to the right, y down.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 BoxXYXY = tuple[float, float, float, float]
-Status = Literal["ok", "failed"]
+Status = Literal["ok", "failed", "withdrawn"]
+"""`withdrawn`: a tombstone. The annotation is no longer in the source; the row repeats the prompt as it last was."""
 Route = Literal["accept", "review", "reject"]
 
 
@@ -44,12 +45,15 @@ class Prompt:
     attributes: str | None = None
     """What else the source says of this annotation, as a JSON object."""
     error: str | None = None
+    fingerprint: str | None = field(default=None, compare=False)
+    """Hash of all fields above and of the image's version, set by the plan of a run; see stable_sam.data.fingerprint.
+    Not compared: it says nothing that the prompt and its image do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefinedMask:
     """The answer to one prompt. With status "failed" every field after `error` but `route` and `route_reason` is
-    None."""
+    None; with status "withdrawn" these too."""
 
     prompt_id: str
     status: Status
@@ -102,5 +106,44 @@ class ShardReport:
     failed: int
     images: int
     seconds: float
+    """That masks were being made, without fetching and writing."""
     reused: bool = False
     """True when the shard's commit record already existed (resume, or another driver was first)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """How a source differs from the table, in prompts: what a night has to do, and what it leaves alone."""
+
+    new: int = 0
+    """Not current in the table; one that was withdrawn and came back is new."""
+    prompt_changed: int = 0
+    """Box, points or another field is another."""
+    image_changed: int = 0
+    """Only the image's version is another: it was replaced."""
+    unknown: int = 0
+    """Whether it changed cannot be told: the row was written by a version that stored no fingerprints."""
+    failed: int = 0
+    """Unchanged, but it failed and is tried again because that was asked for."""
+    other_model: int = 0
+    """Unchanged, but refined by other weights or settings, and to be refined again because that was asked for."""
+    other_code: int = 0
+    """The same with another version of this software."""
+    withdrawn: int = 0
+    """Current in the table and no longer in the source."""
+    unchanged: int = 0
+
+    @property
+    def changed(self) -> int:
+        """Prompts whose content is another, or may be."""
+        return self.prompt_changed + self.image_changed + self.unknown
+
+    @property
+    def refreshed(self) -> int:
+        """Prompts that are refined again though their content is the same."""
+        return self.failed + self.other_model + self.other_code
+
+    @property
+    def planned(self) -> int:
+        """Prompts to refine."""
+        return self.new + self.changed + self.refreshed

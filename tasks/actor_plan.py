@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
 
+MAX_IMAGES_AT_ONCE = 8
+"""Each may be of 100 megapixels and take a gigabyte or two."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorPlan:
@@ -18,14 +21,29 @@ class ActorPlan:
     num_gpus: float
     threads: int
 
+    @property
+    def images_at_once(self) -> int:
+        """Images in the works at an actor: one at the model while others are decoded, or their masks encoded.
+
+        Without a GPU the model keeps all threads busy, and one more image only hides what is not arithmetic.
+        """
+        return 2 if self.num_gpus == 0 else min(MAX_IMAGES_AT_ONCE, self.threads + 1)
+
 
 def plan_actors(settings: RayConfig, cluster: Mapping[str, float], shards: int) -> ActorPlan:
     """Fit `settings` to the resources of the cluster; raises `ConfigError` when not even one actor fits.
 
-    Never more actors than fit: one that waits for a place for ever would keep the shards handed to it.
+    Where nodes come when they are asked for (`wait_for_nodes_s`) the settings count, and not what is there now.
     """
     cores, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-    num_gpus = settings.num_gpus
+    num_gpus, threads = settings.num_gpus, max(1, int(settings.num_cpus))
+    if settings.wait_for_nodes_s:
+        if settings.actors is None:
+            raise ConfigError(
+                "ray.actors: expected their number where nodes come on demand (wait_for_nodes_s), got none"
+            )
+        actors = min(shards, settings.actors)
+        return ActorPlan(actors=actors, num_cpus=settings.num_cpus, num_gpus=num_gpus, threads=threads)
     if settings.actors is None and num_gpus == 0 and gpus >= 1:
         num_gpus = 1.0
     limits = [shards]
@@ -38,5 +56,9 @@ def plan_actors(settings: RayConfig, cluster: Mapping[str, float], shards: int) 
             raise ConfigError(f"ray.{name}: each actor asks for {asked:g}, the cluster has {there:g}")
         if asked:
             limits.append(int(there // asked))
-    threads = max(1, int(settings.num_cpus))
     return ActorPlan(actors=min(limits), num_cpus=settings.num_cpus, num_gpus=num_gpus, threads=threads)
+
+
+def fits(plan: ActorPlan, cluster: Mapping[str, float]) -> bool:
+    """Whether the cluster has what one actor asks for, busy or not."""
+    return plan.num_cpus <= cluster.get("CPU", 0.0) and plan.num_gpus <= cluster.get("GPU", 0.0)

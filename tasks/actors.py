@@ -1,44 +1,27 @@
-"""The Ray boundary: work out to actors, small answers back. The only module that imports ray.
+"""A run's shards, or an evaluation's shares, through a fleet of actors.
 
 What crosses is a shard's plan (a few hundred bytes) and a report of the same size; prompts, pixels and masks never do.
 An evaluation's share takes its pictures' true masks along, run-length encoded, and its records back.
 
-Calls in flight are bounded, errors are values, a dead actor is replaced, and a shard that keeps killing actors is
-searched for the images that do it, whose prompts become failed rows.
+An image that ends the process of the model costs no actor (`tasks.refiner_process`); a shard that keeps ending whole
+actors or nodes is searched for the images that do it, whose prompts become failed rows.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import ray
-from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    WorkerCrashedError,
-)
+from collections.abc import Iterator, Sequence
 
 from stable_sam.config import RayConfig
 from stable_sam.data.manifest import ShardPlan, read_shard
-from stable_sam.errors import ConfigError, StableSamError, StorageError
+from stable_sam.errors import StableSamError, StorageError
 from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.records import ShardReport
-from tasks.actor_plan import plan_actors
 from tasks.evaluation_actor import EvaluationActor, EvaluationShare, ScoredShare
+from tasks.fleet import SoleActor, fleet_of, pickled
+from tasks.refiner_child import LoadRefiner, load_refiner
 from tasks.shard_actor import ShardActor, ShardFailure, reason
 
-POISON_REASON = "refining this image ended the worker process, twice (killed, or out of memory)"
-_DEATHS = RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError
-"""The process is gone, which an image can have done. Every other error of Ray is no image's fault."""
+POISON_REASON = "refining this image ended its actor, 2 times (killed, or its node out of memory)"
 
 
 def run_shards(
@@ -47,22 +30,30 @@ def run_shards(
     settings: RayConfig,
     *,
     device: str = "auto",
+    load: LoadRefiner = load_refiner,
     actor_class: type[ShardActor] = ShardActor,
 ) -> Iterator[ShardReport | ShardFailure]:
     """Have every shard refined and committed; yields one outcome for each, as they come.
 
-    device: where the actors' model runs, as in `RefinerConfig`; the manifest's own is not used.
+    device: where the actors' model runs, as in `RefinerConfig`; the manifest's own is not used. load: makes that model.
     Raises `StableSamError` for what would fail every shard: weights, configuration, credentials, actors that do not
     start.
     """
     if not shards:
         return
-    with _fleet(actor_class, (manifest_uri, device), len(shards), settings) as (fleet, start):
-        deadly: list[ShardPlan] = []
-        yield from _run_all(fleet, shards, settings.max_retries, deadly)
-        fleet.stop()  # the search for killers needs their places
-        for shard in deadly:
-            yield _refine_around_killers(start, shard)
+    arguments = (manifest_uri, device, pickled(load), settings)
+    deadly: list[ShardPlan] = []
+    # Calls run side by side: one shard is refined, another is fetched or written.
+    with fleet_of(actor_class, arguments, len(shards), settings, concurrency=settings.in_flight_per_actor) as fleet:
+        for shard, outcome in fleet.run(shards):
+            if outcome is None:
+                deadly.append(shard)
+            else:
+                yield outcome
+        if deadly:
+            with fleet.sole_actor() as actor:
+                for shard in deadly:
+                    yield _refine_around_killers(actor, shard)
 
 
 def score_shares(
@@ -76,254 +67,38 @@ def score_shares(
 
     Raises `StableSamError` when one of them cannot be: figures of a part of the pictures would be other figures.
     """
-    with _fleet(actor_class, (evaluation,), len(shares), settings) as (fleet, _):
-        deadly: list[EvaluationShare] = []
-        for outcome in _run_all(fleet, shares, settings.max_retries, deadly):
+    with fleet_of(actor_class, (evaluation,), len(shares), settings) as fleet:
+        for share, outcome in fleet.run(shares):
+            if outcome is None:
+                raise StableSamError(
+                    f"{share.shard_id}: a picture there ends the process that evaluates it, every time"
+                )
             if isinstance(outcome, ShardFailure):
                 raise StableSamError(f"{outcome.shard_id}: cannot be evaluated: {outcome.error}")
             yield outcome
-        if deadly:
-            raise StableSamError(
-                f"{deadly[0].shard_id}: a picture there ends the process that evaluates it, every time"
-            )
 
 
-@contextmanager
-def _fleet(
-    actor_class: type, arguments: tuple[Any, ...], work: int, settings: RayConfig
-) -> Iterator[tuple[_Fleet, Callable[[], Any]]]:
-    """Ray, actors of `actor_class` made of `arguments` and their number of threads, and what starts one more."""
-    with _ray(settings):
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's annotations are partial
-        plan = plan_actors(settings, resources, work)
-        remote: Any = ray.remote(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0)(actor_class)
+def _refine_around_killers(actor: SoleActor, shard: ShardPlan) -> ShardReport | ShardFailure:
+    """Find the images that end their actor by trying one after the other, then refine the shard without them.
 
-        def start() -> Any:
-            return remote.remote(*arguments, threads=plan.threads)
-
-        fleet = _Fleet(start, plan.actors, settings)
-        try:
-            yield fleet, start
-        finally:
-            fleet.stop()
-
-
-class _Work(Protocol):
-    """A `ShardPlan` or an `EvaluationShare`."""
-
-    @property
-    def shard_id(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    ref: Any
-    shard: _Work | None
-    """None: the call that loads the model."""
-
-
-@dataclass(slots=True, eq=False)
-class _Actor:
-    handle: Any
-    calls: deque[_Call] = field(init=False)
-    """In flight, oldest first: the order in which Ray runs them."""
-
-    def __post_init__(self) -> None:
-        self.calls = deque([_Call(self.handle.load.remote(), None)])
-
-    @property
-    def shards(self) -> int:
-        return sum(call.shard is not None for call in self.calls)
-
-    def submit(self, shard: _Work) -> None:
-        self.calls.append(_Call(self.handle.work.remote(shard), shard))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    shard: _Work | None
-    """None: the actor was loading."""
-    answer: Any
-    """A `ShardFailure`, or what the actor made of the shard. None: it died, or has merely loaded its model."""
-    handed_back: Sequence[_Work] = ()
-    """Shards that waited behind this one at an actor that is gone."""
-
-
-class _Fleet:
-    """A fixed number of actors, each with a bounded number of calls in flight; dead ones are replaced."""
-
-    def __init__(self, start: Callable[[], Any], size: int, settings: RayConfig) -> None:
-        self._start = start
-        self._size = size
-        self._depth = settings.in_flight_per_actor
-        self._actors: list[_Actor] = []
-        self._failed_starts_left = settings.max_retries + size
-
-    @property
-    def busy(self) -> bool:
-        """Whether any shard is in flight."""
-        return any(actor.shards for actor in self._actors)
-
-    def fill(self, queue: deque[_Work]) -> None:
-        """Hand out shards evenly until every actor has its share or `queue` is empty; start the actors this takes."""
-        for _ in range(min(self._size - len(self._actors), len(queue))):
-            self._actors.append(_Actor(self._start()))
-        for depth in range(1, self._depth + 1):
-            for actor in self._actors:
-                if queue and actor.shards < depth:
-                    actor.submit(queue.popleft())
-
-    def next_outcome(self) -> _Outcome:
-        """Wait for the oldest call of any actor.
-
-        Raises the `StableSamError` that an actor reports for all shards, or one when actors do not even start.
-        """
-        oldest = {actor.calls[0].ref: actor for actor in self._actors if actor.calls}
-        (ready, *_), _ = ray.wait(list(oldest), num_returns=1)
-        actor = oldest[ready]
-        shard = actor.calls.popleft().shard
-        try:
-            answer = ray.get(ready)
-        except RayError as error:
-            failure = None
-            if shard is None:
-                self._count_failed_start(error)
-            elif not isinstance(error, _DEATHS):
-                failure = ShardFailure(shard_id=shard.shard_id, error=reason(error), actor_is_lost=True)
-            return _Outcome(shard=shard, answer=failure, handed_back=self._bury(actor))
-        if isinstance(answer, StableSamError):
-            raise answer
-        if shard is None:
-            return _Outcome(shard=None, answer=None)
-        lost = isinstance(answer, ShardFailure) and answer.actor_is_lost
-        return _Outcome(shard=shard, answer=answer, handed_back=self._bury(actor) if lost else ())
-
-    def stop(self) -> None:
-        """End all actors and give their resources back."""
-        for actor in self._actors:
-            ray.kill(actor.handle)
-        self._actors = []
-
-    def _count_failed_start(self, error: RayError) -> None:
-        self._failed_starts_left -= 1
-        if self._failed_starts_left < 0:
-            raise StableSamError(f"Ray actors die while they start: {reason(error)}")
-
-    def _bury(self, lost: _Actor) -> list[_Work]:
-        """Remove the actor; returns the shards that it had not begun."""
-        ray.kill(lost.handle)
-        self._actors.remove(lost)
-        return [call.shard for call in lost.calls if call.shard is not None]
-
-
-def _run_all(fleet: _Fleet, shards: Sequence[_Work], max_retries: int, deadly: list[Any]) -> Iterator[Any]:
-    """Bring every shard to an outcome but those that kill actors again and again: these are added to `deadly`."""
-    queue: deque[_Work] = deque(shards)
-    retries: Counter[str] = Counter()
-    while queue or fleet.busy:
-        fleet.fill(queue)
-        outcome = fleet.next_outcome()
-        queue.extendleft(reversed(outcome.handed_back))
-        shard, answer = outcome.shard, outcome.answer
-        if shard is None:
-            continue
-        if answer is not None and not isinstance(answer, ShardFailure):
-            yield answer
-            continue
-        retries[shard.shard_id] += 1
-        if retries[shard.shard_id] <= max_retries:
-            queue.append(shard)
-        elif answer is None:
-            deadly.append(shard)
-        else:
-            yield answer
-
-
-def _refine_around_killers(start: Callable[[], Any], shard: ShardPlan) -> ShardReport | ShardFailure:
-    """Find the images that end the process by trying one after the other, then refine the shard without them.
-
-    One by one costs each image one more pass and one new actor for each death; halving would cost new actors, which are
-    dearer. An image is condemned by two deaths, since one may be the machine's fault. Where the search itself fails, no
-    image is condemned and the shard waits for the next run.
+    This is for what takes the actor or its node along, as a node without memory does. One by one costs each image one
+    more pass and one new actor for each death; halving would cost new actors, which are dearer. An image is condemned
+    by two deaths, since one may be the machine's fault. Where the search itself fails, no image is condemned and the
+    shard waits for the next run.
     """
     poisoned: dict[str, str] = {}
-    actor = None
     try:
         images = sorted({prompt.image_id for prompt in read_shard(shard.uri)})
     except StorageError as error:
         return ShardFailure(shard_id=shard.shard_id, error=reason(error))
     for image_id in images:
-        for _attempt in range(2):
-            actor = actor or _started(start)
-            survived = _answer(actor.probe.remote(shard, image_id), shard)
-            if isinstance(survived, ShardFailure):
-                ray.kill(actor)
-                return survived
-            if survived:
-                break
-            ray.kill(actor)
-            actor = None
-        else:
+        survived = actor.call("probe", shard, image_id) or actor.call("probe", shard, image_id)
+        if isinstance(survived, ShardFailure):
+            return survived
+        if not survived:
             poisoned[image_id] = POISON_REASON
-    actor = actor or _started(start)
-    try:
-        answer: ShardReport | ShardFailure | None = _answer(actor.work.remote(shard, poisoned), shard)
-    finally:
-        ray.kill(actor)
+    answer: ShardReport | ShardFailure | None = actor.call("work", shard, poisoned)
     if answer is None:
         problem = "ends its actor, though none of its other images does alone; try a smaller shard_images"
         return ShardFailure(shard_id=shard.shard_id, error=problem)
     return answer
-
-
-def _started(start: Callable[[], Any]) -> Any:
-    """A new actor that has loaded its model, so that a later death is the image's doing."""
-    actor = start()
-    try:
-        answer = ray.get(actor.load.remote())
-    except RayError as error:
-        raise StableSamError(f"Ray actors die while they start: {reason(error)}") from error
-    if isinstance(answer, StableSamError):
-        raise answer
-    return actor
-
-
-def _answer(ref: Any, shard: ShardPlan) -> Any:
-    """What the call returned, or None when the process died; raises the `StableSamError` that it returned."""
-    try:
-        answer = ray.get(ref)
-    except _DEATHS:
-        return None
-    except RayError as error:
-        return ShardFailure(shard_id=shard.shard_id, error=reason(error), actor_is_lost=True)
-    if isinstance(answer, StableSamError):
-        raise answer
-    return answer
-
-
-@contextmanager
-def _ray(settings: RayConfig) -> Iterator[None]:
-    """Ray for the time of a run: one that already runs in this process, a cluster, or a local one on loopback only."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Under `uv run` the workers would otherwise build the environment again.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if settings.address is not None:
-        try:
-            ray.init(address=settings.address, **quiet)
-        except (ConnectionError, ValueError, RayError) as error:
-            raise ConfigError(f"ray.address: no Ray cluster at {settings.address}: {reason(error)}") from None
-    else:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a node that listens on loopback only
-        try:
-            ray.init(include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
-        except Exception as error:  # a plain Exception is what Ray raises when its processes take more than 30 s
-            ray.shutdown()
-            raise StableSamError(f"Ray does not start on this machine (too busy?): {reason(error)}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

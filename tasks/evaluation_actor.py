@@ -1,4 +1,4 @@
-"""The actor that scores pictures for an evaluation: a plain class, which `tasks.actors` makes remote."""
+"""The actor that scores pictures for an evaluation: a plain class, which `tasks.fleet` makes remote."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stable_sam.errors import StableSamError
 from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.evaluation.truth import TruthImage, TruthSet
+from tasks.actor_plan import ActorPlan
 from tasks.shard_actor import ShardFailure, reason
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def split_sets(sets: Sequence[TruthSet]) -> Iterator[EvaluationShare]:
 class EvaluationActor:
     """Scores shares in a process of its own; loads the model once. Errors are returned, as by `ShardActor`."""
 
-    def __init__(self, settings: EvaluationConfig, threads: int) -> None:
+    def __init__(self, settings: EvaluationConfig, plan: ActorPlan) -> None:
         self._settings = settings
-        self._threads = threads
+        self._threads = plan.threads
 
     def load(self) -> StableSamError | bool:
         """Read the weights; returns True, or what is wrong with them."""

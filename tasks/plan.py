@@ -1,14 +1,27 @@
-"""First task: from annotations to a stored plan of shards."""
+"""First task: from annotations to a stored plan of what has to be done."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
 
 from prefect import task
 
 from stable_sam.config import RunConfig
-from stable_sam.data.annotations import read_prompts
-from stable_sam.data.manifest import plan_run
+from stable_sam.data.annotations import read_prompt_batches
+from stable_sam.data.planning import plan_night
 from stable_sam.data.storage import check_output
 from stable_sam.identity import model_identity
+from stable_sam.records import Changes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """What a night has to do."""
+
+    manifest_uri: str | None
+    """None: nothing."""
+    changes: Changes
 
 
 @task(task_run_name="plan {annotations_uri}")
@@ -19,16 +32,21 @@ def plan(
     config: RunConfig,
     image_index_uri: str | None,
     logical_date: str | None,
-) -> str | None:
-    """Store the run's manifest and shards under `output_uri`; returns the manifest's URI, or None when up to date."""
+    refresh: frozenset[str],
+    since: datetime | None,
+) -> PlanReport:
+    """Compare the source with the table and store the run's manifest and shards under `output_uri`."""
     check_output(output_uri)
-    manifest = plan_run(
-        read_prompts(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri),
+    night = plan_night(
+        lambda: read_prompt_batches(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri),
         annotations_uri=annotations_uri,
         images_uri=images_uri,
         output_uri=output_uri,
         config=config,
         model=model_identity(config.refiner),
+        image_index_uri=image_index_uri,
         logical_date=logical_date,
+        refresh=refresh,
+        since=since,
     )
-    return None if manifest is None else manifest.uri
+    return PlanReport(manifest_uri=night.manifest.uri if night.manifest else None, changes=night.changes)

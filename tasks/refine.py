@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prefect import task
 
 from stable_sam.config import RayConfig
-from stable_sam.data.commits import committed
+from stable_sam.data.commits import committed, write_tombstones
 from stable_sam.data.manifest import read_manifest
 from stable_sam.errors import StorageError
 from stable_sam.records import ShardReport
@@ -27,13 +27,18 @@ class RefineReport:
 
 @task(task_run_name="refine {manifest_uri}")
 def refine(manifest_uri: str, ray: RayConfig, device: str) -> RefineReport:
-    """Refine what is not committed yet; raises `StorageError` when a shard could not be brought to its end.
+    """Refine what is not committed yet, and write the tombstones of what was withdrawn.
+
+    Raises `StorageError` when a shard could not be brought to its end.
 
     ray, device: this driver's, which need not be those the run was planned with; they change no row.
     """
     manifest = read_manifest(manifest_uri)
     done = committed(manifest)
     missing = [shard for shard in manifest.shards if shard.shard_id not in done]
+    for tombstones in manifest.tombstones:
+        if tombstones.shard_id not in done:
+            write_tombstones(manifest, tombstones)
     failures: list[ShardFailure] = []
     images, seconds = 0, 0.0
     before = manifest.images - sum(shard.images for shard in missing)

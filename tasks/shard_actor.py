@@ -1,19 +1,20 @@
-"""The actor that refines shards: a plain class, which `tasks.actors` runs in processes of their own."""
+"""The actor that refines shards: a plain class, which `tasks.fleet` runs in processes of their own."""
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from stable_sam.config import RayConfig
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
 from stable_sam.errors import ConfigError, CredentialsError, StableSamError, WeightsError, one_line
 from stable_sam.records import ShardReport
-
-if TYPE_CHECKING:
-    from stable_sam.refiner import Refiner
+from stable_sam.shard_job import check_model, complete_shard, image_jobs
+from tasks.actor_plan import ActorPlan
+from tasks.refiner_child import ChildSettings
+from tasks.refiner_process import Limits, RefinerProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,60 +29,65 @@ class ShardFailure:
 
 
 class ShardActor:
-    """Refines shards of one run in a process of its own; loads the model once.
+    """Refines shards of one run; its model is in a child, which an image may kill.
 
+    Reading, fetching, encoding and writing happen here, beside the child's work: while it refines one shard, the next
+    one's images are fetched and the last one's rows are written, each by a thread that calls `work`.
     A plain class: `tasks.actors.run_shards` makes it an actor. Its methods return errors instead of raising them, so an
     exception at the caller means that the process is gone, or that Ray itself failed.
     """
 
-    def __init__(self, manifest_uri: str, device: str, threads: int) -> None:
+    def __init__(self, manifest_uri: str, device: str, load: bytes, settings: RayConfig, plan: ActorPlan) -> None:
+        """`load`: a pickled `refiner_child.LoadRefiner`, or any other of its kind."""
         self._manifest_uri = manifest_uri
-        self._threads = threads
         self._device = device
+        self._load = load
+        self._limits = Limits(seconds=settings.image_timeout_s, memory_mb=settings.image_memory_mb)
+        self._plan = plan
+        self._turn = threading.Lock()
 
     def load(self) -> StableSamError | bool:
         """Read the manifest and the weights; returns True, or what is wrong with them for every shard alike."""
         try:
-            return self.refiner is not None
+            with self._turn:
+                check_model(self._process.start(), self.manifest)
         except StableSamError as error:
             return error
         except Exception as error:
             return StableSamError(f"the model cannot be loaded: {reason(error)}")
+        return True
 
     def work(
         self, shard: ShardPlan, poisoned: Mapping[str, str] | None = None
     ) -> ShardReport | ShardFailure | StableSamError:
         """Refine and commit one shard; the images in `poisoned` (image id -> reason) become failed rows untouched."""
-        from stable_sam.shard_job import refine_shard
-
         try:
-            return refine_shard(self.refiner, self.manifest, shard, poisoned or {})
+            return complete_shard(self.manifest, shard, self._process.refine, poisoned=poisoned, turn=self._turn)
         except (ConfigError, CredentialsError, WeightsError) as error:
             return error  # every other shard would meet it too
         except StableSamError as error:
             return ShardFailure(shard_id=shard.shard_id, error=reason(error))
         except Exception as error:
-            # `refine_shard` makes rows of whatever is wrong with an image; what passes it is a lost GPU or as bad.
+            # An image's trouble is rows by now; what passes is a lost GPU or as bad.
             return ShardFailure(shard_id=shard.shard_id, error=reason(error), actor_is_lost=True)
 
     def probe(self, shard: ShardPlan, image_id: str) -> bool | ShardFailure:
-        """Do the work of one image and write nothing; returns True when the process survives it, whatever came out.
+        """Do the work of one image and write nothing; returns True when the actor survives it, whatever came out.
 
-        A shard that cannot be read says nothing of the image and is a `ShardFailure`.
+        A shard or a store that cannot be read says nothing of the image and is a `ShardFailure`.
         """
-        from stable_sam.data.images import decode_image
-        from stable_sam.data.storage import read_bytes
-
         try:
             prompts = [prompt for prompt in read_shard(shard.uri) if prompt.image_id == image_id]
-        except StableSamError as error:
+            with self._turn:
+                for _ in self._process.refine(image_jobs(self.manifest, prompts, {})):
+                    pass
+        except Exception as error:
             return ShardFailure(shard_id=shard.shard_id, error=reason(error))
-        with contextlib.suppress(Exception):
-            name = prompts[0].image_uri
-            max_pixels = self.manifest.config.refiner.max_image_pixels
-            image = decode_image(read_bytes(name), name=name, max_pixels=max_pixels)
-            self.refiner.refine_image(image, prompts)
         return True
+
+    def close(self) -> None:
+        """End the model's process; Ray's end of an actor does it too."""
+        self._process.stop()
 
     @cached_property
     def manifest(self) -> RunManifest:
@@ -89,15 +95,13 @@ class ShardActor:
         return read_manifest(self._manifest_uri)
 
     @cached_property
-    def refiner(self) -> Refiner:
-        """The loaded model; raises `WeightsError` or `ConfigError`."""
-        import torch
-
-        from stable_sam.refiner import Refiner
-
-        torch.set_num_threads(self._threads)
+    def _process(self) -> RefinerProcess:
         config = self.manifest.config
-        return Refiner(config.refiner.model_copy(update={"device": self._device}), config.routing)
+        config = config.model_copy(update={"refiner": config.refiner.model_copy(update={"device": self._device})})
+        settings = ChildSettings(
+            load=self._load, config=config, threads=self._plan.threads, images_at_once=self._plan.images_at_once
+        )
+        return RefinerProcess(settings, self._limits)
 
 
 def reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stable_sam.errors import ConfigError
+from stable_sam.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,10 +32,16 @@ class Format(enum.StrEnum):
 
 
 def query(
-    sql: Annotated[str, typer.Argument(help="One statement; views: masks (newest of each prompt), history, runs.")],
+    sql: Annotated[str, typer.Argument(help="One statement; views: masks (current rows), history, runs.")],
     table: Annotated[str, typer.Option(help="The URI given to refine as --output.")],
     form: Annotated[Format, typer.Option("--format", help="json: a list of objects.")] = Format.table,
     out: Annotated[str | None, typer.Option(help="File to write, local or s3://; terminal if not given.")] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            help="What readers saw then: a run_id, a version, or an ISO date or timestamp (UTC).", metavar="WHEN"
+        ),
+    ] = None,
 ) -> None:
     """Ask the masks table: stable-sam query --table URI "SELECT route, count(*) FROM masks GROUP BY route"."""
     if form is Format.parquet and out is None:
@@ -43,7 +49,7 @@ def query(
     from stable_sam.data.query import query as run_query
     from stable_sam.data.storage import absolute_uri, write_bytes
 
-    rows = run_query(absolute_uri(table), sql)
+    rows = run_query(absolute_uri(table), sql, as_of=as_of)
     if out is not None:
         write_bytes(out, _encode(rows, form))
         typer.echo(f"{rows.num_rows} rows written to {out}", err=True)
@@ -145,4 +151,4 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+    return shown(text, SHOWN_CHARACTERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stable_sam.data.planning import NightPlan
     from stable_sam.summary import RunSummary
 
 PREFECT_DEFAULTS = {
@@ -31,38 +32,86 @@ def refine(
     config: Annotated[str | None, typer.Option(help="Configuration (YAML), see configs/.")] = None,
     image_index: Annotated[str | None, typer.Option(help="COCO JSON whose `images` name the files of the ids.")] = None,
     logical_date: Annotated[str | None, typer.Option(help="The night this run stands for, YYYY-MM-DD.")] = None,
+    refresh: Annotated[
+        list[str] | None,
+        typer.Option(help="Refine again what did not change: failed; model (by other weights or settings); or all."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Look only at files modified since then (YYYY-MM-DD, UTC); nothing is withdrawn."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
-    """Refine weak boxes and points to masks, one table row for each prompt. Run again after a kill: it takes up."""
-    from rich.console import Console
+    """Refine weak boxes and points to masks: what is new or changed since the last run, one table row for each prompt.
 
-    from stable_sam.preflight import check_logical_date, check_run
+    Run again after a kill: it takes up.
+    """
+    from stable_sam.preflight import check_logical_date, check_run, refresh_reasons, since_moment
 
     check_logical_date(logical_date)
+    refresh_reasons(refresh), since_moment(since, "UTC")
     settings = read_settings(config, model)
-    check_run(
-        annotations_uri=annotations,
-        images_uri=images,
-        output_uri=output,
-        config=settings,
-        image_index_uri=image_index,
+    sources: dict[str, Any] = {
+        "annotations_uri": annotations, "images_uri": images, "output_uri": output, "image_index_uri": image_index
+    }  # fmt: skip
+    check_run(**sources, config=settings, writes=not dry_run)
+    if dry_run:
+        from stable_sam.data.planning import check_withdrawn
+
+        plan = plan_only(sources, settings, refresh, since)
+        print_plan(output, settings, plan)
+        check_withdrawn(plan.changes, settings.max_withdrawn_fraction, annotations)
+        return
+    start_prefect()
+    from flows.refine import refine_dataset
+
+    summary = refine_dataset(
+        **sources,
+        config=settings.model_dump(mode="json"),
+        logical_date=logical_date,
+        refresh=refresh,
+        since=since,
     )
+    print_summary(summary)
+
+
+def start_prefect() -> None:
+    """Set Prefect up for a command that prints its own progress; raises `StableSamError` when its server is away."""
+    from rich.console import Console
+
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     Console(stderr=True).print("Starting Prefect and Ray ...")
     from flows.prefect_api import check_prefect_api
 
     check_prefect_api()
-    from flows.refine import refine_dataset
 
-    summary = refine_dataset(
+
+def plan_only(
+    sources: dict[str, Any], settings: RunConfig, refresh: list[str] | None = None, since: str | None = None
+) -> NightPlan:
+    """What a run would do, without Prefect and without writing anything. sources: the URIs, named as in the flow."""
+    from stable_sam.data.annotations import read_prompt_batches
+    from stable_sam.data.planning import plan_night
+    from stable_sam.data.storage import absolute_uri
+    from stable_sam.identity import model_identity
+    from stable_sam.preflight import refresh_reasons, since_moment
+
+    # As the flow gives them: a fingerprint holds the image's URI.
+    annotations, images = absolute_uri(sources["annotations_uri"]), absolute_uri(sources["images_uri"])
+    index = sources["image_index_uri"]
+    return plan_night(
+        lambda: read_prompt_batches(annotations, images_uri=images, image_index_uri=index),
         annotations_uri=annotations,
         images_uri=images,
-        output_uri=output,
-        config=settings.model_dump(mode="json"),
-        image_index_uri=image_index,
-        logical_date=logical_date,
+        output_uri=sources["output_uri"],
+        config=settings,
+        model=model_identity(settings.refiner),
+        image_index_uri=index,
+        refresh=refresh_reasons(refresh),
+        since=since_moment(since, "UTC"),
+        dry_run=True,
     )
-    print_summary(summary)
 
 
 def read_settings(config_path: str | None, model: str | None) -> RunConfig:
@@ -94,8 +143,41 @@ def print_summary(summary: RunSummary) -> None:
         table.add_row(*line)
     console = Console()
     console.print(table)
+    if summary.changes is not None:
+        console.print(summary.changes_line(), soft_wrap=True)
     if summary.up_to_date:
-        console.print(f"Up to date: {summary.table_uri} already holds this run; nothing was done.")
+        console.print(f"Up to date: nothing was done; the newest run of {summary.table_uri} is above.", soft_wrap=True)
         return
     speed = "" if summary.images_per_second is None else f" ({summary.images_per_second:.2f} images/s for each actor)"
     console.print(f"{summary.images} images refined{speed}. Table: {summary.table_uri}", soft_wrap=True)
+
+
+def print_plan(output_uri: str, settings: RunConfig, plan: NightPlan) -> None:
+    """What a dry run found, and how long it would take."""
+    from rich.console import Console
+
+    from stable_sam.data.runs import list_runs, open_table
+    from stable_sam.estimate import duration, measured
+    from stable_sam.summary import describe
+
+    changes = plan.changes
+    lines = ["Dry run: nothing was written.", describe(changes)]
+    if changes.planned + changes.withdrawn == 0:
+        lines.append("Nothing to do.")
+    else:
+        lines.append(f"To refine: {changes.planned} prompts on {plan.images} images, in {plan.shards} shards.")
+    if changes.planned:
+        table = open_table(output_uri)
+        speed = None if table is None else measured(list_runs(table), settings)
+        if speed is None:
+            lines.append("How long: not known; no run with these settings was measured in this table.")
+        else:
+            seconds = speed.estimate(plan.images, changes.planned, settings.prompt_cost)
+            actors = min(settings.ray.actors or 1, max(plan.shards, 1))
+            lines.append(
+                f"How long: about {duration(seconds / actors)} with {actors} actor{'s' if actors > 1 else ''}, without "
+                f"start-up. Measured: {speed.images / speed.seconds:.2f} images/s and "
+                f"{speed.prompts / speed.seconds:.2f} prompts/s for each actor (newest {speed.runs} of the runs with "
+                "these settings)."
+            )
+    Console().print("\n".join(lines), soft_wrap=True, highlight=False)

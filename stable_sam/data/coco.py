@@ -9,159 +9,103 @@ does (any COCO JSON with `images`), or else COCO's own file names (image 42 is `
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, BinaryIO
 
+from stable_sam.data.coco_catalogue import AnyCatalogue, Catalogue
+from stable_sam.data.coco_records import Source, record_chunk
 from stable_sam.data.image_folder import ImageFolder
-from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text, image_size
-from stable_sam.errors import AnnotationError, ImageError
-from stable_sam.records import Prompt
+from stable_sam.data.json_stream import JsonStream
+from stable_sam.data.prompt_columns import Chunk, Places
+from stable_sam.errors import AnnotationError
 
-OWN_FIELDS = frozenset(
-    {"id", "image_id", "category_id", "bbox", "points", "segmentation", "keypoints", "iscrowd", "score"}
-)
-"""Fields of an annotation that have a place of their own in a prompt, or none on purpose."""
+LISTS = ("images", "categories", "annotations")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
-    """What a COCO file says of one image. `problem`: why it cannot be found."""
-
-    uri: str = ""
-    size_hw: tuple[int, int] | None = None
-    problem: str | None = None
-
-
-class Catalogue:
-    """The `images` and `categories` of a COCO file."""
-
-    def __init__(self, document: Mapping[str, Any], name: str, folder: ImageFolder) -> None:
-        """Raises `AnnotationError` when `images` or `categories` is not a list. `name` is the file's, for messages."""
-        self._name = name
-        self._images: dict[str, Image] = {}
-        file_names: dict[str, Any] = {}
-        for position, entry in enumerate(_list(document, "images", name)):
-            image_id = id_text(entry.get("id")) if isinstance(entry, dict) else None
-            if image_id is None:
-                raise AnnotationError(f"{name}: images[{position}]: expected an object with an id, got {entry!r:.80}")
-            file_name = entry.get("file_name")
-            if file_names.setdefault(image_id, file_name) != file_name:
-                problem = f"image id {image_id} stands for two files: {file_names[image_id]!r} and {file_name!r}"
-                self._images[image_id] = Image(problem=problem)
-            elif image_id not in self._images:
-                self._images[image_id] = _located(file_name, folder, image_size(entry))
-        self._categories = {
-            id_text(category.get("id")): str(category.get("name", category.get("id")))
-            for category in _list(document, "categories", name)
-            if isinstance(category, dict)
-        }
-
-    def image(self, image_id: str) -> Image:
-        """The image with this id; its `problem` is set when there is none."""
-        missing = Image(problem=f"image {image_id} is not among the images of {self._name}")
-        return self._images.get(image_id, missing)
-
-    def category(self, category_id: Any) -> str | None:
-        """The name of a category, None when the file has none for this id."""
-        category = id_text(category_id)
-        return None if category is None else self._categories.get(category)
-
-
-class CocoFileNames:
-    """Stands in for a catalogue where there is none: COCO's own file names."""
-
-    def __init__(self, folder: ImageFolder) -> None:
-        """`folder` holds the pictures."""
-        self._folder = folder
-
-    def image(self, image_id: str) -> Image:
-        """Image 42 is 000000000042.jpg."""
-        if not image_id.isdecimal():
-            return Image(problem=f"image {image_id!r} has no COCO file name, expected a number or an image index")
-        found = _located(f"{int(image_id):012d}.jpg", self._folder, None)
-        if found.problem:
-            return Image(problem=f"{found.problem} (without an image index, COCO's file names are assumed)")
-        return found
-
-    def category(self, category_id: Any) -> None:
-        """Names are not known."""
-
-
-def read_instances(document: Mapping[str, Any], *, name: str, catalogue: Catalogue) -> Iterator[Prompt]:
-    """One prompt for each of the document's `annotations`; prompt_id is the annotation's id.
+def read_instances(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+    """Chunks of at most `rows` of the document's `annotations`; prompt_id is the annotation's id.
 
     An annotation without an id is named by its image and its place among those of the image, as detections are.
+
+    The file is read twice, unless its images and categories come before its annotations: where COCO's own order puts
+    the categories, nothing is known of them when the annotations pass. The first time is now, and raises
+    `AnnotationError` for what is no JSON.
     """
-    return _read(_list(document, "annotations", name), name, "annotation", catalogue)
+    stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
+    offset = _read_catalogue(stream, name, catalogue, need_annotations=True)
+    source = Source(name=name, kind="annotation", catalogue=catalogue)
+    if offset is None:
+        return _read(_annotations(stream, name), source, rows)
+    return _read(JsonStream(file, name, offset).elements(), source, rows)
 
 
-def read_detections(records: list[Any], *, name: str, catalogue: Catalogue | CocoFileNames) -> Iterator[Prompt]:
-    """One prompt for each detection; prompt_id is `{image_id}:{place among the detections of its image}`, from 0."""
-    return _read(records, name, "detection", catalogue)
+def read_detections(file: BinaryIO, *, name: str, catalogue: AnyCatalogue, rows: int) -> Iterator[Chunk]:
+    """Chunks of at most `rows` detections; prompt_id is `{image_id}:{place among the detections of its image}`."""
+    return _read(_detections(JsonStream(file, name)), Source(name=name, kind="detection", catalogue=catalogue), rows)
 
 
-def _read(records: list[Any], name: str, kind: str, catalogue: Catalogue | CocoFileNames) -> Iterator[Prompt]:
-    places: Counter[str] = Counter()
-    for position, record in enumerate(records):
-        if not isinstance(record, dict):
-            where = f"{name}: {kind} at position {position}"
-            problem = f"expected an object, got {record!r:.80}"
-            yield checked_prompt(
-                SourceAnnotation(prompt_id=f"record-{position}", where=where, image_id="", problem=problem)
-            )
+def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
+    """The catalogue of any COCO file that has images; raises `AnnotationError`."""
+    stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
+    if stream.peek() == "{":
+        _read_catalogue(stream, name, catalogue, need_annotations=False)
+    if not len(catalogue):
+        raise AnnotationError(f"{name}: expected a COCO JSON with a list of images as image index")
+    return catalogue
+
+
+def _read_catalogue(stream: JsonStream, name: str, catalogue: Catalogue, *, need_annotations: bool) -> int | None:
+    """Fill the catalogue; returns where the annotations are, None when the stream has stopped before them."""
+    offset, seen = 0, set()
+    for key in stream.members():
+        if key not in LISTS:
+            stream.skip()
             continue
-        image_id = id_text(record.get("image_id"))
-        annotation_id = id_text(record.get("id")) if kind == "annotation" else None
-        if image_id is None:
-            image = Image(problem=f"expected an image_id, got {record.get('image_id')!r:.80}")
-            place_id = f"record-{position}"
+        if key in seen:
+            raise _another(name, key)
+        seen.add(key)
+        if stream.peek() != "[":
+            raise AnnotationError(f"{name}: expected a list under {key!r}, got {type(stream.value()).__name__}")
+        if key == "images":
+            for position, entry in enumerate(stream.elements()):
+                catalogue.add_image(position, entry)
+        elif key == "categories":
+            for entry in stream.elements():
+                catalogue.add_category(entry)
+        elif len(seen) == len(LISTS):
+            return None
         else:
-            image = catalogue.image(image_id)
-            place_id = f"{image_id}:{places[image_id]}"
-            places[image_id] += 1
-        points, labels, points_problem = _split_points(record.get("points"))
-        problems = [problem for problem in (image.problem, points_problem) if problem]
-        yield checked_prompt(
-            SourceAnnotation(
-                prompt_id=annotation_id or place_id,
-                where=f"{name}: {kind} {annotation_id or place_id}",
-                image_id=image_id or "",
-                image_uri=image.uri,
-                size_hw=image.size_hw,
-                problem="; ".join(problems) or None,
-                box_xywh=record.get("bbox"),
-                points_xy=points,
-                point_labels=labels,
-                annotation_id=annotation_id,
-                category_id=record.get("category_id"),
-                category=catalogue.category(record.get("category_id")),
-                iscrowd=record.get("iscrowd"),
-                score=record.get("score"),
-                attributes=attributes_json(record, OWN_FIELDS),
-            )
-        )
+            offset = stream.offset
+            stream.skip()
+    stream.end()
+    missing = sorted({"images", "annotations"} - seen) if need_annotations else []
+    if missing:
+        raise AnnotationError(f"{name}: unknown format: a COCO file needs images and annotations, got no {missing[0]}")
+    return offset
 
 
-def _split_points(given: Any) -> tuple[list[Any], list[Any], str | None]:
-    """`[[x, y, label], ...]` as points, labels and, when it is something else, the problem."""
-    if given is None:
-        return [], [], None
-    if not isinstance(given, list) or not all(isinstance(point, list) and len(point) == 3 for point in given):
-        return [], [], f"expected points as [[x, y, label], ...], got {given!r:.80}"
-    return [point[:2] for point in given], [point[2] for point in given], None
+def _annotations(stream: JsonStream, name: str) -> Iterator[Any]:
+    """The elements of the list that begins here; then the rest of the document is looked at."""
+    yield from stream.elements()
+    for key in stream.more_members():
+        if key in LISTS:
+            raise _another(name, key)
+        stream.skip()
+    stream.end()
 
 
-def _located(file_name: Any, folder: ImageFolder, size_hw: tuple[int, int] | None) -> Image:
-    try:
-        return Image(uri=folder.find(file_name), size_hw=size_hw)
-    except ImageError as error:
-        return Image(problem=str(error), size_hw=size_hw)
+def _another(name: str, key: str) -> AnnotationError:
+    return AnnotationError(f"{name}: expected one list under {key!r}, got another one")
 
 
-def _list(document: Mapping[str, Any], key: str, name: str) -> list[Any]:
-    value = document.get(key, [])
-    if not isinstance(value, list):
-        raise AnnotationError(f"{name}: expected a list under {key!r}, got {type(value).__name__}")
-    return value
+def _detections(stream: JsonStream) -> Iterator[Any]:
+    yield from stream.elements()
+    stream.end()
+
+
+def _read(records: Iterator[Any], source: Source, rows: int) -> Iterator[Chunk]:
+    places, position = Places(len(source.catalogue), source.catalogue.number), 0
+    while chunk := list(islice(records, rows)):
+        yield record_chunk(chunk, source, places, position)
+        position += len(chunk)

@@ -3,7 +3,7 @@
     <output>/data/<run_id>/<shard_id>-<owner>.parquet      never overwritten; without a commit record it does not exist
     <output>/_runs/<run_id>/commits/<shard_id>.json        the first writer's stands, so each row counts once
 
-Whoever dies or is late between the two leaves at most a part that nobody refers to; Delta's vacuum removes it.
+Whoever dies or is late between the two leaves at most a part that nobody refers to; `stable-sam vacuum` removes it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stable_sam.data.manifest import RunManifest, ShardPlan
-from stable_sam.data.schema import MASKS_SCHEMA, mask_row, rows_to_table
+from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard_table
+from stable_sam.data.schema import MASKS_SCHEMA, mask_row, rows_to_table, withdrawn_rows
 from stable_sam.data.storage import create_bytes, join, list_files, read_bytes, write_bytes
 from stable_sam.errors import ConservationError, NotFoundError, StorageError
 from stable_sam.records import Prompt, RefinedMask
@@ -31,7 +31,7 @@ _READERS = 16
 _TEXT_THAT_REPEATS = [
     field.name
     for field in MASKS_SCHEMA
-    if field.type == pa.string() and field.name not in ("prompt_id", "mask_counts", "attributes")
+    if field.type == pa.string() and field.name not in ("prompt_id", "fingerprint", "mask_counts", "attributes")
 ]
 """Dictionary-encoded; ids and run lengths never repeat and would only cost the attempt."""
 _FLOATS = {
@@ -44,6 +44,13 @@ _FLOATS = {
     )
     if field.type == inner
 }
+PARQUET_OPTIONS: Mapping[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 3,
+    "use_dictionary": _TEXT_THAT_REPEATS,
+    "column_encoding": _FLOATS,
+}
+"""How rows of MASKS_SCHEMA are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,35 +69,39 @@ class CommitRecord:
     """Rows by route."""
     owner: str
     """Random token of the writer: tells its record from another's with the same figures."""
+    seconds: float | None = None
+    """What the shard took its actor; None in records of older versions and where nothing was refined."""
 
 
 def write_part(
-    manifest: RunManifest, shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]
+    manifest: RunManifest,
+    shard: ShardPlan,
+    rows: Sequence[tuple[Prompt, RefinedMask]],
+    *,
+    seconds: float | None = None,
 ) -> tuple[CommitRecord, bool]:
     """Store the rows of a shard and commit them; returns the record that stands and whether it is this call's.
 
-    When another writer was first, its record stands and these rows are dropped: both made them from the same content.
+    seconds: what making the rows took. When another writer was first, its record stands and these rows are dropped:
+    both made them from the same content.
     Raises `ConservationError` when `rows` are not exactly one for each prompt of the shard, and `StorageError`.
     """
     _check_rows(shard, rows)
-    owner = uuid.uuid4().hex
-    part = f"data/{manifest.run_id}/{shard.shard_id}-{owner}.parquet"
-    data = _parquet(manifest, shard, rows)
-    write_bytes(join(manifest.output_uri, part), data)
-    record = CommitRecord(
-        shard_id=shard.shard_id,
-        part=part,
-        size=len(data),
-        rows=len(rows),
-        failed=sum(mask.status == "failed" for _, mask in rows),
-        images=shard.images,
-        routes=dict(sorted(Counter(mask.route for _, mask in rows if mask.route is not None).items())),
-        owner=owner,
-    )
-    uri = _record_uri(manifest, shard.shard_id)
-    if create_bytes(uri, json.dumps(asdict(record)).encode()):
-        return record, True
-    return _read_record(uri), False
+    provenance = manifest.provenance(shard.shard_id)
+    table = rows_to_table([mask_row(prompt, mask, provenance) for prompt, mask in rows])
+    routes = Counter(mask.route for _, mask in rows if mask.route is not None)
+    failed = sum(mask.status == "failed" for _, mask in rows)
+    return _commit(manifest, shard, table, failed=failed, routes=dict(sorted(routes.items())), seconds=seconds)
+
+
+def write_tombstones(manifest: RunManifest, shard: ShardPlan) -> tuple[CommitRecord, bool]:
+    """Store and commit a row of status "withdrawn" for each prompt of one of the manifest's `tombstones`.
+
+    The prompt's fields are as they last were, mask and scores null. Returns what `write_part` returns; raises
+    `StorageError`.
+    """
+    table = withdrawn_rows(read_shard_table(shard.uri), manifest.provenance(shard.shard_id))
+    return _commit(manifest, shard, table, failed=0, routes={}, seconds=None)
 
 
 def commit_of(manifest: RunManifest, shard_id: str) -> CommitRecord | None:
@@ -118,23 +129,39 @@ def _check_rows(shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]) ->
         )
 
 
-def _parquet(manifest: RunManifest, shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]) -> bytes:
-    provenance = manifest.provenance(shard.shard_id)
-    table = rows_to_table([mask_row(prompt, mask, provenance) for prompt, mask in rows])
+def _commit(
+    manifest: RunManifest, shard: ShardPlan, table: pa.Table, *, failed: int, routes: dict[str, int],
+    seconds: float | None,
+) -> tuple[CommitRecord, bool]:  # fmt: skip
+    owner = uuid.uuid4().hex
+    part = f"data/{manifest.run_id}/{shard.shard_id}-{owner}.parquet"
+    data = _parquet(manifest, table)
+    write_bytes(join(manifest.output_uri, part), data)
+    record = CommitRecord(
+        shard_id=shard.shard_id,
+        part=part,
+        size=len(data),
+        rows=table.num_rows,
+        failed=failed,
+        images=shard.images,
+        routes=routes,
+        owner=owner,
+        seconds=seconds,
+    )
+    uri = _record_uri(manifest, shard.shard_id)
+    if create_bytes(uri, json.dumps(asdict(record)).encode()):
+        return record, True
+    return _read_record(uri), False
+
+
+def _parquet(manifest: RunManifest, table: pa.Table) -> bytes:
     # A prompt_stability means something only together with how it was measured.
     refiner = manifest.config.refiner
     table = table.replace_schema_metadata(
         {"jitter_count": str(refiner.jitter_count), "jitter_scale": str(refiner.jitter_scale)}
     )
     buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=_TEXT_THAT_REPEATS,
-        column_encoding=_FLOATS,
-    )
+    pq.write_table(table, buffer, **PARQUET_OPTIONS)
     return buffer.getvalue()
 
 

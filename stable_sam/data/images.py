@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from stable_sam.errors import ImageError, one_line
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself; others (PostScript, for one) would start programs on a stranger's file."""
 SIXTEEN_BIT_MAX = 65_535
+STRIP_PIXELS = 2**22
+"""Converted at a time: of a picture of 100 megapixels one copy is in memory beside Pillow's, not five."""
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
@@ -29,8 +32,11 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
     if not data:
         raise ImageError(f"{name}: the image file is empty (0 bytes)")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with warnings.catch_warnings():
+            # Pillow warns of half of what it refuses; `max_pixels` says what is too large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: the image is too large: {one_line(error)}") from None
     except Exception as error:
         raise ImageError(
@@ -58,7 +64,8 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:
         # Unreadable EXIF says nothing of the orientation, and the pixels are good: every viewer shows them as stored.
         return image
@@ -68,11 +75,16 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         gray = _gray_to_8_bit(np.asarray(image))
         return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+    width, height = image.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if strip.has_transparency_data:
+            rgba = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        rgb[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return rgb
 
 
 def _gray_to_8_bit(gray: NDArray[np.generic]) -> NDArray[np.uint8]:

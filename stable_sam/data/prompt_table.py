@@ -19,63 +19,145 @@ category, iscrowd, score or attributes of another type, which is no reason to go
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stable_sam.data.image_folder import ImageFolder, relative_name
-from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
-from stable_sam.errors import AnnotationError, ImageError, one_line
-from stable_sam.records import Prompt
+from stable_sam.data import plain_columns
+from stable_sam.data.image_folder import ImageFolder
+from stable_sam.data.prompt_columns import Chunk, Places, different
+from stable_sam.data.prompt_rows import OWN_COLUMNS, PROMPT_COLUMNS, Row, Rows, TableChunk, attributes_of, prompt_chunk
+from stable_sam.errors import AnnotationError, StableSamError, one_line
 
-PROMPT_COLUMNS = ("box_xyxy", "bbox_xywh", "points_xy")
-OWN_COLUMNS = frozenset(
-    {"prompt_id", "image", *PROMPT_COLUMNS, "point_labels", "annotation_id"}
-    | {"category_id", "category", "iscrowd", "score", "attributes"}
-)
 EXPECTED = f"expected a table of prompts with a column image and one of {', '.join(PROMPT_COLUMNS)}"
-ROWS_AT_A_TIME = 4096
+MAX_LINE_BYTES = 16 * 2**20
+"""Of JSON Lines: a line is held as a whole."""
+MAX_BATCH_BYTES = 2**25
+"""Of a table's rows with all their columns: those with long lists are read fewer at a time."""
+SAMPLE_ROWS = 16
+BUFFER_BYTES = 2**22
+"""Read of a column at a time, whatever the size of a row group."""
 
 
-def read_parquet(data: bytes, *, name: str, folder: ImageFolder) -> Iterator[Prompt]:
-    """One prompt for each row; raises `AnnotationError` for a damaged file or one without the needed columns."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise AnnotationError(f"{name}: not a readable Parquet file: {one_line(error)}") from error
-    columns = file.schema_arrow.names
+def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+    """Chunks of at most `rows` rows; raises `AnnotationError` for a damaged file or one without the needed columns."""
+    with _explained(f"{name}: not a readable Parquet file"):
+        parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+        columns = parquet.schema_arrow.names
     if "image" not in columns or not set(PROMPT_COLUMNS) & set(columns):
         raise AnnotationError(f"{name}: {EXPECTED}, got {', '.join(columns):.200}")
-    return _read(_parquet_rows(file, name), folder)
+    if len(set(columns)) < len(columns):
+        raise AnnotationError(f"{name}: expected every column once, got {', '.join(columns):.200}")
+    return _read(_parquet_chunks(parquet, name, rows), folder)
 
 
-def read_json_lines(data: bytes, *, name: str, folder: ImageFolder) -> Iterator[Prompt]:
-    """One prompt for each line that is not blank; raises `AnnotationError` for a line that is not a JSON object."""
-    _, first = next(_json_rows(data, name), ("", {}))
+def read_json_lines(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+    """Chunks of at most `rows` lines that are not blank; raises `AnnotationError` for one that is no JSON object."""
+    _, first = next(_json_rows(file, name), ("", {}))
     if "image" not in first:
         raise AnnotationError(f"{name}: {EXPECTED}, got a first line with {', '.join(first):.200}")
-    return _read(_json_rows(data, name), folder)
+    return _read(_json_chunks(_json_rows(file, name), rows), folder)
 
 
-def _parquet_rows(file: pq.ParquetFile, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_chunks(file: pq.ParquetFile, name: str, rows: int) -> Iterator[TableChunk]:
     number = 0
+    with _explained(f"{name}: not a readable Parquet file"):
+        batches = file.iter_batches(batch_size=min(rows, _rows_of_size(file)))
+    while True:
+        with _explained(f"{name}: damaged after row {number}"):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # text that is no Unicode, for one
+            chunk = _parquet_chunk(batch, name, number)
+        yield chunk
+        number += batch.num_rows
+
+
+@contextmanager
+def _explained(problem: str) -> Iterator[None]:
+    """Arrow raises whatever a damaged file makes it stumble over, from OSError to RuntimeError."""
     try:
-        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{name}: row {number}", row
-    except (pa.ArrowException, OSError) as error:
-        raise AnnotationError(f"{name}: damaged after row {number}: {one_line(error)}") from error
+        yield
+    except StableSamError:
+        raise
+    except (pa.ArrowException, OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise AnnotationError(f"{problem}: {one_line(error)}") from error
 
 
-def _json_rows(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(io.BytesIO(data.removeprefix(b"\xef\xbb\xbf")), start=1):
+def _rows_of_size(file: pq.ParquetFile) -> int:
+    """So many rows that they take `MAX_BATCH_BYTES`, going by the first ones.
+
+    Not by the metadata of the columns: where those are damaged, pyarrow ends the process when it is asked for them.
+    """
+    first = next(file.iter_batches(batch_size=SAMPLE_ROWS), None)
+    return max(1, int(MAX_BATCH_BYTES * first.num_rows / max(first.nbytes, 1))) if first else 1
+
+
+def _parquet_chunk(batch: pa.RecordBatch, name: str, before: int) -> TableChunk:
+    def column(wanted: str) -> pa.Array | None:
+        return batch.column(wanted) if wanted in batch.schema.names else None
+
+    def listed(some: pa.RecordBatch) -> list[Row]:
+        with _explained(f"{name}: a value near row {before + 1} cannot be read"):  # a date before the year 1, for one
+            return list(some.to_pylist())
+
+    def attributes() -> pa.Array | None:
+        others = [n for n in batch.schema.names if n not in OWN_COLUMNS or n == "attributes"]
+        some = [n for n in others if batch.column(n).null_count < batch.num_rows]
+        return pa.array(map(attributes_of, listed(batch.select(some))), pa.string()) if some else None
+
+    def records(rows: Rows) -> list[tuple[str, Row]]:
+        found = listed(batch.take(pa.array(rows)))
+        return [(f"{name}: row {before + row + 1}", record) for row, record in zip(rows, found, strict=True)]
+
+    image = batch.column("image")
+    if pa.types.is_string(image.type):
+        encoded = image.dictionary_encode(null_encoding="encode")
+        images = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+    else:
+        images = different(image.to_pylist())
+    return TableChunk(length=batch.num_rows, images=images, column=column, attributes=attributes, records=records)
+
+
+def _json_chunks(rows: Iterator[tuple[str, Row]], size: int) -> Iterator[TableChunk]:
+    while chunk := list(islice(rows, size)):
+        yield _json_chunk(chunk)
+
+
+def _json_chunk(chunk: Sequence[tuple[str, Row]]) -> TableChunk:
+    rows = [row for _, row in chunk]
+
+    def attributes() -> pa.Array | None:
+        if all(row.keys() <= OWN_COLUMNS and row.get("attributes") is None for row in rows):
+            return None
+        return pa.array(map(attributes_of, rows), pa.string())
+
+    return TableChunk(
+        length=len(rows),
+        images=different([row.get("image") for row in rows]),
+        column=lambda wanted: plain_columns.column_of(rows, wanted),
+        attributes=attributes,
+        records=lambda numbers: [chunk[number] for number in numbers],
+    )
+
+
+def _json_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+    file.seek(0)
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        number += 1
+        if len(line) == MAX_LINE_BYTES:
+            raise AnnotationError(
+                f"{name}: line {number}: expected a line below {MAX_LINE_BYTES} bytes, got a longer one"
+            )
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not line.strip():
             continue
         try:
@@ -87,54 +169,8 @@ def _json_rows(data: bytes, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{name}: line {number}", row
 
 
-def _read(rows: Iterator[tuple[str, dict[str, Any]]], folder: ImageFolder) -> Iterator[Prompt]:
-    places: Counter[str] = Counter()
-    for position, (where, row) in enumerate(rows):
-        problems = []
-        try:
-            image_id, image_uri = _image(row.get("image"), folder)
-        except ImageError as error:
-            problems.append(str(error))
-            image_id, image_uri = id_text(row.get("image")) or "", ""
-        prompt_id = id_text(row.get("prompt_id"))
-        if prompt_id is None:
-            if row.get("prompt_id") is not None:
-                problems.append(f"expected text or a whole number as prompt_id, got {row['prompt_id']!r:.80}")
-            prompt_id = f"{image_id}:{places[image_id]}" if image_id else f"row-{position}"
-        places[image_id] += 1
-        yield checked_prompt(
-            SourceAnnotation(
-                prompt_id=prompt_id,
-                where=f"{where} (prompt {prompt_id})",
-                image_id=image_id,
-                image_uri=image_uri,
-                problem="; ".join(problems) or None,
-                box_xyxy=row.get("box_xyxy"),
-                box_xywh=row.get("bbox_xywh"),
-                points_xy=row.get("points_xy"),
-                point_labels=row.get("point_labels"),
-                annotation_id=id_text(row.get("annotation_id")),
-                category_id=row.get("category_id"),
-                category=row.get("category"),
-                iscrowd=row.get("iscrowd"),
-                score=row.get("score"),
-                attributes=_attributes(row),
-            )
-        )
-
-
-def _image(given: Any, folder: ImageFolder) -> tuple[str, str]:
-    """(image_id, image_uri) of a row."""
-    if isinstance(given, str) and "://" in given:
-        return given, folder.find_uri(given)
-    return relative_name(given), folder.find(given)
-
-
-def _attributes(row: Mapping[str, Any]) -> str | None:
-    """The row's attributes and its further columns as JSON; what is no JSON object is an attribute `attributes`."""
-    given = row.get("attributes")
-    if isinstance(given, str):
-        with suppress(ValueError, RecursionError):
-            given = json.loads(given)
-    others = {column: value for column, value in row.items() if column not in OWN_COLUMNS}
-    return attributes_json(others | (given if isinstance(given, dict) else {"attributes": given}), known=())
+def _read(chunks: Iterator[TableChunk], folder: ImageFolder) -> Iterator[Chunk]:
+    places, position = Places(len(folder), folder.number), 0
+    for chunk in chunks:
+        yield prompt_chunk(chunk, folder, places, position)
+        position += chunk.length

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from typing import Any, get_args
 
 import duckdb
 import pyarrow as pa
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from stable_sam.data.runs import RunInfo, list_runs, open_table, storage_error
+from stable_sam.data.layout import layout, paths_of
+from stable_sam.data.runs import RunInfo, go_back, list_runs, open_table, storage_error
 from stable_sam.errors import InputError, NotFoundError, StorageError
 from stable_sam.records import Route
 
@@ -24,6 +28,7 @@ _RUNS_SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("failed", pa.int64()),
         *((route, pa.int64()) for route in get_args(Route)),
+        ("current_prompts", pa.int64()),
         ("annotations_uri", pa.string()),
         ("images_uri", pa.string()),
         ("model_id", pa.string()),
@@ -31,38 +36,80 @@ _RUNS_SCHEMA = pa.schema(
         ("config_hash", pa.string()),
         ("code_version", pa.string()),
         ("dtype", pa.string()),
+        ("jitter_count", pa.int64()),
+        ("jitter_scale", pa.float64()),
         ("content_hash", pa.string()),
     ]
 )
 
-_ALL = "SELECT * FROM history"
-_NEWEST = (
-    "SELECT * FROM history WHERE (prompt_id, revision) IN "
-    "(SELECT (prompt_id, max(revision)) FROM history GROUP BY prompt_id)"
-)
+_NEWEST = """
+    SELECT * FROM (SELECT * FROM {rows} QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1)
+    WHERE status <> 'withdrawn'
+"""
 
 
-def query(table_uri: str, sql: str) -> pa.Table:
+def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
     """Run one SQL statement and return its rows.
 
-    Views: `history`, all rows of all runs (columns: `stable_sam.data.schema.MASKS_SCHEMA`); `masks`, of each prompt_id
-    the row of the newest revision; `runs`, one row for each published run. Only the columns and, where DuckDB can push
-    the filter down, the rows that are asked for get read.
-    Raises `NotFoundError` when there is no table, `InputError` when the SQL is wrong, `StorageError`.
+    Views: `history`, all rows of all runs (columns: `stable_sam.data.schema.MASKS_SCHEMA`; those that a table of an
+    older version lacks are null); `masks`, of each prompt_id the row of the newest revision, without those whose
+    annotation was withdrawn; `runs`, one row for each published run. Only the columns and, where DuckDB can push the
+    filter down, the rows that are asked for get read. What is published meanwhile is not seen.
+    as_of: what readers saw then: a run_id (after that run), a Delta version, or an ISO date (its first moment) or
+    timestamp, UTC unless it says otherwise; None: now. Reaches as far back as `vacuum` left the files.
+    Raises `NotFoundError` when there is no table, or none yet; `InputError` when the SQL or `as_of` is wrong;
+    `StorageError`.
     """
     table = open_table(table_uri)
     if table is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
-    runs = list_runs(table)
-    # The settings keep names in a query from reaching Python variables of this process.
-    with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+    if as_of is not None:
+        go_back(table, as_of)
+    # The log may be newer than the rows.
+    runs = [run for run in list_runs(table) if run.version <= table.version()]
+    with (
+        tempfile.TemporaryDirectory(prefix="stable-sam-query-") as folder,
+        duckdb.connect(config=_sandbox(folder)) as connection,
+    ):
         try:
-            connection.register("history", table.to_pyarrow_dataset())
-            connection.register("runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=_RUNS_SCHEMA))
-            connection.execute(f"CREATE VIEW masks AS {_ALL if len(runs) == 1 else _NEWEST}")
+            _make_views(connection, table, runs)
             return _run(connection, table_uri, sql)
         except (DeltaError, OSError) as error:
             raise storage_error(table_uri, "cannot read the table", error) from error
+        except StorageError as error:
+            if as_of is None:
+                raise
+            raise StorageError(f"{error} (older versions can be read until vacuum removes their files)") from error
+
+
+def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: list[RunInfo]) -> None:
+    files = layout(table)
+    connection.register("runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=_RUNS_SCHEMA))
+    connection.register("history", files.history)
+    if not paths_of(files.current):
+        # One run has each prompt once and withdraws none.
+        masks = "SELECT * FROM history" if len(runs) == 1 else _NEWEST.format(rows="history")
+    else:
+        connection.register("_compacted", files.current)
+        connection.register("_nights", files.nights)
+        untouched = "SELECT * FROM _compacted ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)"
+        masks = f"{untouched} UNION ALL {_NEWEST.format(rows='_nights')}"
+    connection.execute(f"CREATE VIEW masks AS {masks}")
+
+
+def _sandbox(folder: str) -> dict[str, Any]:
+    """Settings under which SQL reaches the registered views and nothing else, and cannot change the settings.
+
+    No files, no network, no extensions, no Python variables of this process; what does not fit into memory is spilled
+    to `folder`, the one place that DuckDB may touch.
+    """
+    return {
+        "python_enable_replacements": False,
+        "enable_external_access": False,
+        "autoload_known_extensions": False,
+        "temp_directory": folder,
+        "lock_configuration": True,
+    }
 
 
 def _run(connection: duckdb.DuckDBPyConnection, table_uri: str, sql: str) -> pa.Table:
@@ -74,7 +121,7 @@ def _run(connection: duckdb.DuckDBPyConnection, table_uri: str, sql: str) -> pa.
     except duckdb.Error as error:
         # What follows is the statement again, with a marker that means nothing outside a terminal's columns.
         message = " ".join(str(error).partition("\n\nLINE ")[0].split())[:300]
-        if "registered as 'history' failed" in message:
+        if re.search("registered as '\\w+' failed", message):
             raise StorageError(f"{table_uri}: cannot read the table: {message}") from error
         raise InputError(f"SQL: {message}") from error
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import unquote
 
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from stable_sam.data.schema import MASKS_SCHEMA
+from stable_sam.data.schema import LATER_COLUMNS, MASKS_SCHEMA
 from stable_sam.data.storage import delta_options
-from stable_sam.errors import StorageError
+from stable_sam.errors import InputError, NotFoundError, StorageError
 
 RUN_KEY = "stable_sam_run"
 """Key of the run in the metadata of its commit."""
@@ -43,36 +45,63 @@ class RunInfo:
     logical_date: str | None
     publisher: str
     """Random token of the driver whose commit it was."""
+    source_hash: str = ""
+    """Hash of all prompts of the source and of the versions of their images, whether or not they were refined."""
+    source_version: str | None = None
+    """Hash of the versions of everything that was read; the same again means that nothing has changed."""
+    current_prompts: int | None = None
+    """Prompts that are current since this run."""
+    changes: dict[str, int] = field(default_factory=dict)
+    """Prompts by what was done with them: the fields of `stable_sam.records.Changes`."""
+    actor_seconds: float | None = None
+    """What its shards took, summed; None when not all of them said."""
+    jitter_count: int | None = None
+    """K behind each prompt_stability of the run: only equal K and scale compare. None for a run of an older version."""
+    jitter_scale: float | None = None
+    """Noise scale of the K moved prompts."""
     version: int
     """Delta version that this run made: open the table at it to see what readers saw after this run."""
     published_at: datetime
 
 
 def open_table(output_uri: str) -> DeltaTable | None:
-    """Open the newest version of the table; None when there is none yet. Raises `StorageError`."""
+    """Open the newest version of the table; None when there is none yet.
+
+    Raises `StorageError`, also for a table of another software or of a newer version of this one.
+    """
     try:
-        return DeltaTable(output_uri, storage_options=delta_options(output_uri))
+        table = DeltaTable(output_uri, storage_options=delta_options(output_uri))
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
         raise storage_error(output_uri, "cannot open the table", error) from error
+    _check_columns(table)
+    return table
+
+
+def go_back(table: DeltaTable, as_of: str) -> None:
+    """Load what readers of `table` saw at a moment: an ISO date (its first moment) or timestamp, UTC unless it says
+    otherwise; after the run of this id; or at this Delta version.
+
+    Raises `InputError` when `as_of` is none of these, `NotFoundError` when the table did not exist yet, `StorageError`.
+    """
+    version = _version_at(table, as_of)
+    try:
+        table.load_as_version(version)
+    except (DeltaError, OSError) as error:
+        raise storage_error(table.table_uri, f"cannot open version {version}", error) from error
+
+
+def versions_since(table: DeltaTable, moment: datetime) -> list[int]:
+    """The versions that readers could open at `moment` or later, in ascending order. Raises `StorageError`."""
+    commits = sorted(_history(table), key=lambda commit: int(commit["version"]))
+    before = [index for index, commit in enumerate(commits) if _when(commit) <= moment]
+    return [int(commit["version"]) for commit in commits[max(before, default=0) :]]
 
 
 def list_runs(table: DeltaTable, limit: int | None = None) -> list[RunInfo]:
     """Published runs, newest first, found in the newest `limit` commits (None: in all). Raises `StorageError`."""
-    try:
-        history = table.history(limit)
-    except (DeltaError, OSError) as error:
-        raise storage_error(table.table_uri, "cannot read the table's history", error) from error
-    return [
-        RunInfo(
-            **commit[RUN_KEY],
-            version=commit["version"],
-            published_at=datetime.fromtimestamp(commit["timestamp"] / 1000, tz=UTC),
-        )
-        for commit in history
-        if RUN_KEY in commit
-    ]
+    return [_run(table, commit) for commit in _history(table, limit) if RUN_KEY in commit]
 
 
 def newest_run(output_uri: str) -> RunInfo | None:
@@ -85,14 +114,8 @@ def newest_run(output_uri: str) -> RunInfo | None:
 def recent_runs(table: DeltaTable) -> list[RunInfo]:
     """The newest runs, newest first; none only when there are none at all.
 
-    Reads the log as it is now, which may be newer than `table`. Raises `StorageError`, also for a foreign table.
+    Reads the log as it is now, which may be newer than `table`. Raises `StorageError`.
     """
-    columns = {field.name for field in table.schema().fields}
-    if columns != set(MASKS_SCHEMA.names):
-        raise StorageError(
-            f"{unquote(table.table_uri)}: expected the columns of this version of stable-sam, got a table with "
-            f"other columns: {', '.join(sorted(columns ^ set(MASKS_SCHEMA.names))[:5])}"
-        )
     return list_runs(table, _RECENT) or list_runs(table)
 
 
@@ -100,3 +123,75 @@ def storage_error(uri: str, what: str, error: Exception) -> StorageError:
     """One line of what the Delta library tells in many, with colours and a percent-encoded URI."""
     plain = re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error))
     return StorageError(f"{unquote(uri)}: {what}: {' '.join(plain.split())[:300]}")
+
+
+def _check_columns(table: DeltaTable) -> None:
+    ours = {field.name: field.type for field in Schema.from_arrow(MASKS_SCHEMA).fields}
+    there = {field.name: field.type for field in table.schema().fields}
+    unlike = {name for name in ours if (name in there or name not in LATER_COLUMNS) and there.get(name) != ours[name]}
+    if unlike:
+        raise StorageError(
+            f"{unquote(table.table_uri)}: expected a table that stable-sam made, got one without its columns "
+            f"{_some(unlike)}"
+        )
+    if there.keys() - ours.keys():
+        raise _newer(table, f"columns {_some(there.keys() - ours.keys())}")
+
+
+def _run(table: DeltaTable, commit: Mapping[str, Any]) -> RunInfo:
+    facts = commit[RUN_KEY]
+    unknown = facts.keys() - {field.name for field in fields(RunInfo)}
+    if unknown:
+        raise _newer(table, f"facts {_some(unknown)} of run {facts.get('run_id')}")
+    return RunInfo(**facts, version=commit["version"], published_at=_when(commit))
+
+
+def _history(table: DeltaTable, limit: int | None = None) -> list[dict[str, Any]]:
+    """The newest commits, newest first, at least `limit` of them; the log may be newer than `table`."""
+    try:
+        commits = table.history(limit)
+    except (DeltaError, OSError) as error:
+        raise storage_error(table.table_uri, "cannot read the table's history", error) from error
+    # deltalake numbers them from the version of `table`, although they come from the log as it is now.
+    up_to_table = table.version() + 1 if limit is None else min(limit, table.version() + 1)
+    newest = table.version() + len(commits) - up_to_table
+    return [{**commit, "version": newest - index} for index, commit in enumerate(commits)]
+
+
+def _version_at(table: DeltaTable, as_of: str) -> int:
+    commits = _history(table)
+    versions = [int(commit["version"]) for commit in commits]
+    for commit in commits:
+        if commit.get(RUN_KEY, {}).get("run_id") == as_of:
+            return int(commit["version"])
+    if as_of.isdecimal():
+        if int(as_of) not in versions:
+            raise InputError(f"as of {as_of}: expected a version from {min(versions)} to {max(versions)}")
+        return int(as_of)
+    try:
+        moment = datetime.fromisoformat(as_of)
+    except ValueError as error:
+        raise InputError(
+            f"as of {as_of}: expected a run_id, a version, or an ISO date or timestamp such as 2026-11-22T06:00"
+        ) from error
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    seen = [version for version, commit in zip(versions, commits, strict=True) if _when(commit) <= moment]
+    if not seen:
+        first = min(map(_when, commits)).isoformat(timespec="seconds")
+        raise NotFoundError(f"as of {as_of}: expected a moment since the table's first version, {first}")
+    return max(seen)
+
+
+def _when(commit: Mapping[str, Any]) -> datetime:
+    return datetime.fromtimestamp(commit["timestamp"] / 1000, tz=UTC)
+
+
+def _newer(table: DeltaTable, what: str) -> StorageError:
+    return StorageError(
+        f"{unquote(table.table_uri)}: the table was written by a newer version of stable-sam, this one does not know "
+        f"its {what}: install that version"
+    )
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")

@@ -14,6 +14,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.session import Session
+from fsspec.core import split_protocol
 
 S3_PROTOCOLS = ("s3", "s3a")
 NO_CREDENTIALS_ERRORS = (
@@ -28,6 +29,14 @@ REFUSED_CREDENTIALS_CODES = frozenset(
     {"AccessDenied", "AuthorizationHeaderMalformed", "ExpiredToken", "Forbidden", "InvalidAccessKeyId", "InvalidToken"}
     | {"SignatureDoesNotMatch", "UnauthorizedAccess", "401", "403"}
 )
+
+ANSWER_ATTEMPTS = 4
+"""For an answer that breaks off in the middle, each with the client's own, which do not count it as an error."""
+
+
+def is_s3(uri: str) -> bool:
+    """Whether S3 is meant."""
+    return split_protocol(uri)[0] in S3_PROTOCOLS
 
 
 def s3fs_options() -> dict[str, Any]:
@@ -89,6 +98,22 @@ def http_status(error: BaseException) -> int | None:
 def error_code(error: BaseException) -> str:
     """S3's own name for what is behind an error of s3fs or botocore, such as NoSuchBucket; empty without an answer."""
     return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def is_broken_answer(error: BaseException) -> bool:
+    """Whether an answer broke off in the middle: an error of aiohttp's, which s3fs passes on as it is."""
+    return type(error).__module__.partition(".")[0] == "aiohttp"
+
+
+def whole(ask: Any, *arguments: Any, **options: Any) -> Any:
+    """What `ask` returns, asked again when the answer broke off in the middle."""
+    for _ in range(ANSWER_ATTEMPTS - 1):
+        try:
+            return ask(*arguments, **options)
+        except Exception as error:
+            if not is_broken_answer(error):
+                raise
+    return ask(*arguments, **options)
 
 
 def _response(error: BaseException) -> dict[str, Any]:

@@ -35,6 +35,7 @@ MASKS_SCHEMA = pa.schema(
         ("box_xyxy", _DOUBLES),
         ("points_xy", pa.list_(_DOUBLES)),
         ("point_labels", pa.list_(pa.int32())),
+        ("fingerprint", pa.string()),
         # outcome
         ("status", pa.string()),
         ("error", pa.string()),
@@ -63,12 +64,18 @@ MASKS_SCHEMA = pa.schema(
 )
 """One row for each prompt of a run; null where the record says None."""
 
+LATER_COLUMNS = frozenset({"fingerprint"})
+"""Columns that a table written by an older version lacks; its rows are null there."""
+
 _PROMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Prompt))
 _MASK_FIELDS = tuple(field.name for field in dataclasses.fields(RefinedMask))
 _PROVENANCE_FIELDS = tuple(field.name for field in dataclasses.fields(Provenance))
 
-PROMPTS_SCHEMA = pa.schema([field for field in MASKS_SCHEMA if field.name in _PROMPT_FIELDS])
+SHARD_SCHEMA = pa.schema([field for field in MASKS_SCHEMA if field.name in _PROMPT_FIELDS])
 """The columns of a shard file: the fields of Prompt."""
+
+PROMPTS_SCHEMA = pa.schema([field for field in SHARD_SCHEMA if field.name != "fingerprint"])
+"""The columns of prompts as read from their source, where none has a fingerprint yet."""
 
 
 def mask_row(prompt: Prompt, mask: RefinedMask, provenance: Provenance) -> dict[str, Any]:
@@ -85,13 +92,25 @@ def mask_row(prompt: Prompt, mask: RefinedMask, provenance: Provenance) -> dict[
     }
 
 
+def withdrawn_rows(prompts: pa.Table, provenance: Provenance) -> pa.Table:
+    """Lay prompts (SHARD_SCHEMA) into tombstones: rows of status "withdrawn", null in mask, scores, error and route."""
+    given = {name: getattr(provenance, name) for name in _PROVENANCE_FIELDS} | {"status": "withdrawn", "error": None}
+    columns = [
+        pa.repeat(pa.scalar(given.get(field.name), field.type), prompts.num_rows)
+        if field.name in given or field.name not in prompts.column_names
+        else prompts[field.name]
+        for field in MASKS_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=MASKS_SCHEMA)
+
+
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
-    """Lay a prompt into one row of a shard file."""
-    return {name: getattr(prompt, name) for name in _PROMPT_FIELDS}
+    """Lay a prompt, as read, into one row of PROMPTS_SCHEMA."""
+    return {name: getattr(prompt, name) for name in PROMPTS_SCHEMA.names}
 
 
 def prompt_from_row(row: Mapping[str, Any]) -> Prompt:
-    """Read `prompt_row` back, equal to the record it was made from."""
+    """Read a row of PROMPTS_SCHEMA or SHARD_SCHEMA back, equal to the record it was made from."""
     box, size = row["box_xyxy"], row["image_size"]
     return Prompt(
         **{

@@ -8,6 +8,7 @@ mask: values that do not fit their column are kept in `attributes`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -15,12 +16,19 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from stable_sam.errors import PromptError
+from stable_sam.errors import PromptError, shown
 from stable_sam.prompt_check import check_prompt
 from stable_sam.records import BoxXYXY, Prompt
 
 MAX_ATTRIBUTE_CHARS = 200
 """Longer values (polygons, masks, embeddings) are the source's payload, not attributes of the prompt."""
+MAX_ATTRIBUTES = 100
+"""Of one prompt; those with longer names are left out like those with longer values."""
+MAX_TEXT_BYTES = 500
+"""Of an id or a category: rows are matched and grouped by them, and a name of megabytes would stand in every row."""
+MAX_POINTS = 1000
+"""Of one prompt: the decoder's memory grows with their number."""
+MAX_ERROR_CHARS = 1000
 WHOLE_NUMBER = re.compile(r"\s*-?[0-9]{1,19}\s*")
 MAX_INT64 = 2**63 - 1
 MAX_LABEL = 2**31 - 1
@@ -34,6 +42,8 @@ NO_POINTS: Points = ((), ())
 Box = tuple[BoxXYXY | None, str | None]
 """box_xyxy, and the box as its source wrote it."""
 NO_BOX: Box = (None, None)
+_JSON = json.JSONEncoder(default=str).encode
+_SORTED_JSON = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +107,22 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
     if box is not None or points or labels or not problems:
         unusable = _presentable(prompt)
         prompt = attempt(lambda: check_prompt(prompt, source.size_hw, box_as_given=box_as_given), unusable)
-    return replace(prompt, error=f"{source.where}: {'; '.join(problems)}") if problems else prompt
+    error = shown(f"{source.where}: {'; '.join(problems)}", MAX_ERROR_CHARS)
+    return replace(prompt, error=error) if problems else prompt
 
 
 def id_text(value: Any) -> str | None:
-    """An id of the source as text: 7, 7.0 and "7" are one id. None when the value is not an id."""
+    """An id of the source as text: 7, 7.0 and "7" are one id. None when the value is not an id.
+
+    Of a text above `MAX_TEXT_BYTES` the beginning and a hash stay: different ids stay different.
+    """
     if isinstance(value, str):
-        return _valid_unicode(value) or None
+        return _table_text(value) or None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return _table_text(str(value))
 
 
 def image_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -119,13 +135,29 @@ def image_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def attributes_json(record: Mapping[str, Any], known: Container[str]) -> str | None:
     """The small values of a record that no field of a prompt holds, as a JSON object; None when there are none."""
-    rest = {name: value for name, value in record.items() if name not in known and value is not None}
-    texts = {name: json.dumps(value, default=str) for name, value in rest.items()}
-    # JSON has no NaN and no infinity: these become text.
-    kept = {
-        name: json.loads(text, parse_constant=str) for name, text in texts.items() if len(text) <= MAX_ATTRIBUTE_CHARS
-    }
-    return json.dumps(kept, sort_keys=True) if kept else None
+    kept = {}
+    for name, value in record.items():
+        if name in known or value is None or len(name) > MAX_ATTRIBUTE_CHARS:
+            continue
+        if type(value) is bool or (type(value) is float and math.isfinite(value)):
+            kept[name] = value
+        else:
+            text = _attribute_text(value)
+            if len(text) <= MAX_ATTRIBUTE_CHARS:
+                # JSON has no NaN and no infinity: these become text.
+                kept[name] = value if type(value) in (int, str) else json.loads(text, parse_constant=str)
+        if len(kept) == MAX_ATTRIBUTES:
+            break
+    return _SORTED_JSON(kept) if kept else None
+
+
+def _attribute_text(value: Any) -> str:
+    if isinstance(value, list | dict | str) and len(value) > MAX_ATTRIBUTE_CHARS:
+        return " " * len(value)  # its JSON would be longer still
+    try:
+        return _JSON(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of levels
+        return " " * (MAX_ATTRIBUTE_CHARS + 1)
 
 
 def _box(source: SourceAnnotation) -> Box:
@@ -146,13 +178,19 @@ def _points(source: SourceAnnotation) -> Points:
     given, labels = _absent_if_empty(source.points_xy), _absent_if_empty(source.point_labels)
     if given is not None and not isinstance(given, list | tuple):
         raise PromptError(f"expected a list of points [x, y], got {given!r:.80}")
+    if given is not None and len(given) > MAX_POINTS:
+        raise PromptError(f"expected at most {MAX_POINTS} points, got {len(given)}")
     points = []
     for point in given or ():
         x, y = _numbers(point, 2, "a point of 2 numbers (x, y)")
         points.append((x, y))
     if labels is None:
         return tuple(points), (1,) * len(points)
-    if not isinstance(labels, list | tuple) or not all(_is_whole(label) for label in labels):
+    if (
+        not isinstance(labels, list | tuple)
+        or len(labels) > MAX_POINTS
+        or not all(_is_whole(label) for label in labels)
+    ):
         raise PromptError(f"expected a list of whole numbers as point labels, got {labels!r:.80}")
     return tuple(points), tuple(int(label) for label in labels)
 
@@ -217,12 +255,17 @@ def _integer(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    return _valid_unicode(value) if isinstance(value, str) else None
+    return _table_text(value) if isinstance(value, str) else None
 
 
-def _valid_unicode(text: str) -> str:
-    """JSON can smuggle in half a surrogate pair, which no file or table can hold: it is written out as an escape."""
-    return text.encode(errors="backslashreplace").decode()
+def _table_text(text: str) -> str:
+    """`text` as a table can hold it: half a surrogate pair, which JSON can smuggle in, is written out as an escape, and
+    of a very long text the beginning and a hash stay."""
+    valid = text.encode(errors="backslashreplace")
+    if len(valid) <= MAX_TEXT_BYTES:
+        return valid.decode()
+    beginning = valid[:MAX_TEXT_BYTES].decode(errors="ignore")
+    return f"{beginning[: MAX_TEXT_BYTES // 2]}…{hashlib.sha256(valid).hexdigest()}"
 
 
 def _flag(value: Any) -> bool | None:

@@ -7,14 +7,16 @@ botocore looks. Every function raises `StorageError` or one of its subclasses, i
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from botocore.exceptions import BotoCoreError
@@ -22,16 +24,22 @@ from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from stable_sam.data import s3
-from stable_sam.errors import CredentialsError, NotFoundError, StableSamError, StorageError, one_line
+from stable_sam.data.listing import StoredFile, local_file, local_files, objects, stored_object
+from stable_sam.data.storage_errors import explained, explained_file
+from stable_sam.errors import StorageError, without_credentials
 
 PARTIAL_SUFFIX = ".stable-sam-partial"
 """Ending of local files that are still being written; what a killed writer leaves under this name is never listed."""
 SINGLE_PUT_BYTES = 5 * 2**30
 """S3's limit for one PUT. s3fs splits far smaller objects, and not every store honours conditions on split uploads."""
+BLOCK_BYTES = 4 * 2**20
+"""Of a stream: one request of S3, big enough to hide its round trip."""
 S3_ROUNDS = 2
 """Rounds of s3fs around botocore's own four attempts: an outage of seconds is ridden out, a dead endpoint told soon."""
 CREATE_ATTEMPTS = 5
 """S3 answers 409 when two create-only writes meet; the request then has to be repeated."""
+_REMOVERS = 16
+"""Files removed at the same time: each costs a round trip."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -45,17 +53,36 @@ def absolute_uri(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole content; `NotFoundError` when there is nothing."""
-    with _explained(uri, "read"):
+def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
+    """The whole content; `NotFoundError` when there is nothing, `StorageError` when it is longer than `max_bytes`."""
+    with explained(uri, "read"):
         filesystem, path = _open(uri)
-        content: bytes = filesystem.cat_file(path)
-        return content
+        if max_bytes is None:
+            return bytes(s3.whole(filesystem.cat_file, path))
+        content = _head(filesystem, path, max_bytes + 1)
+    if len(content) > max_bytes:
+        raise StorageError(f"{uri}: cannot read: expected at most {max_bytes} bytes, got a larger file")
+    return content
+
+
+def open_stream(uri: str) -> BinaryIO:
+    """The content as a seekable file that is read in blocks and never held whole; close it at the end.
+
+    Raises `NotFoundError` when there is nothing; reading raises `StorageError`, also when an object is replaced
+    meanwhile.
+    """
+    with explained(uri, "read"):
+        filesystem, path = _open(uri)
+        file = filesystem.open(path, "rb", block_size=BLOCK_BYTES, cache_type="none")
+        if not file.seekable():
+            file.close()
+            raise StorageError(f"{uri}: cannot read: expected a file, got a pipe or a terminal")
+        return io.BufferedReader(explained_file(file, uri), BLOCK_BYTES)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write or replace the whole content: readers see the old or the new bytes, never a part (S3: one PUT)."""
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         filesystem, path = _open(uri)
         if isinstance(filesystem, LocalFileSystem):
             with _local_partial(Path(path), data) as partial:
@@ -71,13 +98,13 @@ def create_bytes(uri: str, data: bytes) -> bool:
     turns out to be ours). False: something else is there. Writers that race must therefore write different bytes, for
     example an owner token.
     """
-    with _explained(uri, "create"):
+    with explained(uri, "create"):
         return _create(*_open(uri), data)
 
 
 def exists(uri: str) -> bool:
     """Whether a file, an object or a folder is there."""
-    with _explained(uri, "look up"):
+    with explained(uri, "look up"):
         filesystem, path = _open(uri)
         try:
             filesystem.info(path)
@@ -94,26 +121,61 @@ def list_files(uri: str) -> list[str]:
 def list_versions(uri: str) -> dict[str, str]:
     """URI -> version (as `file_version` gives it) of all files below a folder, by one listing."""
     base = uri.rstrip("/")
-    with _explained(uri, "list"):
-        filesystem, path = _open(uri)
-        if isinstance(filesystem, LocalFileSystem):
-            return {f"{base}/{name}": version for name, version in _local_files(Path(path))}
-        found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
-        root = path.rstrip("/") + "/"
-        return {
-            f"{base}/{name.removeprefix(root)}": _object_version(info)
-            for name, info in found.items()
-            if info["type"] == "file" and name.startswith(root) and not name.endswith("/")
-        }
+    return {f"{base}/{name}": version for name, version in iter_versions(uri)}
+
+
+def iter_versions(uri: str) -> Iterator[tuple[str, str]]:
+    """(path below the folder, version) of all files below a folder, at any depth, in no particular order.
+
+    One listing (S3: a request for every 1,000 objects) that is passed on as it comes. Of a local folder, links that
+    lead out of it are no part.
+    """
+    return ((file.path, file.version) for file in _finished(uri))
 
 
 def file_version(uri: str) -> str:
     """What changes when the content changes: the etag of an object; modification time (ns) and size of a local file."""
-    with _explained(uri, "look up"):
+    with explained(uri, "look up"):
         filesystem, path = _open(uri)
+        local = isinstance(filesystem, LocalFileSystem)
+        return (local_file(path, os.stat(path)) if local else stored_object(path, filesystem.info(path))).version
+
+
+def modified_since(uri: str, moment: datetime) -> frozenset[str]:
+    """URIs of the files below a folder (or `uri` itself, a file's) that were modified at `moment` or later.
+
+    Listed as `iter_versions` does. A store that tells no time of modification counts as modified.
+    """
+    base = uri.rstrip("/")
+    with explained(uri, "list"), suppress(FileNotFoundError):
+        filesystem, path = _open(uri)
+        info = filesystem.info(path)
+        if info["type"] == "file":
+            return frozenset([base] if stored_object(path, info).modified >= moment else [])
+    return frozenset(f"{base}/{file.path}" for file in _finished(uri) if file.modified >= moment)
+
+
+def list_stored(uri: str) -> Iterator[StoredFile]:
+    """Every file below a folder, also the partial files of killed writers; links are left out."""
+    return _files(uri, links=False)
+
+
+def remove_files(uri: str, paths: Sequence[str]) -> None:
+    """Remove the files at `paths` below `uri`, and local folders that are empty then; what is gone already is fine."""
+    with explained(uri, "remove files below"):
+        filesystem, root = _open(uri)
+
+        def remove(path: str) -> None:
+            with suppress(FileNotFoundError):
+                filesystem.rm_file(join(root, path))
+
+        with ThreadPoolExecutor(_REMOVERS) as removers:
+            list(removers.map(remove, paths))
         if isinstance(filesystem, LocalFileSystem):
-            return _local_version(os.stat(path))
-        return _object_version(filesystem.info(path))
+            folders = {parent for path in paths for parent in Path(path).parents if parent != Path()}
+            for folder in sorted(folders, reverse=True):
+                with suppress(OSError):
+                    Path(root, folder).rmdir()
 
 
 def check_output(uri: str) -> None:
@@ -121,7 +183,7 @@ def check_output(uri: str) -> None:
 
     Creates a small object, tries to create it again, and removes it. A local folder is made when it is missing.
     """
-    with _explained(uri, "write below"):
+    with explained(uri, "write below"):
         filesystem, path = _open(join(uri, f"_probe-{uuid.uuid4().hex}"))
         created, created_again = _create(filesystem, path, b"first"), _create(filesystem, path, b"second")
         # A folder where nothing may be deleted is still a good place for results.
@@ -136,9 +198,9 @@ def check_output(uri: str) -> None:
 
 def delta_options(uri: str) -> dict[str, str]:
     """`storage_options` with which deltalake reaches the same place by the same settings; empty for a local path."""
-    if not _is_s3(uri):
+    if not s3.is_s3(uri):
         return {}
-    with _explained(uri, "open"):
+    with explained(uri, "open"):
         return s3.deltalake_options()
 
 
@@ -148,7 +210,12 @@ def _open(uri: str) -> tuple[Any, str]:
     Not by fsspec's `url_to_fs`: that takes `::` in a file name for a chain of file systems.
     """
     protocol, _ = split_protocol(uri)
-    if _is_s3(uri):
+    if protocol is not None and without_credentials(uri) != uri:
+        # It would stand in the table, the manifest and the logs.
+        raise StorageError(
+            f"{uri}: expected a URI without credentials; they belong into the AWS variables or a profile"
+        )
+    if s3.is_s3(uri):
         filesystem = fsspec.filesystem("s3", **s3.s3fs_options())
         filesystem.retries = S3_ROUNDS
     else:
@@ -156,8 +223,24 @@ def _open(uri: str) -> tuple[Any, str]:
     return filesystem, filesystem._strip_protocol(uri)
 
 
-def _is_s3(uri: str) -> bool:
-    return split_protocol(uri)[0] in s3.S3_PROTOCOLS
+def _finished(uri: str) -> Iterator[StoredFile]:
+    return (file for file in _files(uri, links=True) if not file.path.endswith(PARTIAL_SUFFIX))
+
+
+def _files(uri: str, *, links: bool) -> Iterator[StoredFile]:
+    with explained(uri, "list"):
+        filesystem, path = _open(uri)
+        local = isinstance(filesystem, LocalFileSystem)
+        yield from local_files(path, links=links) if local else objects(filesystem, path)
+
+
+def _head(filesystem: Any, path: str, length: int) -> bytes:
+    try:
+        return bytes(s3.whole(filesystem.cat_file, path, start=0, end=length))
+    except OSError as error:
+        if s3.http_status(error) == 416:  # an empty object has no range
+            return b""
+        raise
 
 
 def _put(filesystem: Any, path: str, data: bytes, **options: Any) -> None:
@@ -185,7 +268,7 @@ def _create_object(filesystem: Any, path: str, data: bytes) -> bool:
             # Refused or unanswered, what counts is what lies there now: a retry inside the client may have met its own
             # first attempt ("already exists", but ours), and not every store's refusal becomes FileExistsError.
             with suppress(FileNotFoundError):
-                return bool(filesystem.cat_file(path) == data)
+                return bool(s3.whole(filesystem.cat_file, path) == data)
             if status not in (409, 412) or attempt == CREATE_ATTEMPTS:
                 raise
         time.sleep(0.05 * 2**attempt)
@@ -215,59 +298,3 @@ def _local_partial(path: Path, data: bytes) -> Iterator[Path]:
         yield partial
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _local_files(root: Path) -> Iterator[tuple[str, str]]:
-    """(path relative to root with slashes, version) of each file; links are followed unless they lead nowhere."""
-
-    def fail(error: OSError) -> None:
-        if error.errno != errno.ENOENT:
-            raise error
-
-    for folder, _, names in os.walk(root, onerror=fail, followlinks=True):
-        for name in names:
-            if name.endswith(PARTIAL_SUFFIX):
-                continue
-            path = Path(folder, name)
-            with suppress(FileNotFoundError):
-                yield path.relative_to(root).as_posix(), _local_version(path.stat())
-
-
-def _local_version(stat: os.stat_result) -> str:
-    return f"{stat.st_mtime_ns}-{stat.st_size}"
-
-
-def _object_version(info: dict[str, Any]) -> str:
-    etag = info.get("ETag") or info.get("etag")
-    return str(etag).strip('"') if etag else f"{info.get('mtime') or info.get('created')}-{info['size']}"
-
-
-@contextmanager
-def _explained(uri: str, action: str) -> Iterator[None]:
-    """Turn what fsspec, s3fs and botocore raise into one line that names the URI."""
-    try:
-        yield
-    except StableSamError:
-        raise
-    except s3.NO_CREDENTIALS_ERRORS as error:
-        raise CredentialsError(
-            f"{uri}: cannot {action}: no S3 credentials ({_reason(error)}): "
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from error
-    except FileNotFoundError as error:
-        missing = "no such bucket" if s3.error_code(error) == "NoSuchBucket" else "not found"
-        raise NotFoundError(f"{uri}: cannot {action}: {missing}") from error
-    except (OSError, BotoCoreError, ValueError, ImportError) as error:
-        if _is_s3(uri) and (
-            s3.http_status(error) in (401, 403) or s3.error_code(error) in s3.REFUSED_CREDENTIALS_CODES
-        ):
-            raise CredentialsError(
-                f"{uri}: cannot {action}: the store refused the credentials: {_reason(error)}"
-            ) from error
-        raise StorageError(f"{uri}: cannot {action}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return error.strerror
-    return one_line(error)

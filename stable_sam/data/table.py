@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError
+from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, create_table_with_add_actions
+from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
+from pyarrow.fs import PyFileSystem
 
 from stable_sam.data.commits import CommitRecord, committed
+from stable_sam.data.live import count_with
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_run, open_table, recent_runs, storage_error
 from stable_sam.data.schema import MASKS_SCHEMA
@@ -26,7 +31,7 @@ __all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
 _ATTEMPTS = 8
 _PAUSE = 0.2
 """Seconds before the second attempt, then doubled."""
-_CONFIGURATION: Mapping[str, str | None] = {
+CONFIGURATION: Mapping[str, str | None] = {
     # The runs are read from the log, so old log entries must stay.
     "delta.enableExpiredLogCleanup": "false",
     # Where a file has statistics of some columns, readers compare the others with null and skip rows that are there,
@@ -52,17 +57,22 @@ class PublishReport:
 def publish(manifest: RunManifest) -> PublishReport:
     """Make all rows of a run visible at once; calling it again, or from two drivers, changes nothing more.
 
-    Raises `ConservationError` when a shard is not committed, its part is missing, or the rows are not as many as the
-    prompts; `StorageError` when another run was published since this one was planned, or the store fails.
+    Raises `ConservationError` when a shard is not committed, its part is missing, the rows are not as many as the
+    prompts and tombstones, or the prompts current afterwards are not those of the source; `StorageError` when another
+    run was published since this one was planned, or the store fails.
     """
     records = committed(manifest)
-    _check_conservation(manifest, records)
+    _check_run(manifest, records)
     run = _run_facts(manifest, records)
+    checked = False
     for attempt in range(_ATTEMPTS):
         table = open_table(manifest.output_uri)
         published = None if table is None else _published(table, manifest)
         if published is not None:
             return _report(published, already_published=published.publisher != run["publisher"])
+        if not checked:
+            _check_table(manifest, table, records)
+            checked = True
         try:
             _add(manifest, table, records, run)
         except (DeltaError, OSError) as error:
@@ -73,8 +83,9 @@ def publish(manifest: RunManifest) -> PublishReport:
     raise StorageError(f"{manifest.output_uri}: published run {manifest.run_id}, but cannot find it in the table")
 
 
-def _check_conservation(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> None:
-    planned = {shard.shard_id: shard for shard in manifest.shards}
+def _check_run(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> None:
+    """First conservation: every prompt and every tombstone of the plan is one committed row."""
+    planned = {shard.shard_id: shard for shard in (*manifest.shards, *manifest.tombstones)}
     missing = sorted(planned.keys() - records.keys())
     if missing or records.keys() - planned.keys():
         raise ConservationError(
@@ -88,14 +99,38 @@ def _check_conservation(manifest: RunManifest, records: Mapping[str, CommitRecor
                 f"{manifest.folder_uri}: shard {shard_id}: expected {planned[shard_id].prompts} rows, got {record.rows}"
             )
     rows = sum(record.rows for record in records.values())
-    if rows != manifest.prompts:
-        raise ConservationError(f"{manifest.folder_uri}: expected {manifest.prompts} rows, got {rows}")
+    if rows != manifest.rows:
+        raise ConservationError(f"{manifest.folder_uri}: expected {manifest.rows} rows, got {rows}")
     stored = set(list_files(join(manifest.output_uri, "data", manifest.run_id)))
     for record in records.values():
         if join(manifest.output_uri, record.part) not in stored:
             raise ConservationError(
                 f"{join(manifest.output_uri, record.part)}: expected the committed part, found none"
             )
+
+
+def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]) -> None:
+    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves."""
+    try:
+        parts = FileSystemDataset.from_paths(
+            sorted(record.part for record in records.values()),
+            schema=MASKS_SCHEMA,
+            format=ParquetFileFormat(),
+            filesystem=PyFileSystem(DeltaStorageHandler(manifest.output_uri, delta_options(manifest.output_uri))),
+        )
+        rows, distinct, current = count_with(table, parts)
+    except (DeltaError, OSError) as error:
+        raise storage_error(manifest.output_uri, f"cannot read the rows of run {manifest.run_id}", error) from error
+    if not rows == distinct == manifest.rows:
+        raise ConservationError(
+            f"{manifest.folder_uri}: expected one row for each of {manifest.rows} prompts, got {rows} rows of "
+            f"{distinct} prompts"
+        )
+    if current != manifest.current_prompts:
+        raise ConservationError(
+            f"{manifest.output_uri}: expected {manifest.current_prompts} current prompts after run {manifest.run_id}, "
+            f"as many as in {manifest.annotations_uri}, got {current}"
+        )
 
 
 def _published(table: DeltaTable, manifest: RunManifest) -> RunInfo | None:
@@ -124,7 +159,7 @@ def _add(
             partition_values={},
             modification_time=0,
             data_change=True,
-            # Nothing but the count: see _CONFIGURATION.
+            # Nothing but the count: see CONFIGURATION.
             stats=json.dumps({"numRecords": record.rows}),
         )
         for _, record in sorted(records.items())
@@ -135,6 +170,7 @@ def _add(
         max_commit_retries=0,
     )
     if table is not None:
+        _add_columns(table)
         table.create_write_transaction([*actions], "append", MASKS_SCHEMA, commit_properties=properties)
         return
     create_table_with_add_actions(
@@ -142,10 +178,18 @@ def _add(
         Schema.from_arrow(MASKS_SCHEMA),
         actions,
         mode="error",
-        configuration=_CONFIGURATION,
+        configuration=CONFIGURATION,
         storage_options=delta_options(manifest.output_uri),
         commit_properties=properties,
     )
+
+
+def _add_columns(table: DeltaTable) -> None:
+    """Columns that the table's version of this software did not have yet; older rows are null there."""
+    there = {field.name for field in table.schema().fields}
+    missing = [field for field in Schema.from_arrow(MASKS_SCHEMA).fields if field.name not in there]
+    if missing:
+        table.alter.add_columns(missing)
 
 
 def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> dict[str, Any]:
@@ -153,12 +197,13 @@ def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> di
     routes: Counter[str] = Counter()
     for record in records.values():
         routes.update(record.routes)
+    seconds = [records[shard.shard_id].seconds for shard in manifest.shards]
     return {
         "run_id": manifest.run_id,
         "revision": manifest.revision,
         "content_hash": manifest.content_hash,
         "parent_run_id": manifest.parent_run_id,
-        "rows": manifest.prompts,
+        "rows": manifest.rows,
         "failed": sum(record.failed for record in records.values()),
         "routes": dict(sorted(routes.items())),
         "images": manifest.images,
@@ -170,6 +215,13 @@ def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> di
         "code_version": manifest.code_version,
         "dtype": manifest.model.dtype,
         "logical_date": manifest.logical_date,
+        "source_hash": manifest.source_hash,
+        "source_version": manifest.source_version,
+        "current_prompts": manifest.current_prompts,
+        "changes": asdict(manifest.changes),
+        "actor_seconds": None if None in seconds else math.fsum(second for second in seconds if second is not None),
+        "jitter_count": manifest.config.refiner.jitter_count,
+        "jitter_scale": manifest.config.refiner.jitter_scale,
         "publisher": uuid.uuid4().hex,
     }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 
 import torch
@@ -35,6 +36,8 @@ class LoadedModel:
     """HQ-SAM's branch when `hq_uri` names one; it starts on and the plugin off, as `enabled` of both says."""
     identity: ModelIdentity
     device: torch.device
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held during a pass: plugin and HQ-SAM keep what a pass is about, so two threads must take turns."""
 
 
 def load_model(config: RefinerConfig) -> LoadedModel:

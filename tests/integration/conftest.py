@@ -21,6 +21,7 @@ def ray_local(s3: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine starves them, and limits are met
         ray.init(
             num_cpus=2,
             include_dashboard=False,

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
 from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.data.query import query
 from stable_sam.data.table import publish
-from stable_sam.errors import WeightsError
+from stable_sam.errors import InputError, WeightsError
 from stable_sam.identity import model_identity
-from stable_sam.records import Prompt, ShardReport
+from stable_sam.image_job import ImageRefiner
+from stable_sam.records import Prompt, RefinedMask, ShardReport
+from stable_sam.summary import check_failures, summarize
 from tasks.actors import POISON_REASON, run_shards
+from tasks.refiner_child import LoadRefiner
 from tasks.shard_actor import ShardActor, ShardFailure
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def plan(folder: Path, image_paths: list[Path], *, shard_images: int = 2, max_retries: int = 0) -> RunManifest:
+def plan(
+    folder: Path, image_paths: list[Path], *, shard_images: int = 2, max_retries: int = 0, **limits: float
+) -> RunManifest:
     prompts = [
         Prompt(
             prompt_id=f"{path.stem}:{number}",
@@ -35,7 +45,7 @@ def plan(folder: Path, image_paths: list[Path], *, shard_images: int = 2, max_re
     ]
     config = RunConfig(
         refiner=RefinerConfig(model="tiny", jitter_count=2),
-        ray=RayConfig(actors=1, max_retries=max_retries),
+        ray=RayConfig.from_dict({"actors": 1, "max_retries": max_retries, **limits}),
         shard_images=shard_images,
     )
     manifest = plan_run(
@@ -50,30 +60,55 @@ def plan(folder: Path, image_paths: list[Path], *, shard_images: int = 2, max_re
     return manifest
 
 
-def actor_that_dies_on(image_name: str, *, times_marker: Path | None = None) -> type[ShardActor]:
-    """An actor class whose process is killed when it refines `image_name`; with a marker, only the first time.
+def loads_with(harms: dict[str, Callable[[], None]]) -> LoadRefiner:
+    """No model but its identity, so that processes start fast; it does harm to its process at the images named.
 
-    Defined in a function, so that Ray sends the class itself: its workers cannot import the tests.
+    A function in a function, so that it is sent as it is: other processes cannot import the tests.
     """
 
-    class DyingActor(ShardActor):
-        def load(self):  # type: ignore[no-untyped-def]
-            import stable_sam.data.images as images
-            import stable_sam.shard_job as shard_job
+    def load(config: RunConfig, threads: int) -> ImageRefiner:
+        known = model_identity(config.refiner)  # here: names in a class's own body are not sent along
 
-            honest = images.decode_image
+        class HarmfulRefiner:
+            identity = known
 
-            def deadly(data, *, name, max_pixels):  # type: ignore[no-untyped-def]
-                if image_name in name and (times_marker is None or not times_marker.exists()):
-                    if times_marker is not None:
-                        times_marker.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return honest(data, name=name, max_pixels=max_pixels)
+            def refine_image(self, image: Any, prompts: Sequence[Prompt]) -> list[RefinedMask]:
+                harms.get(prompts[0].image_id, lambda: None)()
+                return [RefinedMask(prompt_id=p.prompt_id, status="ok", area=1, route="accept") for p in prompts]
 
-            images.decode_image = shard_job.decode_image = deadly
-            return super().load()
+        return HarmfulRefiner()
 
-    return DyingActor
+    return load
+
+
+def abort() -> Callable[[], None]:
+    return lambda: ctypes.CDLL(None).abort()
+
+
+def hang() -> Callable[[], None]:
+    return lambda: ctypes.PyDLL(None).sleep(1000)  # in C and with Python's lock: nothing inside can end it
+
+
+def eat_memory() -> Callable[[], None]:
+    def eat() -> None:
+        eaten = []
+        while True:
+            eaten.append(b"x" * 2**24)
+
+    return eat
+
+
+def kill_the_actor(*, once: Path | None = None) -> Callable[[], None]:
+    """What a node without memory does: the process of the model and its parent, the actor, go together."""
+
+    def kill() -> None:
+        if once is None or not once.exists():
+            if once is not None:
+                once.touch()
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(10)
+
+    return kill
 
 
 def test_every_shard_is_committed_once(tmp_path: Path, photos: list[Path]) -> None:
@@ -84,19 +119,43 @@ def test_every_shard_is_committed_once(tmp_path: Path, photos: list[Path]) -> No
     assert committed(manifest).keys() == {shard.shard_id for shard in manifest.shards}
 
 
+def test_poison_fails_alone_and_is_counted(tmp_path: Path, photos: list[Path]) -> None:
+    more = [photos[0].with_name(f"more{number}.jpg") for number in range(3)]
+    for path in more:
+        path.write_bytes(photos[0].read_bytes())
+    manifest = plan(tmp_path, [*photos, *more], shard_images=3, image_timeout_s=4, image_memory_mb=700)
+    load = loads_with({photos[1].stem: abort(), more[0].stem: hang(), more[1].stem: eat_memory()})
+    outcomes = list(run_shards(manifest.uri, manifest.shards, manifest.config.ray, load=load))
+    assert all(isinstance(outcome, ShardReport) for outcome in outcomes)
+    publish(manifest)
+    failed = query(manifest.output_uri, "SELECT image_uri, error FROM masks WHERE status = 'failed'").to_pylist()
+    reasons = [
+        f"{photos[1]}: refining this image ended the process (SIGABRT), 2 times",
+        f"{more[0]}: refining this image took longer than its time limit, 4 s (image_timeout_s), 2 times",
+        f"{more[1]}: refining this image took more than its memory limit, 700 MB (image_memory_mb), 2 times",
+    ]
+    assert sorted(row["error"] for row in failed) == sorted(2 * reasons)
+    assert all(row["error"].startswith(row["image_uri"]) for row in failed)
+    summary = summarize(manifest.output_uri, manifest.run_id)
+    assert "12 prompts, 6 failed" in summary.markdown()
+    check_failures(summary, max_failed_fraction=0.5)
+    with pytest.raises(InputError, match=r"6 of 12 prompts failed, more than max_failed_fraction 0\.4"):
+        check_failures(summary, max_failed_fraction=0.4)
+
+
 def test_an_actor_that_dies_once_costs_nothing(tmp_path: Path, photos: list[Path]) -> None:
     manifest = plan(tmp_path, photos, shard_images=1, max_retries=1)
-    dying = actor_that_dies_on(photos[1].name, times_marker=tmp_path / "died")
-    outcomes = list(run_shards(manifest.uri, manifest.shards, manifest.config.ray, actor_class=dying))
+    load = loads_with({photos[1].stem: kill_the_actor(once=tmp_path / "died")})
+    outcomes = list(run_shards(manifest.uri, manifest.shards, manifest.config.ray, load=load))
     assert (tmp_path / "died").exists()
     assert [type(outcome) for outcome in outcomes] == [ShardReport] * len(manifest.shards)
     assert sum(outcome.failed for outcome in outcomes if isinstance(outcome, ShardReport)) == 0
 
 
-def test_an_image_that_kills_becomes_failed_rows(tmp_path: Path, photos: list[Path]) -> None:
+def test_an_image_that_ends_whole_actors_becomes_failed_rows(tmp_path: Path, photos: list[Path]) -> None:
     manifest = plan(tmp_path, photos, shard_images=len(photos))
-    dying = actor_that_dies_on(photos[1].name)
-    (outcome,) = run_shards(manifest.uri, manifest.shards, manifest.config.ray, actor_class=dying)
+    load = loads_with({photos[1].stem: kill_the_actor()})
+    (outcome,) = run_shards(manifest.uri, manifest.shards, manifest.config.ray, load=load)
     assert isinstance(outcome, ShardReport)
     assert (outcome.rows, outcome.failed) == (2 * len(photos), 2)
     publish(manifest)
@@ -106,15 +165,15 @@ def test_an_image_that_kills_becomes_failed_rows(tmp_path: Path, photos: list[Pa
 
 def test_a_store_that_fails_during_the_search_condemns_no_image(tmp_path: Path, photos: list[Path]) -> None:
     manifest = plan(tmp_path, photos, shard_images=len(photos))
-    dying = actor_that_dies_on(photos[1].name)
+    load = loads_with({photos[1].stem: kill_the_actor()})
 
-    class DyingActor(dying):  # type: ignore[misc, valid-type]  # made at run time
+    class BlindActor(ShardActor):
         def probe(self, shard, image_id):  # type: ignore[no-untyped-def]
             from dataclasses import replace
 
             return super().probe(replace(shard, uri=f"{shard.uri}.gone"), image_id)
 
-    (outcome,) = run_shards(manifest.uri, manifest.shards, manifest.config.ray, actor_class=DyingActor)
+    (outcome,) = run_shards(manifest.uri, manifest.shards, manifest.config.ray, load=load, actor_class=BlindActor)
     assert isinstance(outcome, ShardFailure)
     assert "not found" in outcome.error
     assert not committed(manifest)
@@ -122,29 +181,34 @@ def test_a_store_that_fails_during_the_search_condemns_no_image(tmp_path: Path, 
 
 def test_an_actor_that_lost_its_gpu_is_replaced(tmp_path: Path, photos: list[Path]) -> None:
     manifest = plan(tmp_path, photos, shard_images=1, max_retries=1)
-    loads = tmp_path / "loads"
+    lost, actors = tmp_path / "lost", tmp_path / "actors"
 
     class AcceleratorError(RuntimeError):
         pass
 
-    class LosingActor(ShardActor):
+    def lose() -> None:
+        if not lost.exists():
+            lost.touch()
+            raise AcceleratorError("device-side assert triggered")
+
+    class CountedActor(ShardActor):
         def load(self):  # type: ignore[no-untyped-def]
-            import stable_sam.shard_job as shard_job
-
-            with loads.open("a") as log:
+            with actors.open("a") as log:
                 log.write(f"{os.getpid()}\n")
-            if len(loads.read_text().splitlines()) == 1:
-
-                def lost(data, *, name, max_pixels):  # type: ignore[no-untyped-def]
-                    raise AcceleratorError("device-side assert triggered")
-
-                shard_job.decode_image = lost
             return super().load()
 
-    outcomes = list(run_shards(manifest.uri, manifest.shards, manifest.config.ray, actor_class=LosingActor))
+    outcomes = list(
+        run_shards(
+            manifest.uri,
+            manifest.shards,
+            manifest.config.ray,
+            load=loads_with({photos[0].stem: lose}),
+            actor_class=CountedActor,
+        )
+    )
     assert [type(outcome) for outcome in outcomes] == [ShardReport] * len(manifest.shards)
     assert sum(outcome.failed for outcome in outcomes if isinstance(outcome, ShardReport)) == 0
-    assert len(set(loads.read_text().split())) == 2
+    assert len(set(actors.read_text().split())) == 2
 
 
 def test_a_store_that_fails_is_a_value(tmp_path: Path, photos: list[Path]) -> None:

@@ -1,4 +1,7 @@
-"""deployments/prefect.yaml as a person would use it: deployed, scheduled, and really run by a worker."""
+"""deployments/prefect.yaml as a person would use it: deployed, scheduled, and really run by a worker when it is due.
+
+A scheduler may run a slot twice, late or never; the table is right after the next run all the same.
+"""
 
 from __future__ import annotations
 
@@ -7,71 +10,166 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
 
+import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Scheduled
 
+from flows.refine import refine_dataset
 from stable_sam.data.query import query
 
 ROOT = Path(__file__).parents[2]
-DEPLOYMENT = "refine-dataset/nightly"
+FILE = ROOT / "deployments" / "prefect.yaml"
 
 
-def prefect(*arguments: str, folder: Path = ROOT) -> str:
-    """Run a command as from a shell that stands in `folder`."""
+def prefect(*arguments: str) -> None:
+    """Run a command in the project's folder, as from a shell."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    environment = os.environ | {"PWD": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PWD": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+
+
+def runs_of(deployment: str) -> list[FlowRun]:
+    named = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(deployment_filter=named)
+
+
+def wait_for(what: Callable[[], Any], seconds: float, why: Callable[[], object]) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, why()
+        time.sleep(0.5)
+    return found
 
 
 def test_the_date_is_taken_in_the_zone_of_the_schedule() -> None:
-    (deployment,) = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    (deployment,) = yaml.safe_load(FILE.read_text())["deployments"]
     (schedule,) = deployment["schedules"]
     assert deployment["parameters"]["timezone"] == schedule["timezone"]
 
 
-def flow_runs(api_url: str, state: str) -> list[dict[str, Any]]:
-    asked = {"flow_runs": {"state": {"type": {"any_": [state]}}}, "deployments": {"name": {"any_": ["nightly"]}}}
-    request = urllib.request.Request(
-        f"{api_url}/flow_runs/filter", json.dumps(asked).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        found: list[dict[str, Any]] = json.load(answer)
+def test_the_night_is_scheduled(prefect_server: str) -> None:
+    prefect("work-pool", "create", "nightly", "--type", "process")
+    prefect("deploy", "--prefect-file", str(FILE), "--all")
+    runs = wait_for(lambda: runs_of("nightly"), 120, lambda: "no run was scheduled")
+    assert all(run.auto_scheduled for run in runs)
+    starts = {run.expected_start_time.astimezone(ZoneInfo("Europe/Berlin")).strftime("%H:%M") for run in runs}
+    assert starts == {"02:00"}
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("refine-dataset/nightly")
+    assert deployment.global_concurrency_limit is not None
+    assert deployment.global_concurrency_limit.limit == 1
+
+
+def test_a_worker_runs_what_is_due_and_a_slot_that_comes_twice_adds_nothing(
+    prefect_server: str, annotations: Path, tmp_path: Path
+) -> None:
+    document = yaml.safe_load(FILE.read_text())
+    (deployment,) = document["deployments"]
+    deployment["name"], deployment["work_pool"]["name"] = "every-minute", "every-minute"
+    deployment["schedules"][0]["cron"] = "* * * * *"
+    table = str(tmp_path / "table")
+    deployment["parameters"] |= {
+        "annotations_uri": str(annotations),
+        "images_uri": str(tmp_path / "images"),
+        "output_uri": table,
+    }
+    file = tmp_path / "prefect.yaml"
+    file.write_text(yaml.safe_dump(document))
+    prefect("work-pool", "create", "every-minute", "--type", "process")
+    prefect("deploy", "--prefect-file", str(file), "--all")
+
+    log = tmp_path / "worker.log"
+    # A worker may be started anywhere: the deployment knows the project's folder, and configs/ in it.
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "every-minute"]
+    with log.open("w") as out, subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out) as worker:
+        try:
+            first = wait_for(lambda: next(iter(in_states("Running", "Completed")), None), 300, log.read_text)
+            with get_client(sync_client=True) as client:
+                client.pause_deployment(first.deployment_id)  # no further slot comes between
+            first = wait_for(lambda: ended(first.id), 300, log.read_text)
+            assert first.state_name == "Completed", log.read_text()
+            seen = nights(table)
+            again = fire_again(first)
+            second = wait_for(lambda: ended(again), 300, log.read_text)
+            assert second.state_name == "Completed", log.read_text()
+        finally:
+            worker.terminate()
+    assert first.auto_scheduled
+    assert first.expected_start_time.second == 0
+    assert first.parameters["config"] == "configs/nightly.yaml"
+    (night,) = seen
+    assert night["rows"] == 9
+    assert night["model_id"] == "nano+plugin"
+    slot: datetime = first.expected_start_time.astimezone(ZoneInfo("Europe/Berlin"))
+    assert night["logical_date"] == slot.date().isoformat(), "a run stands for the day it was scheduled for"
+    assert nights(table) == seen
+
+
+def in_states(*states: str) -> list[FlowRun]:
+    return [run for run in runs_of("every-minute") if run.state_name in states]
+
+
+def ended(run_id: UUID) -> FlowRun | None:
+    """The run, when nothing more will happen to it."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+    return run if run.state is not None and run.state.is_final() else None
+
+
+def fire_again(run: FlowRun) -> UUID:
+    """What a scheduler does that fires a slot twice; by now this one is late, too."""
+    assert run.deployment_id is not None
+    with get_client(sync_client=True) as client:
+        state = Scheduled(scheduled_time=run.expected_start_time)
+        return client.create_flow_run_from_deployment(run.deployment_id, state=state).id
+
+
+def nights(table: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = query(table, "SELECT * FROM runs ORDER BY revision").to_pylist()
     return found
 
 
-def test_a_worker_runs_the_nightly_deployment(prefect_server: str, annotations: Path, tmp_path: Path) -> None:
-    prefect("work-pool", "create", "nightly", "--type", "process")
-    prefect("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
+def write_source(annotations: Path, original: dict[str, Any], day: int) -> None:
+    """The annotations as they stand on a day: each day one box moves, and one annotation goes and one comes."""
+    first, second, *rest = original["annotations"]
+    moved = {**first, "bbox": [5 + day, 5, 40, 30]}
+    kept = {1: [second, *rest[:-2]], 2: [*rest[:-1]], 3: [second, *rest[2:]]}[day]
+    annotations.write_text(json.dumps({**original, "annotations": [moved, *kept]}))
 
-    end = time.monotonic() + 120
-    while not (scheduled := flow_runs(prefect_server, "SCHEDULED")):
-        assert time.monotonic() < end, "no run was scheduled"
-        time.sleep(0.5)
-    assert all(run["auto_scheduled"] for run in scheduled)
-    assert {run["expected_start_time"][11:16] for run in scheduled} <= {"00:00", "01:00"}, "02:00 in Berlin, in UTC"
 
-    parameters = {
-        "annotations_uri": str(annotations),
-        "images_uri": str(tmp_path / "images"),
-        "output_uri": str(tmp_path / "table"),
-    }
-    prefect("deployment", "run", DEPLOYMENT, "--params", json.dumps(parameters))
-    # A worker may be started anywhere: the deployment knows the project's folder, and configs/ in it.
-    log = prefect("worker", "start", "--pool", "nightly", "--run-once", folder=tmp_path)
+@pytest.mark.usefixtures("prefect_server", "ray_local")
+def test_slots_that_come_twice_or_never_leave_the_right_table(annotations: Path, tmp_path: Path) -> None:
+    original = json.loads(annotations.read_text())
 
-    completed = flow_runs(prefect_server, "COMPLETED")
-    assert len(completed) == 1, log
-    (run,) = completed
-    assert run["parameters"]["output_uri"] == parameters["output_uri"]
-    assert run["parameters"]["config"] == "configs/nightly.yaml"
-    (counted,) = query(
-        parameters["output_uri"],
-        "SELECT count(*) AS n, max(logical_date) AS day, max(model_id) AS model FROM masks",
-    ).to_pylist()
-    assert (counted["n"], counted["model"]) == (9, "nano+plugin")
-    assert counted["day"] is not None, "a deployment's run stands for the day it was scheduled for"
+    def table_after(days: Sequence[int]) -> list[dict[str, Any]]:
+        table = str(tmp_path / "-".join(map(str, days)))
+        for day in days:
+            write_source(annotations, original, day)
+            refine_dataset(
+                annotations_uri=str(annotations),
+                images_uri=str(tmp_path / "images"),
+                output_uri=table,
+                config={"refiner": {"model": "tiny", "jitter_count": 2}, "ray": {"actors": 1}},
+                logical_date=f"2025-11-{day:02}",
+            )
+        columns = "prompt_id, status, error, box_xyxy, mask_counts, prompt_stability, route, fingerprint"
+        rows: list[dict[str, Any]] = query(table, f"SELECT {columns} FROM masks ORDER BY prompt_id").to_pylist()
+        return rows
+
+    right = table_after([3])
+    assert len(right) == 7
+    assert table_after([1, 2, 3]) == right
+    assert table_after([1, 1, 3, 3]) == right, "slot 1 and 3 came twice, slot 2 never"

@@ -91,19 +91,25 @@ def test_the_same_input_again_is_up_to_date(job: dict[str, Any]) -> None:
     assert list_files(job["output_uri"]) == files
 
 
-def test_a_changed_input_appends_a_revision(annotations: Path, photos: list[Path], tmp_path: Path) -> None:
-    job = {
-        "annotations_uri": str(annotations),
-        "images_uri": str(tmp_path / "images"),
-        "output_uri": str(tmp_path / "table"),
-        "config": CONFIG,
-    }
+def test_a_source_that_grew_changed_and_shrank(job: dict[str, Any], photos: list[Path]) -> None:
     refine_dataset(**job)
-    annotations.write_text(annotations.read_text().replace("[5, 5, 40, 30]", "[6, 5, 40, 30]"))
-    refine_dataset(**job, logical_date="2025-11-23")
-    assert len(rows(job, "history")) == 18
-    assert {row["revision"] for row in rows(job)} == {2}
+    document = json.loads(read_bytes(job["annotations_uri"]))
+    boxes = document["annotations"]
+    boxes[0]["bbox"] = [6, 5, 40, 30]
+    del boxes[1]
+    boxes.append({"id": 99, "image_id": 1, "bbox": [10, 10, 20, 20]})
+    write_bytes(job["annotations_uri"], json.dumps(document).encode())
+    write_bytes(join(job["images_uri"], photos[2].name), photos[1].read_bytes())
+
+    summary = refine_dataset(**job, logical_date="2025-11-23")
+
+    assert (summary.prompts, summary.images, summary.current_prompts) == (5, 3, 9)
+    assert "1 new, 4 changed (annotation 1, image replaced 3), 1 withdrawn, 4 unchanged" in summary.markdown()
+    assert sorted(row["prompt_id"] for row in rows(job)) == prompt_ids(job)
+    assert sorted(row["revision"] for row in rows(job)) == [1] * 4 + [2] * 5
+    assert [row["prompt_id"] for row in rows(job, "history") if row["status"] == "withdrawn"] == ["1"]
     assert [row["logical_date"] for row in rows(job, "runs ORDER BY revision --")] == [None, "2025-11-23"]
+    assert refine_dataset(**job).up_to_date
 
 
 @pytest.mark.parametrize(("good_boxes", "max_failed_fraction"), [(2, 0.1), (0, 1.0)])

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
-from stable_sam.data.manifest import plan_run, read_shard
+from stable_sam.data.manifest import read_shard
+from stable_sam.data.planning import plan_run
 from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 from stable_sam.identity import ModelIdentity
@@ -61,6 +62,10 @@ def test_table_is_the_default(table: str) -> None:
 
 def test_markup_in_cells_is_text(table: str) -> None:
     assert 'a "cat", [bold]' in ask(table, "SELECT category FROM masks WHERE prompt_id = '001'")
+
+
+def test_control_characters_in_cells_are_shown_as_such(table: str) -> None:
+    assert r"a\x1b[2J\nb" in ask(table, "SELECT 'a' || chr(27) || '[2J' || chr(10) || 'b' AS text")
 
 
 def test_long_results_say_that_there_is_more(table: str) -> None:

@@ -171,6 +171,35 @@ def test_two_writes_that_meet_are_repeated(serve: Callable[..., str]) -> None:
     assert storage.read_bytes(storage.join(bucket, "x")) == b"owner 1"
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again(serve: Callable[..., str]) -> None:
+    broken: list[str] = []
+    limit = [4]
+
+    def break_off(app: App) -> App:
+        def breaking(environ: dict[str, Any], reply: Callable[..., Any]) -> Iterable[bytes]:
+            body = b"".join(app(environ, reply))
+            if environ["REQUEST_METHOD"] == "GET" and len(broken) < limit[0]:
+                broken.append(environ["PATH_INFO"])
+                return [body[: len(body) // 2]]
+            return [body]
+
+        return breaking
+
+    bucket = serve(break_off)
+    uri = storage.join(bucket, "x")
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.read_bytes(uri) == b"0123456789"
+    limit[0] = 8
+    assert storage.list_files(bucket) == [uri]
+    limit[0] = 12
+    with storage.open_stream(uri) as stream:
+        assert stream.read() == b"0123456789"
+    assert len(broken) == 12
+    limit[0] = 100
+    with pytest.raises(StorageError, match=r"^s3://misbehaving/x: cannot read: .*payload is not completed"):
+        storage.read_bytes(uri)
+
+
 def test_refused_credentials_are_told_apart(serve: Callable[..., str]) -> None:
     def refuse(app: App) -> App:
         def refusing(environ: dict[str, Any], reply: Callable[..., Any]) -> Iterable[bytes]:

@@ -2,114 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from deltalake import DeltaTable
-from PIL import Image
 
-from stable_sam.config import RunConfig
 from stable_sam.data import runs as runs_module
 from stable_sam.data import table as table_module
 from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest, plan_run
-from stable_sam.data.query import query
 from stable_sam.data.runs import newest_run
 from stable_sam.data.storage import delta_options, join, list_files, write_bytes
 from stable_sam.data.table import PublishReport, publish
 from stable_sam.errors import ConservationError, InputError, NotFoundError, StorageError
-from stable_sam.identity import ModelIdentity
-from stable_sam.records import Prompt, RefinedMask
+from stable_sam.records import Prompt
 from stable_sam.shard_job import refine_shard
-
-MODEL = ModelIdentity(model_id="constant", weights_sha256="ab", dtype="float32")
-
-
-class ConstantRefiner:
-    """Answers every prompt with one pixel; counts the images it saw."""
-
-    identity = MODEL
-
-    def __init__(self) -> None:
-        self.images = 0
-
-    def refine_image(self, image: np.ndarray, prompts: list[Prompt]) -> list[RefinedMask]:
-        self.images += 1
-        return [
-            RefinedMask(
-                prompt_id=prompt.prompt_id,
-                status="ok",
-                mask_size=image.shape[:2],
-                mask_counts="01",
-                area=1,
-                prompt_stability=0.25,
-                route="accept",
-            )
-            for prompt in prompts
-        ]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Six images and a table beside them."""
-
-    root: str
-
-    @property
-    def output(self) -> str:
-        return join(self.root, "table")
-
-    def prompts(self, count: int = 12) -> list[Prompt]:
-        return [
-            Prompt(
-                prompt_id=f"p{k:02}", image_id=str(k % 6), image_uri=join(self.root, f"images/{k % 6}.png"),
-                box_xyxy=(0, 0, 4, 4),
-            )
-            for k in range(count)
-        ]  # fmt: skip
-
-    def plan(self, prompts: list[Prompt] | None = None) -> RunManifest | None:
-        return plan_run(
-            self.prompts() if prompts is None else prompts,
-            annotations_uri=join(self.root, "weak.json"),
-            images_uri=join(self.root, "images"),
-            output_uri=self.output,
-            config=RunConfig(shard_images=2),
-            model=MODEL,
-        )
-
-    def planned(self, prompts: list[Prompt] | None = None) -> RunManifest:
-        manifest = self.plan(prompts)
-        assert manifest is not None
-        return manifest
-
-    def refined(self, prompts: list[Prompt] | None = None) -> RunManifest:
-        manifest, refiner = self.planned(prompts), ConstantRefiner()
-        for shard in manifest.shards:
-            refine_shard(refiner, manifest, shard)
-        return manifest
-
-    def ask(self, sql: str) -> list[dict[str, object]]:
-        rows: list[dict[str, object]] = query(self.output, sql).to_pylist()
-        return rows
+from tests.integration.masks_dataset import ConstantRefiner, Dataset, new_dataset
 
 
 @pytest.fixture(params=["local", "s3"])
 def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
     # The blank and the letters beyond ASCII are what paths have and URIs have not.
     name = f"tàble {uuid.uuid4().hex[:8]}"
-    root = str(tmp_path / name) if request.param == "local" else join(request.getfixturevalue("s3"), name)
-    png = io.BytesIO()
-    Image.new("RGB", (6, 5)).save(png, "PNG")
-    for image in range(6):
-        write_bytes(join(root, f"images/{image}.png"), png.getvalue())
-    return Dataset(root)
+    return new_dataset(str(tmp_path / name) if request.param == "local" else join(request.getfixturevalue("s3"), name))
 
 
 def at_once(count: int, work: Callable[[], object]) -> list[object]:
@@ -208,8 +126,8 @@ def test_a_missing_shard_or_part_is_not_published(dataset: Dataset, monkeypatch:
 def test_masks_are_the_newest_revision_and_history_is_all(dataset: Dataset) -> None:
     publish(dataset.refined())
     moved = [replace(prompt, box_xyxy=(1, 1, 3, 3)) for prompt in dataset.prompts(4)]
-    second = dataset.refined(moved)
-    assert second.revision == 2
+    second = dataset.refined([*moved, *dataset.prompts()[4:]])
+    assert (second.revision, second.prompts, second.images) == (2, 4, 4)
     assert publish(second).version == 1
     assert dataset.ask("SELECT revision, count(*) AS n FROM masks GROUP BY revision ORDER BY revision") == [
         {"revision": 1, "n": 8},
@@ -228,7 +146,7 @@ def test_masks_are_the_newest_revision_and_history_is_all(dataset: Dataset) -> N
 def test_publishing_a_run_that_others_followed_finds_it(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = dataset.refined()
     publish(first)
-    publish(dataset.refined(dataset.prompts(4)))
+    publish(dataset.refined(dataset.prompts(14)))
     monkeypatch.setattr(runs_module, "_RECENT", 1)
     assert publish(first) == PublishReport(version=0, rows=12, failed=0, routes={"accept": 12}, already_published=True)
 
@@ -243,7 +161,9 @@ def test_a_run_whose_parent_is_no_longer_the_newest_is_refused(dataset: Dataset)
 
 def test_every_filter_finds_its_rows_also_after_compaction(dataset: Dataset) -> None:
     publish(dataset.refined())
-    publish(dataset.refined([*dataset.prompts(7), Prompt(prompt_id="bad", image_id="x", image_uri="", error="none")]))
+    moved = [replace(prompt, box_xyxy=(1, 1, 3, 3)) for prompt in dataset.prompts(7)]
+    bad = Prompt(prompt_id="bad", image_id="x", image_uri="", error="none")
+    publish(dataset.refined([*moved, *dataset.prompts()[7:], bad]))
     for _ in range(2):
         assert dataset.ask("SELECT count(*) AS n FROM history WHERE prompt_id = 'p03'") == [{"n": 2}]
         # A column that is null in all rows, and one that is null in some.
@@ -286,5 +206,5 @@ def test_a_foreign_table_is_refused_before_work(dataset: Dataset) -> None:
     from deltalake import write_deltalake
 
     write_deltalake(dataset.output, pa.table({"x": [1]}), storage_options=delta_options(dataset.output))
-    with pytest.raises(StorageError, match="expected the columns of this version of stable-sam"):
+    with pytest.raises(StorageError, match="expected a table that stable-sam made, got one without its columns"):
         dataset.plan()

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_sam.config import RunConfig
-from stable_sam.data.manifest import plan_run, read_shard
+from stable_sam.data.manifest import read_shard
+from stable_sam.data.planning import plan_run
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row, prompt_row, rows_to_table
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt

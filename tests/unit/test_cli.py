@@ -15,7 +15,19 @@ from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
 from tasks.actor_plan import plan_actors
 
-COMMANDS = ("demo-images", "evaluate", "explain", "query", "refine", "refine-image", "report", "train")
+COMMANDS = (
+    "automations",
+    "compact",
+    "demo-images",
+    "evaluate",
+    "explain",
+    "query",
+    "refine",
+    "refine-image",
+    "report",
+    "train",
+    "vacuum",
+)
 
 
 def test_help_lists_every_command() -> None:

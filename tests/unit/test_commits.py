@@ -11,7 +11,8 @@ import pytest
 from stable_sam.config import RunConfig
 from stable_sam.data import commits
 from stable_sam.data.commits import CommitRecord, commit_of, committed, write_part
-from stable_sam.data.manifest import RunManifest, plan_run, read_shard
+from stable_sam.data.manifest import RunManifest, read_shard
+from stable_sam.data.planning import plan_run
 from stable_sam.errors import ConservationError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask

@@ -29,6 +29,7 @@ from stable_sam.evaluation.summary import ALL_SETS, PARTS, SIZES, WHOLE_SLICE, S
 from stable_sam.evaluation.truth import read_truth
 from stable_sam.stability import prompt_stability
 from tasks import evaluation_actor
+from tasks.actor_plan import ActorPlan
 
 TINY = RefinerConfig(model="tiny")
 SQUARE = [[10.0, 10.0, 40.0, 10.0, 40.0, 40.0, 10.0, 40.0]]
@@ -345,7 +346,8 @@ def test_an_actor_s_shares_give_a_plain_run_s_figures(data: Path, monkeypatch: p
     assert [share.shard_id for share in shares[:2]] == [
         f"a, pictures {name} to {name}" for name in ("images/0.png", "1.png")
     ]
-    actor = evaluation_actor.EvaluationActor(settings, threads=torch.get_num_threads())
+    plan = ActorPlan(actors=1, num_cpus=1, num_gpus=0, threads=torch.get_num_threads())
+    actor = evaluation_actor.EvaluationActor(settings, plan)
     assert actor.load() is True
     scored = sorted((actor.work(share) for share in reversed(shares)), key=lambda share: share.number)
     tables = [table for share in scored for table in share.tables]
@@ -354,7 +356,7 @@ def test_an_actor_s_shares_give_a_plain_run_s_figures(data: Path, monkeypatch: p
     (data / "a" / "images" / "1.png").unlink()
     assert isinstance(actor.work(shares[1]), ImageError)
     without = EvaluationConfig(refiner=RefinerConfig(model="tiny", plugin=False))
-    assert isinstance(evaluation_actor.EvaluationActor(without, threads=1).load(), ConfigError)
+    assert isinstance(evaluation_actor.EvaluationActor(without, plan).load(), ConfigError)
 
 
 def test_ids_that_begin_again_are_still_objects_of_their_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which night a run stands for."""
+"""Which night a run stands for, since when files count, and what is refined again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from stable_sam.errors import ConfigError
-from stable_sam.preflight import check_logical_date, day_of
+from stable_sam.preflight import check_logical_date, day_of, refresh_reasons, since_moment
 
 LATE = datetime(2025, 11, 23, 23, 30, tzinfo=UTC)
 
@@ -48,3 +48,34 @@ def test_an_unknown_zone_is_refused(zone: str) -> None:
 def test_a_wrong_date_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="YYYY-MM-DD"):
         check_logical_date(given)
+
+
+@pytest.mark.parametrize(
+    ("since", "moment"),
+    [
+        ("2025-11-23", datetime(2025, 11, 22, 23, 0, tzinfo=UTC)),
+        ("2025-11-23T06:30", datetime(2025, 11, 23, 5, 30, tzinfo=UTC)),
+        ("2025-11-23T06:30+00:00", datetime(2025, 11, 23, 6, 30, tzinfo=UTC)),
+    ],
+)
+def test_since_is_read_in_the_zone_of_the_schedule(since: str, moment: datetime) -> None:
+    assert since_moment(since, "Europe/Berlin") == moment
+
+
+def test_a_wrong_since_is_refused() -> None:
+    assert since_moment(None, "UTC") is None
+    with pytest.raises(ConfigError, match="^since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got 'yesterday'$"):
+        since_moment("yesterday", "UTC")
+
+
+@pytest.mark.parametrize(
+    "given", ["failed,model", ["failed", "model"], [" failed , model"], ["model", "failed,failed"]]
+)
+def test_reasons_to_refresh_are_a_list_or_text_with_commas(given: str | list[str]) -> None:
+    assert refresh_reasons(given) == {"failed", "model"}
+
+
+def test_other_reasons_to_refresh_are_refused() -> None:
+    assert refresh_reasons(None) == refresh_reasons("") == frozenset()
+    with pytest.raises(ConfigError, match="^refresh: expected failed, model, all, got 'weights'$"):
+        refresh_reasons("failed,weights")

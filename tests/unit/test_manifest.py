@@ -6,14 +6,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stable_sam.config import RayConfig, RefinerConfig, RoutingConfig, RunConfig
-from stable_sam.data.manifest import RunManifest, plan_run, read_manifest, read_shard
+from stable_sam.data.commits import write_part
+from stable_sam.data.manifest import RunManifest, read_manifest, read_shard
+from stable_sam.data.planning import plan_run
+from stable_sam.data.storage import list_files
+from stable_sam.data.table import publish
 from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.identity import ModelIdentity
-from stable_sam.records import Prompt
+from stable_sam.records import Prompt, RefinedMask
 
 MODEL = ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32")
 
@@ -92,6 +97,25 @@ def test_a_moved_output_is_taken_up_where_it_lies(images: Path, tmp_path: Path) 
     moved = plan(images, prompts_of(images), tmp_path / "new")
     assert (moved.run_id, moved.output_uri) == (first.run_id, str(tmp_path / "new"))
     assert sum(len(read_shard(shard.uri)) for shard in moved.shards) == 12
+
+
+def test_a_source_that_lost_most_of_its_prompts_is_refused(images: Path, tmp_path: Path) -> None:
+    def night(count: int, **settings: Any) -> RunManifest:
+        return plan(images, prompts_of(images, count), tmp_path / "t", config=RunConfig(**settings))
+
+    first = night(100)
+    for shard in first.shards:
+        refined = [(p, RefinedMask(prompt_id=p.prompt_id, status="failed", error="-")) for p in read_shard(shard.uri)]
+        write_part(first, shard, refined)
+    publish(first)
+    assert night(50).changes.withdrawn == 50
+    files = list_files(str(tmp_path / "t"))
+    with pytest.raises(
+        AnnotationError, match=r"^weak\.json: expected most of the table's 100 current prompts, got .* 51"
+    ):
+        night(49)
+    assert list_files(str(tmp_path / "t")) == files
+    assert night(49, max_withdrawn_fraction=1).changes.withdrawn == 51
 
 
 def test_whatever_can_change_a_row_changes_the_run(

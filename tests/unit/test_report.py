@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.annotations import read_prompts
-from stable_sam.data.manifest import plan_run
+from stable_sam.data.planning import plan_run
 from stable_sam.data.query import query
 from stable_sam.data.table import publish
 from stable_sam.errors import NotFoundError
@@ -128,6 +128,7 @@ def test_the_page_needs_nothing_else_and_trusts_nothing(table: str, tmp_path: Pa
     text = out.read_text()
     assert all(address.startswith("data:image/jpeg;base64,") for address in Page(text).addresses)
     assert not re.search(r"url\(|@import|<script", text)
+    assert "default-src 'none'" in text, "no browser runs or fetches what might slip in"
     assert "<b>thing</b>" not in text
     assert "&lt;b&gt;thing&lt;/b&gt;" in text
 

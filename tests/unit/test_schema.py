@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 
 from stable_sam.data.schema import (
+    LATER_COLUMNS,
     MASKS_SCHEMA,
     PROMPTS_SCHEMA,
+    SHARD_SCHEMA,
     mask_row,
     prompt_from_row,
     prompt_row,
@@ -29,7 +31,9 @@ def names(record: type) -> set[str]:
 def test_columns_are_the_fields_of_the_records() -> None:
     assert set(MASKS_SCHEMA.names) == names(Prompt) | names(RefinedMask) | names(Provenance)
     assert len(MASKS_SCHEMA.names) == len(set(MASKS_SCHEMA.names))
-    assert set(PROMPTS_SCHEMA.names) == names(Prompt)
+    assert set(SHARD_SCHEMA.names) == names(Prompt)
+    assert set(PROMPTS_SCHEMA.names) == names(Prompt) - {"fingerprint"}
+    assert set(MASKS_SCHEMA.names) >= LATER_COLUMNS
     # Shared by two records, and so one column.
     assert names(Prompt) & names(RefinedMask) == {"prompt_id", "error"}
     assert not names(Provenance) & (names(Prompt) | names(RefinedMask))

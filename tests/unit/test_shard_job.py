@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +19,14 @@ from PIL import ExifTags, Image
 from stable_sam import shard_job
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.commits import commit_of, committed
-from stable_sam.data.manifest import RunManifest, plan_run
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
 from stable_sam.data.storage import read_bytes
 from stable_sam.errors import StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
+from stable_sam.image_job import ImageJob, refine_job
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.shard_job import refine_shard
+from stable_sam.shard_job import FETCHED_AHEAD, complete_shard, refine_shard
 
 MODEL = ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32")
 Work = Callable[[NDArray[np.uint8], Sequence[Prompt]], list[RefinedMask]]
@@ -159,10 +164,48 @@ def test_an_unexpected_error_fails_one_image(images: Path, work: Work, reason: s
 
 def test_poisoned_images_are_not_touched(images: Path) -> None:
     manifest, refiner = planned(images, [box(name, images / f"{name}.png") for name in "abc"]), FakeRefiner()
-    report = refine_shard(refiner, manifest, manifest.shards[0], {"b": "ends the process"})
+
+    def refine(jobs: Iterator[ImageJob]) -> Iterator[list[RefinedMask]]:
+        return (refine_job(refiner, manifest.config.refiner, job) for job in jobs)
+
+    report = complete_shard(manifest, manifest.shards[0], refine, poisoned={"b": "ends the process"})
     assert refiner.calls == [["a"], ["c"]]
     assert report.failed == 1
     assert outcome(manifest)["b"] == ("failed", "ends the process", "reject")
+
+
+def test_images_are_fetched_before_their_turn_and_no_more_than_a_few(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number:02}" for number in range(FETCHED_AHEAD + 4)]
+    for name in names:
+        Image.new("RGB", (8, 6)).save(images / f"{name}.png")
+    manifest, refiner = planned(images, [box(name, images / f"{name}.png") for name in names]), FakeRefiner()
+    fetched, enough = [], threading.Event()
+
+    def counted(uri: str, **limits: int) -> bytes:
+        data = read_bytes(uri, **limits)
+        fetched.append(uri)
+        if len(fetched) == FETCHED_AHEAD:
+            enough.set()
+        return data
+
+    class Turn(AbstractContextManager[None]):
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            assert enough.wait(10), "nothing was fetched while waiting"
+            time.sleep(0.1)
+            assert len(fetched) == FETCHED_AHEAD
+
+    monkeypatch.setattr(shard_job, "read_bytes", counted)
+
+    def refine(jobs: Iterator[ImageJob]) -> Iterator[list[RefinedMask]]:
+        return (refine_job(refiner, manifest.config.refiner, job) for job in jobs)
+
+    report = complete_shard(manifest, manifest.shards[0], refine, turn=Turn())
+    assert (report.rows, report.failed) == (len(names), 0)
 
 
 def test_a_committed_shard_is_only_reported(images: Path) -> None:
@@ -190,7 +233,7 @@ def test_a_lost_device_commits_nothing(images: Path) -> None:
 
 
 def test_a_store_that_is_away_commits_nothing(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(uri: str) -> bytes:
+    def away(uri: str, **limits: int) -> bytes:
         raise StorageError(f"{uri}: cannot read: connection refused")
 
     manifest = planned(images, [box("a", images / "a.png")])
@@ -204,15 +247,26 @@ def test_a_store_that_is_away_commits_nothing(images: Path, monkeypatch: pytest.
 def test_a_read_that_fails_once_is_tried_again(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [StorageError("x: cannot read: connection reset")]
 
-    def flaky(uri: str) -> bytes:
+    def flaky(uri: str, **limits: int) -> bytes:
         if failures and uri.endswith(".png"):
             raise failures.pop()
-        return read_bytes(uri)
+        return read_bytes(uri, **limits)
 
     manifest = planned(images, [box("a", images / "a.png")])
     monkeypatch.setattr(shard_job, "read_bytes", flaky)
     assert refine_shard(FakeRefiner(), manifest, manifest.shards[0]).failed == 0
     assert not failures
+
+
+def test_a_file_too_large_for_an_image_is_not_read(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images / "huge.png").write_bytes(bytes(10_000))
+    manifest = planned(images, [box(name, images / f"{name}.png") for name in ("a", "huge")])
+    monkeypatch.setattr(shard_job, "MAX_IMAGE_BYTES", 9_999)
+    refine_shard(FakeRefiner(), manifest, manifest.shards[0])
+    rows = outcome(manifest)
+    assert rows["a"][0] == "ok"
+    assert rows["huge"][0] == "failed"
+    assert "huge.png: cannot read: expected at most 9999 bytes, got a larger file" in (rows["huge"][1] or "")
 
 
 def test_another_model_than_planned_is_refused(images: Path) -> None:

@@ -1,0 +1,72 @@
+"""`stable-sam backfill`: the nights of the past, one run for each logical date, oldest first."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def backfill(
+    first: Annotated[str, typer.Option("--from", help="First logical date, YYYY-MM-DD.")],
+    last: Annotated[str, typer.Option("--to", help="Last logical date, YYYY-MM-DD, included.")],
+    annotations: Annotated[str, typer.Option(help="As of refine; {date} stands for the logical date.")],
+    images: Annotated[str, typer.Option(help="As of refine; {date} stands for the logical date.")],
+    output: Annotated[str, typer.Option(help="Folder of the masks table, local or s3://.")],
+    model: Annotated[str | None, typer.Option(help="nano, vit_b, vit_l, vit_h or tiny; overrides the file.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration (YAML), see configs/.")] = None,
+    image_index: Annotated[str | None, typer.Option(help="As of refine; {date} stands for the logical date.")] = None,
+) -> None:
+    """Run one night for each logical date, oldest first; dates that the table already holds are passed over.
+
+    Run again after a kill: it takes up.
+    """
+    from rich.console import Console
+
+    from flows.commands.refine import plan_only, print_summary, read_settings, start_prefect
+    from stable_sam.backfill import DATE, check_order, days, in_force
+    from stable_sam.data.runs import list_runs, open_table
+    from stable_sam.data.storage import exists
+    from stable_sam.errors import AnnotationError, ConfigError
+    from stable_sam.preflight import check_run
+
+    dates = days(first, last)
+    if len(dates) > 1 and DATE not in annotations + images:
+        raise ConfigError(
+            f"backfill: expected {DATE} in --annotations or --images, else every date has the same source"
+        )
+    settings = read_settings(config, model)
+    nights = {day: _sources(annotations, images, output, image_index, day) for day in dates}
+    for sources in nights.values():
+        if not exists(sources["annotations_uri"]):
+            raise AnnotationError(f"{sources['annotations_uri']}: no such annotation file")
+    table = open_table(output)
+    runs = [] if table is None else list_runs(table)
+    console = Console(stderr=True)
+    started = False
+    for day, sources in nights.items():
+        # Once one date has been run, the table holds its content and not that of the dates behind it.
+        stood = None if started else in_force(runs, day)
+        if stood is not None and stood.source_hash == plan_only(sources, settings).source_hash:
+            console.print(f"{day}: the table has it, run {stood.run_id}")
+            continue
+        check_run(**sources, config=settings)
+        if not started:
+            check_order(runs, day, last)
+            start_prefect()
+            started = True
+        from flows.refine import refine_dataset
+
+        print_summary(refine_dataset(**sources, config=settings.model_dump(mode="json"), logical_date=day))
+
+
+def _sources(annotations: str, images: str, output: str, image_index: str | None, day: str) -> dict[str, Any]:
+    """The URIs of one night, named as in the flow."""
+    from stable_sam.backfill import DATE
+
+    return {
+        "annotations_uri": annotations.replace(DATE, day),
+        "images_uri": images.replace(DATE, day),
+        "output_uri": output,
+        "image_index_uri": None if image_index is None else image_index.replace(DATE, day),
+    }

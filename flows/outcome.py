@@ -1,0 +1,62 @@
+"""What people and automations learn of a run that was published: artifacts, an event, green or red."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+
+from stable_sam.config import RunConfig
+from stable_sam.errors import StableSamError
+from stable_sam.quality import Quality, check_quality, judge
+from stable_sam.summary import RunSummary, check_failures
+
+REGRESSION_EVENT = "stable-sam.quality-regression"
+"""Emitted once for each run that is worse than usual; deployments/automations.yaml turns it into a notification."""
+
+
+def conclude(summary: RunSummary, settings: RunConfig, report_uri: str | None = None) -> None:
+    """Leave the artifacts of a run, tell when it is worse than those before it, and raise when it is red.
+
+    report_uri: where to write the HTML page of the table, beside a link to it in Prefect; None writes none. It opens
+    the pictures of the 200 worst prompts. A page that cannot be written is a warning, for the masks are published.
+    Raises `InputError` for too many failed prompts, or (`quality.fail`) for a run that is worse than usual: also for
+    one that had nothing to do, so that running a red night again does not turn it green.
+    """
+    quality = judge(summary.table_uri, summary.run_id, settings.quality)
+    create_markdown_artifact(f"{summary.markdown()}\n\n{quality.markdown()}", key="refine-summary")
+    if not summary.up_to_date:
+        _tell_of_regressions(quality)
+        if report_uri is not None:
+            _write_report(summary.table_uri, report_uri)
+    check_failures(summary, settings.max_failed_fraction)
+    check_quality(quality, settings.quality)
+
+
+def _tell_of_regressions(quality: Quality) -> None:
+    if not quality.regressions:
+        return
+    for line in quality.regressions:
+        get_run_logger().warning("Worse than usual: %s", line)
+    emit_event(
+        REGRESSION_EVENT,
+        resource={
+            "prefect.resource.id": f"stable-sam.table.{quality.table_uri}",
+            "prefect.resource.name": quality.table_uri,
+        },
+        payload={"run_id": quality.run_id, "regressions": list(quality.regressions)},
+    )
+
+
+def _write_report(table_uri: str, report_uri: str) -> None:
+    from stable_sam.report import write_report
+
+    try:
+        write_report(table_uri, report_uri)
+    except StableSamError as error:
+        get_run_logger().warning("No report: %s", error)
+        return
+    link = report_uri if "://" in report_uri else Path(report_uri).absolute().as_uri()
+    create_link_artifact(link, link_text="Report: the prompts with their masks, worst first", key="refine-report")

@@ -1,0 +1,87 @@
+"""The actor as the plain class it is, without Ray: shards to committed rows, by a model in another process."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from stable_sam.config import RayConfig, RunConfig
+from stable_sam.data.commits import committed
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import plan_run
+from stable_sam.errors import WeightsError
+from stable_sam.identity import ModelIdentity
+from stable_sam.records import Prompt, ShardReport
+from tasks.actor_plan import ActorPlan
+from tasks.shard_actor import ShardActor, ShardFailure
+from tests.unit import planted_refiner
+
+PLAN = ActorPlan(actors=1, num_cpus=1, num_gpus=0, threads=1)
+
+
+def planned(folder: Path, names: list[str], model: ModelIdentity = planted_refiner.MODEL) -> RunManifest:
+    images = folder / "images"
+    images.mkdir()
+    for name in names:
+        Image.new("RGB", (8, 6)).save(images / f"{name}.png")
+    prompts = [
+        Prompt(prompt_id=name, image_id=name, image_uri=str(images / f"{name}.png"), box_xyxy=(0, 0, 4, 4))
+        for name in names
+    ]
+    manifest = plan_run(
+        prompts,
+        annotations_uri="memory",
+        images_uri=str(images),
+        output_uri=str(folder / "table"),
+        config=RunConfig(shard_images=3),
+        model=model,
+    )
+    assert manifest is not None
+    return manifest
+
+
+def actor(manifest: RunManifest) -> ShardActor:
+    return ShardActor(manifest.uri, "cpu", pickle.dumps(planted_refiner.load), RayConfig(), PLAN)
+
+
+def test_shards_are_worked_at_side_by_side_and_poison_fails_alone(tmp_path: Path) -> None:
+    manifest = planned(tmp_path, ["a", "abort-1", "b", "c", "d", "e", "f", "g", "h"])
+    worker = actor(manifest)
+    assert worker.load() is True
+    with ThreadPoolExecutor(2) as calls:
+        reports = list(calls.map(worker.work, manifest.shards))
+    assert all(isinstance(report, ShardReport) for report in reports), reports
+    records = committed(manifest)
+    assert sum(record.rows for record in records.values()) == 9
+    assert sum(record.failed for record in records.values()) == 1
+    again = worker.work(manifest.shards[0])
+    assert isinstance(again, ShardReport)
+    assert again.reused
+    worker.close()
+
+
+def test_another_model_than_planned_is_said_before_any_work(tmp_path: Path) -> None:
+    manifest = planned(tmp_path, ["a"], ModelIdentity(model_id="tiny", weights_sha256="cd", dtype="float32"))
+    worker = actor(manifest)
+    error = worker.load()
+    assert isinstance(error, WeightsError)
+    assert "planned for" in str(error)
+    worker.close()
+
+
+def test_a_store_that_fails_and_a_lost_gpu_commit_nothing(tmp_path: Path) -> None:
+    manifest = planned(tmp_path, ["a", "gpu", "x", "y"])
+    worker = actor(manifest)
+    lost, fine = (worker.work(shard) for shard in manifest.shards)
+    assert isinstance(lost, ShardFailure)
+    assert lost.actor_is_lost
+    assert isinstance(fine, ShardReport)
+    Path(manifest.shards[0].uri).unlink()
+    failure = worker.work(manifest.shards[0])
+    assert isinstance(failure, ShardFailure)
+    assert not failure.actor_is_lost
+    assert committed(manifest).keys() == {manifest.shards[1].shard_id}
+    worker.close()
