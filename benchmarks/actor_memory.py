@@ -50,8 +50,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ACTOR_MEMORY"] = str(Path(folder, "notes"))
         manifest = planned(Path(folder), options)
-        ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20, logging_level=logging.ERROR,
-                 log_to_driver=False)  # fmt: skip
+        ray.init(
+            "local", num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20,
+            logging_level=logging.ERROR, log_to_driver=False,
+        )  # fmt: skip
         for outcome in run_shards(manifest.uri, manifest.shards, manifest.config.ray, actor_class=MeasuredActor):
             assert isinstance(outcome, ShardReport), outcome
         ray.shutdown()

@@ -49,7 +49,7 @@ def main() -> None:
         busy = Path(folder, "busy")
         busy.mkdir()
         ray.init(
-            num_cpus=options.actors, include_dashboard=False, object_store_memory=100 * 2**20,
+            "local", num_cpus=options.actors, include_dashboard=False, object_store_memory=100 * 2**20,
             logging_level=logging.ERROR, log_to_driver=False,
         )  # fmt: skip
         started = time.time()

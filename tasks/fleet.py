@@ -290,7 +290,7 @@ def _ray(settings: RayConfig) -> Iterator[None]:
     else:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a node that listens on loopback only
         try:
-            ray.init(include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
+            ray.init("local", include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
         except Exception as error:  # a plain Exception is what Ray raises when its processes take more than 30 s
             ray.shutdown()
             raise StableSamError(f"Ray does not start on this machine (too busy?): {reason(error)}") from error

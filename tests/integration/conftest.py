@@ -23,6 +23,7 @@ def ray_local(s3: str) -> Iterator[None]:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine starves them, and limits are met
         ray.init(
+            "local",  # whatever else runs on this machine
             num_cpus=2,
             include_dashboard=False,
             object_store_memory=100 * 2**20,

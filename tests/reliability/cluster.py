@@ -11,6 +11,7 @@ import ray
 def main() -> None:
     """On loopback, with room for the actors of three drivers."""
     ray.init(
+        "local",  # whatever else runs on this machine
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=100 * 2**20,
