@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -59,11 +61,20 @@ def rows(manifest: RunManifest) -> list[dict[str, Any]]:
 def test_a_gpu_node_is_lost_in_the_middle(photos: list[Path], tmp_path: Path) -> None:
     manifest = plan(photos, tmp_path / "cluster")
     program = Path(__file__).with_name("two_nodes.py")
+    environment = {
+        "RAY_AUTH_MODE": "token",  # read when ray is imported
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "PLACES": str(tmp_path / "places"),
+    }
     done = subprocess.run(
-        [sys.executable, str(program), manifest.uri, str(tmp_path / "places")],
+        [sys.executable, str(program), manifest.uri],
         capture_output=True,
         text=True,
         timeout=400,
+        env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -1,13 +1,12 @@
 """A run on a cluster of two nodes, one with a simulated GPU, which is lost in the middle: for `test_cluster.py`.
 
-A program of its own, because a process has one Ray. Token authentication is on, as everywhere; all is on loopback.
+A program of its own, because a process has one Ray, whose settings are those of its environment.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 import time
 from pathlib import Path
@@ -48,15 +47,7 @@ def load_slowly(config: RunConfig, threads: int) -> ImageRefiner:
 
 
 def main() -> None:
-    manifest_uri, places = sys.argv[1:]
-    os.environ |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "PLACES": places,
-    }
+    (manifest_uri,) = sys.argv[1:]
     memory = {"object_store_memory": 80 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, **memory})
     node = cluster.add_node(num_cpus=1, num_gpus=1, **memory)
@@ -77,7 +68,7 @@ def main() -> None:
         "finished": sum(isinstance(outcome, ShardReport) for outcome in outcomes),
         "outcomes": [str(outcome) for outcome in outcomes],
         "gpu_nodes": gpu_nodes,
-        "actors_on": Path(places).read_text().split(),
+        "actors_on": Path(os.environ["PLACES"]).read_text().split(),
     }
     ray.shutdown()
     cluster.shutdown()
