@@ -26,6 +26,8 @@ from stable_sam.shard_job import refine_shard
 ROWS = """SELECT prompt_id, status, mask_counts, route, predicted_iou, stability_score, prompt_stability, dsp_weight
           FROM masks ORDER BY prompt_id"""
 
+pytestmark = pytest.mark.cluster
+
 
 def plan(photos: list[Path], output: Path) -> RunManifest:
     config = RunConfig(refiner=RefinerConfig(model="tiny", jitter_count=2), shard_images=1)
