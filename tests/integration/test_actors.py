@@ -214,7 +214,7 @@ def test_an_actor_that_lost_its_gpu_is_replaced(tmp_path: Path, photos: list[Pat
 def test_a_store_that_fails_is_a_value(tmp_path: Path, photos: list[Path]) -> None:
     manifest = plan(tmp_path, photos, shard_images=1)
     Path(manifest.shards[0].uri).unlink()
-    outcomes = list(run_shards(manifest.uri, manifest.shards, manifest.config.ray))
+    outcomes = list(run_shards(manifest.uri, manifest.shards, manifest.config.ray, load=loads_with({})))
     (failure,) = (outcome for outcome in outcomes if isinstance(outcome, ShardFailure))
     assert failure.shard_id == manifest.shards[0].shard_id
     assert "not found" in failure.error
@@ -226,4 +226,4 @@ def test_wrong_weights_end_the_run(tmp_path: Path, photos: list[Path]) -> None:
     text = Path(manifest.uri).read_text().replace(manifest.model.weights_sha256, "0" * 64)
     Path(manifest.uri).write_text(text)
     with pytest.raises(WeightsError, match="planned for"):
-        list(run_shards(manifest.uri, manifest.shards, manifest.config.ray))
+        list(run_shards(manifest.uri, manifest.shards, manifest.config.ray, load=loads_with({})))
