@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 BoxXYXY = tuple[float, float, float, float]
-Status = Literal["ok", "failed", "withdrawn"]
-"""`withdrawn`: a tombstone. The annotation is no longer in the source; the row repeats the prompt as it last was."""
+Status = Literal["ok", "failed", "withdrawn", "reviewed"]
+"""`withdrawn`: a tombstone. The annotation is no longer in the source; the row repeats the prompt as it last was.
+`reviewed`: somebody looked; `verdict` says what came of it, and no later night refines the prompt again."""
 Route = Literal["accept", "review", "reject"]
+Verdict = Literal["confirmed", "corrected", "rejected"]
+"""Of a review: the mask as it was, another mask, or no mask (the object is not there)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +79,16 @@ class RefinedMask:
     """alpha_1 of the dynamic routing plugin: how active deformable sampling was; 0 without the plugin."""
     box_agreement: float | None = None
     """IoU of the weak box with the mask's tight box; None for a prompt without a box."""
+    quality: float | None = None
+    """Probability that the mask's IoU with the true one is at least 0.75, by the run's calibration; None without."""
+    second_pass: str | None = None
+    """Where DRP's routing refined the prompt further: the pass whose mask this is; None where the first was good."""
     route: Route | None = None
     route_reason: str | None = None
+    verdict: Verdict | None = None
+    """Of the review; None for a row that nobody looked at."""
+    true_iou: float | None = None
+    """IoU with the true mask of the annotation, where the run was given one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,8 +50,13 @@ MASKS_SCHEMA = pa.schema(
         ("prompt_stability", pa.float64()),
         ("dsp_weight", pa.float64()),
         ("box_agreement", pa.float64()),
+        ("quality", pa.float64()),
+        ("second_pass", pa.string()),
         ("route", pa.string()),
         ("route_reason", pa.string()),
+        # what people and ground truth say
+        ("verdict", pa.string()),
+        ("true_iou", pa.float64()),
         # provenance
         ("revision", pa.int64()),
         ("model_id", pa.string()),
@@ -64,7 +69,7 @@ MASKS_SCHEMA = pa.schema(
 )
 """One row for each prompt of a run; null where the record says None."""
 
-LATER_COLUMNS = frozenset({"fingerprint"})
+LATER_COLUMNS = frozenset({"fingerprint", "quality", "second_pass", "verdict", "true_iou"})
 """Columns that a table written by an older version lacks; its rows are null there."""
 
 _PROMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Prompt))
