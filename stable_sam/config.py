@@ -150,6 +150,24 @@ class QualityConfig(Section):
     """True: a night that is worse ends red, after it has published."""
 
 
+AnnotationFormat = Literal[
+    "auto", "coco", "lvis", "detections", "table", "voc", "yolo", "labelme", "labelstudio", "cvat", "openimages"
+]
+
+
+class SourceConfig(Section):
+    """How the annotation files are read. A prompt that is read otherwise is a changed one."""
+
+    format: AnnotationFormat = "auto"
+    """`auto` tells it by the content; a name says it, and of a folder takes only the files that may be of it."""
+    keypoints: bool = False
+    """True: keypoints of COCO, YOLO-pose and CVAT skeletons that are marked visible are points on the object, beside
+    its box. Off: joints sit on borders and on what is in front, where a box alone gives the better mask."""
+    class_names_uri: str | None = None
+    """Names of YOLO's and Open Images' classes (data.yaml, obj.names, classes.txt, class-descriptions.csv). None: such
+    a file in the annotations' folder, or in one of the two above it."""
+
+
 class RunConfig(Section):
     """One kind of run: `configs/*.yaml`."""
 
@@ -157,6 +175,7 @@ class RunConfig(Section):
     routing: RoutingConfig = RoutingConfig()
     ray: RayConfig = RayConfig()
     quality: QualityConfig = QualityConfig()
+    source: SourceConfig = SourceConfig()
     shard_images: int = Field(default=64, ge=1)
     """Ordinary images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of
     work. Fewer where images have more than 8 prompts: shards cost about the same."""
