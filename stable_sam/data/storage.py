@@ -65,6 +65,12 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
     return content
 
 
+def read_head(uri: str, length: int) -> bytes:
+    """The first `length` bytes, fewer of a shorter file, by one request; `NotFoundError` when there is nothing."""
+    with explained(uri, "read"):
+        return _head(*_open(uri), length)
+
+
 def open_stream(uri: str) -> BinaryIO:
     """The content as a seekable file that is read in blocks and never held whole; close it at the end.
 
@@ -113,6 +119,13 @@ def exists(uri: str) -> bool:
         return True
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder is there and no file; raises `NotFoundError` when nothing is."""
+    with explained(uri, "look up"):
+        filesystem, path = _open(uri)
+        return bool(filesystem.info(path)["type"] == "directory")
+
+
 def list_files(uri: str) -> list[str]:
     """URIs of all files below a folder, at any depth, sorted. Empty when the folder is empty or missing."""
     return sorted(list_versions(uri))
@@ -130,7 +143,12 @@ def iter_versions(uri: str) -> Iterator[tuple[str, str]]:
     One listing (S3: a request for every 1,000 objects) that is passed on as it comes. Of a local folder, links that
     lead out of it are no part.
     """
-    return ((file.path, file.version) for file in _finished(uri))
+    return ((file.path, file.version) for file in iter_files(uri))
+
+
+def iter_files(uri: str) -> Iterator[StoredFile]:
+    """What `iter_versions` lists, as the listing tells it."""
+    return (file for file in _files(uri, links=True) if not file.path.endswith(PARTIAL_SUFFIX))
 
 
 def file_version(uri: str) -> str:
@@ -152,7 +170,7 @@ def modified_since(uri: str, moment: datetime) -> frozenset[str]:
         info = filesystem.info(path)
         if info["type"] == "file":
             return frozenset([base] if stored_object(path, info).modified >= moment else [])
-    return frozenset(f"{base}/{file.path}" for file in _finished(uri) if file.modified >= moment)
+    return frozenset(f"{base}/{file.path}" for file in iter_files(uri) if file.modified >= moment)
 
 
 def list_stored(uri: str) -> Iterator[StoredFile]:
@@ -221,10 +239,6 @@ def _open(uri: str) -> tuple[Any, str]:
     else:
         filesystem = fsspec.filesystem(protocol or "file")
     return filesystem, filesystem._strip_protocol(uri)
-
-
-def _finished(uri: str) -> Iterator[StoredFile]:
-    return (file for file in _files(uri, links=True) if not file.path.endswith(PARTIAL_SUFFIX))
 
 
 def _files(uri: str, *, links: bool) -> Iterator[StoredFile]:
