@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import duckdb
@@ -13,7 +15,7 @@ from deltalake.exceptions import DeltaError
 
 from stable_sam.data.layout import layout, paths_of
 from stable_sam.data.runs import RunInfo, go_back, list_runs, open_table, storage_error
-from stable_sam.errors import InputError, NotFoundError, StorageError
+from stable_sam.errors import InputError, NotFoundError, StableSamError, StorageError
 from stable_sam.records import Route
 
 _RUNS_SCHEMA = pa.schema(
@@ -60,6 +62,19 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
     Raises `NotFoundError` when there is no table, or none yet; `InputError` when the SQL or `as_of` is wrong;
     `StorageError`.
     """
+    with connected(table_uri, as_of=as_of) as connection:
+        relation = connection.sql(sql)
+        if relation is None:
+            raise InputError("SQL: expected a query, got nothing to run")
+        return relation.to_arrow_table()
+
+
+@contextmanager
+def connected(table_uri: str, *, as_of: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The connection on which `query` runs, for what is too large to be held or asks more than once.
+
+    Errors of DuckDB become those that `query` raises.
+    """
     table = open_table(table_uri)
     if table is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
@@ -73,7 +88,9 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
     ):
         try:
             _make_views(connection, table, runs)
-            return _run(connection, table_uri, sql)
+            yield connection
+        except duckdb.Error as error:
+            raise _sql_error(error, table_uri) from error
         except (DeltaError, OSError) as error:
             raise storage_error(table_uri, "cannot read the table", error) from error
         except StorageError as error:
@@ -112,18 +129,12 @@ def _sandbox(folder: str) -> dict[str, Any]:
     }
 
 
-def _run(connection: duckdb.DuckDBPyConnection, table_uri: str, sql: str) -> pa.Table:
-    try:
-        relation = connection.sql(sql)
-        if relation is None:
-            raise InputError("SQL: expected a query, got nothing to run")
-        return relation.to_arrow_table()
-    except duckdb.Error as error:
-        # What follows is the statement again, with a marker that means nothing outside a terminal's columns.
-        message = " ".join(str(error).partition("\n\nLINE ")[0].split())[:300]
-        if re.search("registered as '\\w+' failed", message):
-            raise StorageError(f"{table_uri}: cannot read the table: {message}") from error
-        raise InputError(f"SQL: {message}") from error
+def _sql_error(error: duckdb.Error, table_uri: str) -> StableSamError:
+    # What follows is the statement again, with a marker that means nothing outside a terminal's columns.
+    message = " ".join(str(error).partition("\n\nLINE ")[0].split())[:300]
+    if re.search("registered as '\\w+' failed", message):
+        return StorageError(f"{table_uri}: cannot read the table: {message}")
+    return InputError(f"SQL: {message}")
 
 
 def _run_row(run: RunInfo) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -95,6 +96,29 @@ def write_bytes(uri: str, data: bytes) -> None:
                 partial.replace(path)
         else:
             _put(filesystem, path, data)
+
+
+@contextmanager
+def write_stream(uri: str) -> Iterator[BinaryIO]:
+    """A file to write, of any length, whose content lies at `uri` when the block ends, and never when it raises.
+
+    Until then it is a local file: beside `uri` when that is local.
+    """
+    with explained(uri, "write"):
+        filesystem, path = _open(uri)
+        local = isinstance(filesystem, LocalFileSystem)
+        folder = Path(path).parent if local else Path(tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        try:
+            with open(partial, "xb") as file:
+                yield file
+            if local:
+                partial.replace(path)
+            else:
+                filesystem.put_file(str(partial), path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
