@@ -13,6 +13,7 @@ from flows.commands import (
     demo_images,
     evaluate,
     explain,
+    export,
     query,
     refine,
     refine_image,
@@ -38,6 +39,7 @@ app.command("query")(query.query)
 app.command("compact")(compact.compact)
 app.command("vacuum")(vacuum.vacuum)
 app.command("report")(report.report)
+app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)
 app.command("automations")(automations.automations)
 app.command("demo-images")(demo_images.demo_images)
