@@ -15,6 +15,7 @@ from prefect import flow, runtime
 from flows.outcome import conclude
 from flows.user_errors import log_user_errors_in_one_line
 from stable_sam.config import RunConfig
+from stable_sam.data.annotation_files import absolute_annotations
 from stable_sam.data.runs import newest_run
 from stable_sam.data.storage import absolute_uri
 from stable_sam.errors import NotFoundError
@@ -60,7 +61,7 @@ def refine_dataset(
     # Actors and later readers may stand in another folder.
     table_uri = absolute_uri(output_uri)
     planned = plan(
-        annotations_uri=absolute_uri(annotations_uri),
+        annotations_uri=absolute_annotations(annotations_uri),
         images_uri=absolute_uri(images_uri),
         output_uri=table_uri,
         config=settings,

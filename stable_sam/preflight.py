@@ -23,7 +23,11 @@ def check_run(
     The output comes last because checking it writes there (a probe object, removed again), unless `writes` is False.
     """
     check_weights(config)
-    next(read_prompt_batches(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri))
+    next(
+        read_prompt_batches(
+            annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri, source=config.source
+        )
+    )
     if writes:
         check_output(output_uri)
 

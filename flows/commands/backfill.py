@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stable_sam.config import AnnotationFormat
+
 
 def backfill(
     first: Annotated[str, typer.Option("--from", help="First logical date, YYYY-MM-DD.")],
@@ -15,6 +17,7 @@ def backfill(
     output: Annotated[str, typer.Option(help="Folder of the masks table, local or s3://.")],
     model: Annotated[str | None, typer.Option(help="nano, vit_b, vit_l, vit_h or tiny; overrides the file.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration (YAML), see configs/.")] = None,
+    file_format: Annotated[AnnotationFormat | None, typer.Option("--format", help="As of refine.")] = None,
     image_index: Annotated[str | None, typer.Option(help="As of refine; {date} stands for the logical date.")] = None,
 ) -> None:
     """Run one night for each logical date, oldest first; dates that the table already holds are passed over.
@@ -25,9 +28,9 @@ def backfill(
 
     from flows.commands.refine import plan_only, print_summary, read_settings, start_prefect
     from stable_sam.backfill import DATE, check_order, days, in_force
+    from stable_sam.data.annotation_files import check_annotations
     from stable_sam.data.runs import list_runs, open_table
-    from stable_sam.data.storage import exists
-    from stable_sam.errors import AnnotationError, ConfigError
+    from stable_sam.errors import ConfigError
     from stable_sam.preflight import check_run
 
     dates = days(first, last)
@@ -35,11 +38,10 @@ def backfill(
         raise ConfigError(
             f"backfill: expected {DATE} in --annotations or --images, else every date has the same source"
         )
-    settings = read_settings(config, model)
+    settings = read_settings(config, model, file_format)
     nights = {day: _sources(annotations, images, output, image_index, day) for day in dates}
     for sources in nights.values():
-        if not exists(sources["annotations_uri"]):
-            raise AnnotationError(f"{sources['annotations_uri']}: no such annotation file")
+        check_annotations(sources["annotations_uri"])
     table = open_table(output)
     runs = [] if table is None else list_runs(table)
     console = Console(stderr=True)

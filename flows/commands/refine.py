@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stable_sam.config import RunConfig
+from stable_sam.config import AnnotationFormat, RunConfig
 from stable_sam.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,11 +25,16 @@ PREFECT_DEFAULTS = {
 
 
 def refine(
-    annotations: Annotated[str, typer.Option(help="COCO instances or detections (JSON), or a table of prompts.")],
+    annotations: Annotated[
+        str, typer.Option(help="File, folder, pattern, or several with commas; formats: docs/annotations.md.")
+    ],
     images: Annotated[str, typer.Option(help="Folder of the images, local or s3://.")],
     output: Annotated[str, typer.Option(help="Folder of the masks table, local or s3://.")],
     model: Annotated[str | None, typer.Option(help="nano, vit_b, vit_l, vit_h or tiny; overrides the file.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration (YAML), see configs/.")] = None,
+    file_format: Annotated[
+        AnnotationFormat | None, typer.Option("--format", help="Of the annotations; overrides the file.")
+    ] = None,
     image_index: Annotated[str | None, typer.Option(help="COCO JSON whose `images` name the files of the ids.")] = None,
     logical_date: Annotated[str | None, typer.Option(help="The night this run stands for, YYYY-MM-DD.")] = None,
     refresh: Annotated[
@@ -50,7 +55,7 @@ def refine(
 
     check_logical_date(logical_date)
     refresh_reasons(refresh), since_moment(since, "UTC")
-    settings = read_settings(config, model)
+    settings = read_settings(config, model, file_format)
     sources: dict[str, Any] = {
         "annotations_uri": annotations, "images_uri": images, "output_uri": output, "image_index_uri": image_index
     }  # fmt: skip
@@ -91,6 +96,7 @@ def plan_only(
     sources: dict[str, Any], settings: RunConfig, refresh: list[str] | None = None, since: str | None = None
 ) -> NightPlan:
     """What a run would do, without Prefect and without writing anything. sources: the URIs, named as in the flow."""
+    from stable_sam.data.annotation_files import absolute_annotations
     from stable_sam.data.annotations import read_prompt_batches
     from stable_sam.data.planning import plan_night
     from stable_sam.data.storage import absolute_uri
@@ -98,10 +104,10 @@ def plan_only(
     from stable_sam.preflight import refresh_reasons, since_moment
 
     # As the flow gives them: a fingerprint holds the image's URI.
-    annotations, images = absolute_uri(sources["annotations_uri"]), absolute_uri(sources["images_uri"])
+    annotations, images = absolute_annotations(sources["annotations_uri"]), absolute_uri(sources["images_uri"])
     index = sources["image_index_uri"]
     return plan_night(
-        lambda: read_prompt_batches(annotations, images_uri=images, image_index_uri=index),
+        lambda: read_prompt_batches(annotations, images_uri=images, image_index_uri=index, source=settings.source),
         annotations_uri=annotations,
         images_uri=images,
         output_uri=sources["output_uri"],
@@ -114,9 +120,12 @@ def plan_only(
     )
 
 
-def read_settings(config_path: str | None, model: str | None) -> RunConfig:
-    """The configuration file, or the defaults, with `model` put in; raises `ConfigError`."""
+def read_settings(config_path: str | None, model: str | None, file_format: AnnotationFormat | None = None) -> RunConfig:
+    """The configuration file, or the defaults, with `model` and `file_format` put in; raises `ConfigError`."""
     settings = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
+    if file_format is not None:
+        source = settings.source.model_copy(update={"format": file_format})
+        settings = settings.model_copy(update={"source": source})
     if model is None or model == settings.refiner.model:
         return settings
     if settings.refiner.checkpoint_uri or settings.refiner.plugin_uri or settings.refiner.hq_uri:

@@ -1,137 +1,201 @@
-"""Weak annotations of any supported format as `Prompt` records; the format is recognised by the file's content.
+"""Weak annotations of any supported format as `Prompt` records; docs/annotations.md says what is read of each.
 
-    COCO instances JSON             {"images": [...], "annotations": [...]}         stable_sam/data/coco.py
-    COCO detection results JSON     [{"image_id": ..., "bbox": ..., ...}, ...]      stable_sam/data/coco.py
-    table of prompts                Parquet, or one JSON object a line              stable_sam/data/prompt_table.py
+    COCO instances and detections, LVIS      stable_sam/data/coco.py
+    table of prompts (Parquet, JSON Lines)   stable_sam/data/prompt_table.py
+    VOC, YOLO, LabelMe: a file an image      stable_sam/formats/read_*.py
+    CVAT, Label Studio, Open Images          stable_sam/formats/read_*.py
+
+Which files: stable_sam/data/annotation_files.py; which format: stable_sam/formats/recognise.py, or the configuration.
 
 Every annotation becomes exactly one `Prompt`. One that cannot be used has the reason in `error`; a file that cannot be
-understood as a whole raises `AnnotationError`.
+understood as a whole raises `AnnotationError`, unless it is one of many that hold the annotations of one image each:
+then it is one prompt with an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import BinaryIO
 
 import pyarrow as pa
 
+from stable_sam.config import SourceConfig
 from stable_sam.data import coco, prompt_table, storage
+from stable_sam.data.annotation_files import AnnotationFile, Source, find_sources
 from stable_sam.data.coco_catalogue import AnyCatalogue, CocoFileNames
 from stable_sam.data.image_folder import ImageFolder
-from stable_sam.data.json_stream import JsonStream
-from stable_sam.data.prompt_columns import Chunk
-from stable_sam.errors import AnnotationError, NotFoundError
+from stable_sam.data.prompt_chunks import NamedChunk, PromptChunk, record_chunks
+from stable_sam.errors import AnnotationError, ConfigError, NotFoundError
+from stable_sam.formats.class_names import OPEN_IMAGES_FILES, read_class_names
+from stable_sam.formats.per_image import read_per_image
+from stable_sam.formats.read_cvat import read_cvat
+from stable_sam.formats.read_labelstudio import read_labelstudio
+from stable_sam.formats.read_openimages import read_openimages
+from stable_sam.formats.reading import Context
+from stable_sam.formats.recognise import PARQUET, PER_IMAGE, recognise
 from stable_sam.records import Prompt
 
-EXPECTED = (
-    "expected COCO instances JSON (images and annotations), COCO detection results JSON (a list of objects with "
-    "image_id and bbox), or a table of prompts as Parquet or JSON Lines (image, and box_xyxy, bbox_xywh or points_xy)"
-)
 BATCH_ROWS = 10_000
 """Prompts read together: some megabytes."""
 ROWS_ONE_BY_ONE = 500
-"""Records held for those who take prompts one by one, and may want only the first."""
-PARQUET = b"PAR1"
+"""Records held for those who take prompts one by one, and may want only the first; and of formats of which each prompt
+costs a file or an image's header."""
+SAMPLE_FILES = 16
+"""Of a folder, looked into until one can be recognised."""
+AUTO = SourceConfig()
 
 
 def read_prompt_batches(
-    annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None
+    annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None, source: SourceConfig = AUTO
 ) -> Iterator[pa.RecordBatch]:
     """The prompts of `read_prompts` as record batches of PROMPTS_SCHEMA, at most `BATCH_ROWS` rows each.
 
     Plain boxes are read and checked column by column, everything else row by row. Raises what `read_prompts` raises,
     and when it does.
     """
-    return _batches(_open(annotations_uri, images_uri, image_index_uri, BATCH_ROWS))
+    return _batches(_open(annotations_uri, images_uri, image_index_uri, BATCH_ROWS, source))
 
 
-def read_prompts(annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None) -> Iterator[Prompt]:
-    """The prompts of an annotation file, in the file's order.
+def read_prompts(
+    annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None, source: SourceConfig = AUTO
+) -> Iterator[Prompt]:
+    """The prompts of annotation files, in the files' order.
 
+    `annotations_uri`: a file, a folder, a pattern, or several (see `annotation_files`); several have their names before
+    the ids of their prompts and in their attributes.
     `images_uri` is the folder that file names in the annotations are relative to; an image outside is refused.
     `image_index_uri` (detection results only) is a COCO JSON whose `images` say which file an image_id is.
 
     Files of any length are read as a stream; what is kept is the list of the folder's images and, of a COCO file, that
     of its own. Whether an id appears twice is for the caller to find out.
 
-    The call itself raises `AnnotationError` when the file is missing, of no known format, or a COCO file that is no
-    JSON, and `StorageError` when it or the image folder cannot be read. The iterator raises `AnnotationError` for a
-    line, detection or row group that cannot be parsed, and at the end of a file without a single annotation.
+    The call itself raises `AnnotationError` when a source is missing, when a file that was given itself is of no known
+    format or a COCO file that is no JSON, and `StorageError` when it or the image folder cannot be read. The iterator
+    raises `AnnotationError` for a line, detection or row group that cannot be parsed, and at the end of sources without
+    a single annotation.
     """
-    return _prompts(_open(annotations_uri, images_uri, image_index_uri, ROWS_ONE_BY_ONE))
+    return _prompts(_open(annotations_uri, images_uri, image_index_uri, ROWS_ONE_BY_ONE, source))
 
 
-def _batches(chunks: Iterator[Chunk]) -> Iterator[pa.RecordBatch]:
+def _batches(chunks: Iterator[PromptChunk]) -> Iterator[pa.RecordBatch]:
     return (chunk.batch() for chunk in chunks)
 
 
-def _prompts(chunks: Iterator[Chunk]) -> Iterator[Prompt]:
+def _prompts(chunks: Iterator[PromptChunk]) -> Iterator[Prompt]:
     return (prompt for chunk in chunks for prompt in chunk.prompts())
 
 
-def _open(uri: str, images_uri: str, image_index_uri: str | None, rows: int) -> Iterator[Chunk]:
-    with ExitStack() as opened:
-        file = opened.enter_context(_stream(uri))
-        folder = ImageFolder(images_uri)
-        chunks = _recognised(file, uri, folder, image_index_uri, rows)
-        # From here on the file is closed where the chunks end.
-        return _some(chunks, uri, opened.pop_all())
+def _open(
+    annotations: str, images_uri: str, image_index_uri: str | None, rows: int, settings: SourceConfig
+) -> Iterator[PromptChunk]:
+    sources = find_sources(annotations, settings.format)
+    folder = ImageFolder(images_uri)
+    context = Context(folder=folder, keypoints=settings.keypoints, class_names_uri=settings.class_names_uri)
+    reader = _Reader(context, settings.format, image_index_uri, rows)
+    chunks = [reader.source(source) for source in sources]
+    if image_index_uri is not None and "detections" not in reader.formats:
+        raise AnnotationError(
+            f"{image_index_uri}: an image index is for COCO detection results, and {annotations} is not that"
+        )
+    return _some(chunks, annotations)
 
 
-def _some(chunks: Iterator[Chunk], uri: str, opened: ExitStack) -> Iterator[Chunk]:
+def _some(sources: list[Iterator[PromptChunk]], annotations: str) -> Iterator[PromptChunk]:
     found = False
-    with opened:
+    for chunks in sources:
         for chunk in chunks:
             found = True
             yield chunk
     if not found:
-        raise AnnotationError(f"{uri}: expected at least one annotation, got none")
+        raise AnnotationError(f"{annotations}: expected at least one annotation, got none")
 
 
-def _recognised(
-    file: BinaryIO, uri: str, folder: ImageFolder, image_index_uri: str | None, rows: int
-) -> Iterator[Chunk]:
-    beginning = file.read(len(PARQUET))
-    stream = JsonStream(file, uri)
-    if beginning != PARQUET and stream.peek() == "[":
-        _check_detections(stream, uri)
-        return coco.read_detections(file, name=uri, catalogue=_catalogue(folder, image_index_uri), rows=rows)
-    if image_index_uri is not None:
-        raise AnnotationError(f"{image_index_uri}: an image index is for COCO detection results, and {uri} is not that")
-    if beginning == PARQUET:
-        return prompt_table.read_parquet(file, name=uri, folder=folder, rows=rows)
-    if _is_json_lines(stream, file, uri):
-        return prompt_table.read_json_lines(file, name=uri, folder=folder, rows=rows)
-    return coco.read_instances(file, name=uri, folder=folder, rows=rows)
+class _Reader:
+    """Opens sources; `formats` are those that were met."""
+
+    def __init__(self, context: Context, configured: str, image_index_uri: str | None, rows: int) -> None:
+        self._context, self._configured, self._index_uri, self._rows = context, configured, image_index_uri, rows
+        self.formats: set[str] = set()
+
+    def source(self, source: Source) -> Iterator[PromptChunk]:
+        """The chunks of one source."""
+        if source.alone and self._configured not in PER_IMAGE:
+            return self._file(source, source.files[0], source.label)
+        file_format = self._configured if self._configured != "auto" else _sampled(source)
+        self.formats.add(file_format)
+        if file_format in PER_IMAGE:
+            return self._per_image(source, file_format)
+        # Each file of a folder is a source of its own.
+        below = f"{source.label}/" if source.label else ""
+        return (chunk for file in source.files for chunk in self._file(source, file, below + file.stem))
+
+    def _per_image(self, source: Source, file_format: str) -> Iterator[PromptChunk]:
+        annotations = read_per_image(source, file_format, self._context)
+        return _named(record_chunks(annotations, min(self._rows, ROWS_ONE_BY_ONE)), source.label)
+
+    def _file(self, source: Source, file: AnnotationFile, name: str | None) -> Iterator[PromptChunk]:
+        with ExitStack() as opened:
+            stream = opened.enter_context(_stream(file.uri))
+            file_format = self._format(stream, file.uri)
+            self.formats.add(file_format)
+            if file_format in PER_IMAGE:
+                if source.alone:
+                    return self._per_image(source, file_format)
+                raise AnnotationError(f"{file.uri}: expected a file like those before it, got one of {file_format}")
+            stream.seek(0)
+            chunks = self._read(stream, file.uri, file_format)
+            # From here on the file is closed where the chunks end.
+            return _closing(_named(chunks, name), opened.pop_all())
+
+    def _format(self, stream: BinaryIO, uri: str) -> str:
+        if self._configured == "auto":
+            return recognise(stream, uri)
+        with suppress(AnnotationError):  # what cannot be told may still be read
+            found = recognise(stream, uri)
+            if found != {"lvis": "coco"}.get(self._configured, self._configured):
+                raise ConfigError(f"{uri}: expected format {self._configured}, got {found}")
+        return self._configured
+
+    def _read(self, stream: BinaryIO, uri: str, file_format: str) -> Iterator[PromptChunk]:
+        context, rows, few = self._context, self._rows, min(self._rows, ROWS_ONE_BY_ONE)
+        folder, keypoints = context.folder, context.keypoints
+        if file_format == "detections":
+            catalogue = _catalogue(folder, self._index_uri)
+            return coco.read_detections(stream, name=uri, catalogue=catalogue, rows=rows, keypoints=keypoints)
+        if file_format in ("coco", "lvis"):
+            return coco.read_instances(stream, name=uri, folder=folder, rows=rows, keypoints=keypoints)
+        if file_format == "table":
+            parquet = stream.read(len(PARQUET)) == PARQUET
+            read = prompt_table.read_parquet if parquet else prompt_table.read_json_lines
+            return read(stream, name=uri, folder=folder, rows=rows)
+        if file_format == "cvat":
+            return record_chunks(read_cvat(stream, uri, context), rows)
+        if file_format == "labelstudio":
+            return record_chunks(read_labelstudio(stream, uri, context), few)
+        names = read_class_names(uri.rpartition("/")[0], context.class_names_uri, OPEN_IMAGES_FILES)
+        return record_chunks(read_openimages(stream, uri, context, names), few)
 
 
-def _check_detections(stream: JsonStream, uri: str) -> None:
-    for first in stream.elements():
-        if not (isinstance(first, dict) and "image_id" in first):
-            raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got a list that begins with {first!r:.80}")
-        return
+def _sampled(source: Source) -> str:
+    """The format of the first file that can be recognised."""
+    first: AnnotationError | None = None
+    for file in source.files[:SAMPLE_FILES]:
+        try:
+            with _stream(file.uri) as opened:
+                return recognise(opened, file.uri)
+        except AnnotationError as error:
+            first = first or error
+    raise first or AnnotationError(f"{source.entry}: no such annotation file")
 
 
-def _is_json_lines(stream: JsonStream, file: BinaryIO, uri: str) -> bool:
-    """Whether the file is a table, one object a line, and not a COCO file; told by the keys of the first object."""
-    first = stream.peek()
-    if not first:
-        raise AnnotationError(f"{uri}: the file is empty: {EXPECTED}")
-    if first != "{":
-        file.seek(0)
-        raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got a file that begins with {file.read(40)!r}")
-    keys = []
-    for key in stream.members():
-        if key in ("images", "annotations", "image"):
-            return key == "image"
-        keys.append(key[:200])
-        del keys[20:]
-        stream.skip()
-    if stream.peek():
-        return True
-    found = f"keys {', '.join(keys):.200}" if keys else "no keys"
-    raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got an object with {found}")
+def _named(chunks: Iterator[PromptChunk], name: str | None) -> Iterator[PromptChunk]:
+    return chunks if name is None else (NamedChunk(chunk, name) for chunk in chunks)
+
+
+def _closing(chunks: Iterator[PromptChunk], opened: ExitStack) -> Iterator[PromptChunk]:
+    with opened:
+        yield from chunks
 
 
 def _catalogue(folder: ImageFolder, image_index_uri: str | None) -> AnyCatalogue:

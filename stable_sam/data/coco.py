@@ -1,7 +1,10 @@
 """COCO files: instances JSON and detection results JSON.
 
 Instances: `bbox` is XYWH. As an extension, an annotation may carry `"points": [[x, y, label], ...]` (label 1 = on the
-object, 0 = background) with or without `bbox`. `segmentation` and `keypoints` are no weak prompts and are ignored.
+object, 0 = background) with or without `bbox`. `segmentation` is no weak prompt and is ignored; so are `keypoints`,
+unless they are asked for: then the visible ones are points on the object.
+
+LVIS is the same without file names: an image is the end of its `coco_url`.
 
 Detection results: a list of `{"image_id", "bbox", "score", "category_id"}`. They do not name their pictures: an index
 does (any COCO JSON with `images`), or else COCO's own file names (image 42 is `000000000042.jpg`).
@@ -23,7 +26,9 @@ from stable_sam.errors import AnnotationError
 LISTS = ("images", "categories", "annotations")
 
 
-def read_instances(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+def read_instances(
+    file: BinaryIO, *, name: str, folder: ImageFolder, rows: int, keypoints: bool = False
+) -> Iterator[Chunk]:
     """Chunks of at most `rows` of the document's `annotations`; prompt_id is the annotation's id.
 
     An annotation without an id is named by its image and its place among those of the image, as detections are.
@@ -34,15 +39,18 @@ def read_instances(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int)
     """
     stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
     offset = _read_catalogue(stream, name, catalogue, need_annotations=True)
-    source = Source(name=name, kind="annotation", catalogue=catalogue)
+    source = Source(name=name, kind="annotation", catalogue=catalogue, keypoints=keypoints)
     if offset is None:
         return _read(_annotations(stream, name), source, rows)
     return _read(JsonStream(file, name, offset).elements(), source, rows)
 
 
-def read_detections(file: BinaryIO, *, name: str, catalogue: AnyCatalogue, rows: int) -> Iterator[Chunk]:
+def read_detections(
+    file: BinaryIO, *, name: str, catalogue: AnyCatalogue, rows: int, keypoints: bool = False
+) -> Iterator[Chunk]:
     """Chunks of at most `rows` detections; prompt_id is `{image_id}:{place among the detections of its image}`."""
-    return _read(_detections(JsonStream(file, name)), Source(name=name, kind="detection", catalogue=catalogue), rows)
+    source = Source(name=name, kind="detection", catalogue=catalogue, keypoints=keypoints)
+    return _read(_detections(JsonStream(file, name)), source, rows)
 
 
 def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:

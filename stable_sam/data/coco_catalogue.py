@@ -43,6 +43,8 @@ class Catalogue:
         if image_id is None:
             raise AnnotationError(f"{self._name}: images[{position}]: expected an object with an id, got {entry!r:.80}")
         file_name = entry.get("file_name")
+        if file_name is None:
+            file_name = self._of_url(entry.get("coco_url"))
         number = self._numbers.setdefault(image_id, len(self._numbers))
         if number == len(self._file_names):
             self._file_names.append(file_name)
@@ -51,6 +53,13 @@ class Catalogue:
             self._twice.setdefault(
                 image_id, f"stands for two files: {self._file_names[number]!r:.200} and {file_name!r:.200}"
             )
+
+    def _of_url(self, url: Any) -> Any:
+        """LVIS names no files: `http://.../train2017/000000000042.jpg`, in a folder of its subset or without one."""
+        if not isinstance(url, str):
+            return None
+        *_, subset, name = ["", *url.split("/")]
+        return f"{subset}/{name}" if self._folder.number(f"{subset}/{name}") is not None else name
 
     def add_category(self, category: Any) -> None:
         """Take in an element of `categories`."""

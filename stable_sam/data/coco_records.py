@@ -21,6 +21,8 @@ OWN_FIELDS = frozenset(
     {"id", "image_id", "category_id", "bbox", "points", "segmentation", "keypoints", "iscrowd", "score"}
 )
 """Fields of an annotation that have a place of their own in a prompt, or none on purpose."""
+VISIBLE = 2
+"""Of a keypoint; 1 is marked where it is hidden, 0 is not marked."""
 NO_IMAGE = Image(problem="expected an image_id")
 
 
@@ -33,6 +35,8 @@ class Source:
     kind: Literal["annotation", "detection"]
     """Annotations have ids of their own."""
     catalogue: AnyCatalogue
+    keypoints: bool = False
+    """Visible keypoints are points on the object."""
 
 
 def record_chunk(given: Sequence[Any], source: Source, places: Places, position: int) -> Chunk:
@@ -60,6 +64,9 @@ def _prompt(given: Any, source: Source, image_id: str, image: Image, place_id: s
     record = given if isinstance(given, dict) else {}
     annotation_id = id_text(record.get("id")) if source.kind == "annotation" else None
     points, labels, points_problem = _split_points(record.get("points"))
+    if source.keypoints:
+        visible = _visible(record.get("keypoints"))
+        points, labels = points + visible, labels + [1] * len(visible)
     if not isinstance(given, dict):
         problem: str | None = f"expected an object, got {given!r:.80}"
     elif not image_id:
@@ -96,6 +103,14 @@ def _split_points(given: Any) -> tuple[list[Any], list[Any], str | None]:
     return [point[:2] for point in given], [point[2] for point in given], None
 
 
+def _visible(keypoints: Any) -> list[Any]:
+    """The points of `[x, y, visibility, ...]` that are seen: the others are hidden by something, or not there."""
+    if not isinstance(keypoints, list):
+        return []
+    triples = (keypoints[at : at + 3] for at in range(0, len(keypoints) - 2, 3))
+    return [triple[:2] for triple in triples if triple[2] == VISIBLE]
+
+
 def _columns(
     records: Sequence[Mapping[str, Any]],
     source: Source,
@@ -121,6 +136,8 @@ def _columns(
     with np.errstate(invalid="ignore", over="ignore"):
         box[:, 2:] += box[:, :2]
     plain &= good & has_box & plain_columns.absent(plain_columns.column_of(records, "points"))
+    if source.keypoints:
+        plain &= plain_columns.absent(plain_columns.column_of(records, "keypoints"))
     category_ids = [record.get("category_id") for record in records]
     names, which_name = different([None if i is None else id_text(i) or "" for i in category_ids])
     categories = pa.array([source.catalogue.category(name) for name in names], pa.string()).take(pa.array(which_name))

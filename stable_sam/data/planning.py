@@ -16,6 +16,7 @@ import pyarrow as pa
 import stable_sam
 from stable_sam.config import RunConfig
 from stable_sam.data import live, night, ordering
+from stable_sam.data.annotation_files import annotations_modified_since, annotations_version
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
 from stable_sam.data.runs import newest_run, open_table
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
@@ -79,12 +80,16 @@ def plan_night(
     maker = live.Maker(**asdict(model), config_hash=config.content_hash(), code_version=stable_sam.__version__)
     with live.workspace() as connection:
         # The versions come before the content: what changes in between is found by the next night.
-        sources = [_version(uri) for uri in (annotations_uri, image_index_uri) if uri is not None]
-        source_looked_at = since is None or bool(modified_since(annotations_uri, since))
+        sources = [annotations_version(annotations_uri)]
+        sources += [_version(uri) for uri in (image_index_uri, config.source.class_names_uri) if uri is not None]
+        source_looked_at = since is None or annotations_modified_since(annotations_uri, since)
         looked_at = None if since is None else modified_since(images_uri, since)
         image_versions = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
         source_version = _hash(
-            [annotations_uri, image_index_uri, images_uri, *sources, image_versions, maker.code_version]
+            [
+                *(annotations_uri, image_index_uri, images_uri, *sources, image_versions, maker.code_version),
+                config.source.model_dump(),
+            ]
         )
         files_tell = files_tell and None not in sources
         same_files = files_tell and parent is not None and parent.source_version == source_version

@@ -1,0 +1,46 @@
+"""The size of an image by its header: one request for the first bytes, instead of the whole file."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import ExifTags, Image
+
+from stable_sam.data import storage
+from stable_sam.data.images import FORMATS
+from stable_sam.errors import ImageError, NotFoundError, one_line
+
+HEAD_BYTES = (2**16, 2**20, 2**28)
+"""Tried in turn: most headers are within the first; some cameras put a preview before the size, and some formats keep
+their description at the end."""
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+
+
+def image_size_of(uri: str) -> tuple[int, int]:
+    """(height, width) in pixels of the upright image; raises `ImageError` for what is no image, `StorageError`."""
+    for length in HEAD_BYTES:
+        try:
+            head = storage.read_head(uri, length)
+        except NotFoundError:
+            raise ImageError(f"{uri}: the image does not exist") from None
+        try:
+            return _size(head)
+        except Exception as error:  # decoders raise whatever half a file makes them stumble over
+            problem = one_line(error)
+        if len(head) < length:
+            break
+    raise ImageError(f"{uri}: its size is needed and cannot be read: {problem:.200}")
+
+
+def _size(head: bytes) -> tuple[int, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(head), formats=FORMATS)
+        width, height = image.size
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        except Exception:  # unreadable EXIF says nothing of the orientation, as when the image is decoded
+            turned = False
+    return (width, height) if turned else (height, width)

@@ -1,0 +1,70 @@
+"""Label Studio's brush run lengths, as far as the box around what was painted: nothing is decoded to pixels.
+
+A stream of bits: 32 of the number of values, 5 of the size of a value less 1, four times 4 of the sizes of a length
+less 1; then runs. A run is a bit (1: one value that repeats, 0: different values), 2 bits that choose a size, the
+length less 1 in so many bits, and the value or the values. The values are red, green, blue and alpha of each pixel, by
+rows; what is painted has alpha above 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stable_sam.errors import PromptError
+
+CHANNELS = 4
+
+
+def painted_box(rle: Any, height: int, width: int) -> list[int] | None:
+    """XYXY around the painted pixels, None when nothing is painted; raises `PromptError` for other content."""
+    if not isinstance(rle, list) or not all(type(value) is int and 0 <= value < 256 for value in rle):
+        raise PromptError("expected brush strokes as a list of bytes")
+    bits = _Bits(rle)
+    count = bits.take(32)
+    if count != height * width * CHANNELS:
+        raise PromptError(f"expected brush strokes on {width} x {height} pixels, got {count} values")
+    value_size = bits.take(5) + 1
+    sizes = [bits.take(4) + 1 for _ in range(4)]
+    box: list[int] | None = None
+    for start, end in _painted(bits, count, value_size, sizes):
+        first, last = start // width, (end - 1) // width
+        left, right = (start % width, (end - 1) % width + 1) if first == last else (0, width)
+        part = [left, first, right, last + 1]
+        box = part if box is None else [*map(min, box[:2], part[:2]), *map(max, box[2:], part[2:])]
+    return box
+
+
+def _painted(bits: _Bits, count: int, value_size: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs of painted pixels: the first, and the one behind the last."""
+    at = 0
+    while at < count:
+        same = bits.take(1)
+        length = bits.take(sizes[bits.take(2)]) + 1
+        if at + length > count:
+            raise PromptError(f"expected brush strokes of {count} values, got more")
+        if same:
+            if bits.take(value_size) and (pixels := (at // CHANNELS, (at + length) // CHANNELS))[0] < pixels[1]:
+                yield pixels
+        else:
+            for place in range(at, at + length):
+                if bits.take(value_size) and place % CHANNELS == CHANNELS - 1:
+                    yield place // CHANNELS, place // CHANNELS + 1
+        at += length
+
+
+class _Bits:
+    """Bits of a list of bytes, from the highest of each."""
+
+    def __init__(self, data: list[int]) -> None:
+        self._data, self._at = bytes(data), 0
+
+    def take(self, count: int) -> int:
+        """The next `count` bits as a number."""
+        end = self._at + count
+        if end > 8 * len(self._data):
+            raise PromptError("expected brush strokes, got a part of them")
+        last = -(-end // 8)
+        word = int.from_bytes(self._data[self._at // 8 : last])
+        self._at = end
+        return (word >> (8 * last - end)) & ((1 << count) - 1)

@@ -1,0 +1,95 @@
+"""The format of an annotation file, told by its content and its ending."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, BinaryIO
+
+from stable_sam.data.json_stream import JsonStream
+from stable_sam.errors import AnnotationError
+
+EXPECTED = (
+    "expected COCO instances JSON (images and annotations), COCO detection results JSON (a list of objects with "
+    "image_id and bbox), a table of prompts as Parquet or JSON Lines (image, and box_xyxy, bbox_xywh or points_xy), "
+    "Pascal VOC or CVAT XML, YOLO labels (.txt), Open Images boxes (.csv), LabelMe JSON or Label Studio JSON"
+)
+PARQUET = b"PAR1"
+HEAD_BYTES = 4096
+PER_IMAGE = ("voc", "yolo", "labelme")
+"""Formats of which a file holds the annotations of one image."""
+_ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
+_ROOTS = {b"annotation": "voc", b"annotations": "cvat"}
+_TELLING = {
+    ("images", None): "coco",
+    ("image", None): "table",
+    ("shapes", "["): "labelme",
+    ("data", "{"): "labelstudio",
+    ("result", "["): "labelstudio",
+}
+"""A key, and how its value has to begin."""
+
+
+def recognise(file: BinaryIO, uri: str) -> str:
+    """The name of the file's format, as in `SourceConfig.format`; raises `AnnotationError` for an unknown one."""
+    head = file.read(HEAD_BYTES)
+    ending = uri.rpartition(".")[2].lower()
+    if head.startswith(PARQUET):
+        return "table"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"<"):
+        root = _ROOT.search(_without_comments(start))
+        if root is not None and root[1] in _ROOTS:
+            return _ROOTS[root[1]]
+    if ending == "txt" and start[:1] not in (b"[", b"{", b"<"):
+        return "yolo"
+    if ending == "csv":
+        return "openimages"
+    stream = JsonStream(file, uri)
+    first = stream.peek()
+    if not first:
+        raise AnnotationError(f"{uri}: the file is empty: {EXPECTED}")
+    if first == "[":
+        return _of_list(stream, uri)
+    if first == "{":
+        return _of_object(stream, uri)
+    raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got a file that begins with {head[:40]!r}")
+
+
+def _without_comments(text: bytes) -> bytes:
+    return re.sub(rb"<!--.*?(-->|\Z)|<\?.*?(\?>|\Z)|<!\w[^>]*>?", b"", text, flags=re.DOTALL)
+
+
+def _of_list(stream: JsonStream, uri: str) -> str:
+    for first in stream.elements():
+        if isinstance(first, dict) and "image_id" in first:
+            return "detections"
+        if isinstance(first, dict) and _is_task(first):
+            return "labelstudio"
+        raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got a list that begins with {first!r:.80}")
+    return "detections"
+
+
+def _is_task(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("data"), dict) or ("result" in record and isinstance(record.get("task"), dict))
+
+
+def _of_object(stream: JsonStream, uri: str) -> str:
+    keys = []
+    for key in stream.members():
+        begins = stream.peek()
+        found = _TELLING.get((key, None)) or _TELLING.get((key, begins))
+        if found is not None:
+            return found
+        keys.append(key[:200])
+        del keys[20:]
+        if key in ("annotations", "predictions") and begins == "[":
+            for first in stream.elements():
+                return "labelstudio" if isinstance(first, dict) and "result" in first else "coco"
+            continue
+        stream.skip()
+    if stream.peek():
+        return "table"
+    if "annotations" in keys:
+        return "coco"
+    shown = f"keys {', '.join(keys):.200}" if keys else "no keys"
+    raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got an object with {shown}")

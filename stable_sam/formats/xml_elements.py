@@ -1,0 +1,80 @@
+"""XML files of strangers, element by element: no entities, no outside references, bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import iterparse
+
+from stable_sam.errors import AnnotationError, one_line
+
+MAX_ELEMENT_BYTES = 16 * 2**20
+"""Of one child of the document's root, which is held as a whole; as Python objects it is some 20 times as big."""
+MAX_DEPTH = 100
+"""No format nests deeper than ten."""
+
+
+def children(file: BinaryIO, name: str, root: str) -> Iterator[Element]:
+    """The children of the document's root one after the other; each is forgotten when the next is asked for.
+
+    root: tag that the root must have. Raises `AnnotationError` for another one and for what is no plain XML; `name` is
+    the file's, for messages.
+    """
+    limited = _Limited(file, name)
+    depth, top = 0, None
+    try:
+        for event, element in iterparse(limited, events=("start", "end")):
+            if event == "start":
+                depth += 1
+                if top is None:
+                    top = element
+                    if element.tag != root:
+                        raise AnnotationError(f"{name}: expected XML of <{root}>, got <{element.tag:.80}>")
+                if depth > MAX_DEPTH:
+                    raise AnnotationError(f"{name}: expected at most {MAX_DEPTH} levels of XML, got more")
+                continue
+            depth -= 1
+            if depth == 1 and top is not None:
+                yield element
+                top.clear()
+                limited.taken()
+    except DefusedXmlException as error:
+        raise AnnotationError(f"{name}: expected XML without entities of its own, got {one_line(error)}") from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise AnnotationError(f"{name}: not valid XML: {one_line(error)}") from None
+
+
+def number(text: str | None) -> Any:
+    """The number that a text means; what means none, or no finite one, as it is."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return text
+    return value if math.isfinite(value) else text
+
+
+def whole_number(text: str | None) -> int | None:
+    """The whole number that a text means, also one written as 7.0; None for anything else."""
+    value = number(text)
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+class _Limited:
+    """A file of which only so much is read before an element ends."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name, self._read = file, name, 0
+
+    def read(self, length: int = -1) -> bytes:
+        data = self._file.read(length)
+        self._read += len(data)
+        if self._read > MAX_ELEMENT_BYTES:
+            raise AnnotationError(f"{self._name}: expected an element of at most {MAX_ELEMENT_BYTES} bytes")
+        return data
+
+    def taken(self) -> None:
+        self._read = 0
