@@ -38,7 +38,9 @@ def plan(
     """Compare the source with the table and store the run's manifest and shards under `output_uri`."""
     check_output(output_uri)
     night = plan_night(
-        lambda: read_prompt_batches(annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri),
+        lambda: read_prompt_batches(
+            annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri, source=config.source
+        ),
         annotations_uri=annotations_uri,
         images_uri=images_uri,
         output_uri=output_uri,
