@@ -4,44 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from stable_sam.errors import ConfigError
-
-
-class Section(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Self:
-        """Read a YAML file; raises `ConfigError` naming the file, the key, what was expected and what came."""
-        try:
-            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot read configuration: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-        if raw is not None and not isinstance(raw, dict):
-            raise ConfigError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
-        return cls.from_dict(raw or {}, source=str(path))
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any], *, source: str = "configuration") -> Self:
-        """Validate a plain dict; raises `ConfigError` with one line for all that is wrong."""
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in e['loc']) or 'top level'}: {e['msg']}, got {e['input']!r:.60}"
-                for e in error.errors()
-            )
-            raise ConfigError(f"{source}: {problems}") from None
+from stable_sam.calibration.model import Calibration
+from stable_sam.config_section import Section
 
 
 class RefinerConfig(Section):
@@ -79,7 +47,16 @@ class RefinerConfig(Section):
 
 
 class RoutingConfig(Section):
-    """Thresholds of accept | review | reject; a mask is accepted when it passes every accept threshold."""
+    """What becomes of a mask: by a calibrated probability where there is one, by thresholds on its scores otherwise.
+
+    By thresholds, a mask is accepted when it passes every accept threshold.
+    """
+
+    calibration_uri: str | None = "bundled"
+    """File that `stable-sam calibrate` wrote, any fsspec URI. `bundled`: the one that comes with the bundled weights,
+    where the run uses them as they were calibrated. None: thresholds."""
+    calibration: Calibration | None = None
+    """What that file holds, filled in when a run is planned: the run's rows then depend on no other file."""
 
     accept_prompt_stability: float = Field(default=0.80, ge=0, le=1)
     """Below: nearby prompts give other masks, somebody should look."""
@@ -199,6 +176,8 @@ class RunConfig(Section):
     def content_hash(self) -> str:
         """SHA-256 (16 hex digits) of the settings that can change a row: the model, its prompting and the routing."""
         content = self.model_dump(mode="json", include={"refiner", "routing"})
-        for unrelated in ("device",):
-            content["refiner"].pop(unrelated)
+        content["refiner"].pop("device")
+        content["routing"].pop("calibration_uri")  # its content counts
+        if self.routing.calibration is None:
+            content["routing"].pop("calibration")  # as before there were calibrations
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

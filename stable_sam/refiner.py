@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stable_sam.calibration.load import calibrated_routing
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.data.images import upright_rgb
 from stable_sam.errors import ImageError, PromptError
@@ -34,8 +35,8 @@ class Refiner:
     def __init__(self, config: RefinerConfig | None = None, routing: RoutingConfig | None = None) -> None:
         """Load the model. Raises `ConfigError`, `WeightsError` and `StorageError`."""
         self.config = config or RefinerConfig()
-        self.routing = routing or RoutingConfig()
         self.model = load_model(self.config)
+        self.routing = calibrated_routing(routing or RoutingConfig(), self.config, self.model.identity)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -72,9 +73,9 @@ class Refiner:
         prediction = predict(self.model, view, prompt_arrays(prompts), self.config.prompt_chunk_size)
         masks = [_refined(prompt, view.frame, prediction, row, self.config) for row, prompt in enumerate(prompts)]
         stabilities = self._prompt_stabilities(view, prompts, masks)
-        for mask, stability in zip(masks, stabilities, strict=True):
+        for prompt, mask, stability in zip(prompts, masks, stabilities, strict=True):
             scored = mask if mask.status == "failed" else replace(mask, prompt_stability=stability)
-            yield routed(scored, self.routing)
+            yield routed(prompt, scored, self.routing)
 
     def _prompt_stabilities(
         self, view: ImageView, prompts: list[Prompt], masks: list[RefinedMask]

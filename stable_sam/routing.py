@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from stable_sam.calibration.model import Calibration, scores_of
 from stable_sam.config import RoutingConfig
-from stable_sam.records import RefinedMask, Route
+from stable_sam.records import Prompt, RefinedMask, Route
 
 
-def routed(mask: RefinedMask, config: RoutingConfig) -> RefinedMask:
-    """`mask` with its `route` and `route_reason`."""
+def routed(prompt: Prompt, mask: RefinedMask, config: RoutingConfig) -> RefinedMask:
+    """`mask` of `prompt` with its `quality`, where there is a calibration, and its `route` and `route_reason`."""
+    if config.calibration is not None and mask.status == "ok":
+        mask = replace(mask, quality=config.calibration.quality(scores_of(prompt, mask)))
     chosen, reason = route(mask, config)
     return replace(mask, route=chosen, route_reason=reason)
 
@@ -20,13 +23,16 @@ def routed(mask: RefinedMask, config: RoutingConfig) -> RefinedMask:
 def route(mask: RefinedMask, config: RoutingConfig) -> tuple[Route, str]:
     """Where the mask goes and every criterion that says so.
 
-    A failed prompt or an empty mask is rejected, then a mask below a reject threshold; a mask that passes all accept
-    thresholds is accepted; the rest is for review. A score that was not computed (None) decides nothing.
+    A failed prompt or an empty mask is rejected. Then the calibrated `quality` decides, where there is one. Else a mask
+    below a reject threshold is rejected, one that passes all accept thresholds is accepted, and the rest is for review;
+    a score that was not computed (None) decides nothing.
     """
     if mask.status == "failed":
         return "reject", f"failed: {mask.error}"
     if not mask.area:
         return "reject", "empty mask"
+    if config.calibration is not None and mask.quality is not None:
+        return _route_by_quality(mask.quality, config.calibration)
     rejects = _below(
         ("prompt_stability", mask.prompt_stability, config.reject_prompt_stability),
         ("predicted_iou", mask.predicted_iou, config.reject_predicted_iou),
@@ -49,7 +55,19 @@ def route(mask: RefinedMask, config: RoutingConfig) -> tuple[Route, str]:
 def failed_mask(prompt_id: str, error: str) -> RefinedMask:
     """The row of a prompt that could not be refined, routed to reject."""
     failed = RefinedMask(prompt_id=prompt_id, status="failed", error=error)
-    return routed(failed, RoutingConfig())
+    chosen, reason = route(failed, RoutingConfig())
+    return replace(failed, route=chosen, route_reason=reason)
+
+
+def _route_by_quality(quality: float, calibration: Calibration) -> tuple[Route, str]:
+    accept, reject = calibration.accept, calibration.reject
+    if accept.threshold is not None and quality >= accept.threshold:
+        return "accept", f"quality {quality:.3f} >= {accept.threshold:.3f}"
+    if reject.threshold is not None and quality <= reject.threshold:
+        return "reject", f"quality {quality:.3f} <= {reject.threshold:.3f}"
+    if accept.threshold is None:
+        return "review", f"quality {quality:.3f}; no threshold keeps the promise of {accept.precision:.0%}"
+    return "review", f"quality {quality:.3f} < {accept.threshold:.3f}"
 
 
 def _below(*scores: tuple[str, float | None, float]) -> list[str]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from prefect import task
 
+from stable_sam.calibration.load import calibrated_run
 from stable_sam.config import RunConfig
 from stable_sam.data.annotations import read_prompt_batches
 from stable_sam.data.planning import plan_night
@@ -37,6 +38,7 @@ def plan(
 ) -> PlanReport:
     """Compare the source with the table and store the run's manifest and shards under `output_uri`."""
     check_output(output_uri)
+    model = model_identity(config.refiner)
     night = plan_night(
         lambda: read_prompt_batches(
             annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri, source=config.source
@@ -44,8 +46,8 @@ def plan(
         annotations_uri=annotations_uri,
         images_uri=images_uri,
         output_uri=output_uri,
-        config=config,
-        model=model_identity(config.refiner),
+        config=calibrated_run(config, model),
+        model=model,
         image_index_uri=image_index_uri,
         logical_date=logical_date,
         refresh=refresh,

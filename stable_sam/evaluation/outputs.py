@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stable_sam.config import Section
+from stable_sam.config_section import Section
 from stable_sam.data.storage import absolute_uri, write_bytes
 from stable_sam.errors import StorageError
 from stable_sam.evaluation.markdown import markdown

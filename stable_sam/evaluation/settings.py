@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from stable_sam.config import RefinerConfig, Section
+from stable_sam.config import RefinerConfig
+from stable_sam.config_section import Section
 from stable_sam.errors import ConfigError
 from stable_sam.evaluation.prompts import PromptKind
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stable_sam.config import Section
+from stable_sam.config_section import Section
 
 
 class PluginSpec(Section):

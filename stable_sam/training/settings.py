@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from stable_sam.config import Section
+from stable_sam.config_section import Section
 from stable_sam.modeling.plugin_spec import PluginSpec
 
 

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 
 from stable_sam.config import RoutingConfig
-from stable_sam.records import RefinedMask
+from stable_sam.records import Prompt, RefinedMask
 from stable_sam.routing import failed_mask, route, routed
 
+PROMPT = Prompt(prompt_id="p1", image_id="i", image_uri="i.jpg", box_xyxy=(0, 0, 5, 5))
 GOOD = RefinedMask(
     prompt_id="a",
     status="ok",
@@ -53,7 +54,7 @@ def test_all_reasons_are_given():
 
 
 def test_routed_fills_the_record():
-    assert routed(GOOD, CONFIG) == replace(GOOD, route="accept", route_reason="passes every threshold")
+    assert routed(PROMPT, GOOD, CONFIG) == replace(GOOD, route="accept", route_reason="passes every threshold")
 
 
 def test_a_failed_prompt_is_rejected_with_its_error():

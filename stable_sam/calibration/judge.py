@@ -1,0 +1,97 @@
+"""How well scores tell good masks from bad ones: risk and coverage, AURC, what a review catches, reliability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+REVIEWED = 0.2
+"""Part of the masks that people look at, for `caught`."""
+BINS = 10
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """One score on N masks; risk is the share of bad masks (IoU under the target) among those that are kept."""
+
+    score: str
+    masks: int
+    bad: float
+    """Share of bad masks of all: the risk at full coverage."""
+    aurc: float
+    """Area under the risk-coverage curve: mean risk over all coverages, masks kept best score first."""
+    aurc_best: float
+    """The same of a score that knows: what no score can go below."""
+    spearman: float
+    """Rank correlation of the score with the IoU; 0 for a score that is always the same."""
+    caught: float
+    """Share of the bad masks among the REVIEWED part with the worst scores."""
+    caught_best: float
+    """What nobody can exceed: when more masks are bad than are reviewed."""
+    calibration_error: float | None = None
+    """Mean distance of probability and share of good masks over BINS equally full bins; None for no probability."""
+
+
+def judge(name: str, score: Floats, iou: Floats, target: float, *, probability: bool = False) -> Judgement:
+    """Judge one score, higher is better; NaN is worst."""
+    known = np.where(np.isfinite(score), score, -np.inf)
+    bad = iou < target
+    caught, most = _caught(known, bad), min(1.0, REVIEWED / bad.mean()) if bad.any() else 1.0
+    return Judgement(
+        score=name,
+        masks=len(iou),
+        bad=float(bad.mean()),
+        aurc=aurc(known, bad),
+        aurc_best=aurc(iou, bad),
+        spearman=float(spearmanr(known, iou).statistic) if known.min() < known.max() else 0.0,
+        caught=caught,
+        caught_best=float(most),
+        calibration_error=_calibration_error(score, ~bad) if probability else None,
+    )
+
+
+def risk_coverage(score: Floats, bad: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Coverage and risk (N,) when masks are kept best score first. Equal scores are kept in the order of a fair coin:
+    each of them counts their mean."""
+    order = np.argsort(-score, kind="stable")
+    expected = _mean_of_equals(score[order], bad[order].astype(np.float64))
+    kept = np.arange(1, len(score) + 1)
+    return kept / len(score), np.cumsum(expected) / kept
+
+
+def aurc(score: Floats, bad: NDArray[np.bool_]) -> float:
+    """Area under the risk-coverage curve."""
+    return float(risk_coverage(score, bad)[1].mean())
+
+
+def reliability(probability: Floats, good: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Mean probability and share of good masks of each of BINS equally full bins."""
+    bins = np.array_split(np.argsort(probability, kind="stable"), min(BINS, len(good)))
+    return (
+        np.array([probability[one].mean() for one in bins]),
+        np.array([good[one].mean() for one in bins]),
+    )
+
+
+def _calibration_error(probability: Floats, good: NDArray[np.bool_]) -> float:
+    said, true = reliability(probability, good)
+    return float(np.abs(said - true).mean())
+
+
+def _caught(score: Floats, bad: NDArray[np.bool_]) -> float:
+    if not bad.any():
+        return 1.0
+    order = np.argsort(score, kind="stable")
+    expected = _mean_of_equals(score[order], bad[order].astype(np.float64))
+    return float(expected[: round(REVIEWED * len(score))].sum() / bad.sum())
+
+
+def _mean_of_equals(ordered: Floats, values: Floats) -> Floats:
+    _, group = np.unique(ordered, return_inverse=True)
+    mean: Floats = np.bincount(group, values) / np.bincount(group)
+    return mean[group]

@@ -1,0 +1,140 @@
+"""Masks with known truth: weak prompts drawn from people's masks and refined, or a table's masks that were reviewed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pycocotools import mask as coco_mask
+
+from stable_sam.calibration.fit import LabelledMasks
+from stable_sam.calibration.model import SCORES, scores_of
+from stable_sam.data.images import decode_image
+from stable_sam.errors import AnnotationError
+from stable_sam.evaluation.neighbours import find_neighbours
+from stable_sam.evaluation.prompts import PromptKind, prompt_rng
+from stable_sam.evaluation.sample import sample_objects
+from stable_sam.evaluation.truth import TruthImage, TruthObject, read_truth
+from stable_sam.records import Prompt, RefinedMask
+from stable_sam.refiner import Refiner
+
+RECORDS_SCHEMA = pa.schema(
+    [
+        ("set", pa.string()),
+        ("picture", pa.string()),
+        ("prompt_id", pa.string()),
+        ("kind", pa.string()),
+        ("iou", pa.float64()),
+        ("first_iou", pa.float64()),
+        ("second_pass", pa.string()),
+        *((name, pa.float64()) for name in SCORES),
+    ]
+)
+"""A labelled mask: where it comes from, what came of it, and its scores; null where there is none."""
+
+
+def draw_labels(
+    data_dirs: Sequence[Path],
+    refiner: Refiner,
+    kinds: Sequence[str],
+    *,
+    min_area_fraction: float,
+    max_objects: int | None,
+    seed: int,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> pa.Table:
+    """One weak prompt of each kind for every object (all, or `max_objects` drawn at random), refined as a run does it.
+
+    data_dirs: folders for `read_truth`. kinds: see `stable_sam.evaluation.prompts`. Returns RECORDS_SCHEMA, without
+    masks that failed. Raises `ConfigError`, `AnnotationError` and `ImageError`.
+    """
+    parsed = [PromptKind.parse(kind) for kind in kinds]
+    sets = [part for folder in data_dirs for part in read_truth(folder, min_area_fraction=min_area_fraction)]
+    if max_objects is not None:
+        sets = sample_objects(sets, max_objects, seed)
+    total = sum(len(part.images) for part in sets)
+    rows: list[dict[str, Any]] = []
+    done = 0
+    for part in sets:
+        for image in part.images:
+            rows += _label_image(refiner, part.name, image, parsed, seed)
+            done += 1
+            on_image(done, total)
+    return pa.Table.from_pylist(rows, schema=RECORDS_SCHEMA)
+
+
+def labelled(records: pa.Table) -> LabelledMasks:
+    """Records of RECORDS_SCHEMA as arrays. Raises `AnnotationError` when there are none."""
+    if records.num_rows == 0:
+        raise AnnotationError("calibration: expected masks with known truth, got none")
+
+    def column(name: str) -> Any:
+        return records[name].to_numpy(zero_copy_only=False)
+
+    sets = column("set").astype(np.str_)
+    return LabelledMasks(
+        scores={name: column(name).astype(np.float64) for name in SCORES},
+        iou=column("iou"),
+        pictures=np.char.add(np.char.add(sets, "/"), column("picture").astype(np.str_)),
+        sets=sets,
+    )
+
+
+def _label_image(
+    refiner: Refiner, set_name: str, image: TruthImage, kinds: Sequence[PromptKind], seed: int
+) -> Iterable[dict[str, Any]]:
+    asked = [
+        (item, kind, prompt)
+        for item, near in zip(image.objects, find_neighbours(image.objects), strict=True)
+        if image.is_asked(item)
+        for kind in kinds
+        for prompt in _draw(
+            set_name, image, item, kind, seed, None if near.nearest is None else image.objects[near.nearest].box_xyxy()
+        )
+    ]
+    if not asked:
+        return
+    try:
+        data = image.path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"{image.path}: cannot read: {error.strerror}") from None
+    pixels = decode_image(data, name=str(image.path), max_pixels=refiner.config.max_image_pixels)
+    masks = refiner.refine_image(pixels, [prompt for _, _, prompt in asked])
+    for (item, kind, prompt), mask in zip(asked, masks, strict=True):
+        if mask.status == "ok":
+            yield {
+                "set": set_name,
+                "picture": image.name,
+                "prompt_id": prompt.prompt_id,
+                "kind": kind.name,
+                "iou": rle_iou(mask, item.rle),
+                "first_iou": None,
+                "second_pass": mask.second_pass,
+                **scores_of(prompt, mask),
+            }
+
+
+def rle_iou(mask: RefinedMask, truth: dict[str, Any]) -> float:
+    """IoU of a mask with a COCO compressed RLE of the same size."""
+    assert mask.mask_size is not None
+    assert mask.mask_counts is not None
+    ours = {"size": list(mask.mask_size), "counts": mask.mask_counts.encode()}
+    return float(coco_mask.iou([ours], [truth], [0])[0, 0])
+
+
+def _draw(
+    set_name: str, image: TruthImage, item: TruthObject, kind: PromptKind, seed: int, nearest_xyxy: Any
+) -> list[Prompt]:
+    drawn = kind.draw(item.mask(), prompt_rng(seed, set_name, item.annotation_id, kind.name), 1, nearest_xyxy)
+    if drawn is None:
+        return []
+    name = f"{set_name}/{item.annotation_id}/{kind.name}"
+    where = {"prompt_id": name, "image_id": image.name, "image_uri": str(image.path)}
+    if kind.points:
+        points = tuple((float(x), float(y)) for x, y in drawn[0])
+        return [Prompt(**where, points_xy=points, point_labels=(1,) * kind.points)]
+    x0, y0, x1, y1 = map(float, drawn[0])
+    return [Prompt(**where, box_xyxy=(x0, y0, x1, y1))]
