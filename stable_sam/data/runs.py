@@ -18,6 +18,8 @@ from stable_sam.errors import InputError, NotFoundError, StorageError
 
 RUN_KEY = "stable_sam_run"
 """Key of the run in the metadata of its commit."""
+REVIEW_MODEL = "review"
+"""`model_id` of a run that people made, by an import; `review:NAME` where it is known who."""
 _RECENT = 20
 """Commits looked at first for the newest run: between two runs lie at most a few compactions."""
 
@@ -62,6 +64,11 @@ class RunInfo:
     version: int
     """Delta version that this run made: open the table at it to see what readers saw after this run."""
     published_at: datetime
+
+    @property
+    def is_review(self) -> bool:
+        """Whether people made it: no night, and nothing of it was refined."""
+        return self.model_id.partition(":")[0] == REVIEW_MODEL
 
 
 def open_table(output_uri: str) -> DeltaTable | None:
