@@ -9,6 +9,7 @@ import typer
 from flows.commands import (
     automations,
     backfill,
+    calibrate,
     compact,
     demo_images,
     evaluate,
@@ -40,6 +41,7 @@ app.command("compact")(compact.compact)
 app.command("vacuum")(vacuum.vacuum)
 app.command("report")(report.report)
 app.command("export")(export.export)
+app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("automations")(automations.automations)
 app.command("demo-images")(demo_images.demo_images)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
 from stable_sam.calibration.fit import LabelledMasks
 from stable_sam.calibration.model import SCORES, scores_of
 from stable_sam.data.images import decode_image
-from stable_sam.errors import AnnotationError
+from stable_sam.data.storage import read_bytes, write_bytes
+from stable_sam.errors import AnnotationError, one_line
 from stable_sam.evaluation.neighbours import find_neighbours
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
 from stable_sam.evaluation.sample import sample_objects
@@ -28,7 +31,6 @@ RECORDS_SCHEMA = pa.schema(
         ("prompt_id", pa.string()),
         ("kind", pa.string()),
         ("iou", pa.float64()),
-        ("first_iou", pa.float64()),
         ("second_pass", pa.string()),
         *((name, pa.float64()) for name in SCORES),
     ]
@@ -64,6 +66,24 @@ def draw_labels(
             done += 1
             on_image(done, total)
     return pa.Table.from_pylist(rows, schema=RECORDS_SCHEMA)
+
+
+def write_records(records: pa.Table, uri: str) -> None:
+    """Write labelled masks as Parquet. Raises `StorageError`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(records, sink, compression="zstd")
+    write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def read_records(uri: str) -> pa.Table:
+    """Read what `write_records` wrote; raises `AnnotationError` for another file, `StorageError`."""
+    try:
+        table = pq.read_table(pa.BufferReader(read_bytes(uri)))
+    except pa.ArrowInvalid as error:
+        raise AnnotationError(f"{uri}: expected labelled masks as Parquet: {one_line(error)[:200]}") from None
+    if table.schema != RECORDS_SCHEMA:
+        raise AnnotationError(f"{uri}: expected the columns {', '.join(RECORDS_SCHEMA.names)}")
+    return table
 
 
 def labelled(records: pa.Table) -> LabelledMasks:
@@ -111,7 +131,6 @@ def _label_image(
                 "prompt_id": prompt.prompt_id,
                 "kind": kind.name,
                 "iou": rle_iou(mask, item.rle),
-                "first_iou": None,
                 "second_pass": mask.second_pass,
                 **scores_of(prompt, mask),
             }
@@ -132,9 +151,9 @@ def _draw(
     if drawn is None:
         return []
     name = f"{set_name}/{item.annotation_id}/{kind.name}"
-    where = {"prompt_id": name, "image_id": image.name, "image_uri": str(image.path)}
+    where = Prompt(prompt_id=name, image_id=image.name, image_uri=str(image.path))
     if kind.points:
         points = tuple((float(x), float(y)) for x, y in drawn[0])
-        return [Prompt(**where, points_xy=points, point_labels=(1,) * kind.points)]
+        return [replace(where, points_xy=points, point_labels=(1,) * kind.points)]
     x0, y0, x1, y1 = map(float, drawn[0])
-    return [Prompt(**where, box_xyxy=(x0, y0, x1, y1))]
+    return [replace(where, box_xyxy=(x0, y0, x1, y1))]

@@ -1,0 +1,79 @@
+"""The figures of a calibration for people: Markdown tables, and a picture of risk, coverage and reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+
+from stable_sam.calibration.judge import REVIEWED, reliability, risk_coverage
+from stable_sam.calibration.model import Calibration, Promise
+from stable_sam.calibration.run import BASELINE, Held
+
+COLOURS = {"quality": "#1e78d0", BASELINE: "#9aa5b1", "prompt_stability": "#e0a030"}
+
+
+def promise_line(promise: Promise) -> str:
+    """One sentence: what is promised, and what was found."""
+    what = "good" if promise.route == "accept" else "bad"
+    if promise.threshold is None:
+        return (
+            f"{promise.route}: no threshold promises {promise.precision:.0%} {what} masks at {promise.confidence:.0%} "
+            f"confidence; {promise.checked} masks checked"
+        )
+    sign = ">=" if promise.route == "accept" else "<="
+    return (
+        f"{promise.route}: quality {sign} {promise.threshold:.3f}; {promise.kept} of {promise.masks} masks {what} "
+        f"({promise.masks / promise.checked:.0%} of {promise.checked} checked), promised {promise.precision:.0%} at "
+        f"{promise.confidence:.0%} confidence"
+    )
+
+
+def markdown(calibration: Calibration, sets: Sequence[Held]) -> str:
+    """The tables of all held-out sets."""
+    lines = [promise_line(calibration.accept) + "  ", promise_line(calibration.reject), ""]
+    lines += [
+        f"| masks | score | Spearman with IoU | AURC | less than {BASELINE} | least possible "
+        f"| bad masks caught by {REVIEWED:.0%} review | most possible | calibration error |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in sets:
+        baseline = next((row.aurc for row in one.judgements if row.score == BASELINE), None)
+        for row in one.judgements:
+            less = "" if baseline is None or row.score == BASELINE else f"{1 - row.aurc / baseline:.0%}"
+            error = "" if row.calibration_error is None else f"{row.calibration_error:.3f}"
+            lines.append(
+                f"| {one.name} ({row.masks}, {row.bad:.0%} bad) | {row.score} | {row.spearman:.2f} | {row.aurc:.3f} "
+                f"| {less} | {row.aurc_best:.3f} | {row.caught:.0%} | {row.caught_best:.0%} | {error} |"
+            )
+    lines += ["", "| masks | route | of all | good |", "|---|---|---|---|"]
+    for one in sets:
+        for count in one.routes:
+            good = f"{count.good / count.masks:.0%}" if count.masks else ""
+            lines.append(f"| {one.name} | {count.route} | {count.masks / len(one.masks):.0%} | {good} |")
+    return "\n".join(lines) + "\n"
+
+
+def chart(calibration: Calibration, sets: Sequence[Held]) -> bytes:
+    """PNG: for each set, risk over coverage of the probability and two scores alone; below, said against true."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(sets), 6.4), layout="constrained")
+    grid = figure.subplots(2, len(sets), squeeze=False)
+    for one, (above, below) in zip(sets, grid.T, strict=True):
+        bad = one.masks.iou < calibration.target_iou
+        for score, colour in COLOURS.items():
+            values = one.quality if score == "quality" else one.masks.scores[score]
+            above.plot(*risk_coverage(np.nan_to_num(values, nan=-np.inf), bad), color=colour, label=score)
+        above.plot(*risk_coverage(one.masks.iou, bad), color="black", linestyle=":", label="best possible")
+        above.set(title=one.name, xlabel="coverage", ylabel="share of bad masks kept", xlim=(0, 1), ylim=(0, 1))
+        below.plot((0, 1), (0, 1), color="black", linestyle=":")
+        below.plot(*reliability(one.quality, ~bad), color=COLOURS["quality"], marker="o")
+        below.set(
+            xlabel="quality said", ylabel=f"share with IoU >= {calibration.target_iou:g}", xlim=(0, 1), ylim=(0, 1)
+        )
+    grid[0][0].legend(frameon=False, fontsize="small", loc="upper left")
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    return out.getvalue()
