@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from stable_sam.data import storage
 from stable_sam.data.listing import StoredFile
 from stable_sam.errors import AnnotationError, NotFoundError, StorageError
+from stable_sam.formats.class_names import OPEN_IMAGES_FILES, YOLO_FILES, find_class_names
 
 MAX_NAME_CHARS = 200
 """Of a source: it stands before the id of each of its prompts."""
@@ -102,18 +103,12 @@ def find_sources(annotations: str, file_format: str) -> list[Source]:
 
 
 def annotations_version(annotations: str) -> str | None:
-    """What changes when a file of the sources changes, comes or goes; None when one of them is not there."""
-    versions = []
+    """What changes when a file of the sources, or of their class names, changes, comes or goes; None when one of the
+    sources is not there."""
     try:
-        for _, uri in map(_named, _entries(annotations)):
-            if _WILD.search(uri) or storage.is_folder(uri):
-                _, files = _listed(uri)
-                versions.append(_digest(f"{file.path}\0{file.version}" for file in files))
-            else:
-                versions.append(storage.file_version(uri))
+        return ",".join(_version(uri) for _, uri in map(_named, _entries(annotations)))
     except NotFoundError:
         return None
-    return ",".join(versions)
 
 
 def annotations_modified_since(annotations: str, moment: datetime) -> bool:
@@ -184,6 +179,26 @@ def _of(file_format: str) -> str:
     return "" if file_format == "auto" else f" of format {file_format} ({', '.join(_ENDINGS[file_format])})"
 
 
+def _version(uri: str) -> str:
+    if _WILD.search(uri) or storage.is_folder(uri):
+        folder, files = _listed(uri)
+        endings = set()
+        total = 0
+        for file in files:
+            endings.add(file.path.rpartition(".")[2].lower())
+            # Equal for equal files in any order, without holding them.
+            total ^= int.from_bytes(hashlib.sha256(f"{file.path}\0{file.version}".encode()).digest()[:16])
+        version = f"{total:032x}"
+    else:
+        folder, endings = uri.rpartition("/")[0], {uri.rpartition(".")[2].lower()}
+        version = storage.file_version(uri)
+    for ending, candidates in (("txt", YOLO_FILES), ("csv", OPEN_IMAGES_FILES)):
+        names_uri = find_class_names(folder, candidates) if ending in endings else None
+        if names_uri is not None:
+            version += f" {names_uri} {storage.file_version(names_uri)}"
+    return version
+
+
 def _listed(uri: str) -> tuple[str, Iterator[StoredFile]]:
     """The folder that an entry means, and the files that it means there."""
     if not _WILD.search(uri):
@@ -220,11 +235,3 @@ def _wanted(uri: str, found: list[tuple[str, int]], file_format: str) -> list[tu
 
 def _with_endings(files: list[tuple[str, int]], endings: tuple[str, ...]) -> list[tuple[str, int]]:
     return [file for file in files if file[0].rpartition(".")[2].lower() in endings]
-
-
-def _digest(texts: Iterable[str]) -> str:
-    """Equal for equal texts in any order, without holding them."""
-    total = 0
-    for text in texts:
-        total ^= int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
-    return f"{total:032x}"

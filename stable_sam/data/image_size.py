@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 
 from PIL import ExifTags, Image
 
 from stable_sam.data import storage
 from stable_sam.data.images import FORMATS
-from stable_sam.errors import ImageError, NotFoundError, one_line
+from stable_sam.errors import ImageError, NotFoundError
 
 HEAD_BYTES = (2**16, 2**20, 2**28)
 """Tried in turn: most headers are within the first; some cameras put a preview before the size, and some formats keep
@@ -25,13 +26,11 @@ def image_size_of(uri: str) -> tuple[int, int]:
             head = storage.read_head(uri, length)
         except NotFoundError:
             raise ImageError(f"{uri}: the image does not exist") from None
-        try:
+        with suppress(Exception):  # decoders raise whatever half a file makes them stumble over
             return _size(head)
-        except Exception as error:  # decoders raise whatever half a file makes them stumble over
-            problem = one_line(error)
         if len(head) < length:
             break
-    raise ImageError(f"{uri}: its size is needed and cannot be read: {problem:.200}")
+    raise ImageError(f"{uri}: its size is needed, expected an image, got bytes that begin with {head[:8]!r}")
 
 
 def _size(head: bytes) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 A stream of bits: 32 of the number of values, 5 of the size of a value less 1, four times 4 of the sizes of a length
 less 1; then runs. A run is a bit (1: one value that repeats, 0: different values), 2 bits that choose a size, the
 length less 1 in so many bits, and the value or the values. The values are red, green, blue and alpha of each pixel, by
-rows; what is painted has alpha above 0.
+rows; what is painted is at least half opaque, for the editor's brush has soft edges.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from stable_sam.errors import PromptError
 
 CHANNELS = 4
+OPAQUE = 128
 
 
 def painted_box(rle: Any, height: int, width: int) -> list[int] | None:
@@ -24,10 +25,12 @@ def painted_box(rle: Any, height: int, width: int) -> list[int] | None:
     count = bits.take(32)
     if count != height * width * CHANNELS:
         raise PromptError(f"expected brush strokes on {width} x {height} pixels, got {count} values")
-    value_size = bits.take(5) + 1
+    value_bits = bits.take(5) + 1
+    if value_bits != 8:
+        raise PromptError(f"expected brush strokes of 8 bits a value, got {value_bits}")
     sizes = [bits.take(4) + 1 for _ in range(4)]
     box: list[int] | None = None
-    for start, end in _painted(bits, count, value_size, sizes):
+    for start, end in _painted(bits, count, sizes):
         first, last = start // width, (end - 1) // width
         left, right = (start % width, (end - 1) % width + 1) if first == last else (0, width)
         part = [left, first, right, last + 1]
@@ -35,22 +38,21 @@ def painted_box(rle: Any, height: int, width: int) -> list[int] | None:
     return box
 
 
-def _painted(bits: _Bits, count: int, value_size: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _painted(bits: _Bits, count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Runs of painted pixels: the first, and the one behind the last."""
     at = 0
     while at < count:
         same = bits.take(1)
-        length = bits.take(sizes[bits.take(2)]) + 1
-        if at + length > count:
-            raise PromptError(f"expected brush strokes of {count} values, got more")
+        end = min(at + bits.take(sizes[bits.take(2)]) + 1, count)
         if same:
-            if bits.take(value_size) and (pixels := (at // CHANNELS, (at + length) // CHANNELS))[0] < pixels[1]:
-                yield pixels
+            first, behind = at // CHANNELS, end // CHANNELS
+            if bits.take(8) >= OPAQUE and first < behind:
+                yield first, behind
         else:
-            for place in range(at, at + length):
-                if bits.take(value_size) and place % CHANNELS == CHANNELS - 1:
+            for place in range(at, end):
+                if bits.take(8) >= OPAQUE and place % CHANNELS == CHANNELS - 1:
                     yield place // CHANNELS, place // CHANNELS + 1
-        at += length
+        at = end
 
 
 class _Bits:

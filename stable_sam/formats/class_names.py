@@ -34,30 +34,33 @@ class ClassNames:
     keypoint_values: int = 0
 
 
-def read_class_names(folder_uri: str, given_uri: str | None, candidates: Sequence[str]) -> ClassNames:
-    """The names in the file at `given_uri`, or in the first of `candidates` in the annotations' folder or one above.
-
-    Raises `AnnotationError` when the given file is missing, and for one that cannot be read.
-    """
-    if given_uri is not None:
-        try:
-            return _parsed(given_uri, storage.read_bytes(given_uri, max_bytes=MAX_BYTES))
-        except NotFoundError:
-            raise AnnotationError(f"{given_uri}: no such file of class names") from None
+def find_class_names(folder_uri: str, candidates: Sequence[str]) -> str | None:
+    """URI of the first of `candidates` in the annotations' folder or in one above; raises `StorageError`."""
     folder = folder_uri.rstrip("/")
     for _ in range(LEVELS):
         for name in candidates:
             uri = storage.join(folder or ".", name)
-            try:
-                content = storage.read_bytes(uri, max_bytes=MAX_BYTES)
-            except NotFoundError:
-                continue
-            return _parsed(uri, content)
+            if storage.exists(uri):
+                return uri
         above, separator, _ = folder.rpartition("/")
         if not separator or above.endswith((":/", "/")):
             break
         folder = above
-    return ClassNames()
+    return None
+
+
+def read_class_names(folder_uri: str, given_uri: str | None, candidates: Sequence[str]) -> ClassNames:
+    """The names in the file at `given_uri`, or in the one that `find_class_names` finds.
+
+    Raises `AnnotationError` when the given file is missing, and for one that cannot be read.
+    """
+    uri = given_uri or find_class_names(folder_uri, candidates)
+    if uri is None:
+        return ClassNames()
+    try:
+        return _parsed(uri, storage.read_bytes(uri, max_bytes=MAX_BYTES))
+    except NotFoundError:
+        raise AnnotationError(f"{uri}: no such file of class names") from None
 
 
 def _parsed(uri: str, content: bytes) -> ClassNames:

@@ -37,18 +37,18 @@ def read_per_image(source: Source, file_format: str, context: Context) -> Iterat
         except AnnotationError as error:
             return error
 
-    bad: list[SourceAnnotation] | None = []
+    known = False
+    bad: list[tuple[AnnotationFile, AnnotationError]] = []
     for file, found in zip(source.files, ahead(read, source.files), strict=True):
         if isinstance(found, AnnotationError):
-            if bad is None:
-                yield unreadable(file, str(found))
-                continue
-            bad.append(unreadable(file, str(found)))
-            if len(bad) == min(SAMPLE_FILES, len(source.files)):
-                raise found
-        else:
-            yield from bad or ()
-            bad = None
+            bad.append((file, found))
+            if not known and len(bad) == min(SAMPLE_FILES, len(source.files)):
+                raise bad[0][1]
+        known = known or not isinstance(found, AnnotationError)
+        if known:
+            yield from (unreadable(*one) for one in bad)
+            bad.clear()
+        if not isinstance(found, AnnotationError):
             yield from found
 
 

@@ -4,8 +4,8 @@
       <box label="cat" occluded="0" z_order="1" xtl="0" ytl="2" xbr="4" ybr="4"><attribute name="a">v</attribute></box>
 
 Boxes (turned ones too), polygons, ellipses, masks and cuboids become the box around them; points become positive
-points; a skeleton is a prompt of its visible points. Polylines have no inside. Tags are of the whole image and no
-prompts. CVAT for video is another format and refused.
+points; a skeleton is a prompt of its visible points. Shapes of one label and one `group_id` are parts of one object.
+Polylines have no inside. Tags are of the whole image and no prompts. CVAT for video is another format and refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stable_sam.data.image_lookup import find_image
 from stable_sam.data.prompt_columns import Places
 from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, image_size
 from stable_sam.errors import AnnotationError
-from stable_sam.formats.reading import Context, bounds
+from stable_sam.formats.reading import Context, bounds, union
 from stable_sam.formats.xml_elements import children, number, whole_number
 
 CORNERS = ("xtl", "ytl", "xbr", "ybr")
@@ -44,10 +44,8 @@ def _shapes(image: Element, uri: str, context: Context, places: Places) -> Itera
     found = find_image(context.folder, name, [f"{subset}/{name}", f"{subset}/{name}".lower()] if subset else [])
     size = image_size({side: whole_number(image.get(side)) for side in ("height", "width")})
     image_id = found.image_id or f"image-{image.get('id')}"
-    for shape in image:
-        if shape.tag in NO_OBJECTS:
-            continue
-        place_id = f"{image_id}:{places.next(image_id)}"
+    for parts in _objects(image):
+        shape, place_id = parts[0], f"{image_id}:{places.next(image_id)}"
         yield SourceAnnotation(
             prompt_id=place_id,
             where=f"{uri}: {shape.tag} {place_id}",
@@ -56,8 +54,26 @@ def _shapes(image: Element, uri: str, context: Context, places: Places) -> Itera
             size_hw=size,
             category=shape.get("label"),
             attributes=attributes_json(_attributes(shape), GEOMETRY),
-            **_geometry(shape, found.problem),
+            **_together([_geometry(part) for part in parts], found.problem),
         )
+
+
+def _objects(image: Element) -> Iterator[list[Element]]:
+    """The shapes of each object."""
+    objects: dict[Any, list[Element]] = {}
+    for place, shape in enumerate(shape for shape in image if shape.tag not in NO_OBJECTS):
+        group = shape.get("group_id")
+        objects.setdefault((shape.get("label"), group) if group not in (None, "", "0") else place, []).append(shape)
+    yield from objects.values()
+
+
+def _together(parts: list[dict[str, Any]], problem: str | None) -> dict[str, Any]:
+    problems = [problem, *(part.get("problem") for part in parts)]
+    return {
+        "box_xyxy": union([part["box"] for part in parts if part.get("box") is not None]),
+        "points_xy": [point for part in parts for point in part.get("points", ())],
+        "problem": "; ".join(filter(None, problems)) or None,
+    }
 
 
 def _attributes(shape: Element) -> dict[str, Any]:
@@ -68,33 +84,39 @@ def _attributes(shape: Element) -> dict[str, Any]:
     return own | {child.get("name") or "": child.text for child in shape.iterfind("attribute")} | {"shape": shape.tag}
 
 
-def _geometry(shape: Element, problem: str | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {"problem": problem}
+def _geometry(shape: Element) -> dict[str, Any]:
+    """`box` (XYXY), `points` or `problem`."""
     if shape.tag == "box":
-        fields["box_xyxy"] = _turned([number(shape.get(corner)) for corner in CORNERS], number(shape.get("rotation")))
-    elif shape.tag == "polygon":
-        fields["box_xyxy"] = bounds(_points(shape))
-    elif shape.tag == "ellipse":
-        fields["box_xyxy"] = _of_ellipse(shape)
-    elif shape.tag == "mask":
-        fields["box_xywh"] = [number(shape.get(side)) for side in ("left", "top", "width", "height")]
-    elif shape.tag == "cuboid":
+        corners = [number(shape.get(corner)) for corner in CORNERS]
+        return {"box": _turned(corners, number(shape.get("rotation")))}
+    if shape.tag == "polygon":
+        return {"box": bounds(_points(shape))}
+    if shape.tag == "ellipse":
+        return {"box": _of_ellipse(shape)}
+    if shape.tag == "mask":
+        return {"box": _of_mask(shape)}
+    if shape.tag == "cuboid":
         corners = [f"{axis}{at}" for at in ("tl1", "bl1", "tr1", "br1", "tl2", "bl2", "tr2", "br2") for axis in "xy"]
         values = [number(shape.get(corner)) for corner in corners]
-        fields["box_xyxy"] = bounds([values[at : at + 2] for at in range(0, len(values), 2)])
-    elif shape.tag == "points":
-        fields["points_xy"] = _points(shape)
-    elif shape.tag == "skeleton":
+        return {"box": bounds([values[at : at + 2] for at in range(0, len(values), 2)])}
+    if shape.tag == "points":
+        return {"points": _points(shape)}
+    if shape.tag == "skeleton":
         joints = shape.iterfind("points")
         visible = [joint for joint in joints if joint.get("outside") != "1" and joint.get("occluded") != "1"]
-        fields["points_xy"] = [point for joint in visible for point in _points(joint)]
-    else:
-        fields["problem"] = "; ".join(filter(None, (problem, f"a {shape.tag!s:.40} is no box, polygon or points")))
-    return fields
+        return {"points": [point for joint in visible for point in _points(joint)]}
+    return {"problem": f"a {shape.tag!s:.40} is no box, polygon or points"}
 
 
 def _points(shape: Element) -> list[list[Any]]:
     return [[number(value) for value in point.split(",")] for point in (shape.get("points") or "").split(";") if point]
+
+
+def _of_mask(shape: Element) -> list[Any]:
+    left, top, width, height = (number(shape.get(side)) for side in ("left", "top", "width", "height"))
+    values = [left, top, width, height]
+    good = all(isinstance(value, float) for value in values)
+    return [left, top, left + width, top + height] if good else values
 
 
 def _turned(box: list[Any], degrees: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from stable_sam.data.image_lookup import FoundImage, beside, find_image
 from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, image_size
 from stable_sam.data.storage import join
 from stable_sam.errors import AnnotationError, one_line
-from stable_sam.formats.reading import Context, SmallFile, bounds
+from stable_sam.formats.reading import Context, SmallFile, bounds, union
 
 OWN_FIELDS = frozenset({"label", "points", "score", "mask", "group_id"})
 BOXES = ("polygon", "rectangle", "rotation", "oriented_rectangle")
@@ -83,22 +83,12 @@ def _fields(parts: Sequence[Any], image_problem: str | None) -> dict[str, Any]:
     given = {name: value for name, value in first.items() if value not in ({}, "", [])}
     return {
         "category": first.get("label"),
-        "box_xyxy": _union(boxes),
+        "box_xyxy": union(boxes),
         "points_xy": points,
         "score": first.get("score"),
         "problem": "; ".join(filter(None, problems)) or None,
         "attributes": attributes_json(given, OWN_FIELDS),
     }
-
-
-def _union(boxes: Sequence[Any]) -> Any:
-    """XYXY around boxes; one that is none comes back as it is, to be told."""
-    strange = [box for box in boxes if len(box) != 4]
-    if strange or len(boxes) < 2:
-        return next(iter(strange or boxes), None)
-    return [min(box[0] for box in boxes), min(box[1] for box in boxes)] + [
-        max(box[side] for box in boxes) for side in (2, 3)
-    ]
 
 
 def _around(points: Sequence[Any]) -> list[Any]:

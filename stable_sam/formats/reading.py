@@ -12,7 +12,7 @@ from stable_sam.data.annotation_files import AnnotationFile
 from stable_sam.data.image_folder import ImageFolder
 from stable_sam.data.image_size import image_size_of
 from stable_sam.data.source_annotation import SourceAnnotation
-from stable_sam.errors import ImageError
+from stable_sam.errors import AnnotationError, ImageError
 
 MAX_SIZES = 100_000
 """Images whose size is remembered: files that are not sorted by image name each of them many times."""
@@ -64,10 +64,10 @@ class SmallFile:
         return io.BytesIO(self.content)
 
 
-def unreadable(file: AnnotationFile, problem: str) -> SourceAnnotation:
+def unreadable(file: AnnotationFile, error: AnnotationError) -> SourceAnnotation:
     """Stands for a file, one of many, that cannot be read at all."""
-    where = problem.removeprefix(f"{file.uri}: ")
-    return SourceAnnotation(prompt_id=file.stem, where=file.uri, image_id="", problem=where)
+    problem = str(error).removeprefix(f"{file.uri}: ")
+    return SourceAnnotation(prompt_id=file.stem, where=file.uri, image_id="", problem=problem)
 
 
 def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
@@ -78,6 +78,17 @@ def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
         return [points]
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def union(boxes: Sequence[Any]) -> Any:
+    """XYXY around boxes, None without any; one that is no box of 4 numbers comes back as it is, to be told."""
+    strange = [box for box in boxes if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)))]
+    if strange or len(boxes) < 2:
+        return next(iter(strange or boxes), None)
+    return [
+        *(min(box[side] for box in boxes) for side in (0, 1)),
+        *(max(box[side] for box in boxes) for side in (2, 3)),
+    ]
 
 
 def scaled(values: Iterable[Any], *factors: float) -> list[Any]:
