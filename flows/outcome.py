@@ -51,7 +51,7 @@ def _tell_of_regressions(quality: Quality) -> None:
 
 
 def _write_report(table_uri: str, report_uri: str) -> None:
-    from stable_sam.report import write_report
+    from stable_sam.report.write import write_report
 
     try:
         write_report(table_uri, report_uri)

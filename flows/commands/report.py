@@ -23,7 +23,7 @@ def report(
     """Write one self-contained HTML page: every prompt with its picture, refined mask and scores, worst first."""
     from stable_sam.config import RunConfig
     from stable_sam.data.storage import absolute_uri
-    from stable_sam.report import write_report
+    from stable_sam.report.write import write_report
 
     run = None if config is None else RunConfig.from_yaml(config)
     shown = write_report(absolute_uri(table), out, limit=limit, images_max=images_max, explain=explain, config=run)

@@ -1,0 +1,17 @@
+"""What the page shows of a row: its outcome and its scores, in words and in SQL."""
+
+from __future__ import annotations
+
+OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
+"""Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
+OUTCOME = "CASE WHEN status = 'reviewed' THEN 'reviewed' WHEN status = 'ok' THEN route ELSE 'failed' END"
+SCORES = {
+    "quality": "quality",
+    "prompt_stability": "prompt stability",
+    "predicted_iou": "predicted IoU",
+    "stability_score": "stability score",
+    "box_agreement": "box agreement",
+    "dsp_weight": "DSP weight",
+    "true_iou": "true IoU",
+}
+"""Column and name of everything between 0 and 1 that a row may have; 1 is good, but for `dsp_weight`."""

@@ -1,0 +1,127 @@
+"""What the page's script knows of each prompt: a mapping of plain JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from stable_sam.report.columns import SCORES
+from stable_sam.report.explanations import Explanations
+from stable_sam.report.pictures import Pictures, drawable
+from stable_sam.report.risk import mask_iou
+from stable_sam.rle import decode_mask, encode_mask
+
+MASK_SIDE_MAX = 1600
+"""Masks of larger images are reduced to it: their pictures in the page are smaller still."""
+OUTSIDE = 0.1
+"""A box is drawn so far outside the image, as a part of its longer side: that of a failed row may be millions long."""
+
+
+def entries(rows: Sequence[dict[str, Any]], pictures: Pictures, explained: Explanations) -> list[dict[str, Any]]:
+    """One mapping for each row, in the same order; what a row does not have is left out.
+
+    `masks` are in the pixels of their own `size`, everything else that is drawn in pixels of the upright image.
+    """
+    draws = {draw: place for place, draw in enumerate(sorted(row["draw"] for row in rows))}
+    made = (_entry(row, pictures, explained) | {"draw": draws[row["draw"]]} for row in rows)
+    return [{name: value for name, value in entry.items() if value not in (None, "", [], {})} for entry in made]
+
+
+def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> dict[str, Any]:
+    prompt_id, seen = row["prompt_id"], pictures.seen[row["prompt_id"]]
+    known = {
+        "id": prompt_id,
+        "outcome": row["outcome"],
+        "verdict": row["verdict"],
+        "reason": row["error"] or row["route_reason"],
+        "category": row["category"],
+        "source": row["source"],
+        "image": row["image_uri"],
+        "weak": " and ".join(part for part in (_box_text(row["box_xyxy"]), _points_text(row["points_xy"])) if part),
+        "detector": _finite(row["score"]),
+        "scores": {name: value for name in SCORES if (value := _finite(row[name])) is not None},
+        "area": row["area"],
+        "second_pass": row["second_pass"],
+        "attributes": _attributes(row["attributes"]),
+        "revision": row["revision"],
+        "night": row["logical_date"],
+        "change": _change(row),
+        "changed_from": row["previous_revision"],
+        "explanation": explained.of.get(prompt_id),
+        "unexplained": explained.missing.get(prompt_id),
+        "note": seen.note,
+    }
+    if seen.note:
+        return known
+    same_size = row["previous_size"] == row["mask_size"] or row["mask_size"] is None
+    return known | {
+        "picture": seen.picture,
+        "frame": seen.frame,
+        "window": seen.window,
+        "size": seen.image_hw,
+        "box": _box(row, seen.image_hw),
+        "points": _points(row),
+        "tight": row["bbox_xywh"] if row["area"] else None,
+        "mask": _mask(row["mask_size"], row["mask_counts"]) if row["area"] else None,
+        "before": _mask(row["previous_size"], row["previous_counts"]) if known["change"] and same_size else None,
+    }
+
+
+def _change(row: dict[str, Any]) -> float | None:
+    """1 - IoU with the mask of the revision before; None when there is no such revision."""
+    if row["previous_revision"] is None:
+        return None
+    if row["mask_counts"] == row["previous_counts"] and row["mask_size"] == row["previous_size"]:
+        return 0.0
+    return 1 - mask_iou(row["mask_size"], row["mask_counts"], row["previous_size"], row["previous_counts"])
+
+
+def _mask(size: list[int] | None, counts: str | None) -> dict[str, Any] | None:
+    if size is None or counts is None:
+        return None
+    scale = MASK_SIDE_MAX / max(size)
+    if scale >= 1:
+        return {"size": size, "counts": counts}
+    full = np.ascontiguousarray(decode_mask((size[0], size[1]), counts)).view(np.uint8) * np.uint8(255)
+    height, width = (max(1, round(n * scale)) for n in size)
+    reduced = np.asarray(cv2.resize(full, (width, height), interpolation=cv2.INTER_AREA)) > 127
+    encoded = encode_mask(reduced)
+    return {"size": encoded.size_hw, "counts": encoded.counts}
+
+
+def _box(row: dict[str, Any], image_hw: tuple[int, int]) -> list[float] | None:
+    if not drawable(row["box_xyxy"]):
+        return None
+    height, width = image_hw
+    far = OUTSIDE * max(image_hw)
+    x0, y0, x1, y1 = row["box_xyxy"]
+    xs, ys = sorted((x0, x1)), sorted((y0, y1))
+    return [round(float(n), 2) for n in np.clip([xs[0], ys[0], xs[1], ys[1]], -far, [width + far, height + far] * 2)]
+
+
+def _points(row: dict[str, Any]) -> list[tuple[float, float, int]]:
+    """x, y and 1 for a point on the object, 0 for the background."""
+    points, labels = row["points_xy"] or [], row["point_labels"] or []
+    known = labels if len(labels) == len(points) else [1] * len(points)
+    return [(x, y, int(label > 0)) for (x, y), label in zip(points, known, strict=True) if drawable((x, y))]
+
+
+def _box_text(box: Sequence[float] | None) -> str:
+    return "" if box is None else f"box ({', '.join(f'{n:g}' for n in box)})"
+
+
+def _points_text(points: Sequence[Sequence[float]] | None) -> str:
+    return "" if not points else f"{len(points)} point{'s' * (len(points) > 1)}"
+
+
+def _attributes(text: str | None) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in json.loads(text).items()] if text else []
+
+
+def _finite(number: float | None) -> float | None:
+    return round(number, 5) if number is not None and math.isfinite(number) else None

@@ -1,0 +1,59 @@
+"""What the decoder attends to, for some of the worst prompts: needs the model that made their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stable_sam.config import RunConfig
+from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row
+from stable_sam.errors import ConfigError, ImageError, PromptError, StorageError
+from stable_sam.report.pictures import read_picture, webp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanations:
+    """SAM beside Stable-SAM (`stable_sam.explain_drawing`) for some prompts."""
+
+    webp: list[tuple[str, str]] = field(default_factory=list)
+    """Name of the picture and WebP file in base64."""
+    of: dict[str, str] = field(default_factory=dict)
+    """Name of the picture by prompt_id."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why a chosen prompt has none, by prompt_id."""
+
+
+def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) -> Explanations:
+    """Explain the first `count` of `rows` that got a mask and were not accepted, by the model of `config`.
+
+    Raises `ConfigError` and `WeightsError` for the model; loads none when there is nothing to explain.
+    """
+    chosen = [row for row in rows if row["status"] == "ok" and row["route"] != "accept"][:count]
+    found = Explanations()
+    if not chosen:
+        return found
+    from stable_sam.explain import explain
+    from stable_sam.explain_drawing import draw
+    from stable_sam.refiner import Refiner
+
+    refiner = Refiner(config.refiner, config.routing)
+    given = _model_name(asdict(refiner.identity))
+    for number, row in enumerate(chosen):
+        prompt_id, made_by = row["prompt_id"], _model_name(row)
+        if made_by != given:
+            found.missing[prompt_id] = f"{made_by} made this mask, and the report was given {given}"
+            continue
+        try:
+            prompt = prompt_from_row({name: row[name] for name in PROMPTS_SCHEMA.names})
+            drawn = draw(explain(refiner, read_picture(row["image_uri"]), prompt))
+        except (PromptError, ConfigError, ImageError, StorageError) as error:
+            found.missing[prompt_id] = str(error)
+            continue
+        found.of[prompt_id] = f"x{number}"
+        found.webp.append((f"x{number}", webp(drawn)))
+    return found
+
+
+def _model_name(identity: Mapping[str, str]) -> str:
+    return f"{identity['model_id']} in {identity['dtype']}, weights {identity['weights_sha256'][:16]}"

@@ -1,0 +1,131 @@
+"""Risk and coverage: when only the best masks by a score are taken, how many of them are bad?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from stable_sam.data.query import query
+from stable_sam.report.columns import SCORES
+
+GOOD_IOU = 0.75
+"""A mask whose IoU with the true one is less is bad."""
+JUDGED_MIN = 20
+"""Masks whose truth is known: with fewer a curve says nothing."""
+JUDGED_MAX = 50_000
+"""Masks measured at most; of more, a sample."""
+POINTS = 120
+"""Of a curve in the page."""
+_RANKING = ("quality", "prompt_stability", "predicted_iou", "stability_score", "box_agreement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Of one score: shares of the masks taken, best first, and of bad ones among those."""
+
+    name: str
+    label: str
+    points: tuple[tuple[float, float], ...]
+    """(coverage, risk), coverage rising to 1."""
+    area: float
+    """Mean risk over all coverages (AURC); the smaller the better the score sorts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskCoverage:
+    """The curves of a table; none, and `note` says why."""
+
+    curves: tuple[Curve, ...]
+    note: str
+    measured: bool = True
+    """False when the risk is what the calibration expects, and nobody has looked."""
+
+    @property
+    def highest(self) -> float:
+        """Risk at the top of a chart of all curves."""
+        return max((risk for curve in self.curves for _, risk in curve.points), default=0.0) or 0.05
+
+
+def risk_coverage(table_uri: str, *, as_of: str) -> RiskCoverage:
+    """Measure the curves against ground truth and reviews; without them, tell what the calibration expects.
+
+    Raises `StorageError`.
+    """
+    truth = _sample(table_uri, as_of, f"SELECT {_columns('masks')}, true_iou FROM masks WHERE true_iou IS NOT NULL "
+                    "AND status = 'ok'")  # fmt: skip
+    reviewed = _reviewed(table_uri, as_of)
+    judged = truth + reviewed
+    if len(judged) >= JUDGED_MIN:
+        bad = np.array([row["true_iou"] < GOOD_IOU for row in judged], dtype=np.float64)
+        parts = [f"{len(truth):,} masks with ground truth"] * bool(truth)
+        parts += [f"{len(reviewed):,} reviewed masks"] * bool(reviewed)
+        note = f"Measured on {' and '.join(parts)}."
+        if reviewed:
+            note += " People see the doubtful masks first, so the risk of the whole table is lower."
+        return RiskCoverage(curves=_curves(judged, bad), note=note)
+    expected = _sample(table_uri, as_of, "SELECT quality FROM masks WHERE status = 'ok' AND quality IS NOT NULL")
+    if expected:
+        risk = np.array([1 - row["quality"] for row in expected])
+        note = "Expected by the calibration (1 - quality), not measured: no ground truth, and fewer than "
+        return RiskCoverage(curves=_curves(expected, risk), note=f"{note}{JUDGED_MIN} reviewed masks.", measured=False)
+    note = (
+        f"Not known: {len(judged)} masks have ground truth or a review, {JUDGED_MIN} are needed; and this table was "
+        "made without a calibration, which would tell what to expect."
+    )
+    return RiskCoverage(curves=(), note=note)
+
+
+def _reviewed(table_uri: str, as_of: str) -> list[dict[str, Any]]:
+    """What the model had made of each reviewed prompt: its scores, and its IoU with the mask that people left."""
+    sql = f"""
+        SELECT {_columns("made")}, masks.verdict, masks.mask_size, masks.mask_counts,
+            made.mask_size AS made_size, made.mask_counts AS made_counts
+        FROM masks JOIN (
+            SELECT * FROM history SEMI JOIN (SELECT prompt_id FROM masks WHERE status = 'reviewed') USING (prompt_id)
+            WHERE status = 'ok' QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1
+        ) AS made USING (prompt_id) WHERE masks.status = 'reviewed'
+    """
+    return [row | {"true_iou": _left_iou(row)} for row in _sample(table_uri, as_of, sql)]
+
+
+def _left_iou(row: dict[str, Any]) -> float:
+    if row["verdict"] == "confirmed":
+        return 1.0
+    return mask_iou(row["mask_size"], row["mask_counts"], row["made_size"], row["made_counts"])
+
+
+def mask_iou(size: list[int] | None, counts: str | None, other_size: list[int] | None, other: str | None) -> float:
+    """IoU of two masks of the table, each (height, width) and COCO counts; 0 when one is missing or of another size."""
+    if counts is None or other is None or size is None or size != other_size:
+        return 0.0
+    one, two = ({"size": size, "counts": text.encode("ascii")} for text in (counts, other))
+    return float(coco_mask.iou([one], [two], [0])[0, 0])
+
+
+def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curve, ...]:
+    curves = []
+    for name in _RANKING:
+        scores = np.array([row.get(name, None) for row in rows], dtype=np.float64)
+        if np.isnan(scores).any():
+            continue  # a curve over other masks would not compare
+        covered = np.arange(1, len(rows) + 1)
+        risks = np.cumsum(risk[np.argsort(-scores, kind="stable")]) / covered
+        at = np.unique(np.linspace(0, len(rows) - 1, POINTS).astype(int))
+        points = tuple(zip((covered[at] / len(rows)).tolist(), risks[at].tolist(), strict=True))
+        curves.append(Curve(name=name, label=SCORES[name], points=points, area=float(risks.mean())))
+    return tuple(sorted(curves, key=lambda curve: curve.area))
+
+
+def _columns(view: str) -> str:
+    return ", ".join(f"{view}.{name}" for name in _RANKING)
+
+
+def _sample(table_uri: str, as_of: str, sql: str) -> list[dict[str, Any]]:
+    # A reservoir with a seed: the same table gives the same curves.
+    sampled = f"SELECT * FROM ({sql}) USING SAMPLE reservoir({JUDGED_MAX} ROWS) REPEATABLE (0)"
+    rows: list[dict[str, Any]] = query(table_uri, sampled, as_of=as_of).to_pylist()
+    return rows

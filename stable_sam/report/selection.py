@@ -1,0 +1,63 @@
+"""Which prompts the gallery shows: all of a small table, or the worst, the most changed and a random sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_sam.data.query import query
+from stable_sam.report.columns import OUTCOME, OUTCOMES
+
+_WORST_FIRST = (
+    f"list_position({list(OUTCOMES)}, outcome), "
+    "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
+)
+_DRAW = "md5(prompt_id || '/{seed}')"
+# How far a box has moved and an area has grown tells well enough which masks changed; the page compares the masks.
+_MOVED = """
+    CASE WHEN now.area IS NULL AND before.area IS NULL THEN 0
+    WHEN now.area IS NULL OR before.area IS NULL THEN 2
+    ELSE list_distance(now.bbox_xywh, before.bbox_xywh) / sqrt(1 + greatest(now.area, before.area))
+        + abs(now.area - before.area) / (1 + greatest(now.area, before.area)) END
+"""
+_CHOSEN = f"""
+    WITH rated AS MATERIALIZED (
+        SELECT prompt_id, {OUTCOME} AS outcome, quality, prompt_stability, predicted_iou, revision, area, bbox_xywh,
+            {_DRAW} AS draw
+        FROM masks),
+    tonight AS (SELECT * FROM rated WHERE revision = (SELECT max(revision) FROM runs)),
+    earlier AS (
+        SELECT prompt_id, area, bbox_xywh FROM history SEMI JOIN tonight USING (prompt_id)
+        WHERE status <> 'withdrawn' AND revision < (SELECT max(revision) FROM runs)
+        QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1),
+    picked AS (
+        (SELECT 0 AS turn, 0 AS place, prompt_id FROM rated ORDER BY draw LIMIT {{quarter}})
+        UNION ALL
+        (SELECT 0, 0, prompt_id FROM tonight AS now JOIN earlier AS before USING (prompt_id)
+         WHERE {_MOVED} > 0 ORDER BY {_MOVED} DESC, prompt_id LIMIT {{quarter}})
+        UNION ALL
+        (SELECT 1, row_number() OVER (ORDER BY {_WORST_FIRST}), prompt_id FROM rated
+         ORDER BY {_WORST_FIRST} LIMIT {{limit}})),
+    chosen AS (
+        SELECT prompt_id FROM picked GROUP BY prompt_id ORDER BY min(turn), min(place), prompt_id LIMIT {{limit}}),
+    previous AS (
+        SELECT prompt_id, mask_size, mask_counts, revision FROM history SEMI JOIN chosen USING (prompt_id)
+        WHERE status <> 'withdrawn'
+        QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 2)
+    SELECT masks.*, {OUTCOME} AS outcome, runs.annotations_uri AS source, {_DRAW} AS draw,
+        previous.mask_size AS previous_size, previous.mask_counts AS previous_counts,
+        previous.revision AS previous_revision
+    FROM masks SEMI JOIN chosen USING (prompt_id) LEFT JOIN previous USING (prompt_id) LEFT JOIN runs USING (run_id)
+    ORDER BY {_WORST_FIRST}
+"""
+
+
+def select_rows(table_uri: str, *, limit: int, seed: int, as_of: str) -> list[dict[str, Any]]:
+    """Rows of the masks table, worst first, each with `outcome`, `source` (URI of its annotations) and the mask that it
+    replaced (`previous_size`, `previous_counts`, `previous_revision`; null for a first revision).
+
+    The rows with the smallest `draw` are a random sample of the table: a quarter of `limit`, or all of a small table.
+    Raises `StorageError`.
+    """
+    sql = _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed))
+    rows: list[dict[str, Any]] = query(table_uri, sql, as_of=as_of).to_pylist()
+    return rows

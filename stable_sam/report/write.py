@@ -1,0 +1,102 @@
+"""The HTML page of a masks table: one file that needs no other, no server and no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from stable_sam.config import RunConfig
+from stable_sam.data.query import query
+from stable_sam.data.storage import write_bytes
+from stable_sam.report.columns import SCORES
+from stable_sam.report.entries import entries
+from stable_sam.report.explanations import explanations
+from stable_sam.report.figures import figures
+from stable_sam.report.pictures import pictures
+from stable_sam.report.risk import risk_coverage
+from stable_sam.report.selection import select_rows
+
+SCRIPTS = ("masks.js", "drawing.js", "gallery.js", "large_view.js", "keys.js")
+"""Of the page, in the order in which they run."""
+
+
+def write_report(
+    table_uri: str,
+    out_uri: str,
+    *,
+    limit: int = 2000,
+    images_max: int | None = None,
+    explain: int = 0,
+    seed: int = 0,
+    config: RunConfig | None = None,
+) -> int:
+    """Write the page of the newest row of each prompt to `out_uri`; returns how many prompts its gallery shows.
+
+    limit: prompts in the gallery. Of a larger table these are a random quarter drawn by `seed`, up to a quarter that
+    the newest run changed most, and the worst; the figures are always those of the whole table.
+    images_max: pictures opened; prompts of further ones are left out too. What is left out is said in the page. A
+    picture that cannot be read any more is replaced by the reason.
+    explain: of so many prompts, the worst that got a mask and were not accepted, the page also shows what the decoder
+    attends to; by the model of `config` (None: the defaults), when that is the one that made the row. With 0 neither
+    the model nor torch is loaded.
+    Raises `ConfigError` and `WeightsError` for the model, `StorageError` and `NotFoundError` for the table,
+    `StorageError` for the page.
+    """
+    newest = query(table_uri, "SELECT max(version) AS version FROM runs").to_pylist()[0]["version"]
+    # All questions are answered from one version, whatever is published meanwhile.
+    as_of = str(newest)
+    rows = _of_first_images(select_rows(table_uri, limit=limit, seed=seed, as_of=as_of), images_max)
+    seen = pictures(rows)
+    explained = explanations(rows, explain, config or RunConfig())
+    page = (
+        _environment()
+        .from_string(_file("page.html.jinja"))
+        .render(
+            table_uri=table_uri,
+            scores=SCORES,
+            figures=figures(table_uri, as_of=as_of),
+            risk=risk_coverage(table_uri, as_of=as_of),
+            shown=len(rows),
+            seed=seed,
+            data=_json({"scores": SCORES, "entries": entries(rows, seen, explained)}),
+            pictures=[*seen.webp, *explained.webp],
+            style=Markup(_file("page.css")),
+            script=(script := _script()),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        )
+    )
+    write_bytes(out_uri, page.encode("utf-8"))
+    return len(rows)
+
+
+def _of_first_images(rows: list[dict[str, Any]], images_max: int | None) -> list[dict[str, Any]]:
+    kept = set(list(dict.fromkeys(row["image_uri"] for row in rows))[:images_max])
+    return [row for row in rows if row["image_uri"] in kept]
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["count"] = lambda number: f"{number:,}"
+    environment.filters["score"] = lambda value: "-" if value is None else f"{value:.3f}"
+    environment.filters["percent"] = lambda part, whole: "-" if not whole else f"{100 * part / whole:.1f} %"
+    return environment
+
+
+def _file(name: str) -> str:
+    return (files("stable_sam.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _script() -> Markup:
+    return Markup('\n"use strict";\n{\n' + "\n".join(_file(name) for name in SCRIPTS) + "}\n")
+
+
+def _json(data: Any) -> Markup:
+    """JSON that may stand inside a script element: nothing in it can end the element or begin another."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
