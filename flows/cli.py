@@ -15,6 +15,7 @@ from flows.commands import (
     evaluate,
     explain,
     export,
+    import_review,
     query,
     refine,
     refine_image,
@@ -41,6 +42,7 @@ app.command("compact")(compact.compact)
 app.command("vacuum")(vacuum.vacuum)
 app.command("report")(report.report)
 app.command("export")(export.export)
+app.command("import-review")(import_review.import_review)
 app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("automations")(automations.automations)

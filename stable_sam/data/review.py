@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -21,14 +21,14 @@ from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, write_shards
 from stable_sam.data.query import query
-from stable_sam.data.review_decisions import SCORES, Answer, decide, newest_rows, reviewed_row, rle, rle_iou
+from stable_sam.data.review_decisions import OUTCOMES, SCORES, Answer, decide, newest_rows, reviewed_row, rle, rle_iou
 from stable_sam.data.runs import REVIEW_MODEL, RunInfo, newest_run
 from stable_sam.data.schema import SHARD_SCHEMA, rows_to_table
 from stable_sam.data.storage import create_bytes
 from stable_sam.data.table import publish
 from stable_sam.errors import InputError, NotFoundError
 from stable_sam.identity import ModelIdentity
-from stable_sam.records import Changes, Prompt, RefinedMask
+from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
 
 MAX_REJECTED_FRACTION = 0.5
 """An import that rejects more of what was sent is refused: half a file looks like that."""
@@ -95,17 +95,24 @@ def import_answers(
     for row in newest_rows(table_uri, answers, made_by):
         answer = left.pop(row["prompt_id"])
         what = decide(row, answer, answer.checked or confirm_unchanged, unchanged_iou, reviewer is not None)
-        if what in ("corrected", "confirmed", "rejected"):
-            decided.rows.append(reviewed_row(row, answer, what))
-        if what in ReviewReport.__slots__:
+        if what in OUTCOMES:
             decided.counts[what] += 1
         else:
             decided.problems.append(f"{answer.where}: prompt {answer.prompt_id}: {what}")
+        if what in get_args(Verdict):
+            decided.rows.append(reviewed_row(row, answer, what))
     decided.problems += [
         f"{answer.where}: prompt {answer.prompt_id}: expected a prompt of {table_uri}, found none"
         for answer in left.values()
     ]
-    report = replace(ReviewReport(problems=tuple(decided.problems)), **decided.counts)
+    report = ReviewReport(
+        corrected=decided.counts["corrected"],
+        confirmed=decided.counts["confirmed"],
+        rejected=decided.counts["rejected"],
+        unchanged=decided.counts["unchanged"],
+        already=decided.counts["already"],
+        problems=tuple(decided.problems),
+    )
     if dry_run or not decided.rows:
         return report
     manifest = _manifest(table_uri, parent, decided.rows, made_by)

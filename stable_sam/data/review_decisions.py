@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from stable_sam.rle import EncodedMask
 
 SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality")
 """What a model says of its own mask: kept where that mask was confirmed."""
+OUTCOMES = (*get_args(Verdict), "unchanged", "already")
+"""What `decide` says of an answer that can be taken: a verdict; as it was sent, and nobody says that they looked; or
+what the table has already."""
 _BATCH = 1_000
 
 
@@ -65,7 +68,7 @@ def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iter
 
 
 def decide(row: Mapping[str, Any], answer: Answer, confirms: bool, unchanged_iou: float, is_known: bool) -> str:
-    """A verdict, "unchanged", "already", or in a sentence why the answer cannot be taken."""
+    """One of `OUTCOMES`, or in a sentence why the answer cannot be taken."""
     if row["status"] == "withdrawn":
         return "was withdrawn from the source"
     mask, size = answer.mask, row["mask_size"] or row["image_size"]

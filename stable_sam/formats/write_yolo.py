@@ -20,7 +20,8 @@ def write_yolo(target: Target) -> Iterator[Add]:
     def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
         lines = [f"{item.category.index} {_line(item.mask)}\n" for item in image.objects]
         target.write(f"labels/{image.stem}.txt", "".join(lines))
-        return [{"class": item.category.index} for item in image.objects]
+        # A line has no room for an id: the mask tells which prompt it was.
+        return [{"class": item.category.index, "mask": item.mask.counts} for item in image.objects]
 
     yield add
     names = dict(enumerate(target.names))

@@ -1,0 +1,61 @@
+"""Corrected masks from the files of a tool into the table: see docs/review.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from stable_sam.data.review import MAX_REJECTED_FRACTION, ReviewReport, import_answers
+from stable_sam.errors import ConfigError
+from stable_sam.formats.review_coco import review_coco
+from stable_sam.formats.review_cvat import review_cvat
+from stable_sam.formats.review_label_studio import review_label_studio
+from stable_sam.formats.review_labelme import review_labelme
+from stable_sam.formats.review_png import review_png
+from stable_sam.formats.review_records import ReviewedImage, collect
+from stable_sam.formats.review_sent import Files, open_files
+from stable_sam.formats.review_yolo import review_yolo
+
+FORMATS: Mapping[str, Callable[[Files], Iterator[ReviewedImage]]] = {
+    "coco": review_coco,
+    "labelstudio": review_label_studio,
+    "cvat": review_cvat,
+    "labelme": review_labelme,
+    "yolo": review_yolo,
+    "png": review_png,
+}
+
+
+def import_review(
+    table_uri: str,
+    from_uri: str,
+    form: str,
+    *,
+    sent_uri: str | None = None,
+    reviewer: str | None = None,
+    confirm_unchanged: bool = False,
+    unchanged_iou: float = 1.0,
+    max_rejected_fraction: float = MAX_REJECTED_FRACTION,
+    dry_run: bool = False,
+) -> ReviewReport:
+    """Read the files at `from_uri` (a file or a folder) and publish what they say: see `import_answers`.
+
+    form: one of `FORMATS`. sent_uri: the export, where its list of what was sent does not lie beside the files.
+    Raises `ConfigError` for an unknown format, `AnnotationError` for a file that is not of it, and what
+    `import_answers` raises.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {form!r}")
+    if not 0 < unchanged_iou <= 1:
+        raise ConfigError(f"unchanged IoU: expected more than 0 and at most 1, got {unchanged_iou:g}")
+    answers, problems = collect(FORMATS[form](open_files(from_uri, sent_uri)))
+    report = import_answers(
+        table_uri,
+        answers,
+        reviewer=reviewer,
+        confirm_unchanged=confirm_unchanged,
+        unchanged_iou=unchanged_iou,
+        max_rejected_fraction=max_rejected_fraction,
+        dry_run=dry_run,
+    )
+    return replace(report, problems=(*problems, *report.problems))

@@ -1,0 +1,117 @@
+"""What a file says of one image, and what all its files say together of each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stable_sam.data.review_decisions import Answer
+from stable_sam.rle import EncodedMask, encode_mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One object of a file."""
+
+    where: str
+    prompt_id: str | None
+    """None: the file does not say, so it is no object that was sent."""
+    mask: EncodedMask | None = None
+    """None without a problem: nothing is left of it, as if it had been deleted."""
+    problem: str | None = None
+    """Why the mask cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewedImage:
+    """An image that came back."""
+
+    where: str
+    findings: Sequence[Finding]
+    sent: Mapping[str, int] | None
+    """Revision of each prompt that was sent; None when that is not known, and then nothing counts as deleted."""
+    checked: bool = False
+    """The file says that somebody looked at all of it."""
+
+
+def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
+    """An answer for each prompt, and a line for each object that cannot be taken.
+
+    A prompt that was sent and is not in its image any more was deleted. Two files that say different things of a prompt
+    contradict each other, and neither is taken.
+    """
+    answers: dict[str, Answer] = {}
+    contradicted: dict[str, str] = {}
+    problems: list[str] = []
+    for image in images:
+        sent = image.sent or {}
+        mentioned = set()
+        for finding in image.findings:
+            if finding.prompt_id is None:
+                problems.append(f"{finding.where}: {finding.problem or 'a new object, without the id of a prompt'}")
+                continue
+            if finding.problem is not None:
+                problems.append(f"{finding.where}: prompt {finding.prompt_id}: {finding.problem}")
+            elif finding.mask is None:
+                continue
+            else:
+                _take(answers, contradicted, _answer(image, finding.prompt_id, finding.mask, finding.where))
+            mentioned.add(finding.prompt_id)
+        for prompt_id in sent:
+            if prompt_id not in mentioned:
+                _take(answers, contradicted, _answer(image, prompt_id, None, image.where))
+    problems += [f"prompt {prompt_id}: {places}" for prompt_id, places in contradicted.items()]
+    return [answer for answer in answers.values() if answer.prompt_id not in contradicted], problems
+
+
+def encoded(mask: NDArray[np.bool_]) -> EncodedMask | None:
+    """None of an empty mask."""
+    return encode_mask(np.asfortranarray(mask)) if mask.any() else None
+
+
+def united(findings: Iterable[tuple[Finding, NDArray[np.bool_] | None]]) -> list[Finding]:
+    """Shapes of one image with their masks, those of one prompt put together: it may have several parts."""
+    masks: dict[str, NDArray[np.bool_]] = {}
+    where: dict[str, str] = {}
+    others: list[Finding] = []
+    for finding, mask in findings:
+        if finding.prompt_id is None or mask is None:
+            others.append(finding)
+        elif finding.prompt_id in masks:
+            masks[finding.prompt_id] = masks[finding.prompt_id] | mask
+        else:
+            masks[finding.prompt_id], where[finding.prompt_id] = mask, finding.where
+    # Of a prompt with a shape that cannot be read, the rest is not the mask.
+    broken = {finding.prompt_id for finding in others}
+    whole = [
+        Finding(where=where[prompt_id], prompt_id=prompt_id, mask=found)
+        for prompt_id, mask in masks.items()
+        if prompt_id not in broken and (found := encoded(mask)) is not None
+    ]
+    return others + whole
+
+
+def revisions(sent: Any) -> dict[str, int] | None:
+    """`sent` as a file holds it, prompt_id -> revision; None when it is something else."""
+    if not isinstance(sent, dict) or not all(type(revision) is int for revision in sent.values()):
+        return None
+    return {str(prompt_id): revision for prompt_id, revision in sent.items()}
+
+
+def _answer(image: ReviewedImage, prompt_id: str, mask: EncodedMask | None, where: str) -> Answer:
+    revision = (image.sent or {}).get(prompt_id)
+    return Answer(prompt_id=prompt_id, mask=mask, revision=revision, checked=image.checked, where=where)
+
+
+def _take(answers: dict[str, Answer], contradicted: dict[str, str], answer: Answer) -> None:
+    before = answers.setdefault(answer.prompt_id, answer)
+    if before.mask != answer.mask:
+        one, other = ("deleted" if each.mask is None else "a mask" for each in (before, answer))
+        kinds = "two different masks" if one == other else f"{one} in one and {other} in the other"
+        contradicted[answer.prompt_id] = f"{kinds}: {before.where}, {answer.where}; neither was imported"
+    elif answer.checked and not before.checked:
+        answers[answer.prompt_id] = replace(before, checked=True)
