@@ -143,6 +143,9 @@ class Changes:
     withdrawn: int = 0
     """Current in the table and no longer in the source."""
     unchanged: int = 0
+    """Current, and left as it is."""
+    reviewed: int = 0
+    """Of the unchanged: would have been refined if nobody had reviewed it."""
 
     @property
     def changed(self) -> int:

@@ -100,6 +100,8 @@ def describe(changes: Changes) -> str:
         if count or name != "refined again":
             parts.append(f"{count} {name}" + (f" ({reasons})" if reasons else ""))
     line = f"Prompts: {', '.join(parts)}."
+    if changes.reviewed:
+        line += f" Of the unchanged, {changes.reviewed} would have been refined if they were not reviewed."
     if changes.unknown:
         line += (
             f"\n{changes.unknown} rows of an older version of stable-sam have no fingerprint, so they count as "

@@ -20,8 +20,9 @@ from stable_sam.data.fingerprint import STORED_IMAGE_HASH, STORED_PROMPT_HASH
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.errors import StorageError, one_line
 
-FAILED, OTHER_MODEL, OTHER_CODE = 1, 2, 4
-"""Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did."""
+FAILED, OTHER_MODEL, OTHER_CODE, REVIEWED = 1, 2, 4, 8
+"""Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people did,
+and what they decided stands."""
 _MEMORY_LIMIT = "500MB"
 """What DuckDB may hold before it spills."""
 
@@ -60,7 +61,7 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
     """Make `history` and `live`; returns how many prompts are current. Without a `maker` no row is another's."""
     rows = MASKS_SCHEMA.empty_table() if table is None else table.to_pyarrow_dataset(schema=MASKS_SCHEMA)
     connection.register("history", rows)
-    flags = f"CASE WHEN status = 'failed' THEN {FAILED} ELSE 0 END"
+    flags = f"CASE status WHEN 'failed' THEN {FAILED} WHEN 'reviewed' THEN {REVIEWED} ELSE 0 END"
     parameters: list[str] = []
     if maker is not None:
         flags += (

@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from stable_sam.data.fingerprint import DIGEST, NO_VERSION, PROMPT_HASH, hash_of
-from stable_sam.data.live import FAILED, OTHER_CODE, OTHER_MODEL, first_row
+from stable_sam.data.live import FAILED, OTHER_CODE, OTHER_MODEL, REVIEWED, first_row
 from stable_sam.data.schema import PROMPTS_SCHEMA, SHARD_SCHEMA
 from stable_sam.data.storage import file_version, modified_since
 from stable_sam.errors import AnnotationError, StorageError
@@ -144,7 +144,7 @@ def compare(
         FROM source LEFT JOIN versions ON versions.uri = source.image_uri
         {"" if source_looked_at else "WHERE versions.looked_at"}
     """
-    (live,) = first_row(connection, "SELECT count(*) FROM live")
+    (live,), reviewed = first_row(connection, "SELECT count(*) FROM live"), 0
     if live == 0:
         # All is new: a view, because a second copy of a whole source would have to be spilled.
         connection.execute(f"CREATE VIEW planned AS SELECT *, 'new' AS reason FROM ({source})")
@@ -158,11 +158,13 @@ def compare(
                     WHEN live.prompt_hash <> seen.prompt_hash THEN 'prompt_changed'
                     WHEN live.image_hash <> seen.image_hash THEN 'image_changed'
                     {reasons}
-                END AS reason
+                END AS reason, live.flags & {REVIEWED} > 0 AS is_reviewed
                 FROM ({source}) seen LEFT JOIN live ON live.prompt_id = seen.prompt_id
             ) WHERE reason IS NOT NULL
             """
         )
+        reviewed = first_row(connection, "SELECT count(*) FROM planned WHERE is_reviewed")[0]
+        connection.execute("DELETE FROM planned WHERE is_reviewed")
     connection.execute(
         "CREATE TABLE withdrawn AS SELECT prompt_id, revision FROM live WHERE "
         + ("false" if partial else "NOT EXISTS (SELECT 1 FROM source WHERE source.prompt_id = live.prompt_id)")
@@ -175,7 +177,12 @@ def compare(
     unchanged = live - withdrawn - sum(found.values()) + new
     source_digest = first_row(connection, f"SELECT {DIGEST} FROM ({source})")[0]
     return Comparison(
-        changes=Changes(**{name: found.get(name, 0) for name in _REASONS}, withdrawn=withdrawn, unchanged=unchanged),
+        changes=Changes(
+            **{name: found.get(name, 0) for name in _REASONS},
+            withdrawn=withdrawn,
+            unchanged=unchanged,
+            reviewed=reviewed,
+        ),
         source_prompts=prompts,
         current_prompts=live - withdrawn + new if partial else prompts,
         source_digest=source_digest,
