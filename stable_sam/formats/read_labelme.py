@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stable_sam.data.image_lookup import FoundImage, beside, find_image
-from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, image_size
+from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, id_text, image_size
 from stable_sam.data.storage import join
 from stable_sam.errors import AnnotationError, one_line
 from stable_sam.formats.reading import Context, SmallFile, bounds, union
@@ -55,7 +56,8 @@ def _objects(shapes: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
     objects: dict[Any, tuple[int, list[Any]]] = {}
     for place, shape in enumerate(shapes):
         group = shape.get("group_id") if isinstance(shape, dict) else None
-        key = (str(shape.get("label")), str(group)) if group is not None else place
+        label = shape.get("label") if isinstance(shape, dict) else None
+        key = (str(id_text(label)), id_text(group)) if id_text(group) is not None else place
         objects.setdefault(key, (place, []))[1].append(shape)
     yield from objects.values()
 
@@ -68,7 +70,7 @@ def _fields(parts: Sequence[Any], image_problem: str | None) -> dict[str, Any]:
         kind = (shape.get("shape_type") or "polygon") if isinstance(shape, dict) else None
         given = shape.get("points") if kind else None
         if not isinstance(given, list) or not given:
-            problems.append(f"expected a shape with points, got {shape!r:.80}")
+            problems.append(f"expected a shape with points, got {reprlib.repr(shape):.80}")
         elif kind in POINTS:
             points.extend(given)
         elif kind == "circle":
@@ -78,7 +80,7 @@ def _fields(parts: Sequence[Any], image_problem: str | None) -> dict[str, Any]:
         elif kind in BOXES:
             boxes.append(bounds(given))
         else:
-            problems.append(f"a {kind!s:.40} is no box, polygon or point")
+            problems.append(f"a {reprlib.repr(kind):.40} is no box, polygon or point")
     first = parts[0] if isinstance(parts[0], dict) else {}
     given = {name: value for name, value in first.items() if value not in ({}, "", [])}
     return {

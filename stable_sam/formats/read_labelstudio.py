@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -23,7 +24,7 @@ from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.source_annotation import MAX_SIDE, SourceAnnotation, attributes_json, id_text
 from stable_sam.errors import ImageError, PromptError
 from stable_sam.formats.brush_rle import painted_box
-from stable_sam.formats.reading import Context, bounds, scaled
+from stable_sam.formats.reading import Context, bounds, is_number, scaled
 
 SHAPES = ("rectangle", "polygon", "ellipse", "brush", "keypoint")
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
@@ -42,7 +43,7 @@ def read_labelstudio(file: BinaryIO, uri: str, context: Context) -> Iterator[Sou
 
 def _regions(task: Any, place: int, uri: str, context: Context) -> Iterator[SourceAnnotation]:
     if not isinstance(task, dict) or not isinstance(_task_of(task).get("data"), dict):
-        problem = f"expected a task with data, got {task!r:.80}"
+        problem = f"expected a task with data, got {reprlib.repr(task):.80}"
         where = f"{uri}: task at place {place}"
         yield SourceAnnotation(prompt_id=f"task-{place}", where=where, image_id="", problem=problem)
         return
@@ -103,14 +104,17 @@ def _annotation(
     value = shaped.get("value") if shaped else None
     problem, size, fields = image.problem, None, {}
     if shaped is None or not isinstance(value, dict):
-        problem = problem or f"expected a region with a value, got {results[0]!r:.80}"
+        problem = problem or f"expected a region with a value, got {reprlib.repr(results[0]):.80}"
     else:
         size = _stated_size(shaped)
         if size is None and image.uri:
             size, unknown = context.sizes.of(image.uri)
             problem = problem or unknown
         if shaped.get("image_rotation"):
-            problem = problem or f"expected an image that was not turned, got {shaped['image_rotation']!r:.20} degrees"
+            problem = (
+                problem
+                or f"expected an image that was not turned, got {reprlib.repr(shaped['image_rotation']):.20} degrees"
+            )
         if size is not None:
             try:
                 fields = _geometry(_shape(shaped), value, shaped, size)
@@ -133,15 +137,15 @@ def _annotation(
     )
 
 
-def _labels(results: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+def _labels(results: list[Any]) -> tuple[list[str], dict[str, Any]]:
     """The labels of a region, and what else was said of it, by the name of the control."""
-    labels: list[Any] = []
+    labels: list[str] = []
     others: dict[str, Any] = {}
     for result in results:
         value = result.get("value") if isinstance(result, dict) else None
         for name, given in value.items() if isinstance(value, dict) else ():
             if name.endswith("labels") and isinstance(given, list):
-                labels += [label for label in given if label not in labels]
+                labels += [label for label in given if isinstance(label, str) and label not in labels]
             elif name in ("choices", "text", "rating", "taxonomy", "number", "datetime"):
                 others[str(result.get("from_name") or name)] = given
     return labels, others
@@ -154,7 +158,7 @@ def _geometry(
     across, down = width / 100, height / 100
     if shape == "brush":
         if value.get("format", "rle") != "rle":
-            raise PromptError(f"expected brush strokes as rle, got {value.get('format')!r:.40}")
+            raise PromptError(f"expected brush strokes as rle, got {reprlib.repr(value.get('format')):.40}")
         return {"box_xyxy": painted_box(value.get("rle"), height, width)}
     if shape == "polygon":
         points = value.get("points")
@@ -168,8 +172,8 @@ def _geometry(
     names = ("radiusX", "radiusY") if shape == "ellipse" else ("width", "height")
     w, h = scaled([value.get(name) for name in names], across, down)
     degrees = value.get("rotation") or 0
-    if not all(isinstance(one, int | float) and math.isfinite(one) for one in (x, y, w, h, degrees)):
-        raise PromptError(f"expected x, y, {names[0]} and {names[1]} as numbers, got {dict(value)!r:.80}")
+    if not all(is_number(one) and math.isfinite(one) for one in (x, y, w, h, degrees)):
+        raise PromptError(f"expected x, y, {names[0]} and {names[1]} as numbers, got {reprlib.repr(dict(value)):.80}")
     return {"box_xyxy": _around(shape, x, y, w, h, math.radians(degrees))}
 
 
@@ -195,7 +199,9 @@ def _image(data: Mapping[str, Any], context: Context) -> FoundImage:
     like_images = (text for text in texts.values() if _path(text).rpartition(".")[2] in ENDINGS)
     given = texts.get("image") or texts.get("img") or next(like_images, None)
     if given is None:
-        return FoundImage(image_id="", problem=f"expected a task with an image, got data {dict(data)!r:.80}")
+        return FoundImage(
+            image_id="", problem=f"expected a task with an image, got data {reprlib.repr(dict(data)):.80}"
+        )
     try:
         if "://" in given:
             uri = context.folder.find_uri(given)

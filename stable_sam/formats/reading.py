@@ -14,6 +14,7 @@ from stable_sam.data.image_size import image_size_of
 from stable_sam.data.source_annotation import SourceAnnotation
 from stable_sam.errors import AnnotationError, ImageError
 
+MAX_INTEGER = 2**1000
 MAX_SIZES = 100_000
 """Images whose size is remembered: files that are not sorted by image name each of them many times."""
 
@@ -74,7 +75,7 @@ def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
     """XYXY around points; None without any. Points that are no pairs of numbers come back as they are, to be told."""
     if not points:
         return None
-    if not all(isinstance(point, list | tuple) and len(point) == 2 and all(map(_is_number, point)) for point in points):
+    if not all(isinstance(point, list | tuple) and len(point) == 2 and all(map(is_number, point)) for point in points):
         return [points]
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     return [min(xs), min(ys), max(xs), max(ys)]
@@ -82,7 +83,7 @@ def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
 
 def union(boxes: Sequence[Any]) -> Any:
     """XYXY around boxes, None without any; one that is no box of 4 numbers comes back as it is, to be told."""
-    strange = [box for box in boxes if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)))]
+    strange = [box for box in boxes if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)))]
     if strange or len(boxes) < 2:
         return next(iter(strange or boxes), None)
     return [
@@ -95,12 +96,13 @@ def scaled(values: Iterable[Any], *factors: float) -> list[Any]:
     """Each value by its factor, in turn; what is no number as it is."""
     given = list(values)
     return [
-        value * factors[position % len(factors)] if _is_number(value) else value for position, value in enumerate(given)
+        value * factors[position % len(factors)] if is_number(value) else value for position, value in enumerate(given)
     ]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number that can be reckoned with: JSON has whole numbers that no float can hold."""
+    return type(value) is float or (type(value) is int and abs(value) < MAX_INTEGER)
 
 
 def _size_or_problem(image_uri: str) -> tuple[tuple[int, int] | None, str | None]:
