@@ -33,7 +33,7 @@ from stable_sam.formats.write_records import ExportCategory, ExportImage, Export
 from stable_sam.rle import encode_mask
 
 CATEGORIES = tuple(ExportCategory(number=n + 3, name=f"kïnd & <{n}>", index=n) for n in range(2))
-HOSTILE_IDS = ("7", 'a "<&>\' ü', "tab\there", "a:1/b.jpg")
+HOSTILE_IDS = ("7", "a \"<&>' ü", "tab\there", "a:1/b.jpg")
 
 
 @st.composite

@@ -1,0 +1,478 @@
+"""Masks go out to people and come back: reviewed rows, which no night overwrites."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows import cli
+from stable_sam.config import QualityConfig, RunConfig
+from stable_sam.data import review
+from stable_sam.data.commits import write_tombstones
+from stable_sam.data.compaction import compact
+from stable_sam.data.manifest import RunManifest
+from stable_sam.data.planning import NightPlan, plan_night
+from stable_sam.data.query import query
+from stable_sam.data.review import Answer, import_answers, reviewed_masks
+from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
+from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
+from stable_sam.data.table import publish
+from stable_sam.errors import InputError, StorageError
+from stable_sam.formats.review_import import import_review
+from stable_sam.formats.write_export import SENT, export
+from stable_sam.formats.write_selection import selected
+from stable_sam.identity import ModelIdentity
+from stable_sam.quality import judge
+from stable_sam.records import Changes, Prompt, RefinedMask
+from stable_sam.rle import decode_mask, encode_mask
+from stable_sam.shard_job import refine_shard
+from stable_sam.summary import describe, summarize
+
+MODEL = ModelIdentity(model_id="painter", weights_sha256="ab", dtype="float32")
+HEIGHT, WIDTH = 40, 60
+
+
+def painted(prompt_id: str) -> np.ndarray:
+    """A frame with a hole and a part of its own, at a place that depends on the prompt."""
+    mask, left = np.zeros((HEIGHT, WIDTH), np.bool_), 4 * int(prompt_id[1:]) % 30
+    mask[5:25, left : left + 20] = True
+    mask[10:20, left + 5 : left + 15] = False
+    mask[30:33, left] = True
+    return mask
+
+
+class Painter:
+    identity = MODEL
+
+    def refine_image(self, image: np.ndarray, prompts: list[Prompt]) -> list[RefinedMask]:
+        return [self._painted(prompt.prompt_id) for prompt in prompts]
+
+    def _painted(self, prompt_id: str) -> RefinedMask:
+        mask = encode_mask(painted(prompt_id))
+        return RefinedMask(
+            prompt_id=prompt_id, status="ok", mask_size=mask.size_hw, mask_counts=mask.counts, area=mask.area,
+            bbox_xywh=mask.bbox_xywh, predicted_iou=0.6, prompt_stability=0.5, quality=0.55, route="review",
+            route_reason="prompt_stability 0.500 < 0.8",
+        )  # fmt: skip
+
+
+@dataclass
+class Job:
+    """Three pictures with three prompts each, and nights over them."""
+
+    root: str
+    boxes: dict[str, tuple[float, float, float, float]] = field(
+        default_factory=lambda: {f"p{k}": (1.0, 1.0, 30.0, 30.0) for k in range(9)}
+    )
+
+    @property
+    def table(self) -> str:
+        return join(self.root, "table")
+
+    def image(self, number: int) -> str:
+        return join(self.root, f"images/sub/{number}.png")
+
+    def draw(self, number: int, grey: int) -> None:
+        png = BytesIO()
+        Image.new("RGB", (WIDTH, HEIGHT), (grey, grey, grey)).save(png, "PNG")
+        write_bytes(self.image(number), png.getvalue())
+
+    def plan(self, refresh: str | None = None) -> NightPlan:
+        prompts = [
+            Prompt(
+                prompt_id=prompt_id, image_id=f"i{int(prompt_id[1:]) % 3}", image_uri=self.image(int(prompt_id[1:]) % 3),
+                box_xyxy=box, category=("cat", "dog")[int(prompt_id[1:]) % 2],
+            )
+            for prompt_id, box in self.boxes.items()
+        ]  # fmt: skip
+        return plan_night(
+            lambda: rows_to_table(map(prompt_row, prompts), PROMPTS_SCHEMA).to_batches(),
+            annotations_uri=join(self.root, "weak.json"),
+            images_uri=join(self.root, "images"),
+            output_uri=self.table,
+            config=RunConfig(max_withdrawn_fraction=1),
+            model=MODEL,
+            refresh=frozenset({refresh} if refresh else ()),
+            files_tell=False,
+        )
+
+    def refined(self, plan: NightPlan) -> RunManifest:
+        assert plan.manifest is not None
+        for shard in plan.manifest.shards:
+            refine_shard(Painter(), plan.manifest, shard)
+        for shard in plan.manifest.tombstones:
+            write_tombstones(plan.manifest, shard)
+        return plan.manifest
+
+    def night(self, refresh: str | None = None) -> Changes:
+        plan = self.plan(refresh)
+        if plan.manifest is not None:
+            publish(self.refined(plan))
+        return plan.changes
+
+    def rows(self, sql: str = "SELECT * FROM masks") -> dict[str, dict[str, Any]]:
+        return {row["prompt_id"]: row for row in query(self.table, sql).to_pylist()}
+
+    def export(self, to: str = "coco", name: str | None = None, **options: Any) -> str:
+        out = join(self.root, name or f"export-{to}")
+        export(self.table, to, out, **options)
+        return out
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    job = Job(str(tmp_path))
+    for number in range(3):
+        job.draw(number, 100)
+    assert job.night() == Changes(new=9)
+    return job
+
+
+def edit(uri: str, change: Callable[[Any], None]) -> None:
+    document = json.loads(read_bytes(uri))
+    change(document)
+    write_bytes(uri, json.dumps(document).encode())
+
+
+def corrected_mask() -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), np.bool_)
+    mask[2:20, 3:17] = True
+    return mask
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    return {"size": list(mask.shape), "counts": encode_mask(mask).counts}
+
+
+def correct_p1_delete_p2(out: str) -> None:
+    """What a person does: another mask for p1, no p2, the rest as it was."""
+
+    def change(document: dict[str, Any]) -> None:
+        annotations = {annotation["prompt_id"]: annotation for annotation in document["annotations"]}
+        annotations["p1"]["segmentation"] = rle(corrected_mask())
+        del annotations["p2"]
+        document["annotations"] = list(annotations.values())
+
+    edit(join(out, "instances.json"), change)
+
+
+def test_no_night_overwrites_what_people_decided(job: Job) -> None:
+    out = job.export()
+    correct_p1_delete_p2(out)
+    before = job.rows()
+    report = import_review(job.table, out, "coco", reviewer="ann")
+    assert (report.corrected, report.rejected, report.confirmed, report.unchanged) == (1, 1, 0, 7)
+    assert report.problems == ()
+
+    rows = job.rows()
+    assert {key: row for key, row in rows.items() if key not in ("p1", "p2")} == {
+        key: row for key, row in before.items() if key not in ("p1", "p2")
+    }
+    kept = {name: before["p1"][name] for name in ("prompt_id", "image_uri", "box_xyxy", "category", "fingerprint")}
+    found = encode_mask(corrected_mask())
+    assert rows["p1"] == before["p1"] | kept | {
+        "status": "reviewed", "verdict": "corrected", "route": "accept", "route_reason": "reviewed: corrected",
+        "mask_counts": found.counts, "area": found.area, "bbox_xywh": list(found.bbox_xywh),
+        "predicted_iou": None, "prompt_stability": None, "quality": None,
+        "run_id": report.run_id, "revision": 2, "shard_id": rows["p1"]["shard_id"], "model_id": "review:ann",
+        "weights_sha256": "", "dtype": "", "config_hash": before["p1"]["config_hash"],
+    }  # fmt: skip
+    assert (rows["p2"]["verdict"], rows["p2"]["route"], rows["p2"]["mask_counts"]) == ("rejected", "reject", None)
+
+    # A night with nothing new, one that refines everything again, one whose boxes and pictures are others.
+    assert job.night() == Changes(unchanged=9)
+    assert job.night("all") == Changes(unchanged=9, reviewed=2)
+    job.boxes |= {"p1": (2.0, 2.0, 20.0, 20.0), "p4": (2.0, 2.0, 20.0, 20.0)}
+    job.draw(2, 200)
+    changes = job.night("all")
+    assert changes == Changes(prompt_changed=1, image_changed=2, unchanged=6, reviewed=2)
+    assert "2 would have been refined if they were not reviewed" in describe(changes)
+    compact(job.table)
+    assert job.rows()["p1"] == rows["p1"]
+    assert job.rows()["p2"] == rows["p2"]
+    assert job.rows()["p4"]["box_xyxy"] == [2, 2, 20, 20]
+
+    # What the source no longer has gets its tombstone all the same; history keeps the mask.
+    del job.boxes["p1"]
+    assert job.night() == Changes(withdrawn=1, unchanged=8, reviewed=1)
+    assert "p1" not in job.rows()
+    assert job.rows("SELECT * FROM history WHERE revision = 2")["p1"] == rows["p1"]
+
+
+def test_the_same_import_again_changes_nothing(job: Job) -> None:
+    out = job.export()
+    correct_p1_delete_p2(out)
+    planned = import_review(job.table, out, "coco", dry_run=True)
+    assert (planned.corrected, planned.rejected, planned.run_id) == (1, 1, None)
+    assert job.rows("SELECT * FROM history") == job.rows()
+    first = import_review(job.table, out, "coco", confirm_unchanged=True)
+    assert first.confirmed == 7
+    files = list_files(job.table)
+    again = import_review(job.table, out, "coco", confirm_unchanged=True)
+    assert (again.imported, again.already, again.run_id) == (0, 9, None)
+    assert list_files(job.table) == files
+    confirmed = job.rows()["p3"]
+    assert (confirmed["verdict"], confirmed["predicted_iou"], confirmed["quality"]) == ("confirmed", 0.6, 0.55)
+    assert np.array_equal(decode_mask((HEIGHT, WIDTH), confirmed["mask_counts"]), painted("p3"))
+
+
+def test_an_import_that_was_killed_is_taken_up(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = job.export()
+    correct_p1_delete_p2(out)
+    with monkeypatch.context() as patched:
+        patched.setattr(review, "publish", lambda manifest: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_review(job.table, out, "coco")
+    assert query(job.table, "SELECT count(*) AS n FROM masks WHERE status = 'reviewed'").to_pylist() == [{"n": 0}]
+    parts = [uri for uri in list_files(job.table) if "/data/" in uri]
+    assert import_review(job.table, out, "coco").imported == 2
+    assert job.rows()["p1"]["verdict"] == "corrected"
+    assert job.rows()["p1"]["revision"] == 2
+    assert query(job.table, "SELECT count(*) AS n FROM history").to_pylist() == [{"n": 11}]
+    # Its rows were written again under other names, and only those of the first commit count.
+    assert len(parts) < len([uri for uri in list_files(job.table) if "/data/" in uri])
+
+
+def test_a_night_that_was_planned_before_an_import_does_not_overwrite_it(job: Job) -> None:
+    out = job.export()
+    correct_p1_delete_p2(out)
+    job.boxes["p1"] = (3.0, 3.0, 9.0, 9.0)
+    late = job.refined(job.plan())
+    import_review(job.table, out, "coco")
+    with pytest.raises(StorageError, match="another run was published meanwhile; start this one again"):
+        publish(late)
+    assert job.rows()["p1"]["verdict"] == "corrected"
+
+
+def answer(prompt_id: str, mask: np.ndarray | None = None, revision: int | None = 1, checked: bool = False) -> Answer:
+    return Answer(
+        prompt_id=prompt_id, mask=None if mask is None else encode_mask(mask), revision=revision, checked=checked,
+        where=f"file, {prompt_id}",
+    )  # fmt: skip
+
+
+def test_what_cannot_be_imported_is_told_and_the_rest_is_imported(job: Job) -> None:
+    out = job.export()
+    correct_p1_delete_p2(out)
+    job.boxes["p3"] = (2.0, 2.0, 20.0, 20.0)
+    del job.boxes["p5"]
+    job.night()
+    report = import_answers(
+        job.table,
+        [
+            answer("p0", corrected_mask()),
+            answer("p3", corrected_mask()),  # a night refined it since
+            answer("p4", np.ones((5, 5), np.bool_)),
+            answer("p5", corrected_mask()),
+            answer("nobody", corrected_mask()),
+            answer("p6", painted("p6"), checked=True),
+        ],
+    )
+    assert (report.corrected, report.confirmed) == (1, 1)
+    assert list(report.problems) == [
+        "file, p3: prompt p3: was replaced since the export (revision 1 was sent, 2 is current, by painter): "
+        "export it again",
+        "file, p4: prompt p4: expected a mask of 60 x 40 pixels, got one of 5 x 5",
+        "file, p5: prompt p5: was withdrawn from the source",
+        f"file, nobody: prompt nobody: expected a prompt of {job.table}, found none",
+    ]
+
+
+def test_reviewers_do_not_overwrite_each_other(job: Job) -> None:
+    assert import_answers(job.table, [answer("p1", corrected_mask())], reviewer="ann").corrected == 1
+    other = ~corrected_mask()
+    # Another file that was made from the same export: as it was sent, it says nothing; else it contradicts.
+    assert import_answers(job.table, [answer("p1", painted("p1"))], reviewer="bob").unchanged == 1
+    for contradiction in (other, None):
+        report = import_answers(job.table, [answer("p1", contradiction)], reviewer="bob")
+        assert report.imported == 0
+        assert "revision 1 was sent, 2 is current, by review:ann" in report.problems[0]
+    assert "does not say what it was made from" in import_answers(job.table, [answer("p1", other, None)]).problems[0]
+    # Ann goes on with her file; bob has the mask exported again.
+    assert import_answers(job.table, [answer("p1", other)], reviewer="ann").corrected == 1
+    assert import_answers(job.table, [answer("p1", corrected_mask(), 3)], reviewer="bob").corrected == 1
+    assert import_answers(job.table, [answer("p1", None, 4)], reviewer="ann").rejected == 1
+
+
+def test_files_that_contradict_each_other(job: Job) -> None:
+    out = job.export()
+    correct_p1_delete_p2(out)
+    document = json.loads(read_bytes(join(out, "instances.json")))
+    for annotation in document["annotations"]:
+        if annotation["prompt_id"] == "p1":
+            annotation["segmentation"] = rle(~corrected_mask())
+    write_bytes(join(out, "second.json"), json.dumps(document).encode())
+    report = import_review(job.table, out, "coco")
+    assert (report.corrected, report.rejected) == (0, 1)
+    assert report.problems[0].startswith("prompt p1: two different masks: ")
+
+
+def test_half_a_file_is_refused(job: Job) -> None:
+    job.boxes |= {f"p{k}": (1.0, 1.0, 9.0, 9.0) for k in range(9, 30)}
+    job.night()
+    out = job.export()
+    edit(join(out, "instances.json"), lambda document: document["annotations"].clear())
+    with pytest.raises(InputError, match="got deletions of 30; nothing was imported"):
+        import_review(job.table, out, "coco")
+    assert import_review(job.table, out, "coco", max_rejected_fraction=1).rejected == 30
+
+
+def test_label_studio_annotations_confirm_and_predictions_do_not(job: Job) -> None:
+    out = job.export("labelstudio")
+    assert import_review(job.table, out, "labelstudio").imported == 0
+
+    def annotate(tasks: list[dict[str, Any]]) -> None:
+        first, second, third = tasks
+        first["annotations"] = [{"id": 1, "was_cancelled": False, "result": first["predictions"][0]["result"][1:]}]
+        second["annotations"] = [{"id": 2, "was_cancelled": True, "result": []}]
+        third["annotations"] = []
+
+    edit(join(out, "tasks.json"), annotate)
+    report = import_review(job.table, join(out, "tasks.json"), "labelstudio", reviewer="ann")
+    assert (report.confirmed, report.rejected, report.corrected) == (2, 1, 0)
+    verdicts = {key: row["verdict"] for key, row in job.rows().items() if row["verdict"]}
+    assert verdicts == {"p0": "rejected", "p3": "confirmed", "p6": "confirmed"}
+
+
+def test_corrected_pixels_of_a_png(job: Job) -> None:
+    out = job.export("png")
+    (path,) = [uri for uri in list_files(join(out, "masks")) if uri.endswith("/1.png.png")]
+    pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    pixels[pixels == 1] = 0
+    pixels[0, 0] = 9
+    cv2.imwrite(path, pixels)
+    report = import_review(job.table, out, "png")
+    assert (report.rejected, report.corrected) == (1, 0)
+    assert report.problems == (f"{path}: value 9: a new object, without the id of a prompt",)
+
+
+def test_quality_summary_and_the_next_nights_take_no_notice_of_an_import(job: Job) -> None:
+    config = QualityConfig(nights=1, min_nights=1, min_prompts=5)
+    import_answers(job.table, [answer(f"p{k}", painted(f"p{k}"), checked=True) for k in range(6)])
+    run_id = query(job.table, "SELECT run_id FROM runs ORDER BY revision DESC").to_pylist()[0]["run_id"]
+    summary = summarize(job.table, run_id)
+    assert (summary.prompts, summary.failed, summary.rows[0].status) == (6, 0, "reviewed")
+    assert judge(job.table, run_id, config).measures == ()
+    job.boxes |= {f"p{k}": (1.0, 1.0, 9.0, 9.0) for k in range(9, 20)}
+    assert job.night() == Changes(new=11, unchanged=9)
+    newest = query(job.table, "SELECT run_id FROM runs ORDER BY revision DESC").to_pylist()[0]["run_id"]
+    assert {measure.usual for measure in judge(job.table, newest, config).measures} == {1.0, 0.0, 0.5, 0.6}
+
+
+def test_reviewed_masks_are_labels(job: Job) -> None:
+    import_answers(job.table, [answer("p1", corrected_mask()), answer("p2"), answer("p3", painted("p3"), checked=True)])
+    labels = {row["prompt_id"]: row for row in reviewed_masks(job.table).to_pylist()}
+    assert labels.keys() == {"p1", "p2", "p3"}
+    one, true = painted("p1"), corrected_mask()
+    assert labels["p1"]["true_iou"] == pytest.approx((one & true).sum() / (one | true).sum())
+    assert (labels["p2"]["true_iou"], labels["p2"]["true_mask_counts"]) == (0.0, None)
+    assert (labels["p3"]["true_iou"], labels["p3"]["verdict"]) == (1.0, "confirmed")
+    assert {(row["predicted_iou"], row["model_id"]) for row in labels.values()} == {(0.6, "painter")}
+    # Of a mask that is corrected again the model's row is still the one that counts.
+    import_answers(job.table, [answer("p1", painted("p1"), 2)])
+    again = reviewed_masks(job.table).to_pylist()
+    assert [row["true_iou"] for row in again if row["prompt_id"] == "p1"] == [1.0]
+
+
+def test_reviewed_masks_train_and_evaluate(job: Job) -> None:
+    from stable_sam.evaluation.truth import read_truth
+    from stable_sam.training.dataset import read_training_sets
+
+    import_answers(job.table, [answer("p1", corrected_mask()), answer("p2", None)])
+    job.export(name="labels/reviewed", where="status = 'reviewed'")
+    (picture,) = read_training_sets(Path(job.root, "labels"))["reviewed"]
+    assert picture.path.is_file()
+    assert [counts["counts"] for counts in picture.rles] == [encode_mask(corrected_mask()).counts]
+    (truth,) = read_truth(Path(job.root, "labels", "reviewed"))
+    assert np.array_equal(truth.images[0].objects[0].mask(), corrected_mask())
+
+
+def test_what_an_export_holds(job: Job) -> None:
+    out = job.export(where="category = 'cat' -- a comment")
+    coco = json.loads(read_bytes(join(out, "instances.json")))
+    assert {annotation["prompt_id"] for annotation in coco["annotations"]} == {"p0", "p2", "p4", "p6", "p8"}
+    assert coco["categories"] == [{"id": 1, "name": "cat", "supercategory": ""}]
+    assert {image["file_name"] for image in coco["images"]} == {f"sub/{n}.png" for n in range(3)}
+    assert read_bytes(join(out, "images/sub/1.png")) == read_bytes(job.image(1))
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        job.export()
+    with pytest.raises(InputError, match="got none that was asked for"):
+        job.export(name="other", routes=["accept"])
+    with pytest.raises(InputError, match="^SQL: "):
+        job.export(name="other", where="no such column = 1")
+    assert list_files(join(job.root, "other")) == []
+
+
+def test_a_picture_that_is_gone_is_left_out_and_told(job: Job) -> None:
+    Path(job.image(1)).unlink()
+    report = export(job.table, "yolo", join(job.root, "yolo"))
+    assert (report.images, report.objects) == (2, 6)
+    assert "1.png" in report.problems[0]
+    assert [Path(uri).name for uri in list_files(join(job.root, "yolo/labels"))] == ["0.txt", "2.txt"]
+
+
+def test_two_pictures_with_one_label_file_are_refused(job: Job) -> None:
+    with selected(job.table) as selection:
+        selection.check_stems()
+        selection._connection.execute("UPDATE selected SET image_uri = '/a/b.jpg' WHERE prompt_id = 'p1'")
+        selection._connection.execute("UPDATE selected SET image_uri = '/a/b.png' WHERE prompt_id = 'p2'")
+        with pytest.raises(InputError, match=r"/a/b.png: expected images whose names differ"):
+            selection.check_stems()
+
+
+def test_out_and_back_on_object_storage(s3: str, tmp_path: Path) -> None:
+    job = Job(join(s3, f"review-{tmp_path.name}"))
+    for number in range(3):
+        job.draw(number, 100)
+    job.night()
+    for form in ("coco", "cvat", "labelme", "png", "yolo", "labelstudio", "fiftyone", "parquet", "coco-results"):
+        out = job.export(form)
+        assert join(out, SENT) in list_files(out)
+        if form in ("coco", "cvat", "labelme", "png", "yolo"):
+            report = import_review(job.table, out, form, dry_run=True)
+            assert (report.unchanged, report.problems) == (9, ()), form
+    correct_p1_delete_p2(join(job.root, "export-coco"))
+    assert import_review(job.table, join(job.root, "export-coco/instances.json"), "coco").imported == 2
+    assert job.rows()["p1"]["verdict"] == "corrected"
+
+
+def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["stable-sam", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        assert (ended.value.code == 0) == (not captured.err.startswith("error: ")), captured.err
+        return captured.out, captured.err
+
+    out = join(job.root, "out")
+    printed, _ = run("export", "--table", job.table, "--to", "coco", "--out", out, "--routes", "accept, review")
+    assert printed == f"9 masks of 3 images written to {out} (coco).\n"
+    correct_p1_delete_p2(out)
+    edit(join(out, "instances.json"), lambda document: document["annotations"].append(
+        {"id": 99, "image_id": 1, "segmentation": rle(corrected_mask())}))  # fmt: skip
+    arguments = ("import-review", "--table", job.table, "--from", out, "--format", "coco")
+    printed, told = run(*arguments, "--dry-run")
+    assert printed.startswith("Dry run: nothing was written. 1 corrected, 0 confirmed, 1 rejected; 7 unchanged")
+    assert told == f"not imported: {out}/instances.json: annotation 99: a new object, without the id of a prompt\n"
+    printed, _ = run(*arguments, "--reviewer", "ann")
+    assert "1 corrected, 0 confirmed, 1 rejected; 7 unchanged, 0 in the table already, 1 not imported." in printed
+    printed, _ = run(*arguments)
+    assert printed == "Nothing to import: 7 unchanged, 2 in the table already, 1 not imported.\n"
+    for wrong, message in {
+        ("--format", "voc"): "error: format: expected coco,",
+        ("--from", join(job.root, "nothing")): "error: ",
+        ("--from", join(out, "images")): "error: ",
+    }.items():
+        _, told = run(*arguments, *wrong)
+        assert told.startswith(message)
+        assert told.count("\n") == 1
