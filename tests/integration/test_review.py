@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,11 @@ class Job:
     def plan(self, refresh: str | None = None) -> NightPlan:
         prompts = [
             Prompt(
-                prompt_id=prompt_id, image_id=f"i{int(prompt_id[1:]) % 3}", image_uri=self.image(int(prompt_id[1:]) % 3),
-                box_xyxy=box, category=("cat", "dog")[int(prompt_id[1:]) % 2],
+                prompt_id=prompt_id, image_id=f"i{number % 3}", image_uri=self.image(number % 3), box_xyxy=box,
+                category=("cat", "dog")[number % 2],
             )
             for prompt_id, box in self.boxes.items()
+            for number in (int(prompt_id[1:]),)
         ]  # fmt: skip
         return plan_night(
             lambda: rows_to_table(map(prompt_row, prompts), PROMPTS_SCHEMA).to_batches(),
