@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
+from stable_sam.calibration.judge import risk_coverage as ranked
 from stable_sam.data.query import query
+from stable_sam.data.review_decisions import rle, rle_iou
 from stable_sam.report.columns import SCORES
 
 GOOD_IOU = 0.75
@@ -102,8 +103,7 @@ def mask_iou(size: list[int] | None, counts: str | None, other_size: list[int] |
     """IoU of two masks of the table, each (height, width) and COCO counts; 0 when one is missing or of another size."""
     if counts is None or other is None or size is None or size != other_size:
         return 0.0
-    one, two = ({"size": size, "counts": text.encode("ascii")} for text in (counts, other))
-    return float(coco_mask.iou([one], [two], [0])[0, 0])
+    return rle_iou(rle(size, counts), rle(size, other))
 
 
 def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curve, ...]:
@@ -112,10 +112,9 @@ def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curv
         scores = np.array([row.get(name, None) for row in rows], dtype=np.float64)
         if np.isnan(scores).any():
             continue  # a curve over other masks would not compare
-        covered = np.arange(1, len(rows) + 1)
-        risks = np.cumsum(risk[np.argsort(-scores, kind="stable")]) / covered
+        covered, risks = ranked(scores, risk)
         at = np.unique(np.linspace(0, len(rows) - 1, POINTS).astype(int))
-        points = tuple(zip((covered[at] / len(rows)).tolist(), risks[at].tolist(), strict=True))
+        points = tuple(zip(covered[at].tolist(), risks[at].tolist(), strict=True))
         curves.append(Curve(name=name, label=SCORES[name], points=points, area=float(risks.mean())))
     return tuple(sorted(curves, key=lambda curve: curve.area))
 
