@@ -56,8 +56,8 @@ def judge(name: str, score: Floats, iou: Floats, target: float, *, probability: 
 
 
 def risk_coverage(score: Floats, bad: NDArray[np.bool_] | Floats) -> tuple[Floats, Floats]:
-    """Coverage and risk (N,) when masks are kept best score first; `bad` may be a probability, too. Equal scores are kept in the order of a fair coin:
-    each of them counts their mean."""
+    """Coverage and risk (N,) when masks are kept best score first; `bad` may be a probability, too. Equal scores are
+    kept in the order of a fair coin: each of them counts their mean."""
     order = np.argsort(-score, kind="stable")
     expected = _mean_of_equals(score[order], bad[order].astype(np.float64))
     kept = np.arange(1, len(score) + 1)
