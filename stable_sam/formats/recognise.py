@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, BinaryIO
 
 from stable_sam.data.json_stream import JsonStream
 from stable_sam.errors import AnnotationError
+from stable_sam.formats.xml_elements import root_tag
 
 EXPECTED = (
     "expected COCO instances JSON (images and annotations), COCO detection results JSON (a list of objects with "
@@ -17,8 +17,7 @@ PARQUET = b"PAR1"
 HEAD_BYTES = 4096
 PER_IMAGE = ("voc", "yolo", "labelme")
 """Formats of which a file holds the annotations of one image."""
-_ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
-_ROOTS = {b"annotation": "voc", b"annotations": "cvat"}
+_ROOTS = {"annotation": "voc", "annotations": "cvat"}
 _TELLING = {
     ("images", None): "coco",
     ("image", None): "table",
@@ -36,11 +35,13 @@ def recognise(file: BinaryIO, uri: str) -> str:
     if head.startswith(PARQUET):
         return "table"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"<"):
-        root = _ROOT.search(_without_comments(start))
-        if root is not None and root[1] in _ROOTS:
-            return _ROOTS[root[1]]
-    if ending == "txt" and start[:1] not in (b"[", b"{", b"<"):
+    if start.startswith(b"<") or (ending == "xml" and start):
+        file.seek(0)
+        tag = root_tag(file, uri)
+        if tag not in _ROOTS:
+            raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got XML of <{tag:.80}>")
+        return _ROOTS[tag]
+    if ending == "txt" and start[:1] not in (b"[", b"{"):
         return "yolo"
     if ending == "csv":
         return "openimages"
@@ -53,10 +54,6 @@ def recognise(file: BinaryIO, uri: str) -> str:
     if first == "{":
         return _of_object(stream, uri)
     raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got a file that begins with {head[:40]!r}")
-
-
-def _without_comments(text: bytes) -> bytes:
-    return re.sub(rb"<!--.*?(-->|\Z)|<\?.*?(\?>|\Z)|<!\w[^>]*>?", b"", text, flags=re.DOTALL)
 
 
 def _of_list(stream: JsonStream, uri: str) -> str:

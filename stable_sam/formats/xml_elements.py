@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 from xml.etree.ElementTree import Element, ParseError
 
@@ -26,7 +27,7 @@ def children(file: BinaryIO, name: str, root: str) -> Iterator[Element]:
     """
     limited = _Limited(file, name)
     depth, top = 0, None
-    try:
+    with _explained(name):
         for event, element in iterparse(limited, events=("start", "end")):
             if event == "start":
                 depth += 1
@@ -42,10 +43,14 @@ def children(file: BinaryIO, name: str, root: str) -> Iterator[Element]:
                 yield element
                 top.clear()
                 limited.taken()
-    except DefusedXmlException as error:
-        raise AnnotationError(f"{name}: expected XML without entities of its own, got {one_line(error)}") from None
-    except (ParseError, ValueError, LookupError) as error:
-        raise AnnotationError(f"{name}: not valid XML: {one_line(error)}") from None
+
+
+def root_tag(file: BinaryIO, name: str) -> str:
+    """The tag of the document's root; raises `AnnotationError` as `children` does."""
+    with _explained(name):
+        for _, element in iterparse(_Limited(file, name), events=("start",)):
+            return str(element.tag)
+    raise AnnotationError(f"{name}: not valid XML: no element found")
 
 
 def number(text: str | None) -> Any:
@@ -61,6 +66,16 @@ def whole_number(text: str | None) -> int | None:
     """The whole number that a text means, also one written as 7.0; None for anything else."""
     value = number(text)
     return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DefusedXmlException as error:
+        raise AnnotationError(f"{name}: expected XML without entities of its own, got {one_line(error)}") from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise AnnotationError(f"{name}: not valid XML: {one_line(error)}") from None
 
 
 class _Limited:

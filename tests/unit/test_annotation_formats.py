@@ -103,6 +103,12 @@ def test_voc_images_are_found_by_name_beside_or_by_the_files_own_name(data: Data
     assert "leads out of it" in (nowhere.error or "")
 
 
+def test_xml_in_another_encoding(data: Dataset) -> None:
+    text = '<?xml version="1.0" encoding="utf-16"?><!-- <annotations> -->' + voc(voc_object(name="K\u00e4fer"))
+    data.write("a.xml", text.encode("utf-16"))
+    assert only(data.read("a.xml")).category == "K\u00e4fer"
+
+
 def test_labelmes_older_xml(data: Dataset) -> None:
     points = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in ((5, 6), (9, 2), (7, 20)))
     polygon = f"<object><name>a</name><deleted>0</deleted><polygon>{points}</polygon></object>"
@@ -521,8 +527,12 @@ def test_open_images(data: Dataset) -> None:
     assert first.box_xyxy == pytest.approx((10, 20, 30, 60))
     assert (first.iscrowd, first.category, first.score, first.image_size) == (True, "Cat", 1, (80, 100))
     assert json.loads(first.attributes or "") == {
-        "LabelName": "/m/1", "Source": "xclick", "IsOccluded": True, "IsTruncated": False,
-        "IsGroupOf": True, "IsDepiction": False,
+        "LabelName": "/m/1",
+        "Source": "xclick",
+        "IsOccluded": True,
+        "IsTruncated": False,
+        "IsGroupOf": True,
+        "IsDepiction": False,
     }
     assert (second.image_id, second.category, second.iscrowd) == ("train/c.jpg", "/m/3", False)
     assert [prompt.error is None for prompt in prompts] == [True] * 3 + [False] * 3

@@ -424,7 +424,7 @@ def test_a_table_of_one_line(source: Source) -> None:
         (b'{"images": [], "annotations": [}', "not valid JSON"),
         (b'{"a": "\xff"}', "not valid JSON: .*utf-8"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"<html/>", "unknown format: expected COCO .* got a file that begins with b'<html/>'"),
+        (b"<html/>", "unknown format: expected COCO .* got XML of <html>"),
         (b"<annotation/>", "expected at least one annotation, got none"),
         (b"0 0.5 0.5 0.1 0.1\n", "unknown format"),
         (b"image,box\na.jpg,1\n", "unknown format"),
