@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 Ring = NDArray[np.float64]
 """Corners (N, 2) of a closed line, XY pixels; N >= 3, the first corner is not repeated."""
@@ -47,10 +48,15 @@ def polygon_parts(mask: NDArray[np.bool_]) -> list[Part]:
 def one_ring(parts: list[Part]) -> Ring:
     """All parts and holes in one closed line, for formats with one line for an object.
 
-    From the end of the first ring the line goes to each of the others and back the same way: such a bridge has no
-    inside.
+    From its nearest corner the line goes to each further ring, around it, and back the same way: such a bridge has no
+    inside. Programs that draw the line itself, and not what is inside, paint a pixel's width of it.
     """
-    first, *others = [ring for part in parts for ring in (part.outer, *part.holes)]
-    anchor = first[:1]
-    detours = [np.concatenate([ring, ring[:1], anchor]) for ring in others]
-    return np.concatenate([first, anchor, *detours]) if detours else first
+    line, *others = [ring for part in parts for ring in (part.outer, *part.holes)]
+    for ring in others:
+        distances, corners = cKDTree(ring).query(line)
+        place = int(distances.argmin())
+        corner = int(corners[place])
+        line = np.concatenate(
+            [line[: place + 1], np.roll(ring, -corner, axis=0), ring[corner : corner + 1], line[place:]]
+        )
+    return line
