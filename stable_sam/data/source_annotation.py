@@ -107,8 +107,9 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
     if box is not None or points or labels or not problems:
         unusable = _presentable(prompt)
         prompt = attempt(lambda: check_prompt(prompt, source.size_hw, box_as_given=box_as_given), unusable)
-    error = shown(f"{source.where}: {'; '.join(problems)}", MAX_ERROR_CHARS)
-    return replace(prompt, error=error) if problems else prompt
+    if not problems:
+        return prompt
+    return replace(prompt, error=shown(f"{source.where}: {'; '.join(problems)}", MAX_ERROR_CHARS))
 
 
 def id_text(value: Any) -> str | None:
