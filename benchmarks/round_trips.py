@@ -161,8 +161,8 @@ def _table(rows: dict[str, list[float]], masks: Sequence[Mask], parts: Sequence[
     holes = np.array([any(part.holes for part in rings) for rings in parts])
     several = np.array([len(rings) > 1 for rings in parts])
     title = (
-        f"{len(masks):,} masks on {images} pictures; {holes.mean():.1%} of them have holes, {several.mean():.1%} several"
-        " parts."
+        f"{len(masks):,} masks on {images} pictures; {holes.mean():.1%} of them have holes, "
+        f"{several.mean():.1%} several parts."
     )
     lines = [
         title,
