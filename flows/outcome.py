@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
@@ -20,8 +20,9 @@ REGRESSION_EVENT = "stable-sam.quality-regression"
 def conclude(summary: RunSummary, settings: RunConfig, report_uri: str | None = None) -> None:
     """Leave the artifacts of a run, tell when it is worse than those before it, and raise when it is red.
 
-    report_uri: where to write the HTML page of the table, beside a link to it in Prefect; None writes none. It opens
-    the pictures of the 200 worst prompts. A page that cannot be written is a warning, for the masks are published.
+    report_uri: where to write the HTML page of the table, beside an artifact that sums it up and links to it; None
+    writes none. It opens the pictures of up to 2,000 prompts. A page that cannot be written is a warning, for the masks
+    are published.
     Raises `InputError` for too many failed prompts, or (`quality.fail`) for a run that is worse than usual: also for
     one that had nothing to do, so that running a red night again does not turn it green.
     """
@@ -51,12 +52,14 @@ def _tell_of_regressions(quality: Quality) -> None:
 
 
 def _write_report(table_uri: str, report_uri: str) -> None:
+    from stable_sam.report.digest import digest
     from stable_sam.report.write import write_report
 
     try:
         write_report(table_uri, report_uri)
+        summed_up = digest(table_uri)
     except StableSamError as error:
         get_run_logger().warning("No report: %s", error)
         return
     link = report_uri if "://" in report_uri else Path(report_uri).absolute().as_uri()
-    create_link_artifact(link, link_text="Report: the prompts with their masks, worst first", key="refine-report")
+    create_markdown_artifact(f"[Report: every mask on its picture](<{link}>)\n\n{summed_up}", key="refine-report")

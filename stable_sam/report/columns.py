@@ -15,3 +15,8 @@ SCORES = {
     "true_iou": "true IoU",
 }
 """Column and name of everything between 0 and 1 that a row may have; 1 is good, but for `dsp_weight`."""
+WORST_FIRST = (
+    f"list_position({list(OUTCOMES)}, outcome), "
+    "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
+)
+"""An order of rows that have `outcome`; by quality where the run was calibrated."""

@@ -61,8 +61,8 @@ class Figures:
     """Rows of the view `runs`, newest first."""
 
 
-def figures(table_uri: str, *, as_of: str) -> Figures:
-    """Measure the newest row of each prompt. Raises `StorageError`."""
+def figures(table_uri: str, *, as_of: str | None = None) -> Figures:
+    """Measure the newest row of each prompt, now or as of a version. Raises `StorageError`."""
     outcomes = _ask(table_uri, as_of, f"SELECT {OUTCOME} AS outcome, verdict, count(*) AS n FROM masks GROUP BY ALL")
     counts = {one: sum(row["n"] for row in outcomes if row["outcome"] == one) for one in OUTCOMES}
     distributions = _distributions(table_uri, as_of)
@@ -77,7 +77,7 @@ def figures(table_uri: str, *, as_of: str) -> Figures:
     )
 
 
-def _distributions(table_uri: str, as_of: str) -> tuple[Distribution, ...]:
+def _distributions(table_uri: str, as_of: str | None) -> tuple[Distribution, ...]:
     sql = f"""
         WITH long AS (
             UNPIVOT (SELECT {", ".join(SCORES)}, {OUTCOME} AS outcome FROM masks)
@@ -105,7 +105,7 @@ def _distributions(table_uri: str, as_of: str) -> tuple[Distribution, ...]:
     )
 
 
-def _groups(table_uri: str, as_of: str, by: str) -> Groups:
+def _groups(table_uri: str, as_of: str | None, by: str) -> Groups:
     medians = ", ".join(f"median({score}) AS {score}" for score in _MEDIANS)
     sql = f"""
         SELECT {_GROUPED[by]} AS name, count(*) AS prompts, {_COUNTS}, {medians}, count(*) OVER () AS groups
@@ -116,6 +116,6 @@ def _groups(table_uri: str, as_of: str, by: str) -> Groups:
     return Groups(by=by, rows=tuple(rows), total=rows[0]["groups"] if rows else 0)
 
 
-def _ask(table_uri: str, as_of: str, sql: str) -> list[dict[str, Any]]:
+def _ask(table_uri: str, as_of: str | None, sql: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = query(table_uri, sql, as_of=as_of).to_pylist()
     return rows

@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from stable_sam.data.query import query
-from stable_sam.report.columns import OUTCOME, OUTCOMES
+from stable_sam.report.columns import OUTCOME, WORST_FIRST
 
-_WORST_FIRST = (
-    f"list_position({list(OUTCOMES)}, outcome), "
-    "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
-)
 _DRAW = "md5(prompt_id || '/{seed}')"
 # How far a box has moved and an area has grown tells well enough which masks changed; the page compares the masks.
 _MOVED = """
@@ -35,8 +31,8 @@ _CHOSEN = f"""
         (SELECT 0, 0, prompt_id FROM tonight AS now JOIN earlier AS before USING (prompt_id)
          WHERE {_MOVED} > 0 ORDER BY {_MOVED} DESC, prompt_id LIMIT {{quarter}})
         UNION ALL
-        (SELECT 1, row_number() OVER (ORDER BY {_WORST_FIRST}), prompt_id FROM rated
-         ORDER BY {_WORST_FIRST} LIMIT {{limit}})),
+        (SELECT 1, row_number() OVER (ORDER BY {WORST_FIRST}), prompt_id FROM rated
+         ORDER BY {WORST_FIRST} LIMIT {{limit}})),
     chosen AS (
         SELECT prompt_id FROM picked GROUP BY prompt_id ORDER BY min(turn), min(place), prompt_id LIMIT {{limit}}),
     previous AS (
@@ -47,7 +43,7 @@ _CHOSEN = f"""
         previous.mask_size AS previous_size, previous.mask_counts AS previous_counts,
         previous.revision AS previous_revision
     FROM masks SEMI JOIN chosen USING (prompt_id) LEFT JOIN previous USING (prompt_id) LEFT JOIN runs USING (run_id)
-    ORDER BY {_WORST_FIRST}
+    ORDER BY {WORST_FIRST}
 """
 
 

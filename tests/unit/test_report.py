@@ -27,6 +27,7 @@ from stable_sam.identity import model_identity
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
 from stable_sam.report.columns import OUTCOMES
+from stable_sam.report.digest import digest
 from stable_sam.report.figures import figures
 from stable_sam.report.risk import risk_coverage
 from stable_sam.report.write import write_report
@@ -34,7 +35,7 @@ from stable_sam.rle import decode_mask
 from stable_sam.shard_job import refine_shard
 from tests.report_table import answer, page_data, page_pictures, picture, publish_night
 
-HOSTILE = "</script><b>thing</b><!-- <script>"
+HOSTILE = "</script><b>thing</b><!-- <script> | x"
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +309,17 @@ def test_figures_are_of_the_whole_table(tmp_path: Path) -> None:
     by = {group.by: group.rows for group in found.groups}
     assert [(row["name"], row["prompts"]) for row in by["category"]] == [("cat", 30), ("dog", 10)]
     assert [(row["name"], row["prompts"]) for row in by["outcome"]] == [("accept", 30), ("reject", 10)]
+
+
+def test_the_digest_cannot_be_broken_by_names(table: str) -> None:
+    text = digest(table)
+    assert text.startswith("9 prompts: ")
+    assert HOSTILE not in text
+    assert text.count("&lt;/script&gt;&lt;b&gt;thing&lt;/b&gt;") == 1 + 9
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 + 1 + 2 + 9
+    assert [" failed " in line for line in tables[5:]] == [True] * 2 + [False] * 7
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables[3:]} == {6}
 
 
 def test_a_picture_that_is_gone_or_changed_is_replaced_by_the_reason(table: str, images: Path, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""What the page says first, as Markdown: for Prefect, where the page itself cannot be shown."""
+
+from __future__ import annotations
+
+import html
+
+from stable_sam.data.query import query
+from stable_sam.report.columns import OUTCOME, OUTCOMES, SCORES, WORST_FIRST
+from stable_sam.report.figures import Figures, figures
+
+WORST = 10
+"""Prompts listed."""
+CATEGORIES = 10
+"""Categories listed, the largest."""
+
+
+def digest(table_uri: str) -> str:
+    """Counts and medians by category, and the worst prompts with the reason. Raises `StorageError`."""
+    found = figures(table_uri)
+    sql = f"""
+        SELECT prompt_id, category, image_uri, {OUTCOME} AS outcome, coalesce(error, route_reason) AS reason
+        FROM masks WHERE status <> 'reviewed' ORDER BY {WORST_FIRST} LIMIT {WORST}
+    """
+    worst = [
+        [row["prompt_id"], row["category"] or "", row["image_uri"].rpartition("/")[2], row["outcome"], row["reason"]]
+        for row in query(table_uri, sql).to_pylist()
+    ]
+    return "\n\n".join(
+        [
+            f"{found.total:,} prompts: " + ", ".join(f"{found.counts[one]:,} {one}" for one in reversed(OUTCOMES)),
+            _by_category(found),
+            "Worst first:",
+            _table(["prompt", "category", "image", "outcome", "reason"], worst),
+        ]
+    )
+
+
+def _by_category(found: Figures) -> str:
+    [categories] = [group for group in found.groups if group.by == "category"]
+    outcomes = [one for one in reversed(OUTCOMES) if found.counts[one]]
+    header = ["category", "prompts", *outcomes, *(f"median {SCORES[name]}" for name in found.medians)]
+    lines = [
+        [
+            row["name"] or "none",
+            f"{row['prompts']:,}",
+            *(f"{row[one]:,}" for one in outcomes),
+            *("-" if row[name] is None else f"{row[name]:.3f}" for name in found.medians),
+        ]
+        for row in categories.rows[:CATEGORIES]
+    ]
+    return _table(header, lines)
+
+
+def _table(header: list[str], lines: list[list[str | None]]) -> str:
+    rows = [[_cell(text) for text in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
+
+
+def _cell(text: str | None) -> str:
+    """Text of the source that can neither leave its cell nor be read as markup."""
+    escaped = html.escape(" ".join((text or "").split()))
+    return "".join(f"\\{letter}" if letter in "\\|`*_[]~" else letter for letter in escaped)
