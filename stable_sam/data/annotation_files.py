@@ -54,8 +54,6 @@ class AnnotationFile:
     uri: str
     name: str
     """Path below the source's folder; of a file that was given itself, its name."""
-    size: int | None = None
-    """Bytes, when a listing told it."""
 
     @property
     def stem(self) -> str:
@@ -74,8 +72,16 @@ class Source:
     """Name of the source; None where there is only one."""
     alone: bool
     """The entry is one file, not a folder or a pattern."""
-    files: tuple[AnnotationFile, ...]
-    """Sorted by name."""
+    names: tuple[str, ...]
+    """Of its files, below the folder, sorted: all that is held of millions of them."""
+
+    @property
+    def files(self) -> Iterator[AnnotationFile]:
+        """Its files, in the order of their names."""
+        return (AnnotationFile(uri=self._uri(name), name=name) for name in self.names)
+
+    def _uri(self, name: str) -> str:
+        return self.entry if self.alone else storage.join(self.folder_uri, name)
 
 
 def absolute_annotations(annotations: str) -> str:
@@ -161,18 +167,15 @@ def _source(name: str | None, uri: str, several: bool, file_format: str) -> Sour
     except NotFoundError as error:
         raise AnnotationError(f"{uri}: no such annotation file") from error
     if not folder:
-        own_name = uri.rstrip("/").rpartition("/")[2]
-        file = AnnotationFile(uri=uri, name=own_name)
-        label = name or (file.stem if several else None)
-        return Source(entry=uri, folder_uri=uri.rpartition("/")[0], label=label, alone=True, files=(file,))
+        folder_uri, _, own_name = uri.rpartition("/")
+        label = name or (AnnotationFile(uri=uri, name=own_name).stem if several else None)
+        return Source(entry=uri, folder_uri=folder_uri, label=label, alone=True, names=(own_name,))
     base, listed = _listed(uri)
-    found = [(file.path, file.size) for file in listed]
-    names = _wanted(uri, found, file_format)
+    names = _wanted(uri, [file.path for file in listed], file_format)
     if not names:
         raise AnnotationError(f"{uri}: expected annotation files, found none{_of(file_format)}")
-    files = tuple(AnnotationFile(uri=storage.join(base, path), name=path, size=size) for path, size in sorted(names))
     label = name or (base.rstrip("/").rpartition("/")[2] if several else None)
-    return Source(entry=uri, folder_uri=base, label=label, alone=False, files=files)
+    return Source(entry=uri, folder_uri=base, label=label, alone=False, names=tuple(sorted(names)))
 
 
 def _of(file_format: str) -> str:
@@ -216,16 +219,16 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
 
 
-def _wanted(uri: str, found: list[tuple[str, int]], file_format: str) -> list[tuple[str, int]]:
+def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
     """The annotation files among those of a folder; all that a pattern finds."""
-    of_interest = [file for file in found if not _NO_ANNOTATIONS.fullmatch(file[0].rpartition("/")[2])]
+    of_interest = [name for name in found if not _NO_ANNOTATIONS.fullmatch(name.rpartition("/")[2])]
     if _WILD.search(uri):
         return of_interest or found
     if file_format != "auto":
         return _with_endings(of_interest, _ENDINGS[file_format])
-    kinds = {kind: files for kind in _KINDS if (files := _with_endings(of_interest, kind))}
+    kinds = {kind: names for kind in _KINDS if (names := _with_endings(of_interest, kind))}
     if len(kinds) > 1:
-        examples = ", ".join(files[0][0] for files in kinds.values())
+        examples = ", ".join(names[0] for names in kinds.values())
         raise AnnotationError(
             f"{uri}: expected annotation files of one format, found {examples:.300}: say which with --format, or by a "
             "pattern such as *.xml"
@@ -233,5 +236,5 @@ def _wanted(uri: str, found: list[tuple[str, int]], file_format: str) -> list[tu
     return next(iter(kinds.values()), [])
 
 
-def _with_endings(files: list[tuple[str, int]], endings: tuple[str, ...]) -> list[tuple[str, int]]:
-    return [file for file in files if file[0].rpartition(".")[2].lower() in endings]
+def _with_endings(names: list[str], endings: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name.rpartition(".")[2].lower() in endings]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import islice
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -121,7 +122,7 @@ class _Reader:
     def source(self, source: Source) -> Iterator[PromptChunk]:
         """The chunks of one source."""
         if source.alone and self._configured not in PER_IMAGE:
-            return self._file(source, source.files[0], source.label)
+            return self._file(source, next(source.files), source.label)
         file_format = self._configured if self._configured != "auto" else _sampled(source)
         self.formats.add(file_format)
         if file_format in PER_IMAGE:
@@ -180,7 +181,7 @@ class _Reader:
 def _sampled(source: Source) -> str:
     """The format of the first file that can be recognised."""
     first: AnnotationError | None = None
-    for file in source.files[:SAMPLE_FILES]:
+    for file in islice(source.files, SAMPLE_FILES):
         try:
             with _stream(file.uri) as opened:
                 return recognise(opened, file.uri)

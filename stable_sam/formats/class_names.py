@@ -36,14 +36,14 @@ class ClassNames:
 
 def find_class_names(folder_uri: str, candidates: Sequence[str]) -> str | None:
     """URI of the first of `candidates` in the annotations' folder or in one above; raises `StorageError`."""
-    folder = folder_uri.rstrip("/")
+    folder = storage.absolute_uri(folder_uri or ".").rstrip("/")
     for _ in range(LEVELS):
         for name in candidates:
-            uri = storage.join(folder or ".", name)
+            uri = storage.join(folder, name)
             if storage.exists(uri):
                 return uri
-        above, separator, _ = folder.rpartition("/")
-        if not separator or above.endswith((":/", "/")):
+        above = folder.rpartition("/")[0]
+        if not above or above.endswith((":/", "/")):
             break
         folder = above
     return None

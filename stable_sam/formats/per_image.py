@@ -42,7 +42,7 @@ def read_per_image(source: Source, file_format: str, context: Context) -> Iterat
     for file, found in zip(source.files, ahead(read, source.files), strict=True):
         if isinstance(found, AnnotationError):
             bad.append((file, found))
-            if not known and len(bad) == min(SAMPLE_FILES, len(source.files)):
+            if not known and len(bad) == min(SAMPLE_FILES, len(source.names)):
                 raise bad[0][1]
         known = known or not isinstance(found, AnnotationError)
         if known:
