@@ -59,7 +59,8 @@ class RandomShapes:
             reason = "box outside the image: expected 0 <= x0 < x1, got <b>none</b>"
             return RefinedMask(prompt_id=prompt.prompt_id, status="failed", error=reason, route="reject")
         x0, y0, x1, y1 = prompt.box_xyxy
-        field = cv2.GaussianBlur(noise.standard_normal(hw).astype(np.float32), (0, 0), max(3.0, (x1 - x0) / 14))
+        coarse = noise.standard_normal((hw[0] // 16, hw[1] // 16)).astype(np.float32)
+        field = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 1.0), hw[::-1], interpolation=cv2.INTER_CUBIC)
         y, x = np.mgrid[: hw[0], : hw[1]]
         away = ((x - (x0 + x1) / 2) / (x1 - x0)) ** 2 + ((y - (y0 + y1) / 2) / (y1 - y0)) ** 2
         mask = encode_mask(field / field.std() * 0.08 + 0.22 - away > 0)

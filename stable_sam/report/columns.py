@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
 OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
 """Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
 OUTCOME = "CASE WHEN status = 'reviewed' THEN 'reviewed' WHEN status = 'ok' THEN route ELSE 'failed' END"
@@ -20,3 +24,9 @@ WORST_FIRST = (
     "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
 )
 """An order of rows that have `outcome`; by quality where the run was calibrated."""
+
+
+def ask(connection: DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    """The rows of a query over the views of `stable_sam.data.query.connected`."""
+    rows: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
+    return rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 
-from stable_sam.data.query import query
-from stable_sam.report.columns import OUTCOME, OUTCOMES, SCORES, WORST_FIRST
+from stable_sam.data.query import connected
+from stable_sam.report.columns import OUTCOME, OUTCOMES, SCORES, WORST_FIRST, ask
 from stable_sam.report.figures import Figures, figures
 
 WORST = 10
@@ -16,14 +16,15 @@ CATEGORIES = 10
 
 def digest(table_uri: str) -> str:
     """Counts and medians by category, and the worst prompts with the reason. Raises `StorageError`."""
-    found = figures(table_uri)
     sql = f"""
         SELECT prompt_id, category, image_uri, {OUTCOME} AS outcome, coalesce(error, route_reason) AS reason
         FROM masks WHERE status <> 'reviewed' ORDER BY {WORST_FIRST} LIMIT {WORST}
     """
+    with connected(table_uri) as connection:
+        found, rows = figures(connection), ask(connection, sql)
     worst = [
         [row["prompt_id"], row["category"] or "", row["image_uri"].rpartition("/")[2], row["outcome"], row["reason"]]
-        for row in query(table_uri, sql).to_pylist()
+        for row in rows
     ]
     return "\n\n".join(
         [

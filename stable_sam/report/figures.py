@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stable_sam.data.query import query
-from stable_sam.report.columns import OUTCOME, OUTCOMES, SCORES
+from duckdb import DuckDBPyConnection
+
+from stable_sam.report.columns import OUTCOME, OUTCOMES, SCORES, ask
 
 BINS = 25
 """Of each distribution, between 0 and 1."""
@@ -61,23 +62,23 @@ class Figures:
     """Rows of the view `runs`, newest first."""
 
 
-def figures(table_uri: str, *, as_of: str | None = None) -> Figures:
-    """Measure the newest row of each prompt, now or as of a version. Raises `StorageError`."""
-    outcomes = _ask(table_uri, as_of, f"SELECT {OUTCOME} AS outcome, verdict, count(*) AS n FROM masks GROUP BY ALL")
+def figures(connection: DuckDBPyConnection) -> Figures:
+    """Measure the newest row of each prompt, over the views of `stable_sam.data.query.connected`."""
+    outcomes = ask(connection, f"SELECT {OUTCOME} AS outcome, verdict, count(*) AS n FROM masks GROUP BY ALL")
     counts = {one: sum(row["n"] for row in outcomes if row["outcome"] == one) for one in OUTCOMES}
-    distributions = _distributions(table_uri, as_of)
+    distributions = _distributions(connection)
     return Figures(
         total=sum(counts.values()),
         counts=counts,
         verdicts={row["verdict"]: row["n"] for row in outcomes if row["outcome"] == "reviewed"},
         distributions=distributions,
-        groups=tuple(_groups(table_uri, as_of, by) for by in _GROUPED),
+        groups=tuple(_groups(connection, by) for by in _GROUPED),
         medians=tuple(one.name for one in distributions if one.name in _MEDIANS),
-        runs=tuple(_ask(table_uri, as_of, f"SELECT * FROM runs ORDER BY revision DESC LIMIT {RUNS_MAX}")),
+        runs=tuple(ask(connection, f"SELECT * FROM runs ORDER BY revision DESC LIMIT {RUNS_MAX}")),
     )
 
 
-def _distributions(table_uri: str, as_of: str | None) -> tuple[Distribution, ...]:
+def _distributions(connection: DuckDBPyConnection) -> tuple[Distribution, ...]:
     sql = f"""
         WITH long AS (
             UNPIVOT (SELECT {", ".join(SCORES)}, {OUTCOME} AS outcome FROM masks)
@@ -91,7 +92,7 @@ def _distributions(table_uri: str, as_of: str | None) -> tuple[Distribution, ...
             count(*) FILTER (outcome NOT IN ('accept', 'reviewed')) AS doubtful
         FROM ({sql}) GROUP BY ALL
     """
-    rows = _ask(table_uri, as_of, sql)
+    rows = ask(connection, sql)
     return tuple(
         Distribution(
             name=name,
@@ -105,17 +106,12 @@ def _distributions(table_uri: str, as_of: str | None) -> tuple[Distribution, ...
     )
 
 
-def _groups(table_uri: str, as_of: str | None, by: str) -> Groups:
+def _groups(connection: DuckDBPyConnection, by: str) -> Groups:
     medians = ", ".join(f"median({score}) AS {score}" for score in _MEDIANS)
     sql = f"""
         SELECT {_GROUPED[by]} AS name, count(*) AS prompts, {_COUNTS}, {medians}, count(*) OVER () AS groups
         FROM (SELECT masks.*, {OUTCOME} AS outcome, annotations_uri FROM masks LEFT JOIN runs USING (run_id))
         GROUP BY 1 ORDER BY prompts DESC, name LIMIT {GROUPS_MAX}
     """
-    rows = _ask(table_uri, as_of, sql)
+    rows = ask(connection, sql)
     return Groups(by=by, rows=tuple(rows), total=rows[0]["groups"] if rows else 0)
-
-
-def _ask(table_uri: str, as_of: str | None, sql: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = query(table_uri, sql, as_of=as_of).to_pylist()
-    return rows

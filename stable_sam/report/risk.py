@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
 from stable_sam.calibration.judge import risk_coverage as ranked
-from stable_sam.data.query import query
 from stable_sam.data.review_decisions import rle, rle_iou
-from stable_sam.report.columns import SCORES
+from stable_sam.report.columns import SCORES, ask
 
 GOOD_IOU = 0.75
 """A mask whose IoU with the true one is less is bad."""
@@ -51,14 +51,11 @@ class RiskCoverage:
         return max((risk for curve in self.curves for _, risk in curve.points), default=0.0) or 0.05
 
 
-def risk_coverage(table_uri: str, *, as_of: str) -> RiskCoverage:
-    """Measure the curves against ground truth and reviews; without them, tell what the calibration expects.
-
-    Raises `StorageError`.
-    """
-    truth = _sample(table_uri, as_of, f"SELECT {_columns('masks')}, true_iou FROM masks WHERE true_iou IS NOT NULL "
-                    "AND status = 'ok'")  # fmt: skip
-    reviewed = _reviewed(table_uri, as_of)
+def risk_coverage(connection: DuckDBPyConnection) -> RiskCoverage:
+    """Measure the curves against ground truth and reviews; without them, tell what the calibration expects."""
+    known = f"SELECT {_columns('masks')}, true_iou FROM masks WHERE status = 'ok' AND true_iou IS NOT NULL"
+    truth = _sample(connection, known)
+    reviewed = _reviewed(connection)
     judged = truth + reviewed
     if len(judged) >= JUDGED_MIN:
         bad = np.array([row["true_iou"] < GOOD_IOU for row in judged], dtype=np.float64)
@@ -68,7 +65,7 @@ def risk_coverage(table_uri: str, *, as_of: str) -> RiskCoverage:
         if reviewed:
             note += " People see the doubtful masks first, so the risk of the whole table is lower."
         return RiskCoverage(curves=_curves(judged, bad), note=note)
-    expected = _sample(table_uri, as_of, "SELECT quality FROM masks WHERE status = 'ok' AND quality IS NOT NULL")
+    expected = _sample(connection, "SELECT quality FROM masks WHERE status = 'ok' AND quality IS NOT NULL")
     if expected:
         risk = np.array([1 - row["quality"] for row in expected])
         note = "Expected by the calibration (1 - quality), not measured: no ground truth, and fewer than "
@@ -80,7 +77,7 @@ def risk_coverage(table_uri: str, *, as_of: str) -> RiskCoverage:
     return RiskCoverage(curves=(), note=note)
 
 
-def _reviewed(table_uri: str, as_of: str) -> list[dict[str, Any]]:
+def _reviewed(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     """What the model had made of each reviewed prompt: its scores, and its IoU with the mask that people left."""
     sql = f"""
         SELECT {_columns("made")}, masks.verdict, masks.mask_size, masks.mask_counts,
@@ -90,7 +87,7 @@ def _reviewed(table_uri: str, as_of: str) -> list[dict[str, Any]]:
             WHERE status = 'ok' QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1
         ) AS made USING (prompt_id) WHERE masks.status = 'reviewed'
     """
-    return [row | {"true_iou": _left_iou(row)} for row in _sample(table_uri, as_of, sql)]
+    return [row | {"true_iou": _left_iou(row)} for row in _sample(connection, sql)]
 
 
 def _left_iou(row: dict[str, Any]) -> float:
@@ -123,8 +120,7 @@ def _columns(view: str) -> str:
     return ", ".join(f"{view}.{name}" for name in _RANKING)
 
 
-def _sample(table_uri: str, as_of: str, sql: str) -> list[dict[str, Any]]:
+def _sample(connection: DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     # A reservoir with a seed: the same table gives the same curves.
     sampled = f"SELECT * FROM ({sql}) USING SAMPLE reservoir({JUDGED_MAX} ROWS) REPEATABLE (0)"
-    rows: list[dict[str, Any]] = query(table_uri, sampled, as_of=as_of).to_pylist()
-    return rows
+    return ask(connection, sampled)

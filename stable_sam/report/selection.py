@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from stable_sam.data.query import query
-from stable_sam.report.columns import OUTCOME, WORST_FIRST
+from duckdb import DuckDBPyConnection
+
+from stable_sam.report.columns import OUTCOME, WORST_FIRST, ask
 
 _DRAW = "md5(prompt_id || '/{seed}')"
 # How far a box has moved and an area has grown tells well enough which masks changed; the page compares the masks.
@@ -47,13 +48,10 @@ _CHOSEN = f"""
 """
 
 
-def select_rows(table_uri: str, *, limit: int, seed: int, as_of: str) -> list[dict[str, Any]]:
+def select_rows(connection: DuckDBPyConnection, *, limit: int, seed: int) -> list[dict[str, Any]]:
     """Rows of the masks table, worst first, each with `outcome`, `source` (URI of its annotations) and the mask that it
     replaced (`previous_size`, `previous_counts`, `previous_revision`; null for a first revision).
 
     The rows with the smallest `draw` are a random sample of the table: a quarter of `limit`, or all of a small table.
-    Raises `StorageError`.
     """
-    sql = _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed))
-    rows: list[dict[str, Any]] = query(table_uri, sql, as_of=as_of).to_pylist()
-    return rows
+    return ask(connection, _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed)))

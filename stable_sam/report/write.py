@@ -12,7 +12,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from stable_sam.config import RunConfig
-from stable_sam.data.query import query
+from stable_sam.data.query import connected
 from stable_sam.data.storage import write_bytes
 from stable_sam.report.columns import SCORES
 from stable_sam.report.entries import entries
@@ -48,10 +48,9 @@ def write_report(
     Raises `ConfigError` and `WeightsError` for the model, `StorageError` and `NotFoundError` for the table,
     `StorageError` for the page.
     """
-    newest = query(table_uri, "SELECT max(version) AS version FROM runs").to_pylist()[0]["version"]
-    # All questions are answered from one version, whatever is published meanwhile.
-    as_of = str(newest)
-    rows = _of_first_images(select_rows(table_uri, limit=limit, seed=seed, as_of=as_of), images_max)
+    with connected(table_uri) as connection:
+        found, risk = figures(connection), risk_coverage(connection)
+        rows = _of_first_images(select_rows(connection, limit=limit, seed=seed), images_max)
     seen = pictures(rows)
     explained = explanations(rows, explain, config or RunConfig())
     page = (
@@ -60,8 +59,8 @@ def write_report(
         .render(
             table_uri=table_uri,
             scores=SCORES,
-            figures=figures(table_uri, as_of=as_of),
-            risk=risk_coverage(table_uri, as_of=as_of),
+            figures=found,
+            risk=risk,
             shown=len(rows),
             seed=seed,
             data=_json({"scores": SCORES, "entries": entries(rows, seen, explained)}),

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.annotations import read_prompts
 from stable_sam.data.planning import plan_run
-from stable_sam.data.query import query
+from stable_sam.data.query import connected, query
 from stable_sam.data.table import publish
 from stable_sam.errors import NotFoundError
 from stable_sam.identity import model_identity
@@ -28,8 +28,8 @@ from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
 from stable_sam.report.columns import OUTCOMES
 from stable_sam.report.digest import digest
-from stable_sam.report.figures import figures
-from stable_sam.report.risk import risk_coverage
+from stable_sam.report.figures import Figures, figures
+from stable_sam.report.risk import RiskCoverage, risk_coverage
 from stable_sam.report.write import write_report
 from stable_sam.rle import decode_mask
 from stable_sam.shard_job import refine_shard
@@ -225,6 +225,16 @@ def test_what_the_newest_run_changed_is_measured_and_shown(tmp_path: Path) -> No
     }
 
 
+def risk_of(table: str) -> RiskCoverage:
+    with connected(table) as connection:
+        return risk_coverage(connection)
+
+
+def figures_of(table: str) -> Figures:
+    with connected(table) as connection:
+        return figures(connection)
+
+
 def judged(tmp_path: Path, count: int, **fields: Any) -> str:
     uri = picture(tmp_path / "images/one.png", 8, 8)
     mask = np.ones((8, 8), bool)
@@ -251,7 +261,7 @@ def test_risk_and_coverage_of_ground_truth(tmp_path: Path) -> None:
         prompt_stability=lambda k: k / 40,
         box_agreement=lambda k: None if k == 3 else 0.5,
     )
-    risk = risk_coverage(table, as_of="0")
+    risk = risk_of(table)
     assert [curve.name for curve in risk.curves] == ["predicted_iou", "prompt_stability"]
     assert risk.measured
     assert "40 masks with ground truth" in risk.note
@@ -275,10 +285,10 @@ def test_risk_and_coverage_of_reviews(tmp_path: Path) -> None:
         )
         answers.append(answer(f"p{k:03}", mask, status="reviewed", verdict=verdict, route="accept"))
     publish_night(tmp_path, prompts, answers)
-    [curve] = risk_coverage(table, as_of="1").curves
+    [curve] = risk_of(table).curves
     assert curve.points[11] == pytest.approx((0.5, 0))
     assert curve.points[-1] == pytest.approx((1, 0.5))
-    found = figures(table, as_of="1")
+    found = figures_of(table)
     assert found.counts["reviewed"] == 24
     assert found.verdicts == {"confirmed": 12, "corrected": 6, "rejected": 6}
     out = tmp_path / "report.html"
@@ -289,17 +299,17 @@ def test_risk_and_coverage_of_reviews(tmp_path: Path) -> None:
 
 def test_without_truth_the_calibration_tells_what_to_expect_or_it_is_not_known(tmp_path: Path) -> None:
     table = judged(tmp_path / "calibrated", 4, quality=lambda k: [0.9, 0.2, 0.7, 0.6][k])
-    risk = risk_coverage(table, as_of="0")
+    risk = risk_of(table)
     assert not risk.measured
     assert [point[1] for point in risk.curves[0].points] == pytest.approx([0.1, 0.2, 0.8 / 3, 0.4])
-    plain = risk_coverage(judged(tmp_path / "plain", 4), as_of="0")
+    plain = risk_of(judged(tmp_path / "plain", 4))
     assert plain.curves == ()
     assert "0 masks have ground truth or a review, 20 are needed" in plain.note
 
 
 def test_figures_are_of_the_whole_table(tmp_path: Path) -> None:
     table = judged(tmp_path, 40, predicted_iou=lambda k: k / 40 + 0.5, route=lambda k: "accept" if k < 30 else "reject")
-    found = figures(table, as_of="0")
+    found = figures_of(table)
     assert (found.total, found.counts["accept"], found.counts["reject"]) == (40, 30, 10)
     [one] = found.distributions
     assert (one.name, one.prompts, one.median) == ("predicted_iou", 40, pytest.approx(0.9875))
