@@ -24,6 +24,9 @@ def import_review(
     max_rejected: Annotated[
         float, typer.Option(help="Refuse files that delete more than this part of 20 masks or more.")
     ] = 0.5,
+    force: Annotated[
+        bool, typer.Option("--force", help="Import beside a running night, which then has to start again.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
 ) -> None:
     """Bring corrected, confirmed and deleted masks back; later nights leave them as they are."""
@@ -40,6 +43,7 @@ def import_review(
         unchanged_iou=unchanged_iou,
         max_rejected_fraction=max_rejected,
         dry_run=dry_run,
+        force=force,
     )
     for problem in report.problems:
         typer.echo(f"not imported: {problem}", err=True)

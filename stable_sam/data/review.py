@@ -22,6 +22,7 @@ from stable_sam.data.commits import write_part
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, write_shards
 from stable_sam.data.query import query
 from stable_sam.data.review_decisions import OUTCOMES, SCORES, Answer, decide, newest_rows, reviewed_row, rle, rle_iou
+from stable_sam.data.review_night import check_no_night
 from stable_sam.data.runs import REVIEW_MODEL, RunInfo, newest_run
 from stable_sam.data.schema import SHARD_SCHEMA, rows_to_table
 from stable_sam.data.storage import create_bytes
@@ -75,6 +76,7 @@ def import_answers(
     unchanged_iou: float = 1.0,
     max_rejected_fraction: float = MAX_REJECTED_FRACTION,
     dry_run: bool = False,
+    force: bool = False,
 ) -> ReviewReport:
     """Publish what people decided as rows of status "reviewed", in one run; the same answers again do nothing.
 
@@ -82,8 +84,10 @@ def import_answers(
     unchanged_iou: a mask counts as unchanged from this IoU on; below 1 for tools that draw masks anew.
     An answer is a problem when its prompt is unknown or withdrawn, the mask is of another size, or the row that was
     sent has been replaced since by another mask; the others are imported.
-    Raises `NotFoundError` when there is no table, `InputError` when more than `max_rejected_fraction` of the answers
-    are deletions, `StorageError`, also when a night was published meanwhile: then nothing was imported.
+    force: also while a night is being made, which then has to start again.
+    Raises `NotFoundError` when there is no table, `ConfigError` beside a night, `InputError` when more than
+    `max_rejected_fraction` of the answers are deletions, `StorageError`, also when a night was published meanwhile:
+    then nothing was imported.
     """
     parent = newest_run(table_uri)
     if parent is None:
@@ -115,6 +119,8 @@ def import_answers(
     )
     if dry_run or not decided.rows:
         return report
+    if not force:
+        check_no_night(table_uri, parent)
     manifest = _manifest(table_uri, parent, decided.rows, made_by)
     _publish(manifest, decided.rows)
     return replace(report, run_id=manifest.run_id)

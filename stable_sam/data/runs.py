@@ -68,7 +68,12 @@ class RunInfo:
     @property
     def is_review(self) -> bool:
         """Whether people made it: no night, and nothing of it was refined."""
-        return self.model_id.partition(":")[0] == REVIEW_MODEL
+        return is_review(self.model_id)
+
+
+def is_review(model_id: str) -> bool:
+    """Whether rows with this `model_id` are what people decided."""
+    return model_id.partition(":")[0] == REVIEW_MODEL
 
 
 def open_table(output_uri: str) -> DeltaTable | None:

@@ -37,6 +37,7 @@ def import_review(
     unchanged_iou: float = 1.0,
     max_rejected_fraction: float = MAX_REJECTED_FRACTION,
     dry_run: bool = False,
+    force: bool = False,
 ) -> ReviewReport:
     """Read the files at `from_uri` (a file or a folder) and publish what they say: see `import_answers`.
 
@@ -57,5 +58,6 @@ def import_review(
         unchanged_iou=unchanged_iou,
         max_rejected_fraction=max_rejected_fraction,
         dry_run=dry_run,
+        force=force,
     )
     return replace(report, problems=(*problems, *report.problems))

@@ -26,7 +26,7 @@ from stable_sam.data.review import Answer, import_answers, reviewed_masks
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
 from stable_sam.data.table import publish
-from stable_sam.errors import InputError, StorageError
+from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.formats.review_import import import_review
 from stable_sam.formats.write_export import SENT, export
 from stable_sam.formats.write_selection import selected
@@ -248,7 +248,9 @@ def test_a_night_that_was_planned_before_an_import_does_not_overwrite_it(job: Jo
     correct_p1_delete_p2(out)
     job.boxes["p1"] = (3.0, 3.0, 9.0, 9.0)
     late = job.refined(job.plan())
-    import_review(job.table, out, "coco")
+    with pytest.raises(ConfigError, match=f"run {late.run_id} is being made"):
+        import_review(job.table, out, "coco")
+    import_review(job.table, out, "coco", force=True)
     with pytest.raises(StorageError, match="another run was published meanwhile; start this one again"):
         publish(late)
     assert job.rows()["p1"]["verdict"] == "corrected"
