@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-with atheris.instrument_imports(include=["stable_sam.data", "stable_sam.prompt_check", "stable_sam.errors"]):
+INSTRUMENTED = ["stable_sam.data", "stable_sam.formats", "stable_sam.prompt_check", "stable_sam.errors"]
+
+with atheris.instrument_imports(include=INSTRUMENTED):
     from stable_sam.data.annotations import read_prompt_batches, read_prompts
     from stable_sam.data.images import decode_image
     from stable_sam.data.schema import prompt_from_row
@@ -28,6 +30,10 @@ with atheris.instrument_imports(include=["stable_sam.data", "stable_sam.prompt_c
 ROOT = Path(tempfile.mkdtemp(prefix="stable-sam-fuzz-"))
 IMAGES = ROOT / "images"
 BOX = [1.0, 2.0, 30.0, 40.0]
+VOC = b"<annotation><filename>a.jpg</filename><object><bndbox><xmin>1</xmin></bndbox></object></annotation>"
+CVAT = (
+    b'<annotations><image id="0" name="a.jpg"><box xtl="1" ytl="2" xbr="3" ybr="4" rotation="9"/></image></annotations>'
+)
 
 
 def fuzz(data: bytes) -> None:
@@ -64,6 +70,8 @@ def seeds() -> dict[str, bytes]:
         "annotations": [record, record | {"id": 2}],
     }
     row = {"image": "a.jpg", "box_xyxy": BOX, "prompt_id": "p", "category": "c", "iscrowd": 0, "attributes": '{"a": 1}'}
+    shape = {"label": "c", "shape_type": "circle", "points": [[4, 4], [5, 6]], "group_id": 1}
+    region = {"id": "r", "type": "brush", "original_width": 1, "original_height": 1, "value": {"rle": [0, 0, 0, 4, 56]}}
     parquet, buffers = (
         io.BytesIO(),
         {name: io.BytesIO() for name in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")},
@@ -77,6 +85,11 @@ def seeds() -> dict[str, bytes]:
         "detections": b"c" + json.dumps([record, record]).encode(),
         "lines": b"c" + b"\n".join([json.dumps(row).encode()] * 2),
         "parquet": b"c" + parquet.getvalue(),
+        "voc": b"c" + VOC,
+        "cvat": b"c" + CVAT,
+        "labelme": b"c" + json.dumps({"shapes": [shape], "imagePath": "a.jpg", "imageHeight": 9}).encode(),
+        "labelstudio": b"c"
+        + json.dumps([{"data": {"image": "a.jpg"}, "predictions": [{"result": [region]}]}]).encode(),
         **{name: b"i" + buffer.getvalue() for name, buffer in buffers.items()},
     }
 

@@ -44,8 +44,8 @@ def coco(**parts: Any) -> str:
 # name, options that replace the good ones, what the line must name
 BEFORE_WORK: list[tuple[str, Callable[[Folder], Options], list[str]]] = [
     ("missing file", lambda t: {"annotations": "no.json"}, ["no.json", "no such annotation file"]),
-    ("unknown format", lambda t: {"annotations": text(t / "a.xml", "<annotation/>")}, ["a.xml", "unknown format"]),
-    ("other JSON", lambda t: {"annotations": text(t / "a.json", '{"shapes": []}')}, ["a.json", "expected", "shapes"]),
+    ("unknown format", lambda t: {"annotations": text(t / "a.xml", "<html/>")}, ["a.xml", "unknown format"]),
+    ("other JSON", lambda t: {"annotations": text(t / "a.json", '{"forms": []}')}, ["a.json", "expected", "forms"]),
     ("invalid JSON", lambda t: {"annotations": text(t / "a.json", '{"images": [,')}, ["a.json", "line 1, column 13"]),
     ("empty file", lambda t: {"annotations": text(t / "a.json", "")}, ["a.json", "empty"]),
     ("zero prompts", lambda t: {"annotations": text(t / "a.json", coco())}, ["a.json", "at least one", "got none"]),
