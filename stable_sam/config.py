@@ -138,7 +138,7 @@ class SourceConfig(Section):
     format: AnnotationFormat = "auto"
     """`auto` tells it by the content; a name says it, and of a folder takes only the files that may be of it."""
     keypoints: bool = False
-    """True: keypoints of COCO, YOLO-pose and CVAT skeletons that are marked visible are points on the object, beside
+    """True: keypoints of COCO and YOLO-pose that are marked visible are points on the object, beside
     its box. Off: joints sit on borders and on what is in front, where a box alone gives the better mask."""
     class_names_uri: str | None = None
     """Names of YOLO's and Open Images' classes (data.yaml, obj.names, classes.txt, class-descriptions.csv). None: such
