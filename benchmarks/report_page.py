@@ -181,10 +181,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--side", type=int, default=1280)
     parser.add_argument("--out", type=Path, default=Path("out/report_benchmark"))
-    parser.add_argument("--shots", type=Path)
+    parser.add_argument("--shots", type=Path, help="Folder for screenshots.")
+    parser.add_argument("--keep", action="store_true", help="Take the table of the last time.")
     given = parser.parse_args()
-    shutil.rmtree(given.out, ignore_errors=True)
-    table = write_table(given.out, given.masks, given.images, given.side)
+    table = str(given.out / "table")
+    if not given.keep:
+        shutil.rmtree(given.out, ignore_errors=True)
+        table = write_table(given.out, given.masks, given.images, given.side)
     start, page = time.perf_counter(), (given.out / "report.html").absolute()
     shown = write_report(table, str(page))
     seconds = time.perf_counter() - start

@@ -91,17 +91,19 @@ function drawCard(made) {
 function card(entry, index) {
   const open = node("button", { type: "button", class: "open", "aria-label": `Open ${described(entry)}` });
   open.addEventListener("click", () => openLarge(index));
-  const scores = Object.entries(entry.scores ?? {}).filter(([name]) => name in short).slice(0, 4);
+  const scores = Object.keys(short).filter((name) => entry.scores?.[name] !== undefined).slice(0, 4);
   return node("article", { class: `card ${entry.outcome}`, "data-index": index, "data-id": entry.id }, open,
     node("div", { class: "text" },
       node("div", { class: "head" }, node("b", {}, named(entry)), node("span", { class: "badge" }, mark(entry.outcome), verdictOr(entry))),
       entry.reason ? node("div", { class: "reason", title: entry.reason }, entry.reason) : null,
-      scores.length ? node("dl", { class: "small" }, ...scores.map(([name, value]) =>
-        node("div", { title: scoreNames[name] }, node("dt", {}, short[name]), node("dd", {}, value.toFixed(3))))) : null,
+      scores.length ? node("dl", { class: "small" }, ...scores.map((name) =>
+        node("div", { title: scoreNames[name] }, node("dt", {}, short[name]), node("dd", {}, entry.scores[name].toFixed(3))))) : null,
       node("div", { class: "name", title: `${entry.image ?? ""}, prompt ${entry.id}` }, fileName(entry.image) || `prompt ${entry.id}`,
         entry.change ? ` · ${Math.round(100 * entry.change)} % changed` : "")));
 }
-const short = { quality: "quality", true_iou: "true IoU", prompt_stability: "stable", predicted_iou: "pred.", box_agreement: "box", stability_score: "border" };
+const short = {
+  true_iou: "true IoU", quality: "quality", prompt_stability: "stable", predicted_iou: "pred.", box_agreement: "box", stability_score: "border",
+};
 
 function setOverlay(name, on) {
   document.documentElement.classList.toggle(`no-${name}`, !on);

@@ -16,7 +16,10 @@ function openLarge(index) {
   before.setAttribute("aria-pressed", "false");
   showExplanation(entry);
   byId("facts").replaceChildren(...facts(entry));
-  if (!large.open) large.showModal();
+  if (!large.open) {
+    large.showModal();
+    large.focus();
+  }
   byId("facts").scrollTop = 0;
   look("object");
 }
@@ -116,6 +119,8 @@ const actions = {
     if (!found[opened].before) return;
     const on = stage.firstElementChild.classList.toggle("with-before");
     action("before").setAttribute("aria-pressed", on);
+    // It may have been elsewhere.
+    look(on ? "all" : "object");
   },
 };
 large.addEventListener("click", (event) => {
