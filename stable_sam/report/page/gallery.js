@@ -4,6 +4,7 @@ const { scores: scoreNames, entries } = JSON.parse(document.getElementById("data
 const outcomes = ["accept", "review", "reject", "failed", "reviewed"];
 const byId = (id) => document.getElementById(id);
 const CHUNK = 60;
+const entryOf = new WeakMap();
 let found = [], rendered = 0;
 
 entries.forEach((entry, place) => {
@@ -44,7 +45,7 @@ function fillOutcomes() {
     const count = index ? entries.filter((entry) => entry.outcome === outcome).length : entries.length;
     if (!count && index) continue;
     const input = node("input", { type: "radio", name: "outcome", value: outcome, "aria-keyshortcuts": index || "a" });
-    input.checked = !index;
+    input.defaultChecked = !index;
     byId("outcomes").append(node("label", {}, input, ...(index ? [mark(outcome)] : []), `${outcome} ${number(count)}`));
   }
 }
@@ -83,7 +84,7 @@ function drawCard(made) {
   near.unobserve(made);
   const button = made.firstElementChild;
   if (button.firstChild) return;
-  const entry = found[made.dataset.index];
+  const entry = entryOf.get(made);
   button.append(drawn(entry));
   if (!entry.note) setView(button.firstChild, around(entry, 4 / 3));
 }
@@ -92,7 +93,7 @@ function card(entry, index) {
   const open = node("button", { type: "button", class: "open", "aria-label": `Open ${described(entry)}` });
   open.addEventListener("click", () => openLarge(index));
   const scores = Object.keys(short).filter((name) => entry.scores?.[name] !== undefined).slice(0, 4);
-  return node("article", { class: `card ${entry.outcome}`, "data-index": index, "data-id": entry.id }, open,
+  const made = node("article", { class: `card ${entry.outcome}`, "data-index": index, "data-id": entry.id }, open,
     node("div", { class: "text" },
       node("div", { class: "head" }, node("b", {}, named(entry)), node("span", { class: "badge" }, mark(entry.outcome), verdictOr(entry))),
       entry.reason ? node("div", { class: "reason", title: entry.reason }, entry.reason) : null,
@@ -100,6 +101,8 @@ function card(entry, index) {
         node("div", { title: scoreNames[name] }, node("dt", {}, short[name]), node("dd", {}, entry.scores[name].toFixed(3))))) : null,
       node("div", { class: "name", title: `${entry.image ?? ""}, prompt ${entry.id}` }, fileName(entry.image) || `prompt ${entry.id}`,
         entry.change ? ` · ${Math.round(100 * entry.change)} % changed` : "")));
+  entryOf.set(made, entry);
+  return made;
 }
 const short = {
   true_iou: "true IoU", quality: "quality", prompt_stability: "stable", predicted_iou: "pred.", box_agreement: "box", stability_score: "border",
