@@ -105,7 +105,7 @@ def ring_of(polygon: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _checked(counts: str, pixels: int) -> str:
-    """pycocotools writes outside its memory where run lengths do not add up to the image."""
+    """Where run lengths stop short of the image, pycocotools fills the rest with whatever lay in memory."""
     total = value = shift = 0
     runs: list[int] = []
     for character in counts.encode("ascii", "replace"):

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import duckdb
 
 from stable_sam.data.query import connected
+from stable_sam.data.runs import is_review
 from stable_sam.data.storage import join
 from stable_sam.errors import ConfigError, InputError
 from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject
@@ -64,7 +65,7 @@ class Selection:
     without_mask: int
     """Rows that were asked for and have no mask: failed, rejected by a reviewer, or empty."""
     run: dict[str, Any]
-    """The newest run, as in the view `runs`."""
+    """The newest run, as in the view `runs`; its model is that of the newest run that a model made."""
     _connection: duckdb.DuckDBPyConnection
 
     def read(self, naming: Naming) -> Iterator[ExportImage]:
@@ -130,13 +131,14 @@ def selected(
                 f"{table_uri}: expected at least one mask to export, got none"
                 + (f" among {without_mask} rows, which have no mask" if without_mask else " that was asked for")
             )
-        runs = connection.sql("SELECT * FROM runs ORDER BY revision DESC LIMIT 1").to_arrow_table().to_pylist()
+        runs = connection.sql("SELECT * FROM runs ORDER BY revision DESC").to_arrow_table().to_pylist()
+        models = [run["model_id"] for run in runs if not is_review(run["model_id"])]
         yield Selection(
             categories=_categories(_keys(connection)),
             images=_count(connection, "count(DISTINCT image_uri)"),
             objects=_count(connection, "count(*)"),
             without_mask=without_mask,
-            run=runs[0],
+            run=runs[0] | {"model_id": models[0]},
             _connection=connection,
         )
 
