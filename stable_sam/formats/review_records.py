@@ -42,10 +42,11 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
     """An answer for each prompt, and a line for each object that cannot be taken.
 
     A prompt that was sent and is not in its image any more was deleted. Two files that say different things of a prompt
-    contradict each other, and neither is taken.
+    contradict each other, and neither is taken; nor is what one says when the other's mask cannot be read.
     """
     answers: dict[str, Answer] = {}
     contradicted: dict[str, str] = {}
+    unreadable: set[str] = set()
     problems: list[str] = []
     for image in images:
         sent = image.sent or {}
@@ -56,6 +57,7 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
                 continue
             if finding.problem is not None:
                 problems.append(f"{finding.where}: prompt {finding.prompt_id}: {finding.problem}")
+                unreadable.add(finding.prompt_id)
             elif finding.mask is None:
                 continue
             else:
@@ -65,7 +67,8 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
             if prompt_id not in mentioned:
                 _take(answers, contradicted, _answer(image, prompt_id, None, image.where))
     problems += [f"prompt {prompt_id}: {places}" for prompt_id, places in contradicted.items()]
-    return [answer for answer in answers.values() if answer.prompt_id not in contradicted], problems
+    not_taken = unreadable | contradicted.keys()
+    return [answer for answer in answers.values() if answer.prompt_id not in not_taken], problems
 
 
 def encoded(mask: NDArray[np.bool_]) -> EncodedMask | None:

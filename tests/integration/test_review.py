@@ -29,7 +29,7 @@ from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.formats.review_import import import_review
 from stable_sam.formats.write_export import SENT, export
-from stable_sam.formats.write_selection import selected
+from stable_sam.formats.write_selection import _categories, _keys, selected
 from stable_sam.identity import ModelIdentity
 from stable_sam.quality import judge
 from stable_sam.records import Changes, Prompt, RefinedMask
@@ -479,3 +479,24 @@ def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch:
         _, told = run(*arguments, *wrong)
         assert told.startswith(message)
         assert told.count("\n") == 1
+
+
+def test_masks_that_a_tool_drew_anew(job: Job) -> None:
+    mask = painted("p1")
+    mask[5, 4] = False
+    redrawn = [answer("p1", mask)]
+    assert import_answers(job.table, redrawn, unchanged_iou=0.95).unchanged == 1
+    assert import_answers(job.table, redrawn).corrected == 1
+
+
+def test_categories_have_one_number_each(job: Job) -> None:
+    with selected(job.table) as selection:
+        assert [(c.number, c.name, c.index) for c in selection.categories] == [(1, "cat", 0), (2, "dog", 1)]
+        change = "UPDATE selected SET category_id = $1, category = $2 WHERE prompt_id = $3"
+        rows = [(3, "cat", "p0"), (3, "bird", "p1"), (-1, "cat", "p2"), (None, None, "p3"), (8, None, "p4")]
+        for row in rows:
+            selection._connection.execute(change, row)
+        categories = _categories(_keys(selection._connection))
+    assert len({category.number for category in categories}) == len(categories) == 7
+    assert {c.name: c.number for c in categories} | {"bird": 3, "8": 8} == {c.name: c.number for c in categories}
+    assert {c.index for c in categories if c.name == "cat"} == {next(c.index for c in categories if c.name == "cat")}
