@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stable_sam.data.storage import join, write_stream
 from stable_sam.formats.write_polygons import Part, polygon_parts
-from stable_sam.formats.write_records import Add, ExportImage, ExportObject, Target
+from stable_sam.formats.write_records import Add, ExportImage, ExportObject, Target, printable
 from stable_sam.rle import decode_mask
 
 PROMPT_ATTRIBUTE = "prompt_id"
@@ -51,14 +51,9 @@ def write_cvat(target: Target) -> Iterator[Add]:
         xml.endDocument()
 
 
-def printable(prompt_id: str) -> str:
-    """`prompt_id` as XML can hold it: control characters cannot stand there even escaped."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in prompt_id)
-
-
 def _shapes(xml: XMLGenerator, item: ExportObject, group: int, polygons: bool) -> None:
     mask = decode_mask(item.mask.size_hw, item.mask.counts)
-    common = {"label": printable(item.category.name), "source": "auto", "occluded": "0", "z_order": "0"}
+    common = {"label": item.category.name, "source": "auto", "occluded": "0", "z_order": "0"}
     parts = polygon_parts(mask) if polygons else []
     if parts and not any(part.holes for part in parts):
         for part in parts:
@@ -98,7 +93,7 @@ def _meta(xml: XMLGenerator, names: list[str]) -> None:
         _start(xml, name)
     for name in names:
         _start(xml, "label")
-        _text(xml, "name", printable(name))
+        _text(xml, "name", name)
         _start(xml, "attributes")
         _start(xml, "attribute")
         for key, value in _ATTRIBUTE.items():
@@ -112,7 +107,7 @@ def _meta(xml: XMLGenerator, names: list[str]) -> None:
 
 def _labels_json(names: list[str]) -> str:
     attribute = _ATTRIBUTE | {"mutable": False, "values": []}
-    return json.dumps([{"name": printable(name), "attributes": [attribute]} for name in names], indent=1) + "\n"
+    return json.dumps([{"name": name, "attributes": [attribute]} for name in names], indent=1) + "\n"
 
 
 _ATTRIBUTE = {"name": PROMPT_ATTRIBUTE, "mutable": "False", "input_type": "text", "default_value": "", "values": ""}

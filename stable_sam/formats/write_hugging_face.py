@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from stable_sam.formats.write_records import Add, ExportImage, Target
 
-FILE_BYTES = 256 * 2**20
+FILE_BYTES = 128 * 2**20
 """Pictures and masks in one file, about: it is built in memory."""
 FILE_IMAGES = 20_000
 _OBJECT_COLUMNS: dict[str, tuple[pa.DataType, dict[str, Any]]] = {

@@ -35,7 +35,7 @@ def write_label_studio(target: Target) -> Iterator[Add]:
             prediction = {
                 "model_version": str(target.header["model_id"]),
                 # Label Studio sorts tasks by it: the least sure object is what somebody has to look for.
-                "score": min(scores, default=None),
+                **({"score": min(scores)} if scores else {}),
                 "result": [_region(region, image, item) for region, item in zip(regions, image.objects, strict=True)],
             }
             task(
@@ -63,7 +63,7 @@ def _region(region_id: str, image: ExportImage, item: ExportObject) -> dict[str,
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
-        "score": item.score,
+        **({} if item.score is None else {"score": item.score}),
         "value": {
             "format": "rle",
             "rle": encode_brush(decode_mask(item.mask.size_hw, item.mask.counts)),

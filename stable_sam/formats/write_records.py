@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from stable_sam.data.storage import join, write_bytes
 from stable_sam.records import BoxXYXY
 from stable_sam.rle import EncodedMask
 
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCategory:
@@ -19,6 +22,7 @@ class ExportCategory:
     number: int
     """The source's own id where it has one; from 1."""
     name: str
+    """Without control characters."""
     index: int
     """Place among the names, from 0, for formats that count from there; equal names have one."""
 
@@ -87,6 +91,11 @@ class Target:
     def write(self, path: str, content: str | bytes) -> None:
         """Write a file of the export."""
         write_bytes(join(self.uri, path), content if isinstance(content, bytes) else content.encode())
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters spelled out: XML and terminals cannot hold them."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 Add = Callable[[ExportImage, bytes | None], list[dict[str, Any]]]

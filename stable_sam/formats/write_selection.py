@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from stable_sam.data.query import connected
 from stable_sam.data.runs import is_review
 from stable_sam.data.storage import join
 from stable_sam.errors import ConfigError, InputError
-from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject
+from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject, printable
 from stable_sam.records import Route
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask
 
@@ -152,7 +153,7 @@ class _Key:
     @property
     def name(self) -> str:
         if self.category is not None:
-            return self.category
+            return printable(self.category)
         return _NO_NAME if self.category_id is None else str(self.category_id)
 
 
@@ -190,7 +191,7 @@ def _own_ids(connection: duckdb.DuckDBPyConnection) -> tuple[bool, bool]:
 
 
 def _object(row: dict[str, Any], category: ExportCategory, number: int) -> ExportObject:
-    box, scores = row["box_xyxy"], {name: row[name] for name in SCORES}
+    box, scores = row["box_xyxy"], {name: _finite(row[name]) for name in SCORES}
     score = 1.0 if row["status"] == "reviewed" else scores["quality"]
     details = {"status": row["status"], "route": row["route"], "verdict": row["verdict"], **scores}
     return ExportObject(
@@ -204,6 +205,11 @@ def _object(row: dict[str, Any], category: ExportCategory, number: int) -> Expor
         score=scores["predicted_iou"] if score is None else score,
         details={name: value for name, value in details.items() if value is not None},
     )
+
+
+def _finite(score: float | None) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _mask(row: dict[str, Any]) -> EncodedMask:

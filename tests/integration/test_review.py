@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.formats.review_import import import_review
 from stable_sam.formats.write_export import SENT, export
-from stable_sam.formats.write_selection import _categories, _keys, selected
+from stable_sam.formats.write_selection import Naming, _categories, _keys, selected
 from stable_sam.identity import ModelIdentity
 from stable_sam.quality import judge
 from stable_sam.records import Changes, Prompt, RefinedMask
@@ -500,3 +500,14 @@ def test_categories_have_one_number_each(job: Job) -> None:
     assert len({category.number for category in categories}) == len(categories) == 7
     assert {c.name: c.number for c in categories} | {"bird": 3, "8": 8} == {c.name: c.number for c in categories}
     assert {c.index for c in categories if c.name == "cat"} == {next(c.index for c in categories if c.name == "cat")}
+
+
+def test_scores_that_are_no_numbers_and_names_that_no_file_can_hold(job: Job) -> None:
+    with selected(job.table) as selection:
+        selection._connection.execute("UPDATE selected SET predicted_iou = 'nan', category = 'a' || chr(1) || 'b'")
+        (category,) = _categories(_keys(selection._connection))
+        renamed = replace(selection, categories=(category,))
+        images = list(renamed.read(Naming(images_uri="/", copies=False, prefix=None)))
+    assert category.name == "a\\u0001b"
+    assert {item.score for image in images for item in image.objects} == {0.55}
+    assert all("predicted_iou" not in item.details for image in images for item in image.objects)
