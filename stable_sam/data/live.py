@@ -21,8 +21,8 @@ from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.errors import StorageError, one_line
 
 FAILED, OTHER_MODEL, OTHER_CODE, REVIEWED = 1, 2, 4, 8
-"""Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people did,
-and what they decided stands."""
+"""Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people
+did, and what they decided stands."""
 _MEMORY_LIMIT = "500MB"
 """What DuckDB may hold before it spills."""
 
