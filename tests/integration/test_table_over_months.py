@@ -29,6 +29,7 @@ from stable_sam.data.table import publish
 from stable_sam.data.vacuum import vacuum
 from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageError
 from stable_sam.shard_job import refine_shard
+from stable_sam.summary import summarize
 from tests.integration.masks_dataset import ConstantRefiner, Dataset, new_dataset
 
 EVERY_ROW = "SELECT * FROM history ORDER BY prompt_id, revision"
@@ -115,6 +116,33 @@ def test_files_reach_the_target_size_and_keep_their_order(local: Dataset, monkey
     assert table is not None
     rows = layout(table).current.to_table(columns=["image_uri", "prompt_id"]).to_pylist()
     assert rows == sorted(rows, key=lambda row: (row["image_uri"], row["prompt_id"]))
+
+
+def test_a_night_opens_no_past_file(local: Dataset) -> None:
+    months(local)
+    compact(local.output)
+    publish(moved(local, 2, 10))
+    table = open_table(local.output)
+    assert table is not None
+    assert paths_of(layout(table).past)
+    for path in paths_of(layout(table).past):
+        Path(local.output, path).write_bytes(b"not Parquet")
+    publish(moved(local, 3, 9))
+    with pytest.raises(StorageError):
+        local.ask(EVERY_ROW)
+
+
+def test_a_summary_opens_no_part_of_another_run(local: Dataset) -> None:
+    publish(local.refined())
+    night = moved(local, 1)
+    publish(night)
+    publish(moved(local, 2))
+    for uri in list_files(join(local.output, "data")):
+        if night.run_id not in uri:
+            write_bytes(uri, b"not Parquet")
+    assert summarize(local.output, night.run_id).prompts == night.prompts
+    with pytest.raises(StorageError):
+        local.ask(EVERY_ROW)
 
 
 def test_a_compaction_between_plan_and_publish_loses_nothing(dataset: Dataset) -> None:
