@@ -19,7 +19,16 @@ from stable_sam.data import live, night, ordering
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
 from stable_sam.data.runs import newest_run, open_table
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
-from stable_sam.data.storage import absolute_uri, create_bytes, exists, file_version, iter_versions, modified_since
+from stable_sam.data.storage import (
+    absolute_uri,
+    create_bytes,
+    exists,
+    file_version,
+    iter_versions,
+    join,
+    list_files,
+    modified_since,
+)
 from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt
@@ -172,9 +181,15 @@ def check_withdrawn(changes: Changes, max_withdrawn_fraction: float, annotations
 
 
 def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunManifest:
-    """Write the shards of `planned` and `withdrawn`, then the manifest with them; the first one stored stands."""
+    """Write the shards of `planned` and `withdrawn`, then the manifest with them; the first one stored stands.
+
+    A vacuum that this same plan was stored under may have removed shards of it: then they are written again.
+    """
     if exists(manifest.uri):
-        return read_manifest(manifest.uri)
+        stored = read_manifest(manifest.uri)
+        there = set(list_files(join(manifest.folder_uri, "shards")))
+        if there.issuperset(shard.uri for shard in (*stored.shards, *stored.tombstones)):
+            return stored
     withdrawn = ((rows, 0) for rows in night.withdrawn_prompts(connection, _TOMBSTONES))
     manifest = replace(
         manifest,
