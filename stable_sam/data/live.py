@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from pyarrow.dataset import Dataset
 
 from stable_sam.data.fingerprint import STORED_IMAGE_HASH, STORED_PROMPT_HASH
-from stable_sam.data.layout import layout
+from stable_sam.data.layout import layout, paths_of
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.errors import StorageError, one_line
 
@@ -79,6 +79,13 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
         coalesce({STORED_PROMPT_HASH}, 0)::UBIGINT AS prompt_hash,
         coalesce({STORED_IMAGE_HASH}, 0)::UBIGINT AS image_hash
     """
+    untouched = ""
+    if files is not None and paths_of(files.current):
+        # Only then: the nights' files are opened once more for it.
+        untouched = f"""
+            UNION ALL BY NAME
+            SELECT {columns} FROM compacted ANTI JOIN (SELECT prompt_id FROM nights) USING (prompt_id)
+        """
     connection.execute(
         f"""
         CREATE TABLE live AS
@@ -90,8 +97,7 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
                    arg_max(withdrawn, revision) AS withdrawn
             FROM (SELECT {columns} FROM nights)
             GROUP BY prompt_id
-            UNION ALL BY NAME
-            SELECT {columns} FROM compacted ANTI JOIN (SELECT prompt_id FROM nights) USING (prompt_id)
+            {untouched}
         )
         WHERE NOT withdrawn
         """,
