@@ -245,7 +245,7 @@ def _manifest(
 def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunManifest:
     """Write the shards of `planned` and `withdrawn`, then the manifest with them; the first one stored stands.
 
-    A vacuum that this same plan was stored under may have removed shards of it: then they are written again.
+    Shards of it that a vacuum took for those of an abandoned plan are written again.
     """
     if exists(manifest.uri):
         stored = read_manifest(manifest.uri)
