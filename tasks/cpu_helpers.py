@@ -6,21 +6,25 @@ node that holds a task's large arguments, which is the actor's own.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stable_sam.config import RayConfig
+from stable_sam.errors import one_line
 from tasks.actor_plan import ActorPlan, helpers_each
 from tasks.helper_work import HelperWork
 from tasks.offload import NoHelperError
 
+_log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 5.0
 _TRIES = 2
 """Helpers that are lost, with their node or without, before a piece of work is the actor's own. That condemns no image:
@@ -36,7 +40,7 @@ class _Node:
     cores: float
     in_hand: int = 0
     answered: float = 0.0
-    """When something last came back from it, or was given up."""
+    """When something last came back from it."""
     given_up_until: float = 0.0
 
 
@@ -47,7 +51,7 @@ class CpuHelpers:
         self._settings = settings
         self._plan = plan
         self._nodes: dict[str, _Node] = {}
-        self._looked = -_LOOK_EVERY_S
+        self._looked = -inf
         self._lock = threading.Lock()
         self._remote: Any = ray.remote(_work)
 
@@ -63,9 +67,10 @@ class CpuHelpers:
             node = self._take()
             try:
                 return self._call_on(node, work, method, arguments)
-            except (RayError, _GivenUpError):
-                with self._lock:
-                    self._looked = -_LOOK_EVERY_S  # the node may be gone
+            except (RayError, _GivenUpError) as error:
+                _log.warning("a helper on node %s did not %s: ... %s", node.node_id, method, one_line(error)[-300:])
+                if isinstance(error, (NodeDiedError, TaskUnschedulableError, _GivenUpError)):
+                    node.given_up_until = time.monotonic() + _PATIENCE_S
             finally:
                 with self._lock:
                     node.in_hand -= 1
@@ -78,10 +83,9 @@ class CpuHelpers:
         submitted = time.monotonic()
         while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
             if time.monotonic() - max(submitted, node.answered) > _PATIENCE_S:
-                node.given_up_until = time.monotonic() + _PATIENCE_S
                 with suppress(RayError):
                     ray.cancel(answer, force=True)
-                raise _GivenUpError
+                raise _GivenUpError(f"nothing came for {_PATIENCE_S:g} s")
         node.answered = time.monotonic()
         return ray.get(answer)
 
