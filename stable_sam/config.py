@@ -129,7 +129,7 @@ class RayConfig(Section):
     about 800, with transparency or in floats up to 2500. An actor's node needs the model and this much for each image
     that is in the works at a time."""
     object_store_mb: int = Field(default=300, ge=80)
-    """Of a local Ray, where only URIs and reports travel through it; with `helpers`, pixels and logits do, about 6 MB
+    """Of a local Ray, where only URIs and reports travel through it; with `helpers`, pixels and logits do, about 8 MB
     for each of them."""
 
 
