@@ -1,4 +1,4 @@
-"""The Ray boundary: a number of actors that are kept at work. The only module that imports ray.
+"""The Ray boundary: a number of actors that are kept at work. The only module but `tasks.cpu_helpers` that imports ray.
 
 Calls in flight are bounded, errors are values, and a dead actor is replaced; work that keeps ending actors is told
 apart from work that fails.
