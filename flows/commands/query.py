@@ -42,6 +42,9 @@ def query(
             help="What readers saw then: a run_id, a version, or an ISO date or timestamp (UTC).", metavar="WHEN"
         ),
     ] = None,
+    memory_limit: Annotated[
+        str, typer.Option(help="What the query may hold before it spills to a temporary folder, such as 500MB.")
+    ] = "2GB",
 ) -> None:
     """Ask the masks table: stable-sam query --table URI "SELECT route, count(*) FROM masks GROUP BY route"."""
     if form is Format.parquet and out is None:
@@ -49,7 +52,7 @@ def query(
     from stable_sam.data.query import query as run_query
     from stable_sam.data.storage import absolute_uri, write_bytes
 
-    rows = run_query(absolute_uri(table), sql, as_of=as_of)
+    rows = run_query(absolute_uri(table), sql, as_of=as_of, memory_limit=memory_limit)
     if out is not None:
         write_bytes(out, _encode(rows, form))
         typer.echo(f"{rows.num_rows} rows written to {out}", err=True)

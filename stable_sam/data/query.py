@@ -13,9 +13,9 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from stable_sam.data.layout import layout, paths_of
+from stable_sam.data.layout import layout
 from stable_sam.data.runs import RunInfo, go_back, list_runs, open_table, storage_error
-from stable_sam.errors import InputError, NotFoundError, StableSamError, StorageError
+from stable_sam.errors import ConfigError, InputError, NotFoundError, StableSamError, StorageError, one_line
 from stable_sam.records import Route
 
 _RUNS_SCHEMA = pa.schema(
@@ -44,13 +44,20 @@ _RUNS_SCHEMA = pa.schema(
     ]
 )
 
-_NEWEST = """
-    SELECT * FROM (SELECT * FROM {rows} QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1)
+MEMORY_LIMIT = "2GB"
+"""What DuckDB may hold before it spills. The answer is held besides."""
+
+# No filter but one of prompt_id could pass a window function; it passes these joins.
+_MASKS = """
+    SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)
+    UNION ALL
+    SELECT * FROM _nights
+    SEMI JOIN (SELECT prompt_id, max(revision) AS revision FROM _nights GROUP BY prompt_id) USING (prompt_id, revision)
     WHERE status <> 'withdrawn'
 """
 
 
-def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
+def query(table_uri: str, sql: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT) -> pa.Table:
     """Run one SQL statement and return its rows.
 
     Views: `history`, all rows of all runs (columns: `stable_sam.data.schema.MASKS_SCHEMA`; those that a table of an
@@ -59,10 +66,11 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
     filter down, the rows that are asked for get read. What is published meanwhile is not seen.
     as_of: what readers saw then: a run_id (after that run), a Delta version, or an ISO date (its first moment) or
     timestamp, UTC unless it says otherwise; None: now. Reaches as far back as `vacuum` left the files.
+    memory_limit: what DuckDB may hold, such as "500MB" or "4GB", before it spills to a temporary folder.
     Raises `NotFoundError` when there is no table, or none yet; `InputError` when the SQL or `as_of` is wrong;
-    `StorageError`.
+    `ConfigError` when the memory limit is, or does not do; `StorageError`.
     """
-    with connected(table_uri, as_of=as_of) as connection:
+    with connected(table_uri, as_of=as_of, memory_limit=memory_limit) as connection:
         relation = connection.sql(sql)
         if relation is None:
             raise InputError("SQL: expected a query, got nothing to run")
@@ -70,11 +78,15 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
 
 
 @contextmanager
-def connected(table_uri: str, *, as_of: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def connected(
+    table_uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """The connection on which `query` runs, for what is too large to be held or asks more than once.
 
     Errors of DuckDB become those that `query` raises.
     """
+    if re.fullmatch(r"[1-9][0-9]{0,4} ?[MGT]i?B", memory_limit) is None:
+        raise ConfigError(f"memory limit {memory_limit!r}: expected a number and a unit, such as 500MB or 4GB")
     table = open_table(table_uri)
     if table is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
@@ -84,13 +96,13 @@ def connected(table_uri: str, *, as_of: str | None = None) -> Iterator[duckdb.Du
     runs = [run for run in list_runs(table) if run.version <= table.version()]
     with (
         tempfile.TemporaryDirectory(prefix="stable-sam-query-") as folder,
-        duckdb.connect(config=_sandbox(folder)) as connection,
+        duckdb.connect(config=_sandbox(folder, memory_limit)) as connection,
     ):
         try:
             _make_views(connection, table, runs)
             yield connection
         except duckdb.Error as error:
-            raise _sql_error(error, table_uri) from error
+            raise _sql_error(error, table_uri, memory_limit) from error
         except (DeltaError, OSError) as error:
             raise storage_error(table_uri, "cannot read the table", error) from error
         except StorageError as error:
@@ -100,21 +112,15 @@ def connected(table_uri: str, *, as_of: str | None = None) -> Iterator[duckdb.Du
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: list[RunInfo]) -> None:
-    files = layout(table)
+    files = layout(table, next((run.run_id for run in runs if run.parent_run_id is None), None))
     connection.register("runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=_RUNS_SCHEMA))
     connection.register("history", files.history)
-    if not paths_of(files.current):
-        # One run has each prompt once and withdraws none.
-        masks = "SELECT * FROM history" if len(runs) == 1 else _NEWEST.format(rows="history")
-    else:
-        connection.register("_compacted", files.current)
-        connection.register("_nights", files.nights)
-        untouched = "SELECT * FROM _compacted ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)"
-        masks = f"{untouched} UNION ALL {_NEWEST.format(rows='_nights')}"
-    connection.execute(f"CREATE VIEW masks AS {masks}")
+    connection.register("_current", files.current)
+    connection.register("_nights", files.nights)
+    connection.execute(f"CREATE VIEW masks AS {_MASKS}")
 
 
-def _sandbox(folder: str) -> dict[str, Any]:
+def _sandbox(folder: str, memory_limit: str) -> dict[str, Any]:
     """Settings under which SQL reaches the registered views and nothing else, and cannot change the settings.
 
     No files, no network, no extensions, no Python variables of this process; what does not fit into memory is spilled
@@ -125,11 +131,18 @@ def _sandbox(folder: str) -> dict[str, Any]:
         "enable_external_access": False,
         "autoload_known_extensions": False,
         "temp_directory": folder,
+        "memory_limit": memory_limit,
         "lock_configuration": True,
     }
 
 
-def _sql_error(error: duckdb.Error, table_uri: str) -> StableSamError:
+def _sql_error(error: duckdb.Error, table_uri: str, memory_limit: str) -> StableSamError:
+    if isinstance(error, duckdb.OutOfMemoryException):
+        what = one_line(error).partition(" Possible solutions")[0].removeprefix("Out of Memory Error: ")
+        return ConfigError(
+            f"SQL: expected a query that the memory limit of {memory_limit} is enough for, got one that needs "
+            f"more: {what[:200]}; raise the limit (--memory-limit), or ask for less"
+        )
     # What follows is the statement again, with a marker that means nothing outside a terminal's columns.
     message = " ".join(str(error).partition("\n\nLINE ")[0].split())[:300]
     if re.search("registered as '\\w+' failed", message):

@@ -18,7 +18,7 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import PyFileSystem
 
-from stable_sam.data.commits import CommitRecord, committed
+from stable_sam.data.commits import CommitRecord, announce_publish, committed
 from stable_sam.data.live import count_with
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_run, open_table, recent_runs, storage_error
@@ -61,9 +61,11 @@ def publish(manifest: RunManifest) -> PublishReport:
     prompts and tombstones, or the prompts current afterwards are not those of the source; `StorageError` when another
     run was published since this one was planned, or the store fails.
     """
+    publisher = uuid.uuid4().hex
+    announce_publish(manifest, publisher)
     records = committed(manifest)
     _check_run(manifest, records)
-    run = _run_facts(manifest, records)
+    run = _run_facts(manifest, records, publisher)
     checked = False
     for attempt in range(_ATTEMPTS):
         table = open_table(manifest.output_uri)
@@ -192,7 +194,7 @@ def _add_columns(table: DeltaTable) -> None:
         table.alter.add_columns(missing)
 
 
-def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> dict[str, Any]:
+def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord], publisher: str) -> dict[str, Any]:
     """The fields of RunInfo that publishing writes."""
     routes: Counter[str] = Counter()
     for record in records.values():
@@ -222,7 +224,7 @@ def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> di
         "actor_seconds": None if None in seconds else math.fsum(second for second in seconds if second is not None),
         "jitter_count": manifest.config.refiner.jitter_count,
         "jitter_scale": manifest.config.refiner.jitter_scale,
-        "publisher": uuid.uuid4().hex,
+        "publisher": publisher,
     }
 
 
