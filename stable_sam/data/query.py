@@ -1,4 +1,4 @@
-"""SQL over a published table, by DuckDB: views `masks`, `history` and `runs`."""
+"""SQL over a published table, by DuckDB: `masks`, `history`, `runs`, and the views of `stable_sam.data.views`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from deltalake.exceptions import DeltaError
 
 from stable_sam.data.layout import layout
 from stable_sam.data.runs import RunInfo, go_back, list_runs, open_table, storage_error
+from stable_sam.data.views import make_views
 from stable_sam.errors import ConfigError, InputError, NotFoundError, StableSamError, StorageError, one_line
 from stable_sam.records import Route
 
@@ -62,8 +63,9 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None, memory_limit: s
 
     Views: `history`, all rows of all runs (columns: `stable_sam.data.schema.MASKS_SCHEMA`; those that a table of an
     older version lacks are null); `masks`, of each prompt_id the row of the newest revision, without those whose
-    annotation was withdrawn; `runs`, one row for each published run. Only the columns and, where DuckDB can push the
-    filter down, the rows that are asked for get read. What is published meanwhile is not seen.
+    annotation was withdrawn; `runs`, one row for each published run; and those of `stable_sam.data.views`. Only the
+    columns and, where DuckDB can push the filter down, the rows that are asked for get read. What is published
+    meanwhile is not seen.
     as_of: what readers saw then: a run_id (after that run), a Delta version, or an ISO date (its first moment) or
     timestamp, UTC unless it says otherwise; None: now. Reaches as far back as `vacuum` left the files.
     memory_limit: what DuckDB may hold, such as "500MB" or "4GB", before it spills to a temporary folder.
@@ -71,6 +73,7 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None, memory_limit: s
     `ConfigError` when the memory limit is, or does not do; `StorageError`.
     """
     with connected(table_uri, as_of=as_of, memory_limit=memory_limit) as connection:
+        make_views(connection, sql)
         relation = connection.sql(sql)
         if relation is None:
             raise InputError("SQL: expected a query, got nothing to run")
@@ -82,6 +85,8 @@ def connected(
     table_uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """The connection on which `query` runs, for what is too large to be held or asks more than once.
+
+    It has `masks`, `history` and `runs`; others come by `stable_sam.data.views.make_views`.
 
     Errors of DuckDB become those that `query` raises.
     """
@@ -97,18 +102,25 @@ def connected(
     with (
         tempfile.TemporaryDirectory(prefix="stable-sam-query-") as folder,
         duckdb.connect(config=_sandbox(folder, memory_limit)) as connection,
+        user_errors(table_uri, as_of=as_of, memory_limit=memory_limit),
     ):
-        try:
-            _make_views(connection, table, runs)
-            yield connection
-        except duckdb.Error as error:
-            raise _sql_error(error, table_uri, memory_limit) from error
-        except (DeltaError, OSError) as error:
-            raise storage_error(table_uri, "cannot read the table", error) from error
-        except StorageError as error:
-            if as_of is None:
-                raise
-            raise StorageError(f"{error} (older versions can be read until vacuum removes their files)") from error
+        _make_views(connection, table, runs)
+        yield connection
+
+
+@contextmanager
+def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT) -> Iterator[None]:
+    """Errors of DuckDB over a table as those that `query` raises."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _sql_error(error, table_uri, memory_limit) from error
+    except (DeltaError, OSError) as error:
+        raise storage_error(table_uri, "cannot read the table", error) from error
+    except StorageError as error:
+        if as_of is None:
+            raise
+        raise StorageError(f"{error} (older versions can be read until vacuum removes their files)") from error
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: list[RunInfo]) -> None:
