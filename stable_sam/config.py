@@ -158,6 +158,9 @@ class RunConfig(Section):
     ray: RayConfig = RayConfig()
     quality: QualityConfig = QualityConfig()
     source: SourceConfig = SourceConfig()
+    truth_uri: str | None = None
+    """COCO instances with true masks for some of the images, any fsspec URI: each mask of the run that can be matched
+    gets its `true_iou`, and the run its mean and AP. Rows that a night leaves as they are stay without."""
     shard_images: int = Field(default=64, ge=1)
     """Ordinary images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of
     work. Fewer where images have more than 8 prompts: shards cost about the same."""

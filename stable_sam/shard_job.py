@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from stable_sam.data.commits import CommitRecord, commit_of, write_part
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard
 from stable_sam.data.storage import exists, read_bytes
+from stable_sam.data.truth import read_truth, with_true_iou
 from stable_sam.errors import ImageError, NotFoundError, StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
 from stable_sam.image_job import ImageJob, ImageRefiner, refine_job
@@ -76,6 +77,8 @@ def complete_shard(
             answers = list(refine_jobs(jobs))
             seconds = time.monotonic() - started
         masks = [mask for of_image in answers for mask in _settled(of_image)]
+        if shard.truth:
+            masks = with_true_iou(prompts, masks, read_truth(shard))
         rows = list(zip(prompts, masks, strict=True))
         record, ours = (write_rows or write_part)(manifest, shard, rows, seconds=seconds)
     return ShardReport(

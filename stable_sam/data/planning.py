@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 
 import stable_sam
 from stable_sam.config import RunConfig, SourceConfig
-from stable_sam.data import live, night, ordering
+from stable_sam.data import live, night, ordering, truth
 from stable_sam.data.annotation_files import annotations_modified_since, annotations_version
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
 from stable_sam.data.runs import RunInfo, newest_run, open_table
@@ -103,10 +103,12 @@ def plan_night(
         if found.changes.planned + found.changes.withdrawn == 0 or dry_run:
             return plan
         check_withdrawn(found.changes, config.max_withdrawn_fraction, annotations_uri)
+        known = truth.load_truth(connection, config.truth_uri) if config.truth_uri and plan.shards else ""
         manifest = _manifest(
             plan,
             found,
             parent,
+            truth_digest=known,
             source_version=files.version if files_tell and since is None and not elsewhere else None,
             annotations_uri=annotations_uri,
             images_uri=images_uri,
@@ -208,6 +210,7 @@ def _manifest(
     found: night.Comparison,
     parent: RunInfo | None,
     *,
+    truth_digest: str,
     source_version: str | None,
     annotations_uri: str,
     images_uri: str,
@@ -218,9 +221,8 @@ def _manifest(
 ) -> RunManifest:
     """The run that does it, still without its shards."""
     changes, maker = plan.changes, _maker(config, model)
-    content_hash = _hash(
-        [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
-    )
+    content = [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
+    content_hash = _hash([*content, truth_digest] if truth_digest else content)
     parent_run_id = None if parent is None else parent.run_id
     run = [content_hash, parent_run_id, config.shard_images, config.decode_cost, ordering.ORDINARY_PROMPTS]
     return RunManifest(
@@ -255,12 +257,16 @@ def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunM
     if exists(manifest.uri):
         stored = read_manifest(manifest.uri)
         there = set(list_files(join(manifest.folder_uri, "shards")))
-        if there.issuperset(shard.uri for shard in (*stored.shards, *stored.tombstones)):
+        files = [shard.uri for shard in (*stored.shards, *stored.tombstones)]
+        if there.issuperset([*files, *(shard.truth_uri for shard in stored.shards if shard.truth)]):
             return stored
+    shards = write_shards(ordering.shards(connection), manifest.folder_uri, "prompts")
+    if manifest.config.truth_uri and shards:
+        shards = truth.cut_truth(connection, shards, manifest.config.truth_uri)
     withdrawn = ((rows, 0) for rows in night.withdrawn_prompts(connection, _TOMBSTONES))
     manifest = replace(
         manifest,
-        shards=write_shards(ordering.shards(connection), manifest.folder_uri, "prompts"),
+        shards=shards,
         tombstones=write_shards(withdrawn, manifest.folder_uri, "withdrawn"),
     )
     _check_plan(manifest)

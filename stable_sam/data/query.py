@@ -41,6 +41,14 @@ _RUNS_SCHEMA = pa.schema(
         ("dtype", pa.string()),
         ("jitter_count", pa.int64()),
         ("jitter_scale", pa.float64()),
+        ("truth_uri", pa.string()),
+        ("truth_matched", pa.int64()),
+        ("truth_mean_iou", pa.float64()),
+        ("truth_share_75", pa.float64()),
+        ("truth_images", pa.int64()),
+        ("truth_ap", pa.float64()),
+        ("truth_ap50", pa.float64()),
+        ("truth_ap75", pa.float64()),
         ("content_hash", pa.string()),
     ]
 )

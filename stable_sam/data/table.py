@@ -23,7 +23,8 @@ from stable_sam.data.live import count_with
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_run, open_table, recent_runs, storage_error
 from stable_sam.data.schema import MASKS_SCHEMA
-from stable_sam.data.storage import delta_options, join, list_files
+from stable_sam.data.storage import absolute_uri, delta_options, join, list_files
+from stable_sam.data.truth_score import score_run
 from stable_sam.errors import ConservationError, StorageError
 
 __all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
@@ -73,7 +74,7 @@ def publish(manifest: RunManifest) -> PublishReport:
         if published is not None:
             return _report(published, already_published=published.publisher != run["publisher"])
         if not checked:
-            _check_table(manifest, table, records)
+            run |= _check_table(manifest, table, records)
             checked = True
         try:
             _add(manifest, table, records, run)
@@ -111,8 +112,13 @@ def _check_run(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> No
             )
 
 
-def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]) -> None:
-    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves."""
+def _check_table(
+    manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]
+) -> dict[str, Any]:
+    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves.
+
+    Returns what the rows say of their truth, where some is known.
+    """
     try:
         parts = FileSystemDataset.from_paths(
             sorted(record.part for record in records.values()),
@@ -121,6 +127,7 @@ def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mappi
             filesystem=PyFileSystem(DeltaStorageHandler(manifest.output_uri, delta_options(manifest.output_uri))),
         )
         rows, distinct, current = count_with(table, parts)
+        score = score_run(manifest, table, parts)
     except (DeltaError, OSError) as error:
         raise storage_error(manifest.output_uri, f"cannot read the rows of run {manifest.run_id}", error) from error
     if not rows == distinct == manifest.rows:
@@ -133,6 +140,9 @@ def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mappi
             f"{manifest.output_uri}: expected {manifest.current_prompts} current prompts after run {manifest.run_id}, "
             f"as many as in {manifest.annotations_uri}, got {current}"
         )
+    if score and manifest.config.truth_uri:
+        score["truth_uri"] = absolute_uri(manifest.config.truth_uri)
+    return score
 
 
 def _published(table: DeltaTable, manifest: RunManifest) -> RunInfo | None:

@@ -192,7 +192,9 @@ def make_views(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
             wanted |= {other for other in VIEWS if re.search(rf"\b{other}\b", VIEWS[name].sql)}
     text = " ".join([sql, *(VIEWS[name].sql for name in wanted)]).lower()
     if "mask_iou" in text and not connection.execute(_HAS_MASK_IOU).fetchall():
-        connection.create_function("mask_iou", _mask_iou, _MASK_COLUMNS, "DOUBLE", null_handling=FunctionNullHandling.SPECIAL)
+        connection.create_function(
+            "mask_iou", _mask_iou, _MASK_COLUMNS, "DOUBLE", null_handling=FunctionNullHandling.SPECIAL
+        )
     if "box_" in text:
         connection.execute(_MACROS)
     if "_newest" in wanted:
