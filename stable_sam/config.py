@@ -90,6 +90,10 @@ class RayConfig(Section):
     """Cores each actor asks for; also its number of torch threads, at least 1."""
     num_gpus: float = Field(default=0, ge=0)
     """GPUs each actor asks for, fractions allowed."""
+    helpers: int | None = Field(default=None, ge=0)
+    """Images that each actor with a GPU has fetched, decoded and encoded at a time by nodes without one. None: as the
+    cores of those nodes allow, at most 16; a cluster without such nodes does all beside the model. 0: never
+    elsewhere."""
     in_flight_per_actor: int = Field(default=2, ge=1)
     """Shards handed to an actor ahead of time: 2 hides the round trip and bounds what a dead actor takes with it."""
     max_retries: int = Field(default=2, ge=0)
@@ -102,7 +106,8 @@ class RayConfig(Section):
     about 800, with transparency or in floats up to 2500. An actor's node needs the model and this much for each image
     that is in the works at a time."""
     object_store_mb: int = Field(default=300, ge=80)
-    """Only URIs and reports travel through Ray, so its object store can be small."""
+    """Of a local Ray, where only URIs and reports travel through it; with `helpers`, pixels and logits do, about 8 MB
+    for each of them."""
 
 
 class QualityConfig(Section):
@@ -153,6 +158,9 @@ class RunConfig(Section):
     ray: RayConfig = RayConfig()
     quality: QualityConfig = QualityConfig()
     source: SourceConfig = SourceConfig()
+    truth_uri: str | None = None
+    """COCO instances with true masks for some of the images, any fsspec URI: each mask of the run that can be matched
+    gets its `true_iou`, and the run its mean and AP. Rows that a night leaves as they are stay without."""
     shard_images: int = Field(default=64, ge=1)
     """Ordinary images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of
     work. Fewer where images have more than 8 prompts: shards cost about the same."""

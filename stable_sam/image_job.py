@@ -1,23 +1,34 @@
-"""One image of a shard through a refiner: all that a process with a model has to do, without stores and tables."""
+"""One image of a shard through a refiner, at once or stage by stage: without stores and tables.
+
+    at once        ImageJob --refine_job--> masks
+    in stages      ImageJob --prepare_job--> PreparedImage --infer_job--> InferredImage --finish_job--> masks
+
+Whatever is wrong with an image becomes failed masks of its prompts in the stage that meets it.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.config import RefinerConfig
+from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.images import decode_image
 from stable_sam.errors import ImageError, one_line
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.routing import failed_mask
+from stable_sam.stages import InferredImage, InferredPrompts, PreparedImage, finish, prepare
 
 if TYPE_CHECKING:
     from stable_sam.identity import ModelIdentity
+
+MOST_PROMPTS_APART = 32
+"""An image with more prompts is finished where the model is: their logits, 262 kB each, would be many megabytes."""
+T = TypeVar("T")
 
 
 class ImageRefiner(Protocol):
@@ -29,6 +40,24 @@ class ImageRefiner(Protocol):
         ...
 
     def refine_image(self, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> list[RefinedMask]:
+        """One mask for each prompt, in order."""
+        ...
+
+
+@runtime_checkable
+class StagedRefiner(ImageRefiner, Protocol):
+    """One whose images may be prepared and finished elsewhere."""
+
+    @property
+    def input_side(self) -> int:
+        """Side of the model's square input in pixels."""
+        ...
+
+    def infer(self, image: PreparedImage) -> Iterator[InferredPrompts]:
+        """All that takes the model."""
+        ...
+
+    def refine_prepared(self, image: PreparedImage) -> list[RefinedMask]:
         """One mask for each prompt, in order."""
         ...
 
@@ -45,24 +74,51 @@ class ImageJob:
     """Why there is nothing to refine; the prompts become failed rows."""
 
 
+Job = ImageJob | PreparedImage | InferredImage
+
+
 def refine_job(refiner: ImageRefiner, config: RefinerConfig, job: ImageJob) -> list[RefinedMask]:
     """The masks of a job's prompts, failed ones for whatever is wrong with it; raises the GPU's own error when it is
     lost."""
     if job.error is not None:
         return failed_masks(job, job.error)
-    try:
-        return _refine(refiner, config, job)
-    except ImageError as error:
-        return failed_masks(job, str(error))
-    except Exception as error:
-        if device_is_lost(error):
-            raise
-        logging.getLogger(__name__).exception("%s: cannot be refined", job.image_uri)
-        reason = f"{job.image_uri}: cannot be refined: {type(error).__name__}: {one_line(error)[:300]}"
-        return failed_masks(job, reason)
+    return _guarded(job, lambda: _refine(refiner, config, job))
 
 
-def failed_masks(job: ImageJob, reason: str) -> list[RefinedMask]:
+def prepare_job(config: RefinerConfig, side: int, job: ImageJob) -> PreparedImage | list[RefinedMask]:
+    """The first stage, for a model whose input has this side; failed masks when no prompt can be refined."""
+    if job.error is not None:
+        return failed_masks(job, job.error)
+
+    def prepared() -> PreparedImage | list[RefinedMask]:
+        image = prepare(_decoded(config, job), job.prompts, side, image_uri=job.image_uri)
+        return image if any(prompt.error is None for prompt in image.prompts) else failed_masks(image, "")
+
+    return _guarded(job, prepared)
+
+
+def infer_job(refiner: StagedRefiner, image: PreparedImage) -> InferredImage | list[RefinedMask]:
+    """The second stage; with more than `MOST_PROMPTS_APART` prompts the third, too. Raises as `refine_job`."""
+
+    def inferred() -> InferredImage | list[RefinedMask]:
+        if len(image.prompts) > MOST_PROMPTS_APART:
+            return refiner.refine_prepared(image)
+        return InferredImage(
+            image_uri=image.image_uri,
+            frame=image.frame,
+            prompts=image.prompts,
+            inferred=tuple(refiner.infer(image)),
+        )
+
+    return _guarded(image, inferred)
+
+
+def finish_job(config: RunConfig, image: InferredImage) -> list[RefinedMask]:
+    """The third stage."""
+    return _guarded(image, lambda: finish(image, config.refiner, config.routing))
+
+
+def failed_masks(job: Job, reason: str) -> list[RefinedMask]:
     """A failed row for each prompt of the image; a prompt that was bad before keeps its own reason."""
     return [failed_mask(prompt.prompt_id, prompt.error or reason) for prompt in job.prompts]
 
@@ -75,14 +131,32 @@ def device_is_lost(error: Exception) -> bool:
     return type(error).__name__ == "AcceleratorError"
 
 
+def _guarded(job: Job, work: Callable[[], T]) -> T | list[RefinedMask]:
+    """What `work` returns, failed masks when it raises; a lost GPU's error is raised."""
+    try:
+        return work()
+    except ImageError as error:
+        return failed_masks(job, str(error))
+    except Exception as error:
+        if device_is_lost(error):
+            raise
+        logging.getLogger(__name__).exception("%s: cannot be refined", job.image_uri)
+        reason = f"{job.image_uri}: cannot be refined: {type(error).__name__}: {one_line(error)[:300]}"
+        return failed_masks(job, reason)
+
+
 def _refine(refiner: ImageRefiner, config: RefinerConfig, job: ImageJob) -> list[RefinedMask]:
-    image = decode_image(job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
-    _check_size(image, job.image_uri, job.prompts)
-    masks = refiner.refine_image(image, job.prompts)
+    masks = refiner.refine_image(_decoded(config, job), job.prompts)
     asked, got = [prompt.prompt_id for prompt in job.prompts], [mask.prompt_id for mask in masks]
     if asked != got:
         raise ValueError(f"expected masks of prompts {asked[:5]}, got {got[:5]}")
     return masks
+
+
+def _decoded(config: RefinerConfig, job: ImageJob) -> NDArray[np.uint8]:
+    image = decode_image(job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
+    _check_size(image, job.image_uri, job.prompts)
+    return image
 
 
 def _check_size(image: NDArray[np.uint8], image_uri: str, prompts: Sequence[Prompt]) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from stable_sam.frames import Frame
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
+from stable_sam.resize import resize_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,18 @@ class Prediction:
     """(P,), which of the decoder's mask tokens made the mask: 0 SAM's single mask, 1-3 its multimask."""
 
 
-@torch.inference_mode()
 def embed_image(model: LoadedModel, pixels: NDArray[np.uint8]) -> ImageView:
     """Run the encoder on `pixels` (H, W, 3), RGB, upright; in the arithmetic of the model's identity."""
     height, width = pixels.shape[:2]
     frame = Frame((height, width), int(model.sam.image_encoder.img_size))
-    image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    # Antialiased bilinear, as Pillow's, with which SAM was trained; torch's does it in a fifth of the time.
-    resized = F.interpolate(image, frame.resized_hw, mode="bilinear", antialias=True, align_corners=False)
-    square = model.sam.preprocess(resized.to(model.device).float())
+    return embed_resized(model, resize_image(pixels, frame), frame)
+
+
+@torch.inference_mode()
+def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) -> ImageView:
+    """The same for an image (h, w, 3) that has `frame.resized_hw` already."""
+    image = torch.from_numpy(np.require(resized, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    square = model.sam.preprocess(image.to(model.device).float())
     half = model.identity.dtype == "bfloat16"
     with model.lock, torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         if model.hq is None:

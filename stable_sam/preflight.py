@@ -10,7 +10,7 @@ from stable_sam.config import RunConfig
 from stable_sam.data.annotations import read_prompt_batches
 from stable_sam.data.night import REFRESH
 from stable_sam.data.storage import check_output, exists
-from stable_sam.errors import ConfigError, WeightsError
+from stable_sam.errors import AnnotationError, ConfigError, WeightsError
 from stable_sam.identity import model_identity
 
 
@@ -18,11 +18,13 @@ def check_run(
     *, annotations_uri: str, images_uri: str, output_uri: str, config: RunConfig, image_index_uri: str | None = None,
     writes: bool = True,
 ) -> None:  # fmt: skip
-    """Raise the `StableSamError` that the run would meet: model, annotations, images, output, credentials.
+    """Raise the `StableSamError` that the run would meet: model, truth, annotations, images, output, credentials.
 
     The output comes last because checking it writes there (a probe object, removed again), unless `writes` is False.
     """
     check_weights(config)
+    if config.truth_uri is not None and not exists(config.truth_uri):
+        raise AnnotationError(f"{config.truth_uri}: expected COCO instances as truth, found nothing there")
     next(
         read_prompt_batches(
             annotations_uri, images_uri=images_uri, image_index_uri=image_index_uri, source=config.source

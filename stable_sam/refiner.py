@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -13,16 +12,14 @@ from PIL import Image
 from stable_sam.calibration.load import calibrated_routing
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.data.images import upright_rgb
-from stable_sam.errors import ImageError, PromptError
+from stable_sam.errors import ImageError
 from stable_sam.frames import Frame
 from stable_sam.identity import ModelIdentity
 from stable_sam.modeling.load import load_model
-from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_image, predict
-from stable_sam.prompt_check import check_prompt
-from stable_sam.records import BoxXYXY, Prompt, RefinedMask
-from stable_sam.rle import encode_mask
-from stable_sam.routing import failed_mask, routed
-from stable_sam.stability import jittered_prompts, prompt_stability, stability_score
+from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_resized, predict
+from stable_sam.records import Prompt, RefinedMask
+from stable_sam.stability import jittered_prompts, prompt_stability
+from stable_sam.stages import InferredPrompts, PreparedImage, finish_prompts, in_order, prepare
 
 
 class Refiner:
@@ -43,53 +40,73 @@ class Refiner:
         """Which model this is, for provenance."""
         return self.model.identity
 
+    @property
+    def input_side(self) -> int:
+        """Side of the model's square input in pixels."""
+        return int(self.model.sam.image_encoder.img_size)
+
     def refine_image(self, image: NDArray[np.uint8] | Image.Image, prompts: Sequence[Prompt]) -> list[RefinedMask]:
         """The masks of `prompts`, in their order, one for each; a prompt that cannot be used has status "failed".
 
         image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here.
         Raises `ImageError` for another kind of array. The encoder runs once, or not at all without a usable prompt.
         """
-        pixels = rgb_pixels(image)
-        height, width = pixels.shape[:2]
-        results: dict[int, RefinedMask] = {}
-        usable: dict[int, Prompt] = {}
-        for index, prompt in enumerate(prompts):
-            try:
-                usable[index] = check_prompt(prompt, (height, width))
-            except PromptError as error:
-                results[index] = failed_mask(prompt.prompt_id, str(error))
-        if usable:
-            view = embed_image(self.model, pixels)
-            for indices in _groups(usable, self.config.prompt_chunk_size):
-                refined = self.refine_group(view, [usable[index] for index in indices])
-                results.update(zip(indices, refined, strict=True))
-        return [results[index] for index in range(len(prompts))]
+        return self.refine_prepared(prepare(rgb_pixels(image), prompts, self.input_side))
+
+    def refine_prepared(self, image: PreparedImage) -> list[RefinedMask]:
+        """The same for an image that is prepared; the logits of `prompt_chunk_size` prompts exist at a time."""
+        return in_order(
+            image.prompts,
+            (
+                row
+                for some in self.infer(image)
+                for row in finish_prompts(image.frame, image.prompts, some, self.config, self.routing)
+            ),
+        )
+
+    def infer(self, image: PreparedImage) -> Iterator[InferredPrompts]:
+        """All that takes the model, for at most `prompt_chunk_size` prompts at a time."""
+        groups = list(_groups(image.prompts, self.config.prompt_chunk_size))
+        if groups:
+            view = embed_resized(self.model, image.pixels, image.frame)
+            for indices in groups:
+                yield self._infer_group(view, image.prompts, indices)
 
     def refine_group(self, view: ImageView, prompts: list[Prompt]) -> Iterator[RefinedMask]:
         """The masks of checked prompts with equally many tokens, of one image whose embedding is at hand.
 
         Only one mask of original size exists at a time.
         """
-        prediction = predict(self.model, view, prompt_arrays(prompts), self.config.prompt_chunk_size)
-        masks = [_refined(prompt, view.frame, prediction, row, self.config) for row, prompt in enumerate(prompts)]
-        stabilities = self._prompt_stabilities(view, prompts, masks)
-        for prompt, mask, stability in zip(prompts, masks, stabilities, strict=True):
-            scored = mask if mask.status == "failed" else replace(mask, prompt_stability=stability)
-            yield routed(prompt, scored, self.routing)
+        inferred = self._infer_group(view, prompts, list(range(len(prompts))))
+        for _, mask in finish_prompts(view.frame, prompts, inferred, self.config, self.routing):
+            yield mask
+
+    def _infer_group(self, view: ImageView, prompts: Sequence[Prompt], indices: list[int]) -> InferredPrompts:
+        chosen = [prompts[index] for index in indices]
+        prediction = predict(self.model, view, prompt_arrays(chosen), self.config.prompt_chunk_size)
+        return InferredPrompts(
+            indices=tuple(indices),
+            logits=prediction.logits,
+            iou=prediction.iou,
+            dsp_weight=prediction.dsp_weight,
+            prompt_stability=tuple(self._prompt_stabilities(view, chosen, prediction)),
+        )
 
     def _prompt_stabilities(
-        self, view: ImageView, prompts: list[Prompt], masks: list[RefinedMask]
+        self, view: ImageView, prompts: list[Prompt], prediction: Prediction
     ) -> list[float] | list[None]:
         """mSF over K jittered prompts of each prompt, on masks at the resolution of the model's input."""
-        count = self.config.jitter_count
+        count, frame = self.config.jitter_count, view.frame
         if count == 0:
             return [None] * len(prompts)
         jittered = [
             jittered_prompts(
                 prompt, count, self.config.jitter_scale,
-                object_side=sqrt(mask.area or 0), image_hw=view.frame.original_hw,
+                # A box says itself how far to move; the object's own size, then, need not be known.
+                object_side=0.0 if prompt.box_xyxy else _object_side(frame, logits),
+                image_hw=frame.original_hw,
             )
-            for prompt, mask in zip(prompts, masks, strict=True)
+            for prompt, logits in zip(prompts, prediction.logits, strict=True)
         ]  # fmt: skip
         boxes = [box for box, _ in jittered if box is not None]
         points = [point for _, point in jittered if point is not None]
@@ -100,34 +117,25 @@ class Refiner:
         )
         logits = predict(self.model, view, nearby, self.config.prompt_chunk_size).logits
         per_prompt = logits.reshape(len(prompts), count, *logits.shape[1:])
-        return [prompt_stability(np.stack([view.frame.to_input(one) > 0 for one in group])) for group in per_prompt]
+        return [prompt_stability(frame.to_input(one) > 0 for one in group) for group in per_prompt]
 
 
-def _refined(prompt: Prompt, frame: Frame, prediction: Prediction, row: int, config: RefinerConfig) -> RefinedMask:
-    logits, iou = prediction.logits[row], float(prediction.iou[row])
-    if not (np.isfinite(logits).all() and np.isfinite(iou)):
-        return failed_mask(prompt.prompt_id, f"expected finite numbers from {config.model}, got NaN or infinity")
-    full_size = frame.to_original(logits)
-    encoded = encode_mask(full_size > 0)
-    return RefinedMask(
-        prompt_id=prompt.prompt_id,
-        status="ok",
-        mask_size=encoded.size_hw,
-        mask_counts=encoded.counts,
-        bbox_xywh=encoded.bbox_xywh,
-        area=encoded.area,
-        predicted_iou=iou,
-        stability_score=stability_score(full_size, config.stability_offset),
-        dsp_weight=float(prediction.dsp_weight[row]),
-        box_agreement=None if prompt.box_xyxy is None else _box_agreement(prompt.box_xyxy, encoded.bbox_xywh),
-    )
+def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:
+    """Side, in original pixels, of a square as large as the mask.
+
+    Measured on the model's input: the mask of original size is made where the model is not.
+    """
+    inside = frame.to_input(logits) > 0
+    height, width = frame.original_hw
+    return sqrt(np.count_nonzero(inside) / inside.size * height * width)
 
 
-def _groups(prompts: dict[int, Prompt], chunk_size: int) -> Iterator[list[int]]:
-    """Indices of prompts with the same kind and number of tokens, at most `chunk_size` together, in input order."""
+def _groups(prompts: Sequence[Prompt], chunk_size: int) -> Iterator[list[int]]:
+    """Places of usable prompts with the same kind and number of tokens, at most `chunk_size` together, in order."""
     kinds: dict[tuple[bool, int], list[int]] = {}
-    for index, prompt in prompts.items():
-        kinds.setdefault((prompt.box_xyxy is not None, len(prompt.points_xy)), []).append(index)
+    for index, prompt in enumerate(prompts):
+        if prompt.error is None:
+            kinds.setdefault((prompt.box_xyxy is not None, len(prompt.points_xy)), []).append(index)
     for indices in kinds.values():
         for start in range(0, len(indices), chunk_size):
             yield indices[start : start + chunk_size]
@@ -141,14 +149,6 @@ def prompt_arrays(prompts: Sequence[Prompt]) -> PromptArrays:
         points_xy=np.array([p.points_xy for p in prompts], dtype=np.float64) if first.points_xy else None,
         point_labels=np.array([p.point_labels for p in prompts], dtype=np.int64) if first.points_xy else None,
     )
-
-
-def _box_agreement(box_xyxy: BoxXYXY, bbox_xywh: BoxXYXY) -> float:
-    """IoU of the weak box with the mask's tight box; 0 for an empty mask."""
-    x0, y0, x1, y1 = box_xyxy
-    x, y, w, h = bbox_xywh
-    common = max(0.0, min(x1, x + w) - max(x0, x)) * max(0.0, min(y1, y + h) - max(y0, y))
-    return common / ((x1 - x0) * (y1 - y0) + w * h - common)
 
 
 def rgb_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:

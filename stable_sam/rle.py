@@ -29,21 +29,75 @@ def encode_mask(mask: NDArray[np.bool_]) -> EncodedMask:
     COCO's runs go down the columns: an array in Fortran order (the `.T` of a C-ordered (W, H) array) is encoded as it
     lies, five times faster than a C-ordered one, which has to be copied first.
     """
-    rle = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
-    x, y, w, h = coco_mask.toBbox(rle).tolist()
-    height, width = mask.shape
-    return EncodedMask(
-        size_hw=(height, width),
-        counts=rle["counts"].decode("ascii"),
-        area=int(coco_mask.area(rle)),
-        bbox_xywh=(x, y, w, h),
-    )
+    return _encoded(coco_mask.encode(np.asfortranarray(mask).view(np.uint8)))
 
 
 def decode_mask(size_hw: tuple[int, int], counts: str) -> NDArray[np.bool_]:
     """The mask (H, W), Fortran order, of COCO compressed counts."""
     decoded: NDArray[np.uint8] = coco_mask.decode(_rle(size_hw, counts))
     return decoded.view(np.bool_)
+
+
+def encode_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMask:
+    """A mask in any of COCO's three forms, filled as pycocotools fills it; raises ValueError for anything else."""
+    height, width = size_hw
+    if isinstance(segmentation, list) and segmentation:
+        for polygon in segmentation:
+            _check_polygon(polygon, size_hw)
+        return _encoded(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+    if not isinstance(segmentation, dict):
+        raise ValueError(f"expected a segmentation, got {segmentation!r:.60}")
+    counts, size = segmentation.get("counts"), segmentation.get("size")
+    if size != [height, width]:
+        raise ValueError(f"expected a mask of {[height, width]} pixels, as its image, got {size!r:.60}")
+    if isinstance(counts, list):
+        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
+            raise ValueError("expected run lengths that add up to the image")
+        return _encoded(coco_mask.frPyObjects({"size": size, "counts": counts}, height, width))
+    if not isinstance(counts, str):
+        raise ValueError(f"expected run lengths, got {counts!r:.60}")
+    return _encoded(_rle(size_hw, checked_counts(counts, size_hw)))
+
+
+def checked_counts(counts: str, size_hw: tuple[int, int]) -> str:
+    """`counts` when they are COCO's for an image of this size; raises ValueError otherwise.
+
+    For masks of strangers: pycocotools writes outside its memory where run lengths do not add up to the image.
+    """
+    total = value = shift = 0
+    runs: list[int] = []
+    for character in counts.encode("ascii", "replace"):
+        code = character - 48
+        if not 0 <= code < 64:
+            raise ValueError("expected compressed run lengths, got other text")
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            total += runs[-1]
+            if runs[-1] < 0:
+                raise ValueError("expected run lengths that are not negative")
+            value = shift = 0
+    if total != size_hw[0] * size_hw[1] or shift:
+        raise ValueError("expected run lengths that add up to the image")
+    return counts
+
+
+def _check_polygon(polygon: Any, size_hw: tuple[int, int]) -> None:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError("expected a polygon of at least 3 corners")
+    # pycocotools takes memory for every pixel that the line passes.
+    if not all(isinstance(value, int | float) and abs(value) <= 10 * max(size_hw) for value in polygon):
+        raise ValueError("expected a polygon of numbers, near the image")
+
+
+def _encoded(rle: dict[str, Any]) -> EncodedMask:
+    x, y, w, h = coco_mask.toBbox(rle).tolist()
+    counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
+    height, width = rle["size"]
+    return EncodedMask(size_hw=(height, width), counts=counts, area=int(coco_mask.area(rle)), bbox_xywh=(x, y, w, h))
 
 
 def _rle(size_hw: tuple[int, int], counts: str) -> dict[str, Any]:

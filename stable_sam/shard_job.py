@@ -1,6 +1,8 @@
 """One shard from its file to its committed rows: what an actor does, and a notebook can do too.
 
 shard file --fetch ahead--> ImageJob --refine_job, here or in another process--> masks --write_part--> commit record
+
+Each of the three arrows may be handed in, and then happens elsewhere.
 """
 
 from __future__ import annotations
@@ -8,13 +10,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby, islice
+from typing import Any, TypeVar
 
-from stable_sam.data.commits import commit_of, write_part
+from stable_sam.data.commits import CommitRecord, commit_of, write_part
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard
 from stable_sam.data.storage import exists, read_bytes
+from stable_sam.data.truth import read_truth, with_true_iou
 from stable_sam.errors import ImageError, NotFoundError, StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
 from stable_sam.image_job import ImageJob, ImageRefiner, refine_job
@@ -24,8 +28,16 @@ FETCHED_AHEAD = 4
 """Image files read before they are asked for: hides the store's round trips, and bounds the memory they take."""
 MAX_IMAGE_BYTES = 512 * 2**20
 """Of an image file, which is held as a whole: above an uncompressed picture of 100 megapixels in four channels."""
-RefineJobs = Callable[[Iterator[ImageJob]], Iterator[Sequence[RefinedMask]]]
-"""For each job the masks of its prompts, in order."""
+Masks = Sequence[RefinedMask]
+FetchJobs = Callable[[RunManifest, Sequence[Prompt], Mapping[str, str]], Iterator[Any]]
+"""What `refine_jobs` takes for each image of a shard, in order; see `image_jobs`."""
+RefineJobs = Callable[[Iterator[Any]], Iterator[Masks | Future[Masks]]]
+"""For each job the masks of its prompts, in order; or their future, where the model is done with them before they
+are."""
+WriteRows = Callable[..., tuple[CommitRecord, bool]]
+"""See `write_part`."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def refine_shard(refiner: ImageRefiner, manifest: RunManifest, shard: ShardPlan) -> ShardReport:
@@ -45,23 +57,30 @@ def complete_shard(
     *,
     poisoned: Mapping[str, str] | None = None,
     turn: AbstractContextManager[object] | None = None,
+    fetch_jobs: FetchJobs | None = None,
+    write_rows: WriteRows | None = None,
 ) -> ShardReport:
     """Read a shard and its images, have them refined and commit the rows; a committed shard is only reported.
 
     Whatever is wrong with an image makes failed rows of its prompts and nothing more. `poisoned`: image_id -> reason,
     for images that must not be touched. turn: held while masks are made; images are fetched before, rows written after.
+    fetch_jobs, write_rows: other than `image_jobs` and `write_part`.
     Raises `StorageError` when a store cannot be reached, and what `refine_jobs` raises: none of these is an image's
     fault, and another try may succeed.
     """
     record, ours, seconds = commit_of(manifest, shard.shard_id), False, 0.0
     if record is None:
         prompts = read_shard(shard.uri)
-        jobs = image_jobs(manifest, prompts, poisoned or {})
+        jobs = (fetch_jobs or image_jobs)(manifest, prompts, poisoned or {})
         with turn or nullcontext():
             started = time.monotonic()
-            masks = [mask for of_image in refine_jobs(jobs) for mask in of_image]
+            answers = list(refine_jobs(jobs))
             seconds = time.monotonic() - started
-        record, ours = write_part(manifest, shard, list(zip(prompts, masks, strict=True)), seconds=seconds)
+        masks = [mask for of_image in answers for mask in _settled(of_image)]
+        if shard.truth:
+            masks = with_true_iou(prompts, masks, read_truth(shard))
+        rows = list(zip(prompts, masks, strict=True))
+        record, ours = (write_rows or write_part)(manifest, shard, rows, seconds=seconds)
     return ShardReport(
         shard_id=shard.shard_id,
         rows=record.rows,
@@ -72,7 +91,7 @@ def complete_shard(
     )
 
 
-def check_model(identity: ModelIdentity, manifest: RunManifest) -> None:
+def check_model(identity: ModelIdentity | None, manifest: RunManifest) -> None:
     """Raise `WeightsError` unless this is the model that the run was planned for."""
     if identity != manifest.model:
         raise WeightsError(f"{manifest.uri}: planned for {manifest.model}, but the loaded model is {identity}")
@@ -85,19 +104,52 @@ def image_jobs(manifest: RunManifest, prompts: Sequence[Prompt], poisoned: Mappi
     """
 
     def fetched(of_image: tuple[Prompt, ...]) -> ImageJob:
-        image_id, image_uri = of_image[0].image_id, of_image[0].image_uri
-        error, data = poisoned.get(image_id), b""
-        if error is None and any(prompt.error is None for prompt in of_image):
-            try:
-                data = _read_image(image_uri, manifest.images_uri)
-            except ImageError as problem:
-                error = str(problem)
-        else:
-            error = error or ""  # each prompt has its own
-        return ImageJob(image_id=image_id, image_uri=image_uri, prompts=of_image, data=data, error=error)
+        return image_job(of_image, manifest.images_uri, poisoned.get(of_image[0].image_id))
 
-    groups = groupby(prompts, key=lambda prompt: (prompt.image_uri, prompt.image_id))
-    return _ahead(fetched, (tuple(group) for _, group in groups), FETCHED_AHEAD)
+    return ahead(fetched, by_image(prompts), FETCHED_AHEAD)
+
+
+def by_image(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, ...]]:
+    """The prompts of each image of a shard, in order."""
+    for _, group in groupby(prompts, key=lambda prompt: (prompt.image_uri, prompt.image_id)):
+        yield tuple(group)
+
+
+def image_job(prompts: tuple[Prompt, ...], images_uri: str, error: str | None = None) -> ImageJob:
+    """One image with its file, which is not read where there is an `error` or no usable prompt.
+
+    Raises `StorageError` when the images' store cannot be reached.
+    """
+    image_id, image_uri, data = prompts[0].image_id, prompts[0].image_uri, b""
+    if error is None and any(prompt.error is None for prompt in prompts):
+        try:
+            data = _read_image(image_uri, images_uri)
+        except ImageError as problem:
+            error = str(problem)
+    else:
+        error = error or ""  # each prompt has its own
+    return ImageJob(image_id=image_id, image_uri=image_uri, prompts=prompts, data=data, error=error)
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
+    """`map` whose next `depth` results are being made in threads, from this call on."""
+    pool, rest = ThreadPoolExecutor(depth), iter(items)
+    waiting = deque(pool.submit(function, item) for item in islice(rest, depth))
+
+    def results() -> Iterator[Result]:
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return results()
+
+
+def _settled(of_image: Masks | Future[Masks]) -> Masks:
+    return of_image.result() if isinstance(of_image, Future) else of_image
 
 
 def _read_image(image_uri: str, images_uri: str) -> bytes:
@@ -112,22 +164,3 @@ def _read_image(image_uri: str, images_uri: str) -> bytes:
         return read_bytes(image_uri, max_bytes=MAX_IMAGE_BYTES)
     except StorageError as error:
         raise ImageError(str(error)) from error
-
-
-def _ahead(
-    function: Callable[[tuple[Prompt, ...]], ImageJob], items: Iterable[tuple[Prompt, ...]], depth: int
-) -> Iterator[ImageJob]:
-    """`map` whose next `depth` results are being made in threads, from this call on."""
-    pool, rest = ThreadPoolExecutor(depth), iter(items)
-    waiting = deque(pool.submit(function, item) for item in islice(rest, depth))
-
-    def results() -> Iterator[ImageJob]:
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    return results()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from stable_sam.data.query import query
+from stable_sam.data.query import connected
+from stable_sam.data.truth_score import TruthScore
 from stable_sam.errors import InputError
 from stable_sam.records import Changes
 
@@ -43,6 +44,9 @@ class RunSummary:
     changes: Changes | None = None
     """How the source differed from the table before; None when that is not known."""
 
+    truth: TruthScore | None = None
+    """How good its masks are where the truth is known; None where none is."""
+
     @property
     def prompts(self) -> int:
         """Rows of the run, one for each prompt that was refined; tombstones are not among them."""
@@ -73,7 +77,8 @@ class RunSummary:
         speed = "" if self.images_per_second is None else f", {self.images_per_second:.2f} images/s for each actor"
         counts = f"{self.prompts} prompts, {self.failed} failed{speed}; medians of the scores"
         title = f"Run `{self.run_id}` of `{self.table_uri}`: {counts}"
-        return "\n".join([title, "", *([self.changes_line(), ""] if self.changes else []), header, rule, *lines])
+        said = [text for text in (self.changes_line(), self.truth.line() if self.truth else "") if text]
+        return "\n".join([title, "", *(part for text in said for part in (text, "")), header, rule, *lines])
 
 
 def describe(changes: Changes) -> str:
@@ -137,10 +142,14 @@ def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
         f"status, route, count(*) AS prompts, {medians} FROM history "
         f"WHERE run_id = '{run_id}' AND status <> 'withdrawn' GROUP BY status, route ORDER BY status DESC, route"
     )
-    found = [tuple(row.values()) for row in query(table_uri, sql).to_pylist()]
+    figures = ", ".join(field.name for field in fields(TruthScore))
+    with connected(table_uri) as connection:
+        found = connection.sql(sql).fetchall()
+        scores = connection.sql(f"SELECT {figures} FROM runs WHERE run_id = '{run_id}'").to_arrow_table().to_pylist()
+    truth = next((TruthScore(**row) for row in scores if row["truth_matched"] is not None), None)
     rows = tuple(
         SummaryRow(status=status, route=route, prompts=prompts, medians=tuple(scores))
         for _, status, route, prompts, *scores in found
     )
     current = found[0][0] if found else None
-    return RunSummary(table_uri=table_uri, run_id=run_id, rows=rows, current_prompts=current, **more)
+    return RunSummary(table_uri=table_uri, run_id=run_id, rows=rows, current_prompts=current, truth=truth, **more)

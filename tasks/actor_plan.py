@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
 
 MAX_IMAGES_AT_ONCE = 8
 """Each may be of 100 megapixels and take a gigabyte or two."""
+MOST_HELPERS = 16
+"""Of an actor: each has some MB of pixels or logits on its way, and nothing feeds a GPU that more could not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +65,13 @@ def plan_actors(settings: RayConfig, cluster: Mapping[str, float], shards: int) 
 def fits(plan: ActorPlan, cluster: Mapping[str, float]) -> bool:
     """Whether the cluster has what one actor asks for, busy or not."""
     return plan.num_cpus <= cluster.get("CPU", 0.0) and plan.num_gpus <= cluster.get("GPU", 0.0)
+
+
+def helpers_each(settings: RayConfig, plan: ActorPlan, cores: float) -> int:
+    """Images that each actor may have prepared or finished elsewhere at a time; cores: of the nodes without a GPU.
+
+    0 for actors without a GPU: they are on those nodes themselves.
+    """
+    if plan.num_gpus == 0 or cores < 1 or settings.helpers == 0:
+        return 0
+    return min(MOST_HELPERS, settings.helpers or ceil(cores / plan.actors))

@@ -1,4 +1,4 @@
-"""The Ray boundary: a number of actors that are kept at work. The only module that imports ray.
+"""The Ray boundary: a number of actors that are kept at work. Ray is imported here, and by what stands around this.
 
 Calls in flight are bounded, errors are values, and a dead actor is replaced; work that keeps ending actors is told
 apart from work that fails.
@@ -6,8 +6,6 @@ apart from work that fails.
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +25,9 @@ from ray.exceptions import (
 )
 
 from stable_sam.config import RayConfig
-from stable_sam.errors import ConfigError, StableSamError
+from stable_sam.errors import StableSamError
 from tasks.actor_plan import ActorPlan, fits, plan_actors
+from tasks.ray_session import ray_session
 from tasks.shard_actor import ShardFailure, reason
 
 _DEATHS = RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError
@@ -57,7 +56,7 @@ def fleet_of(
     concurrency: calls that an actor runs at a time. Raises `StableSamError` when Ray does not start, `ConfigError` when
     there is no such cluster or no room in it.
     """
-    with _ray(settings):
+    with ray_session(settings):
         plan = plan_actors(settings, ray.cluster_resources(), work)  # type: ignore[no-untyped-call]  # Ray's are partial
         remote: Any = ray.remote(actor_class)
         remote = remote.options(
@@ -270,31 +269,3 @@ def _answer(call: Any, shard: Work) -> Any:
 
 def _is_lost(answer: Any) -> bool:
     return isinstance(answer, ShardFailure) and answer.actor_is_lost
-
-
-@contextmanager
-def _ray(settings: RayConfig) -> Iterator[None]:
-    """Ray for the time of a run: one that already runs in this process, a cluster, or a local one on loopback only."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Under `uv run` the workers would otherwise build the environment again.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if settings.address is not None:
-        try:
-            ray.init(address=settings.address, **quiet)
-        except (ConnectionError, ValueError, RayError) as error:
-            raise ConfigError(f"ray.address: no Ray cluster at {settings.address}: {reason(error)}") from None
-    else:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a node that listens on loopback only
-        try:
-            ray.init("local", include_dashboard=False, object_store_memory=settings.object_store_mb * 2**20, **quiet)
-        except Exception as error:  # a plain Exception is what Ray raises when its processes take more than 30 s
-            ray.shutdown()
-            raise StableSamError(f"Ray does not start on this machine (too busy?): {reason(error)}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -23,9 +23,9 @@ from typing import Any
 
 from stable_sam.errors import StableSamError
 from stable_sam.identity import ModelIdentity
-from stable_sam.image_job import ImageJob, failed_masks
+from stable_sam.image_job import ImageJob, Job, failed_masks
 from stable_sam.records import RefinedMask
-from tasks.refiner_child import ChildSettings
+from tasks.refiner_child import Answer, ChildSettings, Hello
 
 PROMPTS_OF_A_LIMIT = 100
 """The time limit is for an image with so many prompts; one with more has more time, in proportion."""
@@ -51,7 +51,7 @@ class Limits:
     seconds: float
     memory_mb: int
 
-    def seconds_for(self, job: ImageJob) -> float:
+    def seconds_for(self, job: Job) -> float:
         """In proportion to the prompts, from `PROMPTS_OF_A_LIMIT` on."""
         return self.seconds * max(1.0, len(job.prompts) / PROMPTS_OF_A_LIMIT)
 
@@ -69,14 +69,21 @@ class RefinerProcess:
         self._settings = settings
         self._limits = limits
         self._child: _Child | None = None
+        self._hello: Hello | None = None
 
-    def start(self) -> ModelIdentity:
-        """Have a living child with its model loaded; raises the `StableSamError` that loading it raises."""
+    @property
+    def input_side(self) -> int | None:
+        """Side of the model's input, once it was loaded, when others may prepare and finish its images."""
+        return None if self._hello is None else self._hello.input_side
+
+    def start(self) -> ModelIdentity | None:
+        """Have a living child with its model loaded, if any; raises the `StableSamError` that loading it raises."""
         for _ in range(_STARTS):
             if self._child is None:
                 self._child = _Child(self._settings, self._limits)
             try:
-                return self._child.identity()
+                self._hello = self._child.hello()
+                return self._hello.identity
             except _GONE:
                 death = self._bury()
             except StableSamError:
@@ -84,27 +91,35 @@ class RefinerProcess:
                 raise
         raise StableSamError(f"the process of the model ends while it starts: {death.reason}")
 
-    def refine(self, jobs: Iterator[ImageJob]) -> Iterator[Sequence[RefinedMask]]:
-        """The masks of each job, in order; several jobs are in the child at a time.
+    def refine(self, jobs: Iterator[ImageJob]) -> Iterator[list[RefinedMask]]:
+        """The masks of each job, in order; see `answers`."""
+        for answer in self.answers(jobs):
+            assert isinstance(answer, list), "a model refines an image as a whole"
+            yield answer
+
+    def answers(self, jobs: Iterator[Job | list[RefinedMask]]) -> Iterator[Answer]:
+        """What the child makes of each job, in order; several jobs are in it at a time. Masks stay as they are.
 
         Raises what `jobs` raises, `DeviceLostError`, and `StableSamError` when the child does not start again.
         """
         order: deque[int] = deque()
-        masks: dict[int, Sequence[RefinedMask]] = {}
+        answers: dict[int, Answer] = {}
         try:
             for number, job in enumerate(jobs):
                 order.append(number)
-                if job.error is not None:
-                    masks[number] = failed_masks(job, job.error)
+                if isinstance(job, list):
+                    answers[number] = job
+                elif isinstance(job, ImageJob) and job.error is not None:
+                    answers[number] = failed_masks(job, job.error)
                 else:
                     while len(self._flight) >= self._settings.images_at_once:
-                        self._receive(masks)
-                    self._send(number, job, masks)
-                while order and order[0] in masks:
-                    yield masks.pop(order.popleft())
+                        self._receive(answers)
+                    self._send(number, job, answers)
+                while order and order[0] in answers:
+                    yield answers.pop(order.popleft())
             while self._flight:
-                self._receive(masks)
-            yield from (masks[number] for number in order)
+                self._receive(answers)
+            yield from (answers[number] for number in order)
         finally:
             self._drain()
 
@@ -115,36 +130,36 @@ class RefinerProcess:
             self._bury()
 
     @property
-    def _flight(self) -> dict[int, ImageJob]:
+    def _flight(self) -> dict[int, Job]:
         return {} if self._child is None else self._child.flight
 
-    def _send(self, number: int, job: ImageJob, masks: dict[int, Sequence[RefinedMask]]) -> None:
+    def _send(self, number: int, job: Job, answers: dict[int, Answer]) -> None:
         self.start()
         assert self._child is not None, "started"
         try:
             self._child.send(number, job)
         except _GONE:
-            self._recover(masks)
+            self._recover(answers)
 
-    def _receive(self, masks: dict[int, Sequence[RefinedMask]]) -> None:
+    def _receive(self, answers: dict[int, Answer]) -> None:
         assert self._child is not None, "something is in flight"
         try:
-            number, masks[number] = self._child.receive()
+            number, answers[number] = self._child.receive()
         except _GONE:
-            self._recover(masks)
+            self._recover(answers)
 
-    def _recover(self, masks: dict[int, Sequence[RefinedMask]]) -> None:
+    def _recover(self, answers: dict[int, Answer]) -> None:
         """Bury the child and try what it had not answered, one image at a time."""
         assert self._child is not None, "it was used a moment ago"
         with suppress(*_GONE):
             while self._flight:
-                number, masks[number] = self._child.receive()
+                number, answers[number] = self._child.receive()
         suspects = self._flight
         death = self._bury()
         for number, job in suspects.items():
-            masks[number] = self._alone(job, death)
+            answers[number] = self._alone(job, death)
 
-    def _alone(self, job: ImageJob, first: _Death) -> Sequence[RefinedMask]:
+    def _alone(self, job: Job, first: _Death) -> Answer:
         deaths = [first]
         while len(deaths) < (_KILLS_THAT_CONDEMN if any(d.from_outside for d in deaths) else _DEATHS_THAT_CONDEMN):
             self.start()
@@ -176,8 +191,8 @@ class _Child:
 
     def __init__(self, settings: ChildSettings, limits: Limits) -> None:
         self._limits = limits
-        self._identity: ModelIdentity | None = None
-        self.flight: dict[int, ImageJob] = {}
+        self._hello: Hello | None = None
+        self.flight: dict[int, Job] = {}
         self._changed = time.monotonic()
         self._idle_mb = 0.0
         self._broken_limit: str | None = None
@@ -194,23 +209,23 @@ class _Child:
             ours.send(settings)
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def identity(self) -> ModelIdentity:
+    def hello(self) -> Hello:
         """Wait until the model is loaded; raises what the child answers when it is not."""
-        if self._identity is None:
+        if self._hello is None:
             answer = self._pipe.recv()
             if isinstance(answer, StableSamError):
                 raise answer
-            self._identity = answer
+            self._hello = answer
             self._idle_mb = self._memory_mb()
-        return self._identity
+        return self._hello
 
-    def send(self, number: int, job: ImageJob) -> None:
+    def send(self, number: int, job: Job) -> None:
         if not self.flight:
             self._changed = time.monotonic()
         self.flight[number] = job
         self._pipe.send((number, job))
 
-    def receive(self) -> tuple[int, Sequence[RefinedMask]]:
+    def receive(self) -> tuple[int, Answer]:
         number, answer = self._pipe.recv()
         del self.flight[number]
         self._changed = time.monotonic()

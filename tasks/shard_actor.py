@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from stable_sam.config import RayConfig
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
@@ -13,6 +14,8 @@ from stable_sam.errors import ConfigError, CredentialsError, StableSamError, Wei
 from stable_sam.records import ShardReport
 from stable_sam.shard_job import check_model, complete_shard, image_jobs
 from tasks.actor_plan import ActorPlan
+from tasks.helper_work import HelperWork
+from tasks.offload import Helpers, Offload
 from tasks.refiner_child import ChildSettings
 from tasks.refiner_process import Limits, RefinerProcess
 
@@ -32,16 +35,20 @@ class ShardActor:
     """Refines shards of one run; its model is in a child, which an image may kill.
 
     Reading, fetching, encoding and writing happen here, beside the child's work: while it refines one shard, the next
-    one's images are fetched and the last one's rows are written, each by a thread that calls `work`.
+    one's images are fetched and the last one's rows are written, each by a thread that calls `work`. Where the cluster
+    has nodes without a GPU, helpers there do most of it (`tasks.offload`).
     A plain class: `tasks.actors.run_shards` makes it an actor. Its methods return errors instead of raising them, so an
     exception at the caller means that the process is gone, or that Ray itself failed.
     """
+
+    helper_work: ClassVar[type[HelperWork]] = HelperWork
 
     def __init__(self, manifest_uri: str, device: str, load: bytes, settings: RayConfig, plan: ActorPlan) -> None:
         """`load`: a pickled `refiner_child.LoadRefiner`, or any other of its kind."""
         self._manifest_uri = manifest_uri
         self._device = device
         self._load = load
+        self._settings = settings
         self._limits = Limits(seconds=settings.image_timeout_s, memory_mb=settings.image_memory_mb)
         self._plan = plan
         self._turn = threading.Lock()
@@ -62,7 +69,7 @@ class ShardActor:
     ) -> ShardReport | ShardFailure | StableSamError:
         """Refine and commit one shard; the images in `poisoned` (image id -> reason) become failed rows untouched."""
         try:
-            return complete_shard(self.manifest, shard, self._process.refine, poisoned=poisoned, turn=self._turn)
+            return self._complete(shard, poisoned)
         except (ConfigError, CredentialsError, WeightsError) as error:
             return error  # every other shard would meet it too
         except StableSamError as error:
@@ -93,6 +100,31 @@ class ShardActor:
     def manifest(self) -> RunManifest:
         """The run this actor works for."""
         return read_manifest(self._manifest_uri)
+
+    @cached_property
+    def _helpers(self) -> Helpers | None:
+        if self._plan.num_gpus == 0 or self._settings.helpers == 0:
+            return None
+        from tasks.cpu_helpers import CpuHelpers  # not above: this class works without Ray
+
+        return CpuHelpers(self._settings, self._plan)
+
+    def _complete(self, shard: ShardPlan, poisoned: Mapping[str, str] | None) -> ShardReport:
+        side = self._process.input_side
+        if side is None or self._helpers is None or not self._helpers.room:
+            return complete_shard(self.manifest, shard, self._process.refine, poisoned=poisoned, turn=self._turn)
+        offload = Offload(
+            self._helpers, self.manifest, input_side=side, limits=self._limits, work_class=self.helper_work
+        )
+        return complete_shard(
+            self.manifest,
+            shard,
+            offload.refine_jobs(self._process.answers),
+            poisoned=poisoned,
+            turn=self._turn,
+            fetch_jobs=offload.fetch_jobs,
+            write_rows=offload.write_rows,
+        )
 
     @cached_property
     def _process(self) -> RefinerProcess:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stable_sam.config import RunConfig
+from stable_sam.data.commits import write_tombstones
 from stable_sam.data.planning import plan_run
 from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
@@ -50,7 +51,7 @@ def picture(path: Path, width: int, height: int, color: str = "gray") -> str:
 
 
 def publish_night(root: Path, prompts: list[Prompt], answers: list[RefinedMask], night: str | None = None) -> str:
-    """Refine and publish what is new in `prompts`; returns the table's URI."""
+    """Refine and publish what is different in `prompts`; returns the table's URI."""
     manifest = plan_run(
         prompts,
         annotations_uri=str(root / "weak.json"),
@@ -64,6 +65,8 @@ def publish_night(root: Path, prompts: list[Prompt], answers: list[RefinedMask],
     refiner = Scripted({answer.prompt_id: answer for answer in answers})
     for shard in manifest.shards:
         refine_shard(refiner, manifest, shard)
+    for shard in manifest.tombstones:
+        write_tombstones(manifest, shard)
     publish(manifest)
     return manifest.output_uri
 

@@ -32,8 +32,10 @@ class Format(enum.StrEnum):
 
 
 def query(
-    sql: Annotated[str, typer.Argument(help="One statement; views: masks (current rows), history, runs.")],
     table: Annotated[str, typer.Option(help="The URI given to refine as --output.")],
+    sql: Annotated[
+        str | None, typer.Argument(help="One statement; views: masks (current rows), history, runs and more (--views).")
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="json: a list of objects.")] = Format.table,
     out: Annotated[str | None, typer.Option(help="File to write, local or s3://; terminal if not given.")] = None,
     as_of: Annotated[
@@ -42,14 +44,23 @@ def query(
             help="What readers saw then: a run_id, a version, or an ISO date or timestamp (UTC).", metavar="WHEN"
         ),
     ] = None,
+    memory_limit: Annotated[
+        str, typer.Option(help="What the query may hold before it spills to a temporary folder, such as 500MB.")
+    ] = "2GB",
+    views: Annotated[bool, typer.Option("--views", help="List the views and what each says.")] = False,
 ) -> None:
     """Ask the masks table: stable-sam query --table URI "SELECT route, count(*) FROM masks GROUP BY route"."""
+    if views:
+        _list_views()
+        return
+    if sql is None:
+        raise ConfigError("query: expected a statement, or --views for what can be asked")
     if form is Format.parquet and out is None:
         raise ConfigError("--format parquet: expected --out FILE, a terminal cannot show it")
     from stable_sam.data.query import query as run_query
     from stable_sam.data.storage import absolute_uri, write_bytes
 
-    rows = run_query(absolute_uri(table), sql, as_of=as_of)
+    rows = run_query(absolute_uri(table), sql, as_of=as_of, memory_limit=memory_limit)
     if out is not None:
         write_bytes(out, _encode(rows, form))
         typer.echo(f"{rows.num_rows} rows written to {out}", err=True)
@@ -57,6 +68,14 @@ def query(
         _show(rows)
     else:
         typer.echo(_encode(rows, form), nl=False)
+
+
+def _list_views() -> None:
+    from stable_sam.data.views import documented
+
+    meanings = documented()
+    for name, meaning in meanings.items():
+        typer.echo(f"{name:<{max(map(len, meanings))}}  {meaning}")
 
 
 def _encode(rows: pa.Table, form: Format) -> bytes:

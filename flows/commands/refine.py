@@ -45,6 +45,9 @@ def refine(
         str | None,
         typer.Option(help="Look only at files modified since then (YYYY-MM-DD, UTC); nothing is withdrawn."),
     ] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="COCO instances with true masks of some images: the night is scored.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
     """Refine weak boxes and points to masks: what is new or changed since the last run, one table row for each prompt.
@@ -56,6 +59,8 @@ def refine(
     check_logical_date(logical_date)
     refresh_reasons(refresh), since_moment(since, "UTC")
     settings = read_settings(config, model, file_format)
+    if truth is not None:
+        settings = settings.model_copy(update={"truth_uri": truth})
     sources: dict[str, Any] = {
         "annotations_uri": annotations, "images_uri": images, "output_uri": output, "image_index_uri": image_index
     }  # fmt: skip
@@ -154,6 +159,8 @@ def print_summary(summary: RunSummary) -> None:
     console.print(table)
     if summary.changes is not None:
         console.print(summary.changes_line(), soft_wrap=True)
+    if summary.truth is not None:
+        console.print(summary.truth.line(), soft_wrap=True)
     if summary.up_to_date:
         console.print(f"Up to date: nothing was done; the newest run of {summary.table_uri} is above.", soft_wrap=True)
         return

@@ -2,6 +2,7 @@
 
     <output>/data/<run_id>/<shard_id>-<owner>.parquet      never overwritten; without a commit record it does not exist
     <output>/_runs/<run_id>/commits/<shard_id>.json        the first writer's stands, so each row counts once
+    <output>/_runs/<run_id>/publishing/<owner>             a driver reads the records, to publish what they refer to
 
 Whoever dies or is late between the two leaves at most a part that nobody refers to; `stable-sam vacuum` removes it.
 """
@@ -26,6 +27,7 @@ from stable_sam.data.storage import create_bytes, join, list_files, read_bytes, 
 from stable_sam.errors import ConservationError, NotFoundError, StorageError
 from stable_sam.records import Prompt, RefinedMask
 
+PUBLISHING = "publishing"
 _READERS = 16
 """Commit records read at the same time: they are small and each costs a round trip."""
 _TEXT_THAT_REPEATS = [
@@ -110,6 +112,15 @@ def commit_of(manifest: RunManifest, shard_id: str) -> CommitRecord | None:
         return _read_record(_record_uri(manifest, shard_id))
     except NotFoundError:
         return None
+
+
+def announce_publish(manifest: RunManifest, owner: str) -> None:
+    """Say that the commit records are about to be read for publishing; raises `StorageError`.
+
+    A vacuum removes records, then looks for this, then removes parts. So either the reader finds records missing, or
+    the vacuum finds the reader and leaves the parts.
+    """
+    write_bytes(join(manifest.folder_uri, PUBLISHING, owner), b"")
 
 
 def committed(manifest: RunManifest) -> dict[str, CommitRecord]:

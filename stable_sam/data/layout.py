@@ -5,8 +5,9 @@
     data/compacted/<id>/past-<n>.parquet     rows that were not: replaced by newer rows, or tombstones
 
 A compaction takes up every row there is but those in earlier `past` files. So all rows of later parts are newer than
-all `current` ones, and `past` rows are never current again. Files in other places, which other software made of these,
-tell nothing; then every file may hold current rows.
+all `current` ones, and `past` rows are never current again. Before the first compaction, the parts of the first run are
+to all others what `current` files are to later parts: that run withdraws nothing. Files in other places, which other
+software made of these, tell nothing; then every file may hold current rows.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
 from deltalake import DeltaTable
-from pyarrow.dataset import FileSystemDataset
+from pyarrow.dataset import FileSystemDataset, ParquetFileFragment
 
 from stable_sam.data.schema import MASKS_SCHEMA
 
@@ -36,14 +38,18 @@ class Layout:
     """Rows that are not current."""
 
 
-def layout(table: DeltaTable) -> Layout:
-    """Tell the files of `table` apart by their paths."""
-    history = table.to_pyarrow_dataset(schema=MASKS_SCHEMA)
-    paths = [fragment.path for fragment in history.get_fragments()]
+def layout(table: DeltaTable, first_run_id: str | None = None) -> Layout:
+    """Tell the files of `table` apart by their paths.
+
+    first_run_id: of the table's first run; then its parts are `current` ones until a compaction took them up.
+    """
+    found = table.to_pyarrow_dataset(schema=MASKS_SCHEMA)
+    history = _dataset(found, [_of_its_run(fragment) for fragment in found.get_fragments()])
+    paths = paths_of(history)
     compacted = {path.rpartition("/")[0] for path in paths if _is(path, "current")}
     if len(compacted) > 1 or not all(path.startswith("data/") for path in paths):
         return Layout(history=history, current=subset(history, ()), nights=history, past=subset(history, ()))
-    current = {path for path in paths if _is(path, "current")}
+    current = {path for path in paths if _is(path, "current") or (not compacted and _run_of(path) == first_run_id)}
     past = {path for path in paths if _is(path, "past")}
     return Layout(
         history=history,
@@ -56,13 +62,30 @@ def layout(table: DeltaTable) -> Layout:
 def subset(rows: FileSystemDataset, paths: Iterable[str]) -> FileSystemDataset:
     """Those files of a dataset that lie at `paths`."""
     wanted = set(paths)
-    fragments = [fragment for fragment in rows.get_fragments() if fragment.path in wanted]
-    return FileSystemDataset(fragments, rows.schema, rows.format, rows.filesystem)
+    return _dataset(rows, [fragment for fragment in rows.get_fragments() if fragment.path in wanted])
 
 
 def paths_of(rows: FileSystemDataset) -> list[str]:
     """Paths of a dataset's files, relative to the table."""
     return [fragment.path for fragment in rows.get_fragments()]
+
+
+def _dataset(like: FileSystemDataset, fragments: list[ParquetFileFragment]) -> FileSystemDataset:
+    return FileSystemDataset(fragments, like.schema, like.format, like.filesystem)
+
+
+def _of_its_run(fragment: ParquetFileFragment) -> ParquetFileFragment:
+    """A part, with the promise that all its rows are of one run: who asks for others need not open it."""
+    run_id = _run_of(fragment.path)
+    if run_id is None:
+        return fragment
+    return fragment.format.make_fragment(fragment.path, fragment.filesystem, pc.field("run_id") == run_id)
+
+
+def _run_of(path: str) -> str | None:
+    folder, _, rest = path.partition("/")
+    run_id, _, name = rest.partition("/")
+    return run_id if folder == "data" and name and "/" not in name else None
 
 
 def _is(path: str, kind: str) -> bool:

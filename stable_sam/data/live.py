@@ -1,6 +1,6 @@
 """The prompts that are current in a table, as a DuckDB table beside which others are laid.
 
-history     the table's rows, read column by column
+candidates  the table's rows that can be current (see layout.py), read column by column
 live        prompt_id, revision, prompt_hash, image_hash, flags    the newest rows, without withdrawn ones
 """
 
@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 from pyarrow.dataset import Dataset
 
 from stable_sam.data.fingerprint import STORED_IMAGE_HASH, STORED_PROMPT_HASH
+from stable_sam.data.layout import layout, paths_of
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.errors import StorageError, one_line
 
@@ -58,9 +59,12 @@ def workspace() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, maker: Maker | None = None) -> int:
-    """Make `history` and `live`; returns how many prompts are current. Without a `maker` no row is another's."""
-    rows = MASKS_SCHEMA.empty_table() if table is None else table.to_pyarrow_dataset(schema=MASKS_SCHEMA)
-    connection.register("history", rows)
+    """Make `candidates` and `live`; returns how many prompts are current. Without a `maker` no row is another's."""
+    files = None if table is None else layout(table)
+    nothing = MASKS_SCHEMA.empty_table()
+    connection.register("compacted", nothing if files is None else files.current)
+    connection.register("nights", nothing if files is None else files.nights)
+    connection.execute("CREATE VIEW candidates AS SELECT * FROM compacted UNION ALL SELECT * FROM nights")
     flags = f"CASE status WHEN 'failed' THEN {FAILED} WHEN 'reviewed' THEN {REVIEWED} ELSE 0 END"
     parameters: list[str] = []
     if maker is not None:
@@ -71,6 +75,18 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
         parameters = [maker.model_id, maker.weights_sha256, maker.dtype, maker.config_hash, maker.code_version]
     # Rows of a table without fingerprints have a null. That of the newest row must not let an older row's value
     # through, as arg_max would; 0 stands for "none".
+    columns = f"""
+        prompt_id, revision, {flags} AS flags, status = 'withdrawn' AS withdrawn,
+        coalesce({STORED_PROMPT_HASH}, 0)::UBIGINT AS prompt_hash,
+        coalesce({STORED_IMAGE_HASH}, 0)::UBIGINT AS image_hash
+    """
+    untouched = ""
+    if files is not None and paths_of(files.current):
+        # Only then: the nights' files are opened once more for it.
+        untouched = f"""
+            UNION ALL BY NAME
+            SELECT {columns} FROM compacted ANTI JOIN (SELECT prompt_id FROM nights) USING (prompt_id)
+        """
     connection.execute(
         f"""
         CREATE TABLE live AS
@@ -80,13 +96,9 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
                    arg_max(image_hash, revision) AS image_hash,
                    arg_max(flags, revision) AS flags,
                    arg_max(withdrawn, revision) AS withdrawn
-            FROM (
-                SELECT prompt_id, revision, {flags} AS flags, status = 'withdrawn' AS withdrawn,
-                       coalesce({STORED_PROMPT_HASH}, 0)::UBIGINT AS prompt_hash,
-                       coalesce({STORED_IMAGE_HASH}, 0)::UBIGINT AS image_hash
-                FROM history
-            )
+            FROM (SELECT {columns} FROM nights)
             GROUP BY prompt_id
+            {untouched}
         )
         WHERE NOT withdrawn
         """,

@@ -2,6 +2,7 @@
 
 <output>/_runs/<run_id>/manifest.json           RunManifest; created once, the first driver's stands
                        /shards/<shard_id>.parquet   prompts of one shard, or withdrawn prompts
+                       /shards/<shard_id>-truth.parquet   true masks on its images, where some are known
                        /commits/<shard_id>.json     see commits.py
 
 A run holds only what has to be done: prompts that are new, changed or to be refreshed, and a tombstone for each that
@@ -45,6 +46,13 @@ class ShardPlan:
     """Parquet file of the prompts."""
     prompts: int
     images: int
+    truth: int = 0
+    """Rows of the file of its true masks; 0: there is none. See stable_sam.data.truth."""
+
+    @property
+    def truth_uri(self) -> str:
+        """Parquet file of the true masks on its images."""
+        return f"{self.uri.removesuffix('.parquet')}-truth.parquet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

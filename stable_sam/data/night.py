@@ -194,7 +194,7 @@ def compare(
 def withdrawn_prompts(connection: duckdb.DuckDBPyConnection, rows: int) -> Iterator[pa.Table]:
     """The withdrawn prompts (SHARD_SCHEMA) as their newest rows have them, in tables of about `rows`."""
     names = ", ".join(SHARD_SCHEMA.names)
-    sql = f"SELECT {names} FROM history SEMI JOIN withdrawn USING (prompt_id, revision) ORDER BY prompt_id"
+    sql = f"SELECT {names} FROM candidates SEMI JOIN withdrawn USING (prompt_id, revision) ORDER BY prompt_id"
     for batch in connection.sql(sql).to_arrow_reader(rows):
         if batch.num_rows:
             yield pa.Table.from_batches([batch]).cast(SHARD_SCHEMA)

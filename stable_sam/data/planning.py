@@ -12,15 +12,25 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+from deltalake import DeltaTable
 
 import stable_sam
-from stable_sam.config import RunConfig
-from stable_sam.data import live, night, ordering
+from stable_sam.config import RunConfig, SourceConfig
+from stable_sam.data import live, night, ordering, truth
 from stable_sam.data.annotation_files import annotations_modified_since, annotations_version
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
-from stable_sam.data.runs import newest_run, open_table
+from stable_sam.data.runs import RunInfo, newest_run, open_table
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
-from stable_sam.data.storage import absolute_uri, create_bytes, exists, file_version, iter_versions, modified_since
+from stable_sam.data.storage import (
+    absolute_uri,
+    create_bytes,
+    exists,
+    file_version,
+    iter_versions,
+    join,
+    list_files,
+    modified_since,
+)
 from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt
@@ -77,67 +87,35 @@ def plan_night(
     output_uri = absolute_uri(output_uri)
     parent = newest_run(output_uri)
     table = None if parent is None else open_table(output_uri)
-    maker = live.Maker(**asdict(model), config_hash=config.content_hash(), code_version=stable_sam.__version__)
+    maker = _maker(config, model)
     with live.workspace() as connection:
         # The versions come before the content: what changes in between is found by the next night.
-        sources = [annotations_version(annotations_uri)]
-        sources += [_version(uri) for uri in (image_index_uri, config.source.class_names_uri) if uri is not None]
-        source_looked_at = since is None or annotations_modified_since(annotations_uri, since)
-        looked_at = None if since is None else modified_since(images_uri, since)
-        image_versions = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
-        source_version = _hash(
-            [
-                *(annotations_uri, image_index_uri, images_uri, *sources, image_versions, maker.code_version),
-                config.source.model_dump(),
-            ]
-        )
-        files_tell = files_tell and None not in sources
-        same_files = files_tell and parent is not None and parent.source_version == source_version
-        if (same_files and not refresh) or not (source_looked_at or looked_at):
-            known = None if parent is None else parent.current_prompts
-            unchanged = live.load_live(connection, table) if known is None else known
-            return NightPlan(
-                changes=Changes(unchanged=unchanged), source_hash="" if parent is None else parent.source_hash
-            )
+        sources = (annotations_uri, images_uri, image_index_uri)
+        files = _look_at(connection, *sources, since, config.source, maker.code_version)
+        same_files = parent is not None and files.version is not None and files.version == parent.source_version
+        if (files_tell and same_files and not refresh) or not files.looked_at:
+            return _unchanged(connection, parent, table)
         night.load_source(connection, read(), annotations_uri)
         elsewhere = night.load_elsewhere(connection, since)
         live.load_live(connection, table, maker)
-        found = night.compare(connection, refresh, partial=since is not None, source_looked_at=source_looked_at)
-        changes = found.changes
-        source_hash = _hash([found.source_prompts, found.source_digest])
-        if changes.planned + changes.withdrawn == 0:
-            return NightPlan(changes=changes, source_hash=source_hash)
-        image_count, shard_count = ordering.cut(connection, config.shard_images, config.prompt_cost)
-        plan = NightPlan(changes=changes, images=image_count, shards=shard_count, source_hash=source_hash)
-        if dry_run:
+        found = night.compare(connection, refresh, partial=since is not None, source_looked_at=files.source_looked_at)
+        plan = _cut(connection, found, config)
+        if found.changes.planned + found.changes.withdrawn == 0 or dry_run:
             return plan
-        check_withdrawn(changes, config.max_withdrawn_fraction, annotations_uri)
-        content_hash = _hash(
-            [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
-        )
-        parent_run_id = None if parent is None else parent.run_id
-        run = [content_hash, parent_run_id, config.shard_images, config.decode_cost, ordering.ORDINARY_PROMPTS]
-        manifest = RunManifest(
-            run_id=_hash(run)[:ID_DIGITS],
-            parent_run_id=parent_run_id,
-            revision=1 if parent is None else parent.revision + 1,
-            content_hash=content_hash,
-            source_hash=source_hash,
-            source_version=source_version if files_tell and since is None and not elsewhere else None,
+        check_withdrawn(found.changes, config.max_withdrawn_fraction, annotations_uri)
+        known = truth.load_truth(connection, config.truth_uri) if config.truth_uri and plan.shards else ""
+        manifest = _manifest(
+            plan,
+            found,
+            parent,
+            truth_digest=known,
+            source_version=files.version if files_tell and since is None and not elsewhere else None,
             annotations_uri=annotations_uri,
             images_uri=images_uri,
             output_uri=output_uri,
             config=config,
             model=model,
-            config_hash=maker.config_hash,
-            code_version=maker.code_version,
             logical_date=logical_date,
-            changes=changes,
-            current_prompts=found.current_prompts,
-            prompts=changes.planned,
-            images=image_count,
-            shards=(),
-            tombstones=(),
         )
         return replace(plan, manifest=_store(connection, manifest))
 
@@ -176,14 +154,119 @@ def check_withdrawn(changes: Changes, max_withdrawn_fraction: float, annotations
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """The source's files before any is read."""
+
+    version: str | None
+    """As in `RunManifest.source_version`."""
+    source_looked_at: bool
+    """Whether prompts may differ from those of the table; if not, only those of images that are looked at may."""
+    looked_at: bool
+    """Whether anything may differ."""
+
+
+def _look_at(
+    connection: duckdb.DuckDBPyConnection,
+    annotations_uri: str,
+    images_uri: str,
+    image_index_uri: str | None,
+    since: datetime | None,
+    source: SourceConfig,
+    code_version: str,
+) -> _Files:
+    sources = [annotations_version(annotations_uri)]
+    sources += [_version(uri) for uri in (image_index_uri, source.class_names_uri) if uri is not None]
+    source_looked_at = since is None or annotations_modified_since(annotations_uri, since)
+    looked_at = None if since is None else modified_since(images_uri, since)
+    image_versions = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
+    uris = (annotations_uri, image_index_uri, images_uri)
+    version = _hash([*uris, *sources, image_versions, code_version, source.model_dump()])
+    return _Files(
+        version=None if None in sources else version,
+        source_looked_at=source_looked_at,
+        looked_at=source_looked_at or bool(looked_at),
+    )
+
+
+def _unchanged(connection: duckdb.DuckDBPyConnection, parent: RunInfo | None, table: DeltaTable | None) -> NightPlan:
+    """Nothing can have changed since `parent`."""
+    known = None if parent is None else parent.current_prompts
+    unchanged = live.load_live(connection, table) if known is None else known
+    return NightPlan(changes=Changes(unchanged=unchanged), source_hash="" if parent is None else parent.source_hash)
+
+
+def _cut(connection: duckdb.DuckDBPyConnection, found: night.Comparison, config: RunConfig) -> NightPlan:
+    """What there is to do; of a run that only withdraws, no images and no shards."""
+    source_hash = _hash([found.source_prompts, found.source_digest])
+    if found.changes.planned + found.changes.withdrawn == 0:
+        return NightPlan(changes=found.changes, source_hash=source_hash)
+    images, shards = ordering.cut(connection, config.shard_images, config.prompt_cost)
+    return NightPlan(changes=found.changes, images=images, shards=shards, source_hash=source_hash)
+
+
+def _manifest(
+    plan: NightPlan,
+    found: night.Comparison,
+    parent: RunInfo | None,
+    *,
+    truth_digest: str,
+    source_version: str | None,
+    annotations_uri: str,
+    images_uri: str,
+    output_uri: str,
+    config: RunConfig,
+    model: ModelIdentity,
+    logical_date: str | None,
+) -> RunManifest:
+    """The run that does it, still without its shards."""
+    changes, maker = plan.changes, _maker(config, model)
+    content = [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
+    content_hash = _hash([*content, truth_digest] if truth_digest else content)
+    parent_run_id = None if parent is None else parent.run_id
+    run = [content_hash, parent_run_id, config.shard_images, config.decode_cost, ordering.ORDINARY_PROMPTS]
+    return RunManifest(
+        run_id=_hash(run)[:ID_DIGITS],
+        parent_run_id=parent_run_id,
+        revision=1 if parent is None else parent.revision + 1,
+        content_hash=content_hash,
+        source_hash=plan.source_hash,
+        source_version=source_version,
+        annotations_uri=annotations_uri,
+        images_uri=images_uri,
+        output_uri=output_uri,
+        config=config,
+        model=model,
+        config_hash=maker.config_hash,
+        code_version=maker.code_version,
+        logical_date=logical_date,
+        changes=changes,
+        current_prompts=found.current_prompts,
+        prompts=changes.planned,
+        images=plan.images,
+        shards=(),
+        tombstones=(),
+    )
+
+
 def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunManifest:
-    """Write the shards of `planned` and `withdrawn`, then the manifest with them; the first one stored stands."""
+    """Write the shards of `planned` and `withdrawn`, then the manifest with them; the first one stored stands.
+
+    Shards of it that a vacuum took for those of an abandoned plan are written again.
+    """
     if exists(manifest.uri):
-        return read_manifest(manifest.uri)
+        stored = read_manifest(manifest.uri)
+        there = set(list_files(join(manifest.folder_uri, "shards")))
+        files = [shard.uri for shard in (*stored.shards, *stored.tombstones)]
+        if there.issuperset([*files, *(shard.truth_uri for shard in stored.shards if shard.truth)]):
+            return stored
+    shards = write_shards(ordering.shards(connection), manifest.folder_uri, "prompts")
+    if manifest.config.truth_uri and shards:
+        shards = truth.cut_truth(connection, shards, manifest.config.truth_uri)
     withdrawn = ((rows, 0) for rows in night.withdrawn_prompts(connection, _TOMBSTONES))
     manifest = replace(
         manifest,
-        shards=write_shards(ordering.shards(connection), manifest.folder_uri, "prompts"),
+        shards=shards,
         tombstones=write_shards(withdrawn, manifest.folder_uri, "withdrawn"),
     )
     _check_plan(manifest)
@@ -203,6 +286,10 @@ def _check_plan(manifest: RunManifest) -> None:
             f"{manifest.annotations_uri}: expected a plan that keeps {manifest.current_prompts} prompts current, "
             f"refines {changes.planned} and withdraws {changes.withdrawn}, got {current}, {planned} and {withdrawn}"
         )
+
+
+def _maker(config: RunConfig, model: ModelIdentity) -> live.Maker:
+    return live.Maker(**asdict(model), config_hash=config.content_hash(), code_version=stable_sam.__version__)
 
 
 def _version(uri: str) -> str | None:

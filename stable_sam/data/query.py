@@ -1,4 +1,4 @@
-"""SQL over a published table, by DuckDB: views `masks`, `history` and `runs`."""
+"""SQL over a published table, by DuckDB: `masks`, `history`, `runs`, and the views of `stable_sam.data.views`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from stable_sam.data.layout import layout, paths_of
+from stable_sam.data.layout import layout
 from stable_sam.data.runs import RunInfo, go_back, list_runs, open_table, storage_error
-from stable_sam.errors import InputError, NotFoundError, StableSamError, StorageError
+from stable_sam.data.views import make_views
+from stable_sam.errors import ConfigError, InputError, NotFoundError, StableSamError, StorageError, one_line
 from stable_sam.records import Route
 
 _RUNS_SCHEMA = pa.schema(
@@ -40,29 +41,47 @@ _RUNS_SCHEMA = pa.schema(
         ("dtype", pa.string()),
         ("jitter_count", pa.int64()),
         ("jitter_scale", pa.float64()),
+        ("truth_uri", pa.string()),
+        ("truth_matched", pa.int64()),
+        ("truth_mean_iou", pa.float64()),
+        ("truth_share_75", pa.float64()),
+        ("truth_images", pa.int64()),
+        ("truth_ap", pa.float64()),
+        ("truth_ap50", pa.float64()),
+        ("truth_ap75", pa.float64()),
         ("content_hash", pa.string()),
     ]
 )
 
-_NEWEST = """
-    SELECT * FROM (SELECT * FROM {rows} QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1)
+MEMORY_LIMIT = "2GB"
+"""What DuckDB may hold before it spills. The answer is held besides."""
+
+# No filter but one of prompt_id could pass a window function; it passes these joins.
+_MASKS = """
+    SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)
+    UNION ALL
+    SELECT * FROM _nights
+    SEMI JOIN (SELECT prompt_id, max(revision) AS revision FROM _nights GROUP BY prompt_id) USING (prompt_id, revision)
     WHERE status <> 'withdrawn'
 """
 
 
-def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
+def query(table_uri: str, sql: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT) -> pa.Table:
     """Run one SQL statement and return its rows.
 
     Views: `history`, all rows of all runs (columns: `stable_sam.data.schema.MASKS_SCHEMA`; those that a table of an
     older version lacks are null); `masks`, of each prompt_id the row of the newest revision, without those whose
-    annotation was withdrawn; `runs`, one row for each published run. Only the columns and, where DuckDB can push the
-    filter down, the rows that are asked for get read. What is published meanwhile is not seen.
+    annotation was withdrawn; `runs`, one row for each published run; and those of `stable_sam.data.views`. Only the
+    columns and, where DuckDB can push the filter down, the rows that are asked for get read. What is published
+    meanwhile is not seen.
     as_of: what readers saw then: a run_id (after that run), a Delta version, or an ISO date (its first moment) or
     timestamp, UTC unless it says otherwise; None: now. Reaches as far back as `vacuum` left the files.
+    memory_limit: what DuckDB may hold, such as "500MB" or "4GB", before it spills to a temporary folder.
     Raises `NotFoundError` when there is no table, or none yet; `InputError` when the SQL or `as_of` is wrong;
-    `StorageError`.
+    `ConfigError` when the memory limit is, or does not do; `StorageError`.
     """
-    with connected(table_uri, as_of=as_of) as connection:
+    with connected(table_uri, as_of=as_of, memory_limit=memory_limit) as connection:
+        make_views(connection, sql)
         relation = connection.sql(sql)
         if relation is None:
             raise InputError("SQL: expected a query, got nothing to run")
@@ -70,11 +89,17 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None) -> pa.Table:
 
 
 @contextmanager
-def connected(table_uri: str, *, as_of: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def connected(
+    table_uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """The connection on which `query` runs, for what is too large to be held or asks more than once.
+
+    It has `masks`, `history` and `runs`; others come by `stable_sam.data.views.make_views`.
 
     Errors of DuckDB become those that `query` raises.
     """
+    if re.fullmatch(r"[1-9][0-9]{0,4} ?[MGT]i?B", memory_limit) is None:
+        raise ConfigError(f"memory limit {memory_limit!r}: expected a number and a unit, such as 500MB or 4GB")
     table = open_table(table_uri)
     if table is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
@@ -84,37 +109,38 @@ def connected(table_uri: str, *, as_of: str | None = None) -> Iterator[duckdb.Du
     runs = [run for run in list_runs(table) if run.version <= table.version()]
     with (
         tempfile.TemporaryDirectory(prefix="stable-sam-query-") as folder,
-        duckdb.connect(config=_sandbox(folder)) as connection,
+        duckdb.connect(config=_sandbox(folder, memory_limit)) as connection,
+        user_errors(table_uri, as_of=as_of, memory_limit=memory_limit),
     ):
-        try:
-            _make_views(connection, table, runs)
-            yield connection
-        except duckdb.Error as error:
-            raise _sql_error(error, table_uri) from error
-        except (DeltaError, OSError) as error:
-            raise storage_error(table_uri, "cannot read the table", error) from error
-        except StorageError as error:
-            if as_of is None:
-                raise
-            raise StorageError(f"{error} (older versions can be read until vacuum removes their files)") from error
+        _make_views(connection, table, runs)
+        yield connection
+
+
+@contextmanager
+def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT) -> Iterator[None]:
+    """Errors of DuckDB over a table as those that `query` raises."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise _sql_error(error, table_uri, memory_limit) from error
+    except (DeltaError, OSError) as error:
+        raise storage_error(table_uri, "cannot read the table", error) from error
+    except StorageError as error:
+        if as_of is None:
+            raise
+        raise StorageError(f"{error} (older versions can be read until vacuum removes their files)") from error
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: list[RunInfo]) -> None:
-    files = layout(table)
+    files = layout(table, next((run.run_id for run in runs if run.parent_run_id is None), None))
     connection.register("runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=_RUNS_SCHEMA))
     connection.register("history", files.history)
-    if not paths_of(files.current):
-        # One run has each prompt once and withdraws none.
-        masks = "SELECT * FROM history" if len(runs) == 1 else _NEWEST.format(rows="history")
-    else:
-        connection.register("_compacted", files.current)
-        connection.register("_nights", files.nights)
-        untouched = "SELECT * FROM _compacted ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)"
-        masks = f"{untouched} UNION ALL {_NEWEST.format(rows='_nights')}"
-    connection.execute(f"CREATE VIEW masks AS {masks}")
+    connection.register("_current", files.current)
+    connection.register("_nights", files.nights)
+    connection.execute(f"CREATE VIEW masks AS {_MASKS}")
 
 
-def _sandbox(folder: str) -> dict[str, Any]:
+def _sandbox(folder: str, memory_limit: str) -> dict[str, Any]:
     """Settings under which SQL reaches the registered views and nothing else, and cannot change the settings.
 
     No files, no network, no extensions, no Python variables of this process; what does not fit into memory is spilled
@@ -125,11 +151,18 @@ def _sandbox(folder: str) -> dict[str, Any]:
         "enable_external_access": False,
         "autoload_known_extensions": False,
         "temp_directory": folder,
+        "memory_limit": memory_limit,
         "lock_configuration": True,
     }
 
 
-def _sql_error(error: duckdb.Error, table_uri: str) -> StableSamError:
+def _sql_error(error: duckdb.Error, table_uri: str, memory_limit: str) -> StableSamError:
+    if isinstance(error, duckdb.OutOfMemoryException):
+        what = one_line(error).partition(" Possible solutions")[0].removeprefix("Out of Memory Error: ")
+        return ConfigError(
+            f"SQL: expected a query that the memory limit of {memory_limit} is enough for, got one that needs "
+            f"more: {what[:200]}; raise the limit (--memory-limit), or ask for less"
+        )
     # What follows is the statement again, with a marker that means nothing outside a terminal's columns.
     message = " ".join(str(error).partition("\n\nLINE ")[0].split())[:300]
     if re.search("registered as '\\w+' failed", message):

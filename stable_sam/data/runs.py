@@ -61,6 +61,15 @@ class RunInfo:
     """K behind each prompt_stability of the run: only equal K and scale compare. None for a run of an older version."""
     jitter_scale: float | None = None
     """Noise scale of the K moved prompts."""
+    truth_uri: str | None = None
+    """True masks that the run was scored against; None where it was not. What follows: see `truth_score.TruthScore`."""
+    truth_matched: int | None = None
+    truth_mean_iou: float | None = None
+    truth_share_75: float | None = None
+    truth_images: int | None = None
+    truth_ap: float | None = None
+    truth_ap50: float | None = None
+    truth_ap75: float | None = None
     version: int
     """Delta version that this run made: open the table at it to see what readers saw after this run."""
     published_at: datetime

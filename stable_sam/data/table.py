@@ -18,12 +18,13 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import PyFileSystem
 
-from stable_sam.data.commits import CommitRecord, committed
+from stable_sam.data.commits import CommitRecord, announce_publish, committed
 from stable_sam.data.live import count_with
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_run, open_table, recent_runs, storage_error
 from stable_sam.data.schema import MASKS_SCHEMA
-from stable_sam.data.storage import delta_options, join, list_files
+from stable_sam.data.storage import absolute_uri, delta_options, join, list_files
+from stable_sam.data.truth_score import score_run
 from stable_sam.errors import ConservationError, StorageError
 
 __all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
@@ -61,9 +62,11 @@ def publish(manifest: RunManifest) -> PublishReport:
     prompts and tombstones, or the prompts current afterwards are not those of the source; `StorageError` when another
     run was published since this one was planned, or the store fails.
     """
+    publisher = uuid.uuid4().hex
+    announce_publish(manifest, publisher)
     records = committed(manifest)
     _check_run(manifest, records)
-    run = _run_facts(manifest, records)
+    run = _run_facts(manifest, records, publisher)
     checked = False
     for attempt in range(_ATTEMPTS):
         table = open_table(manifest.output_uri)
@@ -71,7 +74,7 @@ def publish(manifest: RunManifest) -> PublishReport:
         if published is not None:
             return _report(published, already_published=published.publisher != run["publisher"])
         if not checked:
-            _check_table(manifest, table, records)
+            run |= _check_table(manifest, table, records)
             checked = True
         try:
             _add(manifest, table, records, run)
@@ -109,8 +112,13 @@ def _check_run(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> No
             )
 
 
-def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]) -> None:
-    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves."""
+def _check_table(
+    manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]
+) -> dict[str, Any]:
+    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves.
+
+    Returns what the rows say of their truth, where some is known.
+    """
     try:
         parts = FileSystemDataset.from_paths(
             sorted(record.part for record in records.values()),
@@ -119,6 +127,7 @@ def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mappi
             filesystem=PyFileSystem(DeltaStorageHandler(manifest.output_uri, delta_options(manifest.output_uri))),
         )
         rows, distinct, current = count_with(table, parts)
+        score = score_run(manifest, table, parts)
     except (DeltaError, OSError) as error:
         raise storage_error(manifest.output_uri, f"cannot read the rows of run {manifest.run_id}", error) from error
     if not rows == distinct == manifest.rows:
@@ -131,6 +140,9 @@ def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mappi
             f"{manifest.output_uri}: expected {manifest.current_prompts} current prompts after run {manifest.run_id}, "
             f"as many as in {manifest.annotations_uri}, got {current}"
         )
+    if score and manifest.config.truth_uri:
+        score["truth_uri"] = absolute_uri(manifest.config.truth_uri)
+    return score
 
 
 def _published(table: DeltaTable, manifest: RunManifest) -> RunInfo | None:
@@ -192,7 +204,7 @@ def _add_columns(table: DeltaTable) -> None:
         table.alter.add_columns(missing)
 
 
-def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> dict[str, Any]:
+def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord], publisher: str) -> dict[str, Any]:
     """The fields of RunInfo that publishing writes."""
     routes: Counter[str] = Counter()
     for record in records.values():
@@ -222,7 +234,7 @@ def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> di
         "actor_seconds": None if None in seconds else math.fsum(second for second in seconds if second is not None),
         "jitter_count": manifest.config.refiner.jitter_count,
         "jitter_scale": manifest.config.refiner.jitter_scale,
-        "publisher": uuid.uuid4().hex,
+        "publisher": publisher,
     }
 
 

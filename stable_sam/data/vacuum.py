@@ -10,6 +10,11 @@ What else lies in places that only this software writes to, and was not touched 
 of killed actors, parts that a compaction replaced, killed compactions, folders of published and of abandoned runs,
 probes and partial files. Other files are never looked at. A run without publishing counts as touched as long as any of
 its files is young.
+
+An abandoned run may be taken up at the very moment at which it is removed (its source is again as it was then). No row
+is lost: what is removed under a driver makes its run fail, by a missing shard or commit record, and the next start
+plans it anew; a driver that is past that, because it has read all commit records to publish them, has said so before
+(`announce_publish`), and its parts stay.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -25,11 +30,12 @@ from typing import Literal
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from stable_sam.data.commits import PUBLISHING
 from stable_sam.data.layout import layout, paths_of
 from stable_sam.data.listing import StoredFile
 from stable_sam.data.manifest import read_manifest
-from stable_sam.data.runs import list_runs, open_table, storage_error, versions_since
-from stable_sam.data.storage import PARTIAL_SUFFIX, join, list_stored, remove_files
+from stable_sam.data.runs import RunInfo, list_runs, open_table, storage_error, versions_since
+from stable_sam.data.storage import PARTIAL_SUFFIX, join, list_files, list_stored, remove_files
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 
 RETENTION_HOURS = 168.0
@@ -97,7 +103,8 @@ def vacuum(
     for _, found, file in listed:
         if "run" in found.groupdict():
             by_run[found["run"]].append(file)
-    kept = _kept_runs(table_uri, table, by_run, cutoff)
+    published = [] if table is None else list_runs(table)
+    kept = _kept_runs(table_uri, published, by_run, cutoff)
     live = set() if table is None else _live_paths(table, cutoff)
     dead: dict[Kind, list[StoredFile]] = {"part": [], "run": [], "leftover": []}
     for kind, found, file in listed:
@@ -106,7 +113,7 @@ def vacuum(
             continue
         dead[kind].append(file)
     if not dry_run:
-        _remove(table_uri, dead)
+        _remove(table_uri, dead, {run.run_id for run in published})
     return VacuumReport(parts=tuple(dead["part"]), runs=tuple(dead["run"]), leftovers=tuple(dead["leftover"]))
 
 
@@ -130,10 +137,9 @@ def _place(path: str) -> Iterable[tuple[Kind, re.Match[str]]]:
 
 
 def _kept_runs(
-    table_uri: str, table: DeltaTable | None, by_run: Mapping[str, Collection[StoredFile]], cutoff: datetime
+    table_uri: str, runs: Sequence[RunInfo], by_run: Mapping[str, Collection[StoredFile]], cutoff: datetime
 ) -> dict[Kind, set[str]]:
     """Runs of which everything of a kind stays."""
-    runs = [] if table is None else list_runs(table)
     newest = runs[0].run_id if runs else None
     published = {run.run_id: run for run in runs}
     folders, parts = ({newest} if newest is not None else set[str]()), set[str]()
@@ -181,14 +187,19 @@ def _live_paths(table: DeltaTable, cutoff: datetime) -> set[str]:
     return live
 
 
-def _remove(table_uri: str, dead: Mapping[Kind, list[StoredFile]]) -> None:
+def _remove(table_uri: str, dead: dict[Kind, list[StoredFile]], published: Collection[str]) -> None:
+    """Remove what is `dead`, and take from it the parts that turned out to be needed meanwhile."""
     remove_files(table_uri, [file.path for file in dead["leftover"]])
     rest = [file.path for file in dead["run"]]
     for step in _ORDER:
         now = [path for path in rest if path.split("/", 2)[2].startswith(step)]
         remove_files(table_uri, now)
         rest = [path for path in rest if path not in set(now)]
-    # A driver may have taken up and published an abandoned run since its folder was looked at.
+    # A driver may have taken up an abandoned run since its folder was looked at, and published it, or be about to.
+    abandoned = {file.path.split("/")[1] for file in dead["run"]}.difference(published)
+    taken_up = {run for run in abandoned if list_files(join(table_uri, "_runs", run, PUBLISHING))}
+    needed = tuple(f"data/{run}/" for run in taken_up)
     table = open_table(table_uri)
     live = set() if table is None else set(paths_of(layout(table).history))
-    remove_files(table_uri, [file.path for file in dead["part"] if file.path not in live])
+    dead["part"] = [file for file in dead["part"] if file.path not in live and not file.path.startswith(needed)]
+    remove_files(table_uri, [file.path for file in dead["part"]])

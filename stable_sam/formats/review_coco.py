@@ -16,7 +16,7 @@ from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, revisions
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
-from stable_sam.rle import EncodedMask, decode_mask
+from stable_sam.rle import EncodedMask, checked_counts, decode_mask
 
 
 def review_coco(files: Files) -> Iterator[ReviewedImage]:
@@ -91,7 +91,7 @@ def segmentation_mask(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMas
     if not isinstance(counts, str):
         raise ValueError(f"expected run lengths, got {counts!r:.60}")
     # A stranger's run lengths may be written in another way, or not add up.
-    mask = decode_mask(size_hw, _checked(counts, height * width))
+    mask = decode_mask(size_hw, checked_counts(counts, size_hw))
     return encoded(mask)
 
 
@@ -102,26 +102,3 @@ def ring_of(polygon: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     if not all(isinstance(value, int | float) and abs(value) < 1e9 for value in polygon):
         raise ValueError("expected a polygon of numbers")
     return np.array(polygon, np.float64).reshape(-1, 2)
-
-
-def _checked(counts: str, pixels: int) -> str:
-    """Where run lengths stop short of the image, pycocotools fills the rest with whatever lay in memory."""
-    total = value = shift = 0
-    runs: list[int] = []
-    for character in counts.encode("ascii", "replace"):
-        code = character - 48
-        if not 0 <= code < 64:
-            raise ValueError("expected compressed run lengths, got other text")
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            if code & 16:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            total += runs[-1]
-            if runs[-1] < 0:
-                raise ValueError("expected run lengths that are not negative")
-            value = shift = 0
-    if total != pixels or shift:
-        raise ValueError("expected run lengths that add up to the image")
-    return counts

@@ -6,9 +6,10 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
-"""Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
-OUTCOME = "CASE WHEN status = 'reviewed' THEN 'reviewed' WHEN status = 'ok' THEN route ELSE 'failed' END"
+from stable_sam.data.views import OUTCOME, OUTCOMES, WORST_FIRST
+
+__all__ = ["OUTCOME", "OUTCOMES", "SCORES", "WORST_FIRST", "ask"]
+
 SCORES = {
     "quality": "quality",
     "prompt_stability": "prompt stability",
@@ -19,11 +20,6 @@ SCORES = {
     "true_iou": "true IoU",
 }
 """Column and name of everything between 0 and 1 that a row may have; 1 is good, but for `dsp_weight`."""
-WORST_FIRST = (
-    f"list_position({list(OUTCOMES)}, outcome), "
-    "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
-)
-"""An order of rows that have `outcome`; by quality where the run was calibrated."""
 
 
 def ask(connection: DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:

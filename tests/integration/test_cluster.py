@@ -1,4 +1,4 @@
-"""Two Ray nodes: models run where the GPU is, and a node may be lost; the rows are the library's."""
+"""A GPU node and a CPU node: each does its own part of the work, either may be lost; the rows are the library's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from stable_sam.shard_job import refine_shard
 ROWS = """SELECT prompt_id, status, mask_counts, route, predicted_iou, stability_score, prompt_stability, dsp_weight
           FROM masks ORDER BY prompt_id"""
 
+SLOW_STARTS = "Timed out waiting for file", "timed out during startup"
+"""What Ray says when its processes take more than the 30 s it gives them."""
+
 pytestmark = pytest.mark.cluster
 
 
 def plan(photos: list[Path], output: Path) -> RunManifest:
-    config = RunConfig(refiner=RefinerConfig(model="tiny", jitter_count=2), shard_images=1)
+    config = RunConfig(refiner=RefinerConfig(model="tiny", jitter_count=2), shard_images=3)
     prompts = [
         Prompt(
             prompt_id=f"{path.stem}:{number}:{copy}",
@@ -39,7 +43,7 @@ def plan(photos: list[Path], output: Path) -> RunManifest:
             box_xyxy=(4.0 + copy, 4.0, 40.0 + number, 30.0),
         )
         for path in photos
-        for copy in range(3)
+        for copy in range(4)
         for number in range(2)
     ]
     manifest = plan_run(
@@ -60,28 +64,47 @@ def rows(manifest: RunManifest) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_gpu_node_is_lost_in_the_middle(photos: list[Path], tmp_path: Path) -> None:
-    manifest = plan(photos, tmp_path / "cluster")
-    program = Path(__file__).with_name("two_nodes.py")
-    environment = {
-        "RAY_AUTH_MODE": "token",  # read when ray is imported
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "PLACES": str(tmp_path / "places"),
-    }
-    done = subprocess.run(
-        [sys.executable, str(program), manifest.uri],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=os.environ | environment,
-    )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
+def refined_on_two_nodes(photos: list[Path], folder: Path, lost: str) -> tuple[RunManifest, dict[str, Any]]:
+    """The run, and what `two_nodes.py` says of it; started again where Ray's own nodes did not start in time."""
+    for number in range(3):
+        manifest, places = plan(photos, folder / f"cluster{number}"), folder / f"places{number}"
+        places.touch()
+        environment = {
+            "RAY_AUTH_MODE": "token",  # read when ray is imported
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+            "PLACES": str(places),
+        }
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("two_nodes.py")), manifest.uri, lost],
+            capture_output=True,
+            text=True,
+            timeout=400,
+            env=os.environ | environment,
+        )
+        if done.returncode == 0:
+            return manifest, json.loads(done.stdout.splitlines()[-1])
+        reason = done.stderr.strip().splitlines()[-1]
+        sys.stdout.write(f"start {number + 1}: {reason}\n")
+        assert any(known in done.stderr for known in SLOW_STARTS), done.stderr
+    raise AssertionError("Ray's nodes do not start: the machine is too busy")
+
+
+@pytest.mark.parametrize("lost", ["gpu", "cpu"])
+def test_a_node_is_lost_in_the_middle(photos: list[Path], tmp_path: Path, lost: str) -> None:
+    manifest, answer = refined_on_two_nodes(photos, tmp_path, lost)
     assert answer["finished"] == len(manifest.shards) == len(committed(manifest)), answer["outcomes"]
-    assert set(answer["actors_on"]) == set(answer["gpu_nodes"]), "one actor on each GPU node, none on the CPU node"
+    nodes: dict[str, set[str]] = {}
+    for stage, node, _ in answer["places"]:
+        nodes.setdefault(stage, set()).add(node)
+    only_cpu = {answer["cpu_node"]}
+    assert nodes.pop("infer") == set(answer["gpu_nodes"]), "the model runs on each GPU node and nowhere else"
+    assert nodes == {"prepare": only_cpu, "finish": only_cpu, "write": only_cpu}
+    images = {image for stage, _, image in answer["places"] if stage == "prepare"}
+    assert (len(images) == manifest.images) == (lost == "gpu"), "the GPU node does the rest of a lost CPU node's work"
+    assert overlaps([(stage, image) for stage, _, image in answer["places"]])
 
     library = plan(photos, tmp_path / "library")
     config = library.config
@@ -92,3 +115,15 @@ def test_a_gpu_node_is_lost_in_the_middle(photos: list[Path], tmp_path: Path) ->
     assert len(ours) == manifest.prompts
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+def overlaps(events: list[tuple[str, str]]) -> bool:
+    """Whether most images were being prepared before the one that the model had before them was finished."""
+    begun = {event: number for number, event in reversed(list(enumerate(events)))}
+    inferred = list(dict.fromkeys(image for stage, image in events if stage == "infer"))
+    early = [
+        begun["prepare", after] < begun["finish", before]
+        for before, after in pairwise(inferred)
+        if ("prepare", after) in begun and ("finish", before) in begun
+    ]
+    return len(early) >= 2 and sum(early) > len(early) / 2

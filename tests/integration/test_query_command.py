@@ -16,6 +16,7 @@ from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
 from stable_sam.data.manifest import read_shard
 from stable_sam.data.planning import plan_run
+from stable_sam.data.query import query
 from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 from stable_sam.identity import ModelIdentity
@@ -113,6 +114,13 @@ def test_out_writes_a_file(table: str, tmp_path: Path, form: str) -> None:
         assert pq.read_table(path).num_rows == 250
     else:
         assert b"prompt_id" in path.read_bytes()
+
+
+def test_memory_limit(table: str) -> None:
+    sql = "SELECT value FROM duckdb_settings() WHERE name = 'memory_limit'"
+    (usual,) = query(table, sql).to_pylist()
+    assert usual["value"] in ask(table, sql)
+    assert "64.0 MiB" in ask(table, sql, "--memory-limit", "64MiB")
 
 
 def test_parquet_does_not_go_to_the_terminal(table: str) -> None:

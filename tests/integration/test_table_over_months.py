@@ -18,17 +18,29 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from stable_sam.data import compaction
+from stable_sam.data import table as table_module
+from stable_sam.data import vacuum as vacuum_module
 from stable_sam.data.commits import committed
 from stable_sam.data.compaction import compact
 from stable_sam.data.layout import layout, paths_of
 from stable_sam.data.manifest import RunManifest, read_manifest
 from stable_sam.data.runs import newest_run, open_table
 from stable_sam.data.schema import MASKS_SCHEMA
-from stable_sam.data.storage import delta_options, exists, join, list_files, write_bytes
+from stable_sam.data.storage import (
+    delta_options,
+    exists,
+    join,
+    list_files,
+    list_stored,
+    read_bytes,
+    remove_files,
+    write_bytes,
+)
 from stable_sam.data.table import publish
 from stable_sam.data.vacuum import vacuum
-from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageError
+from stable_sam.errors import ConfigError, ConservationError, InputError, NotFoundError, StorageError
 from stable_sam.shard_job import refine_shard
+from stable_sam.summary import summarize
 from tests.integration.masks_dataset import ConstantRefiner, Dataset, new_dataset
 
 EVERY_ROW = "SELECT * FROM history ORDER BY prompt_id, revision"
@@ -115,6 +127,33 @@ def test_files_reach_the_target_size_and_keep_their_order(local: Dataset, monkey
     assert table is not None
     rows = layout(table).current.to_table(columns=["image_uri", "prompt_id"]).to_pylist()
     assert rows == sorted(rows, key=lambda row: (row["image_uri"], row["prompt_id"]))
+
+
+def test_a_night_opens_no_past_file(local: Dataset) -> None:
+    months(local)
+    compact(local.output)
+    publish(moved(local, 2, 10))
+    table = open_table(local.output)
+    assert table is not None
+    assert paths_of(layout(table).past)
+    for path in paths_of(layout(table).past):
+        Path(local.output, path).write_bytes(b"not Parquet")
+    publish(moved(local, 3, 9))
+    with pytest.raises(StorageError):
+        local.ask(EVERY_ROW)
+
+
+def test_a_summary_opens_no_part_of_another_run(local: Dataset) -> None:
+    publish(local.refined())
+    night = moved(local, 1)
+    publish(night)
+    publish(moved(local, 2))
+    for uri in list_files(join(local.output, "data")):
+        if night.run_id not in uri:
+            write_bytes(uri, b"not Parquet")
+    assert summarize(local.output, night.run_id).prompts == night.prompts
+    with pytest.raises(StorageError):
+        local.ask(EVERY_ROW)
 
 
 def test_a_compaction_between_plan_and_publish_loses_nothing(dataset: Dataset) -> None:
@@ -321,8 +360,6 @@ def test_retention_keeps_what_is_young(local: Dataset) -> None:
 def test_an_interrupted_vacuum_leaves_runs_that_can_be_planned_again(
     local: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stable_sam.data import vacuum as vacuum_module
-
     older = local.refined(local.prompts(4))
     os.utime(older.uri, (time.time() - 60,) * 2)
     local.planned()
@@ -345,6 +382,73 @@ def test_an_interrupted_vacuum_leaves_runs_that_can_be_planned_again(
         assert all(exists(join(local.output, part)) for part in parts), steps
     assert len(list_files(local.output)) >= len(whole)
     assert publish(again).rows == 4
+
+
+def abandoned(local: Dataset) -> RunManifest:
+    """A run whose shards are all committed, which nobody published, and a newer plan; both of two days ago."""
+    older = local.refined(local.prompts(4))
+    local.planned()
+    days_ago = time.time() - 48 * 3600
+    for uri in list_files(local.output):
+        os.utime(uri, (days_ago, days_ago))
+    os.utime(older.uri, (days_ago - 60,) * 2)
+    return older
+
+
+@pytest.mark.parametrize("listed_before", [False, True])
+def test_a_vacuum_in_the_middle_of_a_publish_removes_none_of_its_rows(
+    local: Dataset, monkeypatch: pytest.MonkeyPatch, listed_before: bool
+) -> None:
+    older = abandoned(local)
+    if listed_before:
+        listing = list(list_stored(local.output))
+        monkeypatch.setattr(vacuum_module, "list_stored", lambda uri: iter(listing))
+    check = table_module._check_table
+
+    def vacuum_first(*arguments: object) -> None:
+        check(*arguments)  # type: ignore[arg-type]  # whatever it was called with
+        report = vacuum(local.output, retention_hours=24)
+        assert bool(report.runs) == listed_before
+        assert report.parts == ()
+
+    monkeypatch.setattr(table_module, "_check_table", vacuum_first)
+    assert publish(older).rows == 4
+    assert local.ask("SELECT count(*) AS n, sum(area) AS area FROM masks") == [{"n": 4, "area": 4}]
+
+
+def test_a_run_that_vacuum_removes_while_it_is_taken_up_fails_and_is_planned_anew(local: Dataset) -> None:
+    older = abandoned(local)
+    resumed = local.planned(local.prompts(4))
+    assert resumed == older
+    assert {file.path for file in vacuum(local.output, retention_hours=24).parts} >= {
+        path.removeprefix(f"{local.output}/") for path in list_files(join(local.output, "data", older.run_id))
+    }
+    with pytest.raises(StorageError, match="expected a file, found none|No such file|not found"):
+        refine_shard(ConstantRefiner(), resumed, resumed.shards[0])
+    with pytest.raises(ConservationError, match="expected commit records of 2 planned shards, got 0"):
+        publish(resumed)
+    anew = local.refined(local.prompts(4))
+    assert anew.run_id == older.run_id
+    assert publish(anew).rows == 4
+    assert local.ask("SELECT count(*) AS n, sum(area) AS area FROM masks") == [{"n": 4, "area": 4}]
+
+
+def test_shards_that_vacuum_removed_under_a_new_plan_are_written_again(dataset: Dataset) -> None:
+    publish(dataset.refined())
+    night = moved(dataset, 1, 10)
+    shards = {shard.uri: read_bytes(shard.uri) for shard in (*night.shards, *night.tombstones)}
+    assert len(night.tombstones) == 1
+    for lost in shards:
+        remove_files(dataset.output, [lost.removeprefix(f"{dataset.output}/")])
+        for uri in shards.keys() - {lost}:
+            write_bytes(uri, b"as it was")
+        assert moved(dataset, 1, 10) == night
+        assert {uri: read_bytes(uri) for uri in shards} == shards
+    for uri in shards:
+        write_bytes(uri, b"as it was")
+    same = [replace(prompt, box_xyxy=(1, 1, 4, 3)) for prompt in dataset.prompts(4)] + dataset.prompts(10)[4:]
+    assert dataset.planned(same) == night
+    assert {read_bytes(uri) for uri in shards} == {b"as it was"}
 
 
 def test_a_short_retention_needs_force(local: Dataset) -> None:

@@ -1,6 +1,9 @@
-"""A run on a cluster of two nodes, one with a simulated GPU, which is lost in the middle: for `test_cluster.py`.
+"""A run on a GPU node (its GPU is simulated) and a CPU node, one of which is lost in the middle: for `test_cluster.py`.
 
-A program of its own, because a process has one Ray, whose settings are those of its environment.
+    python two_nodes.py <manifest> gpu|cpu
+
+A program of its own, because a process has one Ray, whose settings are those of its environment. Every stage of an
+image writes a line to the file $PLACES: the stage, the node where it begins, the image or shard.
 """
 
 from __future__ import annotations
@@ -20,38 +23,64 @@ from stable_sam.data.manifest import read_manifest
 from stable_sam.image_job import ImageRefiner
 from stable_sam.records import ShardReport
 from tasks.actors import run_shards
+from tasks.helper_work import HelperWork
 from tasks.refiner_child import load_refiner
 from tasks.shard_actor import ShardActor
 
+MEMORY = {"object_store_memory": 80 * 2**20}
+
+
+def note(stage: str, node: str, what: str) -> None:
+    with open(os.environ["PLACES"], "a") as places:
+        places.write(f"{stage} {node} {what}\n")
+
+
+class PlacedWork(HelperWork):
+    """Says where it is done."""
+
+    def prepare(self, prompts):  # type: ignore[no-untyped-def]  # as HelperWork's
+        note("prepare", ray.get_runtime_context().get_node_id(), prompts[0].image_id)
+        return HelperWork.prepare(self, prompts)
+
+    def finish(self, image):  # type: ignore[no-untyped-def]
+        note("finish", ray.get_runtime_context().get_node_id(), image.prompts[0].image_id)
+        return HelperWork.finish(self, image)
+
+    def write(self, shard, rows, seconds):  # type: ignore[no-untyped-def]
+        note("write", ray.get_runtime_context().get_node_id(), shard.shard_id)
+        return HelperWork.write(self, shard, rows, seconds)
+
 
 class PlacedActor(ShardActor):
-    """Says where it is when it has loaded its model."""
+    """Tells its model's process where it is."""
+
+    helper_work = PlacedWork
 
     def load(self):  # type: ignore[no-untyped-def]  # as ShardActor's
-        with open(os.environ["PLACES"], "a") as places:
-            places.write(ray.get_runtime_context().get_node_id() + "\n")
+        os.environ["NODE"] = ray.get_runtime_context().get_node_id()
         return super().load()
 
 
 def load_slowly(config: RunConfig, threads: int) -> ImageRefiner:
-    """The run's model, slow enough for the node to be lost while there is work left."""
+    """The run's model, slow enough for a node to be lost while there is work left."""
     refiner: Any = load_refiner(config, threads)
-    honest = refiner.refine_image
+    honest = refiner.infer
 
-    def refine_image(image: Any, prompts: Any) -> Any:
+    def infer(image: Any) -> Any:
+        note("infer", os.environ["NODE"], image.prompts[0].image_id)
         time.sleep(0.5)
-        return honest(image, prompts)
+        yield from honest(image)
 
-    refiner.refine_image = refine_image
+    refiner.infer = infer
     return refiner
 
 
 def main() -> None:
-    (manifest_uri,) = sys.argv[1:]
-    memory = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, **memory})
-    node = cluster.add_node(num_cpus=1, num_gpus=1, **memory)
-    gpu_nodes = [node.node_id]
+    manifest_uri, lost = sys.argv[1:]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **MEMORY})
+    nodes = {"cpu": cluster.add_node(num_cpus=2, num_gpus=0, **MEMORY)}
+    nodes["gpu"] = cluster.add_node(num_cpus=1, num_gpus=1, **MEMORY)
+    gpu_nodes = [nodes["gpu"].node_id]
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
     manifest = read_manifest(manifest_uri)
@@ -61,14 +90,15 @@ def main() -> None:
     ):
         outcomes.append(outcome)
         if len(outcomes) == 1:
-            cluster.remove_node(node, allow_graceful=False)
-            node = cluster.add_node(num_cpus=1, num_gpus=1, **memory)
-            gpu_nodes.append(node.node_id)
+            cluster.remove_node(nodes[lost], allow_graceful=False)
+            if lost == "gpu":
+                gpu_nodes.append(cluster.add_node(num_cpus=1, num_gpus=1, **MEMORY).node_id)
     answer = {
         "finished": sum(isinstance(outcome, ShardReport) for outcome in outcomes),
         "outcomes": [str(outcome) for outcome in outcomes],
+        "cpu_node": nodes["cpu"].node_id,
         "gpu_nodes": gpu_nodes,
-        "actors_on": Path(os.environ["PLACES"]).read_text().split(),
+        "places": [line.split() for line in Path(os.environ["PLACES"]).read_text().splitlines()],
     }
     ray.shutdown()
     cluster.shutdown()

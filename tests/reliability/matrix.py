@@ -170,7 +170,7 @@ class Matrix:
             environment=self._store.environment,
             table=table,
             log=setting.folder / f"{self._store.kind}-{case.name}",
-            helpers=[setting.ray_pid],
+            helpers=[] if case.own_ray else [setting.ray_pid],
             time_limit_s=setting.time_limit_s,
             say=lambda text: setting.say(f"{self._store.name}: {case.fault}: {text}"),
         )

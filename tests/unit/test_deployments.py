@@ -88,6 +88,7 @@ def test_ray_asks_for_a_token_and_only_the_namespace_comes_in() -> None:
     assert only("RayCluster")["spec"]["authOptions"] == {"mode": "token"}
     worker = only("RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][1]
     assert {"name": "RAY_AUTH_MODE", "value": "token"} in worker["env"]
+    assert re.search(r"^ *(ENV )?RAY_AUTH_MODE=token\b", CONTAINERFILE, re.M), "every other container that starts Ray"
     policy = only("NetworkPolicy")["spec"]
     assert policy == {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]}
     assert not {"NodePort", "LoadBalancer"} & {m["spec"].get("type") for m in manifests() if m["kind"] == "Service"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from deltalake import write_deltalake
 from stable_sam.data import query as query_module
 from stable_sam.data.query import query
 from stable_sam.data.schema import MASKS_SCHEMA
-from stable_sam.errors import InputError
+from stable_sam.errors import ConfigError, InputError
 
 SECRET = "wJalrXUtnFEMI-not-a-real-key"
 
@@ -95,6 +96,27 @@ def test_what_does_not_fit_into_memory_is_spilled_and_removed(
     [row] = query(table, "SELECT value FROM duckdb_settings() WHERE name = 'temp_directory'").to_pylist()
     assert not Path(row["value"]).exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_query_larger_than_its_memory_is_spilled(table: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # About 100 MB to sort, of rows that are not worth compressing.
+    sql = "SELECT count(*) AS n FROM (SELECT sha256(k::VARCHAR) AS h FROM range(1_000_000) t(k) ORDER BY h OFFSET 1)"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert query(table, sql, memory_limit="40MB").to_pylist() == [{"n": 999_999}]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_query_that_cannot_be_spilled_says_so_in_one_line(table: str) -> None:
+    sql = "SELECT list(sha256(k::VARCHAR)) AS all FROM range(1_000_000) t(k)"
+    with pytest.raises(ConfigError, match=r"^SQL: expected a query that the memory limit of 40MB is enough") as raised:
+        query(table, sql, memory_limit="40MB")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("limit", ["", "0GB", "-1GB", "80%", "1000000TB", "1GB'", "lots"])
+def test_a_memory_limit_is_a_number_and_a_unit(limit: str, table: str) -> None:
+    with pytest.raises(ConfigError, match="^memory limit .*: expected a number and a unit"):
+        query(table, "SELECT 1", memory_limit=limit)
 
 
 def test_the_table_is_still_read(table: str) -> None:

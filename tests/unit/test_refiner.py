@@ -124,8 +124,8 @@ def test_the_decoder_never_sees_more_prompts_than_a_chunk(monkeypatch, image):
 
 def test_the_encoder_runs_once_and_only_when_needed(monkeypatch, refiner, image):
     runs = []
-    embed = refiner_module.embed_image
-    monkeypatch.setattr(refiner_module, "embed_image", lambda *args: runs.append(1) or embed(*args))
+    embed = refiner_module.embed_resized
+    monkeypatch.setattr(refiner_module, "embed_resized", lambda *args: runs.append(1) or embed(*args))
     refiner.refine_image(image, PROMPTS)
     assert len(runs) == 1
     assert refiner.refine_image(image, []) == []
