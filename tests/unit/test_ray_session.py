@@ -1,10 +1,17 @@
 import socket
 
 import pytest
+import ray
 
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
 from tasks.ray_session import ray_session
+
+
+@pytest.fixture(autouse=True)
+def _not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may be."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
 def test_a_cluster_that_is_gone_is_an_error_at_once() -> None:
