@@ -35,7 +35,8 @@ def calibrate(
     ] = "detector-box,noisy-box-0.2,noisy-box",
     target_iou: Annotated[float, typer.Option(help="IoU from which a mask is good.")] = 0.75,
     precision: Annotated[float, typer.Option(help="Promised share of good masks among the accepted.")] = 0.95,
-    confidence: Annotated[float, typer.Option(help="Confidence of the promise.")] = 0.95,
+    reject_precision: Annotated[float, typer.Option(help="Promised share of bad masks among the rejected.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence of both promises.")] = 0.95,
     min_area: Annotated[float, typer.Option(help="Smallest object, as a part of its picture.")] = 0.005,
     max_objects: Annotated[int | None, typer.Option(min=1, help="Objects of all sets, at random; all if none.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts, objects and the split.")] = 0,
@@ -64,7 +65,14 @@ def calibrate(
     if not data and not records:
         raise ConfigError("calibrate: expected --data or --records, got neither")
     settings = CalibrationSettings.from_dict(
-        {"target_iou": target_iou, "precision": precision, "confidence": confidence, "seed": seed}, source="options"
+        {
+            "target_iou": target_iou,
+            "precision": precision,
+            "reject_precision": reject_precision,
+            "confidence": confidence,
+            "seed": seed,
+        },
+        source="options",
     )
     drawing = Drawing(prompts=prompts.split(","), min_area_fraction=min_area, max_objects=max_objects, seed=seed)
     refiner = _load(read_settings(config, None).refiner, threads)

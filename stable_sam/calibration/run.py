@@ -26,7 +26,9 @@ class CalibrationSettings(Section):
 
     target_iou: float = 0.75
     precision: float = 0.95
-    """Promised share of good masks among the accepted, and of bad ones among the rejected."""
+    """Promised share of good masks among the accepted."""
+    reject_precision: float = 0.95
+    """Promised share of bad masks among the rejected."""
     confidence: float = 0.95
     seed: int = 0
 
@@ -64,7 +66,8 @@ def calibrate(
     quality = _quality(intercept, curves, checked)
     good = checked.iou >= settings.target_iou
     accept, reject = (
-        promised(route, quality, good, settings.precision, settings.confidence) for route in ("accept", "reject")
+        promised(route, quality, good, precision, settings.confidence)
+        for route, precision in (("accept", settings.precision), ("reject", settings.reject_precision))
     )
     calibration = Calibration(
         target_iou=settings.target_iou,
