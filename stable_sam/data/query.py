@@ -122,13 +122,19 @@ def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str =
     try:
         yield
     except duckdb.Error as error:
-        raise _sql_error(error, table_uri, memory_limit) from error
+        raise _explained(_sql_error(error, table_uri, memory_limit), as_of) from error
     except (DeltaError, OSError) as error:
-        raise storage_error(table_uri, "cannot read the table", error) from error
+        raise _explained(storage_error(table_uri, "cannot read the table", error), as_of) from error
     except StorageError as error:
         if as_of is None:
             raise
-        raise StorageError(f"{error} (older versions can be read until vacuum removes their files)") from error
+        raise _explained(error, as_of) from error
+
+
+def _explained(error: StableSamError, as_of: str | None) -> StableSamError:
+    if as_of is None or not isinstance(error, StorageError):
+        return error
+    return StorageError(f"{error} (older versions can be read until vacuum removes their files)")
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: list[RunInfo]) -> None:

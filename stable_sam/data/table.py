@@ -74,7 +74,8 @@ def publish(manifest: RunManifest) -> PublishReport:
         if published is not None:
             return _report(published, already_published=published.publisher != run["publisher"])
         if not checked:
-            run |= _check_table(manifest, table, records)
+            _check_table(manifest, table, records)
+            run |= _score(manifest, table, records)
             checked = True
         try:
             _add(manifest, table, records, run)
@@ -112,22 +113,10 @@ def _check_run(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> No
             )
 
 
-def _check_table(
-    manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]
-) -> dict[str, Any]:
-    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves.
-
-    Returns what the rows say of their truth, where some is known.
-    """
+def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]) -> None:
+    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves."""
     try:
-        parts = FileSystemDataset.from_paths(
-            sorted(record.part for record in records.values()),
-            schema=MASKS_SCHEMA,
-            format=ParquetFileFormat(),
-            filesystem=PyFileSystem(DeltaStorageHandler(manifest.output_uri, delta_options(manifest.output_uri))),
-        )
-        rows, distinct, current = count_with(table, parts)
-        score = score_run(manifest, table, parts)
+        rows, distinct, current = count_with(table, _parts(manifest, records))
     except (DeltaError, OSError) as error:
         raise storage_error(manifest.output_uri, f"cannot read the rows of run {manifest.run_id}", error) from error
     if not rows == distinct == manifest.rows:
@@ -140,9 +129,26 @@ def _check_table(
             f"{manifest.output_uri}: expected {manifest.current_prompts} current prompts after run {manifest.run_id}, "
             f"as many as in {manifest.annotations_uri}, got {current}"
         )
-    if score and manifest.config.truth_uri:
-        score["truth_uri"] = absolute_uri(manifest.config.truth_uri)
-    return score
+
+
+def _score(manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]) -> dict[str, Any]:
+    """What the rows say of their truth, where the run was given one."""
+    if manifest.config.truth_uri is None:
+        return {}
+    try:
+        score = score_run(manifest, table, _parts(manifest, records))
+    except (DeltaError, OSError) as error:
+        raise storage_error(manifest.output_uri, f"cannot read the rows of run {manifest.run_id}", error) from error
+    return {"truth_uri": absolute_uri(manifest.config.truth_uri), **asdict(score)}
+
+
+def _parts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> FileSystemDataset:
+    return FileSystemDataset.from_paths(
+        sorted(record.part for record in records.values()),
+        schema=MASKS_SCHEMA,
+        format=ParquetFileFormat(),
+        filesystem=PyFileSystem(DeltaStorageHandler(manifest.output_uri, delta_options(manifest.output_uri))),
+    )
 
 
 def _published(table: DeltaTable, manifest: RunManifest) -> RunInfo | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -58,16 +58,14 @@ class TruthScore:
         )
 
 
-def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -> dict[str, Any]:
-    """The fields of `TruthScore` of a run whose rows are `parts`, to be added to `table`; empty when it has no truth.
+def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -> TruthScore:
+    """Score a run whose rows are `parts`, to be added to `table`, against the truth that was stored with its plan.
 
     Raises `StorageError`.
     """
-    if manifest.config.truth_uri is None:
-        return {}
     shards = [shard for shard in manifest.shards if shard.truth]
     if not shards:
-        return asdict(TruthScore())
+        return TruthScore()
     with workspace() as connection:
         connection.register("chunk", TRUTH_SCHEMA.empty_table())
         connection.execute("CREATE TABLE truth AS SELECT * FROM chunk")
@@ -98,16 +96,14 @@ def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -
         )
     images = sorted({row["image_uri"] for row in truth})
     ap, ap50, ap75 = average_precision(images, [row for row in truth if row["mask_counts"] is not None], found)
-    return asdict(
-        TruthScore(
-            truth_matched=matched,
-            truth_mean_iou=mean,
-            truth_share_75=share,
-            truth_images=len(images),
-            truth_ap=ap,
-            truth_ap50=ap50,
-            truth_ap75=ap75,
-        )
+    return TruthScore(
+        truth_matched=matched,
+        truth_mean_iou=mean,
+        truth_share_75=share,
+        truth_images=len(images),
+        truth_ap=ap,
+        truth_ap50=ap50,
+        truth_ap75=ap75,
     )
 
 

@@ -128,6 +128,8 @@ def test_every_view_is_listed_and_answers(table: str) -> None:
     result = CliRunner().invoke(app, ["query", "--table", table, "--views"], catch_exceptions=False)
     listed = [line.split()[0] for line in result.stdout.splitlines()]
     assert listed == ["masks", "history", "runs", *(name for name in VIEWS if not name.startswith("_"))]
+    page = Path(__file__).parents[2] / "docs" / "querying.md"
+    assert result.stdout in page.read_text()
     with stable_sam.table.open(table) as opened:
         for name in documented():
             assert opened.arrow(f"SELECT * FROM {name.upper()}").num_rows > 0
@@ -157,6 +159,7 @@ def test_mask_iou_of_other_sizes_is_null(table: str, size: str) -> None:
 def test_from_python(table: str) -> None:
     with stable_sam.table.open(table) as opened:
         assert opened.masks.filter("category = 'cat'").aggregate("count(*)").fetchall() == [(3,)]
+        assert sorted(opened.masks.aggregate("category, count(*)").fetchall()) == [("cat", 3), ("dog", 1)]
         assert len(opened.history.fetchall()) == 7
         assert [row[0] for row in opened.runs.project("revision").order("revision").fetchall()] == [1, 2]
         assert opened.arrow("SELECT prompt_id FROM masks ORDER BY 1").column(0).to_pylist() == ["a", "b", "c", "e"]
