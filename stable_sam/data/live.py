@@ -23,7 +23,7 @@ from stable_sam.errors import StorageError, one_line
 
 FAILED, OTHER_MODEL, OTHER_CODE = 1, 2, 4
 """Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did."""
-_MEMORY_LIMIT = "500MB"
+_MEMORY_LIMIT = "800MB"
 """What DuckDB may hold before it spills."""
 
 
@@ -49,6 +49,7 @@ def workspace() -> Iterator[duckdb.DuckDBPyConnection]:
             "memory_limit": _MEMORY_LIMIT,
             "temp_directory": folder,
             "python_enable_replacements": False,
+            "preserve_insertion_order": False,  # whatever needs an order asks for it
         }
         try:
             with duckdb.connect(config=config) as connection:
