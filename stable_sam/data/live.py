@@ -24,7 +24,7 @@ from stable_sam.errors import StorageError, one_line
 FAILED, OTHER_MODEL, OTHER_CODE, REVIEWED = 1, 2, 4, 8
 """Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people
 did, and what they decided stands."""
-_MEMORY_LIMIT = "500MB"
+_MEMORY_LIMIT = "800MB"
 """What DuckDB may hold before it spills."""
 
 
@@ -50,6 +50,7 @@ def workspace() -> Iterator[duckdb.DuckDBPyConnection]:
             "memory_limit": _MEMORY_LIMIT,
             "temp_directory": folder,
             "python_enable_replacements": False,
+            "preserve_insertion_order": False,  # whatever needs an order asks for it
         }
         try:
             with duckdb.connect(config=config) as connection:
