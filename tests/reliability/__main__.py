@@ -57,20 +57,23 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="stable-sam-reliability-"))
     say(f"seed {options.seed}; logs and local tables in {folder}")
     results: list[Result] = []
-    with prefect_server(folder) if options.cases is None or "command" in options.cases else nullcontext():
-        for place in _places(options, folder):
-            with place as store, _ray(store) as (address, pid):
-                setting = Setting(
-                    store=store,
-                    folder=folder,
-                    ray_address=address,
-                    ray_pid=pid,
-                    seed=options.seed,
-                    time_limit_s=options.time_limit,
-                    say=say,
-                )
-                results += _run(setting, options)
-    _report(results, options)
+    try:
+        with prefect_server(folder) if options.cases is None or "command" in options.cases else nullcontext():
+            for place in _places(options, folder):
+                with place as store, _ray(store) as (address, pid):
+                    setting = Setting(
+                        store=store,
+                        folder=folder,
+                        ray_address=address,
+                        ray_pid=pid,
+                        seed=options.seed,
+                        time_limit_s=options.time_limit,
+                        say=say,
+                    )
+                    for result in _run(setting, options):
+                        results.append(result)
+    finally:
+        _report(results, options)  # of what was done, also when the next store does not start
     return int(any(result.problems for result in results))
 
 
