@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.source_annotation import image_size
@@ -16,7 +15,7 @@ from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, revisions
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
-from stable_sam.rle import EncodedMask, checked_counts, decode_mask
+from stable_sam.rle import EncodedMask, decode_mask, encode_segmentation
 
 
 def review_coco(files: Files) -> Iterator[ReviewedImage]:
@@ -75,24 +74,11 @@ def segmentation_mask(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMas
 
     Polygons are one object's parts, which may overlap.
     """
-    height, width = size_hw
     if isinstance(segmentation, list) and segmentation:
         rings = [ring_of(polygon) for polygon in segmentation]
         return encoded(np.logical_or.reduce([fill([ring], size_hw) for ring in rings]))
-    if not isinstance(segmentation, dict):
-        raise ValueError(f"expected a segmentation, got {segmentation!r:.60}")
-    counts, size = segmentation.get("counts"), segmentation.get("size")
-    if size != [height, width]:
-        raise ValueError(f"expected a mask of {[height, width]} pixels, as its image, got {size!r:.60}")
-    if isinstance(counts, list):
-        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
-            raise ValueError("expected run lengths that add up to the image")
-        counts = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)["counts"].decode("ascii")
-    if not isinstance(counts, str):
-        raise ValueError(f"expected run lengths, got {counts!r:.60}")
-    # A stranger's run lengths may be written in another way, or not add up.
-    mask = decode_mask(size_hw, checked_counts(counts, size_hw))
-    return encoded(mask)
+    # A stranger's run lengths may be written in another way.
+    return encoded(decode_mask(size_hw, encode_segmentation(segmentation, size_hw).counts))
 
 
 def ring_of(polygon: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
