@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from stable_sam.data.s3 import whole
 from stable_sam.data.schema import LATER_COLUMNS, MASKS_SCHEMA
 from stable_sam.data.storage import delta_options
 from stable_sam.errors import InputError, NotFoundError, StorageError
@@ -91,7 +92,7 @@ def open_table(output_uri: str) -> DeltaTable | None:
     Raises `StorageError`, also for a table of another software or of a newer version of this one.
     """
     try:
-        table = DeltaTable(output_uri, storage_options=delta_options(output_uri))
+        table: DeltaTable = whole(DeltaTable, output_uri, storage_options=delta_options(output_uri))
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
@@ -108,7 +109,7 @@ def go_back(table: DeltaTable, as_of: str) -> None:
     """
     version = _version_at(table, as_of)
     try:
-        table.load_as_version(version)
+        whole(table.load_as_version, version)
     except (DeltaError, OSError) as error:
         raise storage_error(table.table_uri, f"cannot open version {version}", error) from error
 
@@ -170,7 +171,7 @@ def _run(table: DeltaTable, commit: Mapping[str, Any]) -> RunInfo:
 def _history(table: DeltaTable, limit: int | None = None) -> list[dict[str, Any]]:
     """The newest commits, newest first, at least `limit` of them; the log may be newer than `table`."""
     try:
-        commits = table.history(limit)
+        commits = whole(table.history, limit)
     except (DeltaError, OSError) as error:
         raise storage_error(table.table_uri, "cannot read the table's history", error) from error
     # deltalake numbers them from the version of `table`, although they come from the log as it is now.

@@ -56,7 +56,8 @@ def s3fs_options() -> dict[str, Any]:
         "config_kwargs": {
             "connect_timeout": 5,
             "read_timeout": 60,
-            "retries": {"mode": "standard", "max_attempts": 4},
+            # Four attempts. The newer modes do not know the status 429, with which some stores ask for patience.
+            "retries": {"mode": "legacy", "total_max_attempts": 4},
             # Checksum trailers, botocore's newer default, are refused by many S3-compatible stores.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
@@ -101,8 +102,9 @@ def error_code(error: BaseException) -> str:
 
 
 def is_broken_answer(error: BaseException) -> bool:
-    """Whether an answer broke off in the middle: an error of aiohttp's, which s3fs passes on as it is."""
-    return type(error).__module__.partition(".")[0] == "aiohttp"
+    """Whether an answer broke off in the middle: an error of aiohttp's, which s3fs passes on as it is, or of
+    deltalake's, which has one class for all errors of stores."""
+    return type(error).__module__.partition(".")[0] == "aiohttp" or "response body error" in str(error)
 
 
 def whole(ask: Any, *arguments: Any, **options: Any) -> Any:
