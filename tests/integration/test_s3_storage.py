@@ -206,7 +206,7 @@ def test_refused_credentials_are_told_apart(serve: Callable[..., str]) -> None:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             text = b"<?xml version='1.0'?><Error><Code>InvalidAccessKeyId</Code><Message>Unknown key</Message></Error>"
             reply("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
-            return [text]
+            return [b"" if environ["REQUEST_METHOD"] == "HEAD" else text]
 
         return refusing
 
