@@ -24,6 +24,7 @@ STEPS = {
     "the manifest": r"/_runs/[^/]+/manifest\.json",
     "a part": r"/data/",
     "a commit record": r"/commits/",
+    "word of publishing": r"/publishing/",
     "the version": r"/_delta_log/",
 }
 """What a run writes, in this order -> where."""
