@@ -44,6 +44,6 @@ class DynamicRouting(nn.Module):
         """
         if self.attend is not None:
             weights = self.attend(features).flatten(2).softmax(dim=-1)  # (B, 1, HW)
-            token = torch.cat((token, (features.flatten(2) @ weights.mT)[..., 0]), dim=1)
+            token = torch.cat((token, (weights @ features.flatten(2).mT)[:, 0]), dim=1)
         route: Tensor = self.route(F.gelu(self.norm(self.reduce(token))))
         return route.sigmoid() if self.sigmoid else route.softmax(dim=-1)
