@@ -205,8 +205,8 @@ def _markdown(result: dict[str, Any]) -> str:
     height, width = result["image_hw"]
     agreement = result["agreement"]
     lines = [
-        f"{result['model']} at {result['input_size']} px on {result['device']}, {result['threads']} threads, picture of "
-        f"{width} x {height}: medians of {result['rounds']} rounds, in brackets the middle half of them; load "
+        f"{result['model']} at {result['input_size']} px on {result['device']}, {result['threads']} threads, picture "
+        f"of {width} x {height}: medians of {result['rounds']} rounds, in brackets the middle half of them; load "
         f"{result['load_average']:.1f}."
         + (f" Masks of both: IoU {np.median(agreement):.4f}, least {min(agreement):.4f}." if agreement else ""),
         "",

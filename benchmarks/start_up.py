@@ -25,7 +25,7 @@ from PIL import Image
 from skimage import data
 
 COMMAND = str(Path(sys.executable).with_name("stable-sam"))
-HEAVY = ("torch", "torchvision", "ray", "prefect", "pyarrow", "duckdb", "cv2", "numpy", "matplotlib", "scipy", "sklearn")
+HEAVY = ("torch", "torchvision", "ray", "prefect", "pyarrow", "duckdb", "cv2", "numpy", "matplotlib", "sklearn")
 """Packages that `--help` must not import."""
 
 
@@ -106,9 +106,10 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _markdown(result: dict[str, Any]) -> str:
+    heavy = ", ".join(result["imported_by_help"]) or "none"
     lines = [
-        f"Medians of {result['rounds']} rounds, in brackets the middle half of them; load {result['load_average']:.1f}. "
-        f"Heavy packages that `--help` imports: {', '.join(result['imported_by_help']) or 'none'}.",
+        f"Medians of {result['rounds']} rounds, in brackets the middle half of them; load "
+        f"{result['load_average']:.1f}. Heavy packages that `--help` imports: {heavy}.",
         "",
         "| process | s |",
         "| --- | --- |",

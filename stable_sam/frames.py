@@ -62,7 +62,6 @@ class Frame:
         height, width = self.original_hw
         return _resize(self.to_input(logits).T, (width, height)).T
 
-
     def masks_on_input(self, logits: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
         """Where `to_input` of each of `logits` (K, h, w) is above 0, cut to a rectangle that holds all of that."""
         span = self._span_above(logits.max(axis=0), 0.0)

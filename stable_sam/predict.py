@@ -17,8 +17,11 @@ from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.resize import resize_image
 
-CELLS_IN_CACHE = 8192
-"""Cells of the decoder's grid, of all prompts of a pass together, that a CPU's caches hold: 1 kB each, in a few copies."""
+CELLS_IN_CACHE = 5000
+"""Cells of the decoder's grid, of all prompts of a pass together, that stay in a CPU's caches: 1 kB each, a few times.
+
+8 prompts of `nano`, 1 of `vit_*`.
+"""
 Chunk = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 """The fields of a `Prediction`."""
 

@@ -70,7 +70,7 @@ class DeformableSampling(nn.Module):
         side = isqrt(features.shape[1])
         projected = F.linear(features, self.project.weight.flatten(1), self.project.bias)
         # A view of channels-last memory, so that neither the convolution nor what follows moves anything.
-        context = self.context(projected.mT.unflatten(2, (side, side))).flatten(2).mT
+        context = self.context(torch.unflatten(projected.mT, 2, (side, side))).flatten(2).mT
         hidden = F.gelu(F.layer_norm(context, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
         predicted = F.linear(hidden, self.offset.weight.flatten(1), self.offset.bias)
         offsets = predicted[..., :2]

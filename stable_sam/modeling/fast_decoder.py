@@ -31,7 +31,7 @@ from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost
 
 MOST_TOKENS = 16
-"""Output and prompt tokens up to which layer 2 is the cheaper here: 16 tokens of 8 heads are as many as 128 channels."""
+"""Output and prompt tokens up to which layer 2 is cheaper here: 16 tokens of 8 heads are as many as 128 channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,13 @@ def decode_image(
     tokens = torch.cat((output_tokens.expand(len(sparse), -1, -1), sparse), dim=1)
     drawn = _drawn(sam, sam.drawn_prompts(boxes, points)) if isinstance(sam, NanoSam) else None
 
-    queries, features = _first_layer(decoder.transformer.layers[0], image, tokens, drawn)
-    queries, features, alpha = _second_layer(decoder.transformer.layers[1], features, image.position, queries, tokens, host)
+    transformer = decoder.transformer
+    queries, features = _first_layer(transformer.layers[0], image, tokens, drawn)
+    queries, features, alpha = _second_layer(transformer.layers[1], features, image.position, queries, tokens, host)
     used = slice(0, 1 + decoder.num_mask_tokens if ambiguous else 2)  # the IoU token, then the masks'
     queries, tokens = queries[:, used], tokens[:, used]
-    read = _read(decoder.transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
-    queries = decoder.transformer.norm_final_attn(queries + read)
+    read = _read(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
+    queries = transformer.norm_final_attn(queries + read)
 
     iou = decoder.iou_prediction_head(queries[:, 0])
     chosen = iou[:, 1:].argmax(dim=1) + 1 if ambiguous else torch.zeros_like(iou[:, 0], dtype=torch.long)
@@ -151,11 +152,12 @@ def _first_layer(
     attention = _own(layer.cross_attn_token_to_image)
     scores = _shared_scores(attention, attention.q_proj(queries + tokens), attention.k_proj, image.keys, drawn)
     weights = scores.softmax(dim=-1)  # (P, h, T, N)
-    value = (weights.transpose(0, 1).flatten(1, 2) @ image.values).unflatten(1, tokens.shape[:2]).permute(1, 2, 0, 3)
+    value = weights.transpose(0, 1).flatten(1, 2) @ image.values  # (h, P * T, D)
+    value = torch.unflatten(value, 1, tokens.shape[:2]).permute(1, 2, 0, 3)
     if drawn is not None:
         read = weights.flatten(1, 2) @ drawn.cells.mT  # (P, h * T, M)
         projection = _per_head(attention.v_proj.weight @ drawn.weight, attention)
-        value = value + torch.einsum("phtm,hdm->pthd", read.unflatten(1, weights.shape[1:3]), projection)
+        value = value + torch.einsum("phtm,hdm->pthd", torch.unflatten(read, 1, weights.shape[1:3]), projection)
     queries = layer.norm2(queries + attention.out_proj(value.flatten(2)))
     queries = layer.norm3(queries + layer.mlp(queries))
 
@@ -195,22 +197,23 @@ def _second_layer(
     keys = _per_token(attention.k_proj(queries + tokens), attention)
     scores = _asked(keys, attention.q_proj.weight, attention) @ positioned.mT
     constant = torch.einsum("pthd,hd->pht", keys, attention.q_proj.bias.unflatten(0, (attention.num_heads, -1)))
-    weights = (scores.unflatten(1, constant.shape[1:]) + constant[..., None]).softmax(dim=2).flatten(1, 2)
+    weights = (torch.unflatten(scores, 1, constant.shape[1:]) + constant[..., None]).softmax(dim=2).flatten(1, 2)
     return queries, layer.norm4(torch.baddbmm(features, weights.mT, _written(attention, queries))), alpha
 
 
 def _shared_scores(
     attention: Attention, q: Tensor, projection: nn.Linear, shared: Tensor, drawn: _Drawn | None
 ) -> Tensor:
-    """(P, h, T, N): tokens q (P, T, h * D), projected, times cells `shared` (h, D, N) plus what `drawn` adds to them."""
+    """(P, h, T, N): projected tokens q (P, T, h * D) times cells `shared` (h, D, N) plus what `drawn` adds to them."""
     query = _per_token(q, attention)
     prompts, count = query.shape[:2]
-    scores = (query.permute(2, 0, 1, 3).flatten(1, 2) @ shared).unflatten(1, (prompts, count)).transpose(0, 1)
+    scores = query.permute(2, 0, 1, 3).flatten(1, 2) @ shared  # (h, P * T, N)
+    scores = torch.unflatten(scores, 1, (prompts, count)).transpose(0, 1)
     if drawn is None:
         return scores
     weight = _per_head(projection.weight @ drawn.weight, attention)
     asked = torch.einsum("pthd,hdm->phtm", query, weight).flatten(1, 2)
-    return torch.baddbmm(scores.flatten(1, 2), asked, drawn.cells).unflatten(1, (-1, count))
+    return torch.unflatten(torch.baddbmm(scores.flatten(1, 2), asked, drawn.cells), 1, (-1, count))
 
 
 def _read(attention: Attention, q: Tensor, positioned: Tensor, features: Tensor) -> Tensor:
@@ -219,7 +222,7 @@ def _read(attention: Attention, q: Tensor, positioned: Tensor, features: Tensor)
     asked = _asked(_per_token(attention.q_proj(q), attention), attention.k_proj.weight, attention)
     read = (asked @ positioned.mT).softmax(dim=-1) @ features  # (P, h * T, C)
     weight = _per_head(attention.v_proj.weight, attention)
-    value = torch.einsum("phtc,hdc->pthd", read.unflatten(1, (len(weight), -1)), weight)
+    value = torch.einsum("phtc,hdc->pthd", torch.unflatten(read, 1, (len(weight), -1)), weight)
     return cast(Tensor, attention.out_proj(value.flatten(2) + attention.v_proj.bias))
 
 
@@ -234,18 +237,18 @@ def _written(attention: Attention, v: Tensor) -> Tensor:
     weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))
     written = torch.einsum("pthd,chd->phtc", values, weight).flatten(1, 2)
     # A head's weights add up to 1: so does the bias, given to the heads in equal parts.
-    return written + attention.out_proj.bias / attention.num_heads
+    return cast(Tensor, written + attention.out_proj.bias / attention.num_heads)
 
 
 def _per_token(projected: Tensor, attention: Attention) -> Tensor:
     """(P, T, h * D) to (P, T, h, D), divided by sqrt(D) as scores are."""
-    query = projected.unflatten(2, (attention.num_heads, -1))
-    return query * query.shape[-1] ** -0.5
+    query = torch.unflatten(projected, 2, (attention.num_heads, -1))
+    return query * float(query.shape[-1] ** -0.5)
 
 
 def _per_head(weight: Tensor, attention: Attention) -> Tensor:
     """(h * D, C) to (h, D, C)."""
-    return weight.unflatten(0, (attention.num_heads, -1))
+    return torch.unflatten(weight, 0, (attention.num_heads, -1))
 
 
 def _kernels(decoder: MaskDecoder, queries: Tensor, chosen: Tensor) -> Tensor:
@@ -269,4 +272,4 @@ def _mask_logits(decoder: MaskDecoder, features: Tensor, kernels: Tensor) -> Ten
 def _upscaled(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A transposed convolution whose kernel of 2 x 2 is its stride: (..., C) to (..., 4, C')."""
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * C', C)
-    return F.linear(x, weight, cast(Tensor, layer.bias).repeat(4)).unflatten(-1, (4, -1))
+    return torch.unflatten(F.linear(x, weight, cast(Tensor, layer.bias).repeat(4)), -1, (4, -1))

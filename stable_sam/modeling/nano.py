@@ -67,7 +67,7 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """image: (B, 3, S, S) normalised. Returns features at stride 4, 8, 16, 32 with STAGE_CHANNELS channels."""
-        # torch's pooling takes a tenth of the time with the channels of a pixel side by side; the stages like it otherwise.
+        # torch's pooling takes a tenth of the time with a pixel's channels side by side; the stages like it otherwise.
         stride4 = self.maxpool(self.conv1(image.contiguous(memory_format=torch.channels_last))).contiguous()
         stride8 = self.stage2(stride4)
         stride16 = self.stage3(stride8)
