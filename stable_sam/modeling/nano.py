@@ -122,7 +122,7 @@ class NanoImageEncoder(nn.Module):
         stride4, stride8, stride16, stride32 = self.backbone(image)
         coarse = F.interpolate(self.lateral32(stride32), scale_factor=2.0, mode="bilinear", align_corners=False)
         summed = self.lateral4(stride4) + self.lateral8(stride8) + self.lateral16(stride16) + coarse
-        return cast(Tensor, self.norm(self.blocks(summed)))
+        return cast(Tensor, self.norm(self.blocks(summed))).contiguous()
 
 
 def _lateral(channels: int, out_channels: int, stride: int) -> nn.Sequential:
