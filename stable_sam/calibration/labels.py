@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,7 @@ def labelled(records: pa.Table) -> LabelledMasks:
 def _label_image(
     refiner: Refiner, set_name: str, image: TruthImage, kinds: Sequence[PromptKind], seed: int
 ) -> Iterable[dict[str, Any]]:
-    asked = [
-        (item, kind, prompt)
-        for item, near in zip(image.objects, find_neighbours(image.objects), strict=True)
-        if image.is_asked(item)
-        for kind in kinds
-        for prompt in _draw(
-            set_name, image, item, kind, seed, None if near.nearest is None else image.objects[near.nearest].box_xyxy()
-        )
-    ]
+    asked = list(asked_prompts(set_name, image, kinds, seed))
     if not asked:
         return
     try:
@@ -134,6 +126,18 @@ def _label_image(
                 "second_pass": mask.second_pass,
                 **scores_of(prompt, mask),
             }
+
+
+def asked_prompts(
+    set_name: str, image: TruthImage, kinds: Sequence[PromptKind], seed: int
+) -> Iterator[tuple[TruthObject, PromptKind, Prompt]]:
+    """A prompt of each kind for each object of a picture that is asked for; they depend on the seed and the names."""
+    for item, near in zip(image.objects, find_neighbours(image.objects), strict=True):
+        if image.is_asked(item):
+            nearest = None if near.nearest is None else image.objects[near.nearest].box_xyxy()
+            for kind in kinds:
+                for prompt in _draw(set_name, image, item, kind, seed, nearest):
+                    yield item, kind, prompt
 
 
 def rle_iou(mask: RefinedMask, truth: dict[str, Any]) -> float:
