@@ -74,6 +74,8 @@ class Promise(Section):
     """Of these, masks that are as promised."""
     checked: int
     """Masks checked on."""
+    possible: float | None = None
+    """The highest precision that could have been promised at this confidence, by any of the thresholds tried."""
 
 
 class Calibration(Section):
