@@ -11,6 +11,7 @@ the times.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def _report(rows: Sequence[dict[str, object]], seconds: Floats, kinds: Sequence[
     groups += [(kind, column("kind") == kind) for kind in kinds]
     groups += [(name, column("set") == name) for name in sorted(set(column("set")))]
     groups += [(f"{low:g} <= alpha_1 < {min(high, 1):g}", (alpha >= low) & (alpha < high))
-               for low, high in zip(ALPHA, ALPHA[1:], strict=False)]  # fmt: skip
+               for low, high in itertools.pairwise(ALPHA)]  # fmt: skip
     print("| prompts | masks | poor | no second pass | poor ones | gain | every one | gain |")
     print("|---|---|---|---|---|---|---|---|")
     for name, group in groups:

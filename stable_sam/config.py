@@ -52,6 +52,11 @@ class RefinerConfig(Section):
     max_image_pixels: int = Field(default=100_000_000, ge=1)
     """A larger image is refused before it is decoded: a decompression bomb must not end the night."""
 
+    @property
+    def second_pass_from(self) -> float | None:
+        """alpha_1 from which prompts take the second pass; None when it is off."""
+        return None if self.second_pass == "off" else self.second_pass_dsp_weight
+
 
 class RoutingConfig(Section):
     """What becomes of a mask: by a calibrated probability where there is one, by thresholds on its scores otherwise.

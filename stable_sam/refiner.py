@@ -117,9 +117,10 @@ class Refiner:
     def _poor(self, prediction: Prediction) -> NDArray[np.intp]:
         """Rows whose prompts the dynamic routing plugin found poor; none without a second pass or without a plugin."""
         host = self.model.host
-        if self.config.second_pass == "off" or host is None or not host.enabled:
+        limit = self.config.second_pass_from
+        if limit is None or host is None or not host.enabled:
             return np.empty(0, np.intp)
-        return np.flatnonzero(prediction.dsp_weight >= self.config.second_pass_dsp_weight)
+        return np.flatnonzero(prediction.dsp_weight >= limit)
 
     def _prompt_stabilities(
         self, view: ImageView, prompts: list[Prompt], prediction: Prediction

@@ -74,6 +74,8 @@ class Promise(Section):
     """Of these, masks that are as promised."""
     checked: int
     """Masks checked on."""
+    possible: float | None = None
+    """The highest precision that could have been promised at this confidence, by any of the thresholds tried."""
 
 
 class Calibration(Section):
@@ -89,6 +91,8 @@ class Calibration(Section):
     """Of the model whose scores they are."""
     jitter_count: int
     jitter_scale: float
+    second_pass_from: float | None = None
+    """alpha_1 from which prompts took the second pass; None: there was none."""
     fitted_on: dict[str, int] = Field(default_factory=dict)
     """Masks of each set that the curves were fitted on."""
 
