@@ -146,6 +146,7 @@ def calibration(**changes: object) -> Calibration:
         "weights_sha256": "abc",
         "jitter_count": 8,
         "jitter_scale": 0.1,
+        "second_pass_from": RefinerConfig().second_pass_from,
     }
     return Calibration.model_validate(plain | changes)
 
@@ -182,6 +183,8 @@ def test_a_calibration_for_another_model_is_refused(tmp_path) -> None:  # type: 
         calibrated_routing(routing, RefinerConfig(), other)
     with pytest.raises(ConfigError, match="calibrated for jitter_count 8, the run has 2"):
         calibrated_routing(routing, RefinerConfig(jitter_count=2), MODEL)
+    with pytest.raises(ConfigError, match="calibrated for second_pass_from 0.25, the run has None"):
+        calibrated_routing(routing, RefinerConfig(second_pass="off"), MODEL)
     file.write_text("[]")
     with pytest.raises(ConfigError, match="expected a calibration, got list"):
         calibrated_routing(routing, RefinerConfig(), MODEL)
