@@ -1,4 +1,4 @@
-"""Servers that integration tests share, each started once: Ray and Prefect, both on loopback."""
+"""What integration tests share: Ray and Prefect, each started once, both on loopback; a dataset for a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from stable_sam.data.storage import join
+from tests.integration.masks_dataset import Dataset, new_dataset
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +67,20 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait(60)
+
+
+@pytest.fixture(params=["local", "s3"])
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
+    """Pictures, and a place for a table beside them."""
+    # The blank and the letters beyond ASCII are what paths have and URIs have not.
+    name = f"tàble {uuid.uuid4().hex[:8]}"
+    return new_dataset(str(tmp_path / name) if request.param == "local" else join(request.getfixturevalue("s3"), name))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Dataset:
+    """The same, always on the disk."""
+    return new_dataset(str(tmp_path / "tàble 1"))
 
 
 def wait_for_answer(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:
