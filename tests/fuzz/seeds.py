@@ -114,7 +114,9 @@ def _exported(form: str) -> dict[str, bytes]:
         image_uri="/x/a.jpg", number=1, name="a.jpg", size_hw=(7, 9), objects=objects, reference="images/a.jpg"
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        target = Target(uri=folder, categories=(category,), polygons=form == "labelme", header={"model_id": "m"}, copies=False)
+        target = Target(
+            uri=folder, categories=(category,), polygons=form == "labelme", header={"model_id": "m"}, copies=False
+        )
         with WRITERS[form].write(target) as add, json_lists(f"{folder}/{SENT}", {}, ("images",)) as (sent,):
             sent(_sent(image, add(image, b"")))
         paths = (path for path in Path(folder).rglob("*") if path.is_file())

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from stable_sam.data.image_folder import ImageFolder
 from stable_sam.errors import AnnotationError
 from tests.unit.formats.dataset import Dataset, only
 
@@ -77,3 +78,17 @@ def test_coco_keypoints_are_points_when_asked_for(data: Dataset) -> None:
     prompts = data.read("coco.json", keypoints=True)
     assert [prompt.points_xy for prompt in prompts] == [((5, 6), (9, 9)), ((3, 4),)]
     assert [prompt.point_labels for prompt in prompts] == [(1, 1), (0,)]
+
+
+def test_images_that_are_not_there_cost_no_message_for_each_name_they_might_have(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"x{n},xclick,/m/1,1,0,1,0,1,0,0,0,0,0" for n in range(50) for _ in range(2)]
+    data.write("boxes.csv", "\n".join([HEADER, *rows]))
+    asked: list[object] = []
+    find = ImageFolder.find
+    monkeypatch.setattr(ImageFolder, "find", lambda folder, name: asked.append(name) or find(folder, name))
+    prompts = data.read("boxes.csv")
+    assert all("no image file" in (prompt.error or "") for prompt in prompts)
+    assert len(prompts) == 100
+    assert len(asked) == 2 * 50, "once for each image, by both ways of reading"
