@@ -27,14 +27,15 @@ def ray_local(s3: str) -> Iterator[None]:
         environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine starves them, and limits are met
-        ray.init(
-            "local",  # whatever else runs on this machine
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        settings = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+        for attempt in range(3):
+            try:  # local: whatever else runs on this machine
+                ray.init("local", num_cpus=2, object_store_memory=100 * 2**20, **settings)
+                break
+            except Exception:  # Ray gives its own processes 30 s, which a busy machine may not manage
+                ray.shutdown()
+                if attempt == 2:
+                    raise
         yield
         ray.shutdown()
 

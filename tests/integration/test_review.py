@@ -189,6 +189,17 @@ def test_files_that_contradict_each_other(job: Job) -> None:
     assert report.problems[0].startswith("prompt p1: two different masks: ")
 
 
+def test_what_is_told_of_ids_that_move_the_cursor_is_printable(job: Job) -> None:
+    out = job.export()
+    edit(
+        join(out, "instances.json"), lambda document: document["annotations"][0].update(prompt_id="\x1b[2J\ud800" * 999)
+    )
+    (told,) = import_review(job.table, out, "coco", dry_run=True).problems
+    assert told.isprintable()
+    assert "prompt \\x1b[2J\\ud800" in told
+    assert len(told) == 2000
+
+
 def test_half_a_file_is_refused(job: Job) -> None:
     job.boxes |= {f"p{k}": (1.0, 1.0, 9.0, 9.0) for k in range(9, 30)}
     job.night()
