@@ -54,8 +54,8 @@ def calibrate(
 ) -> None:
     """Fit the probability that a mask is good to its scores, and choose thresholds that keep a promise.
 
-    Weak prompts are drawn from people's masks and refined as a run would (--data), or people reviewed a table (--table).
-    Two fifths of the pictures are kept apart from the fit, for the thresholds; with --sample, that sample is instead.
+    Weak prompts are drawn from people's masks and refined as a run would (--data), or people reviewed a table
+    (--table). Two fifths of the pictures are kept apart from the fit, for the thresholds; --sample takes their place.
     """
     import pyarrow as pa
     from rich.console import Console

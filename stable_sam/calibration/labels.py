@@ -42,8 +42,8 @@ RECORDS_SCHEMA = pa.schema(
         *((name, pa.float64()) for name in SCORES),
     ]
 )
-"""A labelled mask: where it comes from, what came of it, and its scores; null where there is none. `kind` is the kind of
-weak prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`."""
+"""A labelled mask: where it comes from, what came of it, and its scores; null where there is none. `kind`: of the weak
+prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`."""
 _MADE_BY = b"stable_sam_model"
 """Key of the model in the file's metadata: scores of another one mean something else."""
 

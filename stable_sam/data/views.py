@@ -71,7 +71,7 @@ VIEWS: Mapping[str, View] = {
         sql=f"SELECT category, {_COUNTS}, {_MEDIANS} FROM _seen GROUP BY category ORDER BY prompts DESC, category",
     ),
     "by_source": View(
-        meaning="current prompts by source of the annotation (the attribute annotation_source, where there are several)",
+        meaning="current prompts by source of the annotation (attribute annotation_source, where there are several)",
         sql=f"SELECT source, {_COUNTS}, {_MEDIANS} FROM _seen GROUP BY source ORDER BY prompts DESC, source",
     ),
     "by_route": View(

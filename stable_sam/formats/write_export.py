@@ -81,7 +81,8 @@ def export(
 ) -> ExportReport:
     """Write the current masks of a table to the folder `out_uri`, image by image.
 
-    to: one of `FORMATS`. where: SQL condition on the view `masks`. sample: see `in_sample`. as_of: as in `stable_sam.data.query.query`.
+    to: one of `FORMATS`. where: SQL condition on the view `masks`. sample: see `stable_sam.data.sampling.in_sample`.
+    as_of: as in `stable_sam.data.query.query`.
     polygons, copy_images: None leaves it to the format. image_prefix: where tools find the pictures.
     progress: is told of images that are done, and of how many there are.
     Raises `ConfigError` for an unknown format or route, `InputError` when the condition is wrong, nothing is left or

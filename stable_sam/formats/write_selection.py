@@ -115,8 +115,8 @@ def selected(
 ) -> Iterator[Selection]:
     """Choose the current rows of a table; where: SQL condition on the view `masks`; sample: see `in_sample`.
 
-    Raises `ConfigError` for an unknown route or no part, `InputError` when the condition is no SQL or nothing is left, and what
-    `stable_sam.data.query.query` raises.
+    Raises `ConfigError` for an unknown route or no part, `InputError` when the condition is no SQL or nothing is left,
+    and what `stable_sam.data.query.query` raises.
     """
     for route in routes:
         if route not in get_args(Route):
