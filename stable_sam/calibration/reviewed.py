@@ -68,8 +68,8 @@ class ReviewedLabels:
             )
         if self.left_out:
             lines.append(
-                f"{self.left_out} more are left out, of other weights, K, scale or second pass; as pictures with true masks they "
-                "still count: export --to coco --where \"status = 'reviewed'\", then calibrate --data."
+                f"{self.left_out} more are left out, of other weights, K, scale or second pass; as pictures with true "
+                "masks they still count: export --to coco --where \"status = 'reviewed'\", then calibrate --data."
             )
         return lines
 
