@@ -20,7 +20,7 @@ _SURE = 1e-6
 
 def mirrored_view(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) -> ImageView:
     """The embedding of the image (h, w, 3) of `frame.resized_hw`, left and right exchanged."""
-    return embed_resized(model, resized[:, ::-1], frame)
+    return embed_resized(model, resized[:, ::-1].copy(), frame)
 
 
 def ask_mirrored(
