@@ -58,7 +58,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert {name: row["verdict"] for name, row in reviewed.items()} == {
         "201": "corrected", "202": "corrected", "304": "corrected", "308": "rejected", "506": "confirmed"
     }  # fmt: skip
-    assert reviewed["304"]["area"] == pytest.approx(6970, abs=100)
+    assert reviewed["304"]["area"] == pytest.approx(12_700, abs=100)
     assert reviewed["304"]["box_xyxy"] == [195, 88, 382, 202]
     assert rows("SELECT box_xyxy FROM masks WHERE prompt_id = '301'") == [{"box_xyxy": [165, 10, 425, 315]}]
     # The last night is routed by what the reviews taught, all but the reviewed rows.
