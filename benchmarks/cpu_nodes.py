@@ -118,6 +118,7 @@ def answered(prepared: PreparedImage) -> InferredImage:
                 iou=np.full(count, 0.9, np.float32),
                 dsp_weight=np.zeros(count, np.float32),
                 prompt_stability=(0.9,) * count,
+                second_pass=(None,) * count,
             ),
         ),
     )

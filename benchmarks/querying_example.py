@@ -33,14 +33,14 @@ from stable_sam.shard_job import refine_shard
 from tasks.plan import plan
 
 QUESTIONS: list[tuple[str, str, str | None]] = [
-    ("category", "SELECT category, prompts, accept, review, reject, median_predicted_iou, mean_true_iou "
+    ("category", "SELECT category, prompts, accept, review, reject, median_quality, mean_true_iou "
      "FROM by_category LIMIT 5", None),
     ("source", "SELECT source, prompts, accept, review, reject, median_prompt_stability, median_box_agreement "
      "FROM by_source", None),
-    ("route", "SELECT outcome, prompts, share, median_predicted_iou, mean_true_iou FROM by_route", None),
+    ("route", "SELECT outcome, prompts, share, median_quality, mean_true_iou FROM by_route", None),
     ("reasons", "SELECT * FROM reasons LIMIT 3", None),
     ("night", "SELECT revision, logical_date, prompts, accept, review, reject, reviewed FROM by_night", None),
-    ("worst", "SELECT prompt_id, category, outcome, reason, true_iou FROM worst LIMIT 4", None),
+    ("worst", "SELECT prompt_id, category, outcome, reason, quality, true_iou FROM worst LIMIT 4", None),
     ("changes", "SELECT change, count(*) AS prompts, count(*) FILTER (prompt_changed) AS moved, min(mask_iou), "
      "median(mask_iou) FROM changes GROUP BY change ORDER BY change", "2"),
     ("moved", "SELECT prompt_id, change, route_before, route, mask_iou, area_before, area "
@@ -52,8 +52,8 @@ QUESTIONS: list[tuple[str, str, str | None]] = [
      "FROM source_disagreement WHERE source = 'rcnn' LIMIT 3", None),
     ("missed", "SELECT source, other_source, count(*) AS masks, count(*) FILTER (mask_iou < 0.5) AS disagree, "
      "median(mask_iou) FROM source_disagreement GROUP BY ALL ORDER BY source", None),
-    ("drift", "SELECT revision, prompts, accept_share, review_share, reject_share, median_prompt_stability, "
-     "mean_true_iou FROM drift", None),
+    ("drift", "SELECT revision, prompts, accept_share, review_share, reject_share, median_quality, mean_true_iou "
+     "FROM drift", None),
     ("truth", "SELECT revision, truth_matched, truth_mean_iou, truth_share_75, truth_images, truth_ap, truth_ap50, "
      "truth_ap75 FROM runs WHERE truth_uri IS NOT NULL ORDER BY revision", None),
 ]  # fmt: skip

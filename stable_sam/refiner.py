@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from math import prod, sqrt
 
 import numpy as np
@@ -18,6 +19,7 @@ from stable_sam.identity import ModelIdentity
 from stable_sam.modeling.load import load_model
 from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_resized, predict
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.second_pass import ask_mirrored, consensus, mirrored_view
 from stable_sam.stability import jittered_prompts, prompt_stability
 from stable_sam.stages import InferredPrompts, PreparedImage, finish_prompts, in_order, prepare
 
@@ -69,11 +71,13 @@ class Refiner:
         groups = list(_groups(image.prompts, self.config.prompt_chunk_size))
         if groups:
             view = embed_resized(self.model, image.pixels, image.frame)
+            mirrored = cache(lambda: mirrored_view(self.model, image.pixels, image.frame))  # only if a prompt is poor
             for indices in groups:
-                yield self._infer_group(view, image.prompts, indices)
+                yield self._infer_group(view, image.prompts, indices, mirrored)
 
     def refine_group(self, view: ImageView, prompts: list[Prompt]) -> Iterator[RefinedMask]:
-        """The masks of checked prompts with equally many tokens, of one image whose embedding is at hand.
+        """The masks of checked prompts with equally many tokens, of one image whose embedding is at hand, after the
+        first pass.
 
         Only one mask of original size exists at a time.
         """
@@ -81,16 +85,42 @@ class Refiner:
         for _, mask in finish_prompts(view.frame, prompts, inferred, self.config, self.routing):
             yield mask
 
-    def _infer_group(self, view: ImageView, prompts: Sequence[Prompt], indices: list[int]) -> InferredPrompts:
+    def _infer_group(
+        self,
+        view: ImageView,
+        prompts: Sequence[Prompt],
+        indices: list[int],
+        mirrored: Callable[[], ImageView] | None = None,
+    ) -> InferredPrompts:
+        """The model's answers to some of the prompts; without the mirrored image there is no second pass."""
         chosen = [prompts[index] for index in indices]
         prediction = predict(self.model, view, prompt_arrays(chosen), self.config.prompt_chunk_size)
+        stabilities = self._prompt_stabilities(view, chosen, prediction)
+        passes: list[str | None] = [None] * len(chosen)
+        poor = self._poor(prediction)
+        if mirrored is not None and len(poor):
+            arrays = prompt_arrays([chosen[row] for row in poor])
+            logits, iou = ask_mirrored(self.model, mirrored(), arrays, self.config.prompt_chunk_size)
+            prediction.logits[poor] = consensus(prediction.logits[poor], logits)
+            prediction.iou[poor] = (prediction.iou[poor] + iou) / 2
+            for row in poor:
+                passes[row] = self.config.second_pass
         return InferredPrompts(
             indices=tuple(indices),
             logits=prediction.logits,
             iou=prediction.iou,
             dsp_weight=prediction.dsp_weight,
-            prompt_stability=tuple(self._prompt_stabilities(view, chosen, prediction)),
+            prompt_stability=tuple(stabilities),
+            second_pass=tuple(passes),
         )
+
+    def _poor(self, prediction: Prediction) -> NDArray[np.intp]:
+        """Rows whose prompts the dynamic routing plugin found poor; none without a second pass or without a plugin."""
+        host = self.model.host
+        limit = self.config.second_pass_from
+        if limit is None or host is None or not host.enabled:
+            return np.empty(0, np.intp)
+        return np.flatnonzero(prediction.dsp_weight >= limit)
 
     def _prompt_stabilities(
         self, view: ImageView, prompts: list[Prompt], prediction: Prediction

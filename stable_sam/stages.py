@@ -52,6 +52,8 @@ class InferredPrompts:
     """(P,), see `predict.Prediction`."""
     prompt_stability: tuple[float | None, ...]
     """(P,); None where it was not asked for."""
+    second_pass: tuple[str | None, ...]
+    """(P,), the second pass that a poor prompt's logits and predicted IoU are from; None on the regular path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,6 +134,7 @@ def _refined(prompt: Prompt, frame: Frame, inferred: InferredPrompts, row: int, 
         stability_score=stability_score(patch.values, config.stability_offset),
         prompt_stability=inferred.prompt_stability[row],
         dsp_weight=float(inferred.dsp_weight[row]),
+        second_pass=inferred.second_pass[row],
         box_agreement=None if prompt.box_xyxy is None else _box_agreement(prompt.box_xyxy, encoded.bbox_xywh),
     )
 

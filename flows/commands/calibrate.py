@@ -26,7 +26,15 @@ def calibrate(
         list[Path] | None, typer.Option(help="The same, never fitted on: judged only, each set by itself.")
     ] = None,
     records: Annotated[
-        list[str] | None, typer.Option(help="Labelled masks that --save-records wrote, with or without --data.")
+        list[str] | None,
+        typer.Option(help="Labelled masks that --save-records wrote, or `bundled`: those behind nano's calibration."),
+    ] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Masks table whose reviewed masks count too (--output of refine).")
+    ] = None,
+    sample: Annotated[
+        float | None,
+        typer.Option(help="Of --table: the part that `export --sample` drew, all reviewed. The promises are of it."),
     ] = None,
     save_records: Annotated[str | None, typer.Option(help="Write the labelled masks (Parquet).")] = None,
     config: Annotated[str | None, typer.Option(help="The runs' configuration (YAML): model, K, scale.")] = None,
@@ -46,8 +54,8 @@ def calibrate(
 ) -> None:
     """Fit the probability that a mask is good to its scores, and choose thresholds that keep a promise.
 
-    Weak prompts are drawn from people's masks and refined as a run would; two fifths of the pictures are kept apart
-    from the fit, for the thresholds.
+    Weak prompts are drawn from people's masks and refined as a run would (--data), or people reviewed a table
+    (--table). Two fifths of the pictures are kept apart from the fit, for the thresholds; --sample takes their place.
     """
     import pyarrow as pa
     from rich.console import Console
@@ -57,13 +65,17 @@ def calibrate(
     from stable_sam.calibration.drawing import markdown as tables
     from stable_sam.calibration.drawing import promise_line
     from stable_sam.calibration.labels import labelled, read_records, write_records
+    from stable_sam.calibration.reviewed import reviewed_labels
     from stable_sam.calibration.run import CalibrationSettings, held
     from stable_sam.calibration.run import calibrate as fit
-    from stable_sam.data.storage import write_bytes
+    from stable_sam.data.storage import absolute_uri, write_bytes
     from stable_sam.errors import ConfigError
+    from stable_sam.identity import model_identity
 
-    if not data and not records:
-        raise ConfigError("calibrate: expected --data or --records, got neither")
+    if not data and not records and not table:
+        raise ConfigError("calibrate: expected --data, --records or --table, got none of them")
+    if sample is not None and not table:
+        raise ConfigError("--sample: expected --table, the table that it is a part of")
     settings = CalibrationSettings.from_dict(
         {
             "target_iou": target_iou,
@@ -75,16 +87,22 @@ def calibrate(
         source="options",
     )
     drawing = Drawing(prompts=prompts.split(","), min_area_fraction=min_area, max_objects=max_objects, seed=seed)
-    refiner = _load(read_settings(config, None).refiner, threads)
-    masks = pa.concat_tables(
-        [*(read_records(uri) for uri in records or ()), *([_draw(data, refiner, drawing)] if data else [])]
-    )
+    refiner = read_settings(config, None).refiner
+    model = model_identity(refiner)
+    reviewed = [reviewed_labels(absolute_uri(uri), refiner, model, sample) for uri in table or ()]
+    for line in (line for labels in reviewed for line in labels.lines()):
+        typer.echo(line)
+    parts = [read_records(uri, refiner, model) for uri in records or ()] + [labels.records for labels in reviewed]
+    loaded = _load(refiner, threads) if data or test else None
+    if data and loaded:
+        parts.append(_draw(data, loaded, drawing))
+    masks = pa.concat_tables(parts)
     if save_records is not None:
-        write_records(masks, save_records)
-    calibration, apart = fit(labelled(masks), refiner.config, refiner.model.identity, settings)
+        write_records(masks, save_records, refiner, model)
+    calibration, apart = fit(labelled(masks), refiner, model, settings)
     sets = [apart]
-    if test:
-        unseen = labelled(_draw(test, refiner, drawing))
+    if test and loaded:
+        unseen = labelled(_draw(test, loaded, drawing))
         sets += [held(name, calibration, unseen.take(unseen.sets == name)) for name in sorted(set(unseen.sets))]
     write_bytes(out, calibration.model_dump_json(indent=1).encode() + b"\n")
     if markdown is not None:
@@ -95,7 +113,7 @@ def calibrate(
     for one in sets:
         console.print(_table(one))
     for promise in (calibration.accept, calibration.reject):
-        console.print(promise_line(promise))
+        console.print(promise_line(promise), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,9 @@ def export(
     out: Annotated[str, typer.Option(help="New or empty folder, local or s3://.")],
     where: Annotated[str | None, typer.Option(help="SQL condition on the view masks: \"category = 'cat'\".")] = None,
     routes: Annotated[str | None, typer.Option(help="Only these, with commas: accept,review,reject.")] = None,
+    sample: Annotated[
+        float | None, typer.Option(help="Only a random part, such as 0.05; always the same one (see calibrate).")
+    ] = None,
     as_of: Annotated[
         str | None,
         typer.Option(
@@ -49,6 +52,7 @@ def export(
             absolute_uri(out),
             where=where,
             routes=[route.strip() for route in (routes or "").split(",") if route.strip()],
+            sample=sample,
             as_of=as_of,
             polygons=polygons,
             copy_images=images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -18,9 +19,10 @@ def promise_line(promise: Promise) -> str:
     """One sentence: what is promised, and what was found."""
     what = "good" if promise.route == "accept" else "bad"
     if promise.threshold is None:
+        possible = "" if promise.possible is None else f", {math.floor(promise.possible * 100)}% can be promised"
         return (
             f"{promise.route}: no threshold promises {promise.precision:.0%} {what} masks at {promise.confidence:.0%} "
-            f"confidence; {promise.checked} masks checked"
+            f"confidence{possible}; {promise.checked} masks checked"
         )
     sign = ">=" if promise.route == "accept" else "<="
     return (
@@ -41,7 +43,7 @@ def markdown(calibration: Calibration, sets: Sequence[Held]) -> str:
     for one in sets:
         baseline = next((row.aurc for row in one.judgements if row.score == BASELINE), None)
         for row in one.judgements:
-            less = "" if baseline is None or row.score == BASELINE else f"{1 - row.aurc / baseline:.0%}"
+            less = "" if not baseline or row.score == BASELINE else f"{1 - row.aurc / baseline:.0%}"
             error = "" if row.calibration_error is None else f"{row.calibration_error:.3f}"
             lines.append(
                 f"| {one.name} ({row.masks}, {row.bad:.0%} bad) | {row.score} | {row.spearman:.2f} | {row.aurc:.3f} "

@@ -30,6 +30,10 @@ STEPS = 20
 """Thresholds that are tried: each costs a little confidence."""
 CHECKED = 0.4
 """Part of the pictures kept away from the fit, on which the promises are checked."""
+SAMPLE = "sample"
+"""Kind of the masks that are a random sample of a table, all of them reviewed."""
+REVIEWED = "reviewed"
+"""Kind of a table's other reviewed masks: somebody chose which to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,8 @@ class LabelledMasks:
     """(N,), which masks belong to one picture and are not independent."""
     sets: NDArray[np.str_]
     """(N,), names of the sets they come from."""
+    kinds: NDArray[np.str_]
+    """(N,): SAMPLE and REVIEWED are of tables, all others were drawn at random from pictures with true masks."""
 
     def __len__(self) -> int:
         return len(self.iou)
@@ -55,14 +61,30 @@ class LabelledMasks:
             iou=self.iou[chosen],
             pictures=self.pictures[chosen],
             sets=self.sets[chosen],
+            kinds=self.kinds[chosen],
         )
 
 
-def split_by_picture(masks: LabelledMasks, part: float, seed: int) -> tuple[LabelledMasks, LabelledMasks]:
-    """Two sets without a common picture; the second has `part` of the pictures."""
-    splitter = GroupShuffleSplit(n_splits=1, test_size=part, random_state=seed)
-    ((first, second),) = splitter.split(masks.iou, groups=masks.pictures)
-    return masks.take(first), masks.take(second)
+def divide(masks: LabelledMasks, seed: int) -> tuple[LabelledMasks, LabelledMasks]:
+    """Masks to fit the curves on, and masks to check the promises on, of other pictures.
+
+    A share of good masks is only known of masks that nobody chose. So promises are checked on the random samples of
+    tables, where there are any, else on CHECKED of the pictures of the masks that were drawn, and never on masks that
+    people chose to review. Curves say what scores mean, and stay right where masks were chosen by their scores.
+    Raises `InputError` when all masks were chosen.
+    """
+    checked = masks.kinds == SAMPLE
+    if not checked.any():
+        drawn = np.flatnonzero(masks.kinds != REVIEWED)
+        if len(drawn) == 0:
+            raise InputError(
+                f"calibration: expected masks drawn at random to check the promises on, got {len(masks)} that people "
+                "chose to review; add --records or --data, or review a random sample of the table (--sample)"
+            )
+        splitter = GroupShuffleSplit(n_splits=1, test_size=CHECKED, random_state=seed)
+        ((_, apart),) = splitter.split(drawn, groups=masks.pictures[drawn])
+        checked[drawn[apart]] = True
+    return masks.take(~np.isin(masks.pictures, masks.pictures[checked])), masks.take(checked)
 
 
 def fit_curves(masks: LabelledMasks, target_iou: float, seed: int) -> tuple[float, dict[str, Curve]]:
@@ -114,7 +136,7 @@ def promised(
     order = np.argsort(towards, kind="stable")
     right, ordered = right[order], quality[order]
     counts, kept = np.arange(1, len(order) + 1), np.cumsum(right)
-    lower = beta.ppf((1 - confidence) / STEPS, kept, counts - kept + 1)
+    lower = np.nan_to_num(beta.ppf((1 - confidence) / STEPS, kept, counts - kept + 1))
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal ones stand or fall together
     tried = ends[np.searchsorted(ends, np.arange(1, STEPS + 1) * len(order) // STEPS - 1)]
     passing = tried[lower[tried] >= precision]
@@ -127,6 +149,7 @@ def promised(
         masks=0 if chosen is None else chosen + 1,
         kept=0 if chosen is None else int(kept[chosen]),
         checked=len(order),
+        possible=float(lower[tried].max()),
     )
 
 

@@ -28,7 +28,7 @@ class Judgement:
     aurc_best: float
     """The same of a score that knows: what no score can go below."""
     spearman: float
-    """Rank correlation of the score with the IoU; 0 for a score that is always the same."""
+    """Rank correlation of the score with the IoU; 0 where one of them is always the same."""
     caught: float
     """Share of the bad masks among the REVIEWED part with the worst scores."""
     caught_best: float
@@ -48,7 +48,7 @@ def judge(name: str, score: Floats, iou: Floats, target: float, *, probability: 
         bad=float(bad.mean()),
         aurc=aurc(known, bad),
         aurc_best=aurc(iou, bad),
-        spearman=float(spearmanr(known, iou).statistic) if known.min() < known.max() else 0.0,
+        spearman=float(spearmanr(known, iou).statistic) if _varies(known) and _varies(iou) else 0.0,
         caught=caught,
         caught_best=float(most),
         calibration_error=_calibration_error(score, ~bad) if probability else None,
@@ -76,6 +76,10 @@ def reliability(probability: Floats, good: NDArray[np.bool_]) -> tuple[Floats, F
         np.array([probability[one].mean() for one in bins]),
         np.array([good[one].mean() for one in bins]),
     )
+
+
+def _varies(values: Floats) -> bool:
+    return bool(values.min() < values.max())
 
 
 def _calibration_error(probability: Floats, good: NDArray[np.bool_]) -> float:

@@ -1,11 +1,12 @@
-"""Masks with known truth: weak prompts drawn from people's masks and refined, or a table's masks that were reviewed."""
+"""Masks with known truth: weak prompts drawn from people's masks and refined. Of a table: `calibration.reviewed`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +14,23 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
 from stable_sam.calibration.fit import LabelledMasks
+from stable_sam.calibration.load import BUNDLED
 from stable_sam.calibration.model import SCORES, scores_of
+from stable_sam.config import RefinerConfig
 from stable_sam.data.images import decode_image
 from stable_sam.data.storage import read_bytes, write_bytes
-from stable_sam.errors import AnnotationError, one_line
+from stable_sam.errors import AnnotationError, ConfigError, one_line
 from stable_sam.evaluation.neighbours import find_neighbours
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
 from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.truth import TruthImage, TruthObject, read_truth
+from stable_sam.identity import ModelIdentity, bundled_path
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.refiner import Refiner
 
+if TYPE_CHECKING:
+    from stable_sam.refiner import Refiner
+
+BUNDLED_RECORDS = "nano_calibration_masks.parquet"
 RECORDS_SCHEMA = pa.schema(
     [
         ("set", pa.string()),
@@ -35,7 +42,10 @@ RECORDS_SCHEMA = pa.schema(
         *((name, pa.float64()) for name in SCORES),
     ]
 )
-"""A labelled mask: where it comes from, what came of it, and its scores; null where there is none."""
+"""A labelled mask: where it comes from, what came of it, and its scores; null where there is none. `kind`: of the weak
+prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`."""
+_MADE_BY = b"stable_sam_model"
+"""Key of the model in the file's metadata: scores of another one mean something else."""
 
 
 def draw_labels(
@@ -68,22 +78,31 @@ def draw_labels(
     return pa.Table.from_pylist(rows, schema=RECORDS_SCHEMA)
 
 
-def write_records(records: pa.Table, uri: str) -> None:
-    """Write labelled masks as Parquet. Raises `StorageError`."""
+def write_records(records: pa.Table, uri: str, refiner: RefinerConfig, model: ModelIdentity) -> None:
+    """Write labelled masks, which this model made, as Parquet. Raises `StorageError`."""
     sink = pa.BufferOutputStream()
-    pq.write_table(records, sink, compression="zstd")
+    made_by = json.dumps(_made_by(refiner, model)).encode()
+    pq.write_table(records.replace_schema_metadata({_MADE_BY: made_by}), sink, compression="zstd")
     write_bytes(uri, sink.getvalue().to_pybytes())
 
 
-def read_records(uri: str) -> pa.Table:
-    """Read what `write_records` wrote; raises `AnnotationError` for another file, `StorageError`."""
+def read_records(uri: str, refiner: RefinerConfig, model: ModelIdentity) -> pa.Table:
+    """Read what `write_records` wrote; `bundled` is the file behind the bundled calibration.
+
+    Raises `AnnotationError` for another file, `ConfigError` when another model made the masks, `StorageError`.
+    """
+    path = bundled_path(BUNDLED_RECORDS) if uri == BUNDLED else uri
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(uri)))
-    except pa.ArrowInvalid as error:
-        raise AnnotationError(f"{uri}: expected labelled masks as Parquet: {one_line(error)[:200]}") from None
+        table = pq.read_table(pa.BufferReader(read_bytes(path)))
+        there = json.loads((table.schema.metadata or {}).get(_MADE_BY, b"{}"))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise AnnotationError(f"{path}: expected labelled masks as Parquet: {one_line(error)[:200]}") from None
     if table.schema != RECORDS_SCHEMA:
-        raise AnnotationError(f"{uri}: expected the columns {', '.join(RECORDS_SCHEMA.names)}")
-    return table
+        raise AnnotationError(f"{path}: expected the columns {', '.join(RECORDS_SCHEMA.names)}")
+    for name, ours in _made_by(refiner, model).items():
+        if there.get(name) != ours:
+            raise ConfigError(f"{path}: masks made with {name} {there.get(name)}, the configuration has {ours}")
+    return table.replace_schema_metadata()
 
 
 def labelled(records: pa.Table) -> LabelledMasks:
@@ -100,21 +119,23 @@ def labelled(records: pa.Table) -> LabelledMasks:
         iou=column("iou"),
         pictures=np.char.add(np.char.add(sets, "/"), column("picture").astype(np.str_)),
         sets=sets,
+        kinds=column("kind").astype(np.str_),
     )
+
+
+def _made_by(refiner: RefinerConfig, model: ModelIdentity) -> dict[str, Any]:
+    return {
+        "weights_sha256": model.weights_sha256,
+        "jitter_count": refiner.jitter_count,
+        "jitter_scale": refiner.jitter_scale,
+        "second_pass_from": refiner.second_pass_from,
+    }
 
 
 def _label_image(
     refiner: Refiner, set_name: str, image: TruthImage, kinds: Sequence[PromptKind], seed: int
 ) -> Iterable[dict[str, Any]]:
-    asked = [
-        (item, kind, prompt)
-        for item, near in zip(image.objects, find_neighbours(image.objects), strict=True)
-        if image.is_asked(item)
-        for kind in kinds
-        for prompt in _draw(
-            set_name, image, item, kind, seed, None if near.nearest is None else image.objects[near.nearest].box_xyxy()
-        )
-    ]
+    asked = list(asked_prompts(set_name, image, kinds, seed))
     if not asked:
         return
     try:
@@ -134,6 +155,18 @@ def _label_image(
                 "second_pass": mask.second_pass,
                 **scores_of(prompt, mask),
             }
+
+
+def asked_prompts(
+    set_name: str, image: TruthImage, kinds: Sequence[PromptKind], seed: int
+) -> Iterator[tuple[TruthObject, PromptKind, Prompt]]:
+    """A prompt of each kind for each object of a picture that is asked for; they depend on the seed and the names."""
+    for item, near in zip(image.objects, find_neighbours(image.objects), strict=True):
+        if image.is_asked(item):
+            nearest = None if near.nearest is None else image.objects[near.nearest].box_xyxy()
+            for kind in kinds:
+                for prompt in _draw(set_name, image, item, kind, seed, nearest):
+                    yield item, kind, prompt
 
 
 def rle_iou(mask: RefinedMask, truth: dict[str, Any]) -> float:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from stable_sam.config_section import Section
 from stable_sam.errors import ConfigError
@@ -32,7 +32,11 @@ SCORES = (
 """What may enter: the row's scores, `log_area` = log10 of the mask's part of its picture, the detector's `score`."""
 
 
-class Curve(Section):
+class _Finite(Section):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Curve(_Finite):
     """What one score adds to the log-odds."""
 
     x: tuple[float, ...] = Field(min_length=2)
@@ -59,7 +63,7 @@ class Curve(Section):
         return y0 + (y1 - y0) * (value - x0) / (x1 - x0)
 
 
-class Promise(Section):
+class Promise(_Finite):
     """What was promised of one route, and on how many masks it was checked that the fit had not seen."""
 
     route: str
@@ -74,9 +78,11 @@ class Promise(Section):
     """Of these, masks that are as promised."""
     checked: int
     """Masks checked on."""
+    possible: float | None = None
+    """The highest precision that could have been promised at this confidence, by any of the thresholds tried."""
 
 
-class Calibration(Section):
+class Calibration(_Finite):
     """The curves, the thresholds, and the model that they hold for."""
 
     target_iou: float = Field(gt=0, lt=1)
@@ -89,6 +95,8 @@ class Calibration(Section):
     """Of the model whose scores they are."""
     jitter_count: int
     jitter_scale: float
+    second_pass_from: float | None = None
+    """alpha_1 from which prompts took the second pass; None: there was none."""
     fitted_on: dict[str, int] = Field(default_factory=dict)
     """Masks of each set that the curves were fitted on."""
 
@@ -103,7 +111,7 @@ class Calibration(Section):
         """Read a file of `stable-sam calibrate`; raises `ConfigError` naming `source`."""
         try:
             raw = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source}: expected a calibration as JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ConfigError(f"{source}: expected a calibration, got {type(raw).__name__}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.calibration.fit import CHECKED, LabelledMasks, fit_curves, promised, split_by_picture
+from stable_sam.calibration.fit import SAMPLE, LabelledMasks, divide, fit_curves, promised
 from stable_sam.calibration.judge import Judgement, judge
 from stable_sam.calibration.model import Calibration, Curve, Promise
 from stable_sam.config import RefinerConfig
@@ -57,11 +57,11 @@ class Held:
 def calibrate(
     masks: LabelledMasks, refiner: RefinerConfig, model: ModelIdentity, settings: CalibrationSettings
 ) -> tuple[Calibration, Held]:
-    """Fit on a part of the pictures, choose the thresholds on the others; returns the figures of these too.
+    """Fit on a part of the masks, choose the thresholds on others (see `divide`); returns the figures of these too.
 
-    Raises `InputError` when there are too few masks.
+    Raises `InputError` when there are too few masks, or none to check on.
     """
-    fitted, checked = split_by_picture(masks, CHECKED, settings.seed)
+    fitted, checked = divide(masks, settings.seed)
     intercept, curves = fit_curves(fitted, settings.target_iou, settings.seed)
     quality = _quality(intercept, curves, checked)
     good = checked.iou >= settings.target_iou
@@ -78,9 +78,11 @@ def calibrate(
         weights_sha256=model.weights_sha256,
         jitter_count=refiner.jitter_count,
         jitter_scale=refiner.jitter_scale,
+        second_pass_from=refiner.second_pass_from,
         fitted_on=dict(sorted(Counter(map(str, fitted.sets)).items())),
     )
-    return calibration, held("kept apart", calibration, checked)
+    name = "random sample" if (checked.kinds == SAMPLE).all() else "kept apart"
+    return calibration, held(name, calibration, checked)
 
 
 def held(name: str, calibration: Calibration, masks: LabelledMasks) -> Held:
@@ -126,7 +128,7 @@ def _quality(intercept: float, curves: dict[str, Curve], masks: LabelledMasks) -
 def _apart(accept: Promise, reject: Promise) -> Promise:
     """A mask is never both: where the thresholds meet, nothing is rejected."""
     meets = accept.threshold is not None and reject.threshold is not None and reject.threshold >= accept.threshold
-    return reject.model_copy(update={"threshold": None, "masks": 0, "kept": 0}) if meets else reject
+    return reject.model_copy(update={"threshold": None, "masks": 0, "kept": 0, "possible": None}) if meets else reject
 
 
 def _routes(calibration: Calibration, quality: NDArray[np.float64], good: NDArray[np.bool_]) -> list[RouteCount]:

@@ -44,13 +44,18 @@ class ImageFolder:
         A name is a path below the folder. It may begin with the folder's own name, because many files are written
         relative to the folder above (`images/cat.jpg` with the folder `.../images`).
         """
+        uri = self.look_up(name)
+        if uri is None:
+            raise ImageError(f"image file {name!r:.200} is not below {self.uri}{self._links()}")
+        return uri
+
+    def look_up(self, name: Any) -> str | None:
+        """What `find` returns, None when it is not there; raises `ImageError` for what leads out of the folder."""
         relative = relative_name(name)
         if relative in self._numbers:
             return self._base + relative
         parent, _, rest = relative.partition("/")
-        if parent == self._own_name and rest in self._numbers:
-            return self._base + rest
-        raise ImageError(f"image file {name!r:.200} is not below {self.uri}{self._links()}")
+        return self._base + rest if parent == self._own_name and rest in self._numbers else None
 
     def find_uri(self, uri: str) -> str:
         """The image that a full URI names; raises `ImageError` when it is not in the folder."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from stable_sam.data.image_folder import ImageFolder
@@ -28,15 +28,19 @@ class FoundImage:
 
 def find_image(folder: ImageFolder, given: Any, names: Iterable[Any]) -> FoundImage:
     """The first of `names` that is an image of the folder, or else `given`, what the annotation file calls it."""
-    problem = ""
-    for name in chain(names, [given]):
-        try:
-            uri = folder.find(name)
-        except ImageError as error:
-            problem = str(error)
-        else:
-            return FoundImage(image_id=uri.removeprefix(join(folder.uri, "")), uri=uri)
-    return FoundImage(image_id=without_credentials(id_text(given) or ""), problem=problem)
+    for name in names:
+        with suppress(ImageError):
+            uri = folder.look_up(name)
+            if uri is not None:
+                return _found(folder, uri)
+    try:
+        return _found(folder, folder.find(given))
+    except ImageError as error:
+        return FoundImage(image_id=without_credentials(id_text(given) or ""), problem=str(error))
+
+
+def _found(folder: ImageFolder, uri: str) -> FoundImage:
+    return FoundImage(image_id=uri.removeprefix(join(folder.uri, "")), uri=uri)
 
 
 def with_endings(stem: str) -> Iterator[str]:

@@ -14,6 +14,8 @@ from stable_sam.errors import ImageError, one_line
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself; others (PostScript, for one) would start programs on a stranger's file."""
 SIXTEEN_BIT_MAX = 65_535
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+"""TIFF tags."""
 STRIP_PIXELS = 2**22
 """Converted at a time: of a picture of 100 megapixels one copy is in memory beside Pillow's, not five."""
 
@@ -49,6 +51,12 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
             f"{name}: the image is too large: expected at most {max_pixels} pixels, "
             f"got {width} x {height} = {width * height}"
         )
+    tile_width, tile_height = _tile(image)
+    if tile_width * tile_height > max_pixels:
+        raise ImageError(
+            f"{name}: the image is too large: expected tiles of at most {max_pixels} pixels, "
+            f"got {tile_width} x {tile_height} for an image of {width} x {height}"
+        )
     # Decoders raise whatever a damaged file makes them stumble over, from OSError to IndexError.
     try:
         image.load()
@@ -60,6 +68,13 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """A Pillow image of any mode to (H, W, 3) uint8 RGB, by the same rules as `decode_image`."""
     return _to_rgb(_upright(image))
+
+
+def _tile(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles: one is unpacked as a whole, however much larger than the image it is."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -130,11 +130,12 @@ def reviewed_masks(table_uri: str) -> pa.Table:
     """What people decided, with what the model had said: labels for calibration and training.
 
     A row for each prompt that is reviewed now: its prompt and image; `verdict`; `true_mask_size` and `true_mask_counts`
-    (null for a rejected one); `mask_size` and `mask_counts`, the scores, `second_pass` and the model of the row that
-    was reviewed (the newest that a model made); and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
+    (null for a rejected one); `mask_size`, `mask_counts` and `area`, the scores, `second_pass`, `model_route` and the
+    model of the row that was reviewed (the newest that a model made), with the `jitter_count` and `jitter_scale` of its
+    run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
     Raises what `stable_sam.data.query.query` raises.
     """
-    theirs = ("mask_size", "mask_counts", *SCORES, "second_pass", "model_id", "weights_sha256", "config_hash")
+    theirs = ("mask_size", "mask_counts", "area", *SCORES, "second_pass", "model_id", "weights_sha256", "config_hash")
     ours = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
             "points_xy", "point_labels", "verdict")  # fmt: skip
     table = query(
@@ -142,8 +143,9 @@ def reviewed_masks(table_uri: str) -> pa.Table:
         f"""
         SELECT {", ".join(f"m.{name}" for name in ours)},
                m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
-               {", ".join(f"h.{name}" for name in theirs)}
+               {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale
         FROM masks m JOIN history h ON h.prompt_id = m.prompt_id AND h.revision < m.revision AND h.status = 'ok'
+        LEFT JOIN runs r ON r.run_id = h.run_id
         WHERE m.status = 'reviewed'
         QUALIFY row_number() OVER (PARTITION BY m.prompt_id ORDER BY h.revision DESC) = 1
         ORDER BY m.image_uri, m.prompt_id

@@ -41,7 +41,7 @@ class View:
     sql: str
 
 
-_SOURCE = "coalesce(attributes->>'annotation_source', attributes->>'source_file')"
+_SOURCE = "attributes->>'annotation_source'"
 _COUNTS = ", ".join(["count(*) AS prompts", *(f"count(*) FILTER (outcome = '{one}') AS {one}" for one in OUTCOMES)])
 _SCORES = ("quality", "prompt_stability", "predicted_iou", "box_agreement")
 _MEDIANS = ", ".join(f"median({score}) AS median_{score}" for score in _SCORES) + ", avg(true_iou) AS mean_true_iou"
@@ -71,7 +71,7 @@ VIEWS: Mapping[str, View] = {
         sql=f"SELECT category, {_COUNTS}, {_MEDIANS} FROM _seen GROUP BY category ORDER BY prompts DESC, category",
     ),
     "by_source": View(
-        meaning="current prompts by source of the annotation (the attribute annotation_source, else source_file)",
+        meaning="current prompts by source of the annotation (attribute annotation_source, where there are several)",
         sql=f"SELECT source, {_COUNTS}, {_MEDIANS} FROM _seen GROUP BY source ORDER BY prompts DESC, source",
     ),
     "by_route": View(

@@ -35,7 +35,7 @@ def read_openimages(file: BinaryIO, uri: str, context: Context, names: ClassName
     rows = _rows(file, uri)
     places = Places(len(context.folder), context.folder.number)
     while chunk := list(islice(rows, ROWS)):
-        images = {row["ImageID"]: _image(row["ImageID"], context) for _, row in chunk}
+        images = {image_id: _image(image_id, context) for image_id in dict.fromkeys(row["ImageID"] for _, row in chunk)}
         uris = list(dict.fromkeys(image.uri for image in images.values() if image.uri))
         sizes = dict(zip(uris, ahead(context.sizes.of, uris), strict=True))
         for line, row in chunk:

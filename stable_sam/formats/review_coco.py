@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from stable_sam.data.json_stream import JsonStream
-from stable_sam.data.source_annotation import image_size
 from stable_sam.data.storage import open_stream
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_polygons import fill
-from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, revisions
+from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, reviewed_size, revisions
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
 from stable_sam.rle import EncodedMask, decode_mask, encode_segmentation
@@ -44,14 +43,14 @@ def _file(files: Files, name: str) -> Iterator[ReviewedImage]:
             raise AnnotationError(f"{uri}: annotations[{number}]: expected an object with an image_id")
         of_image.setdefault(annotation["image_id"], []).append(annotation)
     for number, image in enumerate(lists["images"]):
-        size = image_size(image) if isinstance(image, dict) else None
-        if size is None or not isinstance(image.get("file_name"), str):
+        size = reviewed_size(image) if isinstance(image, dict) else None
+        if size is None or not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), int | str):
             raise AnnotationError(f"{uri}: images[{number}]: expected id, file_name, height and width")
         own, listed = image.get(OWN_KEY), None if files.sent is None else files.sent.find(image["file_name"])
         sent = revisions(own.get("sent")) if isinstance(own, dict) else None
         yield ReviewedImage(
-            where=f"{uri}: image {image.get('id')}",
-            findings=[_finding(uri, each, size) for each in of_image.get(image.get("id"), ())],
+            where=f"{uri}: image {image['id']}",
+            findings=[_finding(uri, each, size) for each in of_image.get(image["id"], ())],
             sent=sent if sent is not None or listed is None else listed.revisions,
         )
 
@@ -77,6 +76,9 @@ def segmentation_mask(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMas
     if isinstance(segmentation, list) and segmentation:
         rings = [ring_of(polygon) for polygon in segmentation]
         return encoded(np.logical_or.reduce([fill([ring], size_hw) for ring in rings]))
+    size = list(size_hw)
+    if isinstance(segmentation, dict) and segmentation.get("size") == size:
+        segmentation = segmentation | {"size": size}  # numbers such as 8.0 are equal, too
     # A stranger's run lengths may be written in another way.
     return encoded(decode_mask(size_hw, encode_segmentation(segmentation, size_hw).counts))
 

@@ -8,12 +8,11 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.data.source_annotation import image_size
 from stable_sam.data.storage import open_stream
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_coco import ring_of
 from stable_sam.formats.review_polygons import fill
-from stable_sam.formats.review_records import Finding, ReviewedImage, united
+from stable_sam.formats.review_records import Finding, ReviewedImage, reviewed_size, united
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_cvat import PROMPT_ATTRIBUTE
 from stable_sam.formats.xml_elements import children, whole_number
@@ -31,12 +30,12 @@ def review_cvat(files: Files) -> Iterator[ReviewedImage]:
 
 def _image(image: Element, uri: str, files: Files) -> ReviewedImage:
     name = image.get("name") or ""
-    size = image_size({side: whole_number(image.get(side)) for side in ("height", "width")})
+    size = reviewed_size({side: whole_number(image.get(side)) for side in ("height", "width")})
     where = f"{uri}: image {name}"
     if size is None:
         raise AnnotationError(f"{where}: expected width and height")
     listed = None if files.sent is None else files.sent.find(name)
-    ids = {} if listed is None else {str(entry["id"]): str(entry["prompt_id"]) for entry in listed.objects}
+    ids = {} if listed is None else {str(entry["id"]): entry["prompt_id"] for entry in listed.having("id")}
     shapes = [shape for shape in image if shape.tag not in ("tag", "attribute")]
     return ReviewedImage(
         where=where,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from stable_sam.data.review import MAX_REJECTED_FRACTION, ReviewReport, import_answers
-from stable_sam.errors import ConfigError
+from stable_sam.errors import ConfigError, shown
 from stable_sam.formats.review_coco import review_coco
 from stable_sam.formats.review_cvat import review_cvat
 from stable_sam.formats.review_label_studio import review_label_studio
@@ -60,4 +60,4 @@ def import_review(
         dry_run=dry_run,
         force=force,
     )
-    return replace(report, problems=(*problems, *report.problems))
+    return replace(report, problems=tuple(map(shown, (*problems, *report.problems))))

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from stable_sam.data.json_stream import JsonStream
-from stable_sam.data.source_annotation import image_size
 from stable_sam.data.storage import open_stream
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_brush_rle import decode_brush
 from stable_sam.formats.review_coco import ring_of
 from stable_sam.formats.review_polygons import fill
-from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
+from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, is_revision, reviewed_size
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
 
@@ -42,10 +41,13 @@ def _annotations(where: str, task: Mapping[str, Any]) -> Iterator[ReviewedImage]
     own = task["data"].get(OWN_KEY)
     sent = own.get("sent") if isinstance(own, dict) else None
     regions: dict[str, Any] = sent if isinstance(sent, dict) else {}
-    if not all(isinstance(one, dict) and "prompt_id" in one and type(one.get("revision")) is int
+    if not all(isinstance(one, dict) and isinstance(one.get("prompt_id"), str) and is_revision(one.get("revision"))
                for one in regions.values()):  # fmt: skip
         raise AnnotationError(f"{where}: data.{OWN_KEY}: expected what the export wrote there, got something else")
-    for annotation in task.get("annotations") or ():
+    annotations = task.get("annotations") or []
+    if not isinstance(annotations, list):
+        raise AnnotationError(f"{where}: expected a list of annotations, got {annotations!r:.60}")
+    for annotation in annotations:
         if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
             continue
         which = f"{where}, annotation {annotation.get('id')}"
@@ -68,7 +70,7 @@ def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mappin
         return Finding(where=where, prompt_id=None)
     prompt_id = regions[region]["prompt_id"]
     value = result.get("value")
-    size = image_size({"height": result.get("original_height"), "width": result.get("original_width")})
+    size = reviewed_size({"height": result.get("original_height"), "width": result.get("original_width")})
     try:
         if size is None or not isinstance(value, dict):
             raise ValueError("expected a value, original_width and original_height")

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.data.source_annotation import image_size
 from stable_sam.errors import AnnotationError, one_line
 from stable_sam.formats.review_coco import ring_of
+from stable_sam.formats.review_pictures import decoded_png, png_size
 from stable_sam.formats.review_polygons import fill
-from stable_sam.formats.review_records import Finding, ReviewedImage, revisions, united
+from stable_sam.formats.review_records import Finding, ReviewedImage, reviewed_size, revisions, united
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
 
@@ -31,7 +31,7 @@ def review_labelme(files: Files) -> Iterator[ReviewedImage]:
             raise AnnotationError(f"{uri}: not valid JSON: {one_line(error)}") from None
         size = None
         if isinstance(document, dict):
-            size = image_size({"height": document.get("imageHeight"), "width": document.get("imageWidth")})
+            size = reviewed_size({"height": document.get("imageHeight"), "width": document.get("imageWidth")})
         if size is None or not isinstance(document.get("shapes"), list):
             raise AnnotationError(f"{uri}: expected a LabelMe file with shapes, imageHeight and imageWidth")
         own = document.get(OWN_KEY)
@@ -49,7 +49,7 @@ def _shape(shape: Any, where: str, size_hw: tuple[int, int]) -> tuple[Finding, N
         return Finding(where=where, prompt_id=None), None
     try:
         return Finding(where=where, prompt_id=prompt_id), _mask(shape, size_hw)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         return Finding(where=where, prompt_id=prompt_id, problem=str(error)), None
 
 
@@ -64,16 +64,16 @@ def _mask(shape: dict[str, Any], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     if kind != "mask" or not points:
         raise ValueError(f"expected a polygon, rectangle or mask, got a {kind!s:.60}")
     try:
-        data = np.frombuffer(base64.b64decode(shape.get("mask") or "", validate=True), np.uint8)
+        data = base64.b64decode(shape.get("mask") or "", validate=True)
     except (binascii.Error, TypeError):
         raise ValueError("expected a mask as PNG in base64") from None
-    crop = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if crop is None:
-        raise ValueError("expected a mask as PNG in base64")
+    height, width = png_size(data) or (0, 0)
     left, top = int(points[0][0]), int(points[0][1])
-    height, width = crop.shape
     if left < 0 or top < 0 or top + height > size_hw[0] or left + width > size_hw[1]:
         raise ValueError("expected a mask inside its image")
+    crop = decoded_png(data, cv2.IMREAD_GRAYSCALE)
+    if crop is None:
+        raise ValueError("expected a mask as PNG in base64")
     mask = np.zeros(size_hw, np.bool_)
     mask[top : top + height, left : left + width] = crop > 0
     return mask

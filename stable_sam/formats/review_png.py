@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from stable_sam.formats.review_pictures import decoded_png, png_size
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
 from stable_sam.formats.review_sent import Files, SentImage
 
@@ -16,7 +17,7 @@ def review_png(files: Files) -> Iterator[ReviewedImage]:
     """Every image of which all files are there; raises `AnnotationError` without the list of what was sent."""
     there = {_plain(name): name for name in files.named(".png")}
     for image in files.needed_sent().images.values():
-        wanted = list(dict.fromkeys(str(entry["file"]) for entry in image.objects))
+        wanted = list(dict.fromkeys(str(entry["file"]) for entry in image.having("file", "value")))
         found = {path: there.get(_plain(path)) for path in wanted}
         if not any(found.values()):
             continue
@@ -33,7 +34,7 @@ def _plain(path: str) -> str:
 
 
 def _of_file(files: Files, image: SentImage, path: str, name: str | None) -> Iterator[Finding]:
-    entries = {entry["value"]: str(entry["prompt_id"]) for entry in image.objects if entry["file"] == path}
+    entries = {entry["value"]: entry["prompt_id"] for entry in image.objects if entry["file"] == path}
     where = files.where(name or path)
     try:
         if name is None:
@@ -50,11 +51,10 @@ def _of_file(files: Files, image: SentImage, path: str, name: str | None) -> Ite
 
 
 def _pixels(data: bytes, size_hw: tuple[int, int]) -> NDArray[np.integer]:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    found = png_size(data)
+    if found is not None and found != size_hw:
+        raise ValueError(f"expected {size_hw[1]} x {size_hw[0]} pixels as sent, got {found[1]} x {found[0]}")
+    pixels = decoded_png(data, cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 2:
         raise ValueError("expected a PNG of one channel, whose values are numbers of objects")
-    if pixels.shape != size_hw:
-        raise ValueError(
-            f"expected {size_hw[1]} x {size_hw[0]} pixels as sent, got {pixels.shape[1]} x {pixels.shape[0]}"
-        )
-    return pixels  # type: ignore[return-value]  # a PNG holds whole numbers
+    return pixels

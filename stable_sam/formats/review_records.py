@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stable_sam.data.review_decisions import Answer
-from stable_sam.rle import EncodedMask, encode_mask
+from stable_sam.data.source_annotation import MAX_INT64, image_size
+from stable_sam.rle import EncodedMask, decode_mask, encode_mask
+
+MAX_PIXELS = 2**28
+"""Of an image: more than any picture that is ever decoded has, and a mask of it fits into memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,12 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
     return [answer for answer in answers.values() if answer.prompt_id not in not_taken], problems
 
 
+def reviewed_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) that a file states of an image; None unless masks of that size can be held."""
+    size = image_size(image)
+    return None if size is None or size[0] * size[1] > MAX_PIXELS else size
+
+
 def encoded(mask: NDArray[np.bool_]) -> EncodedMask | None:
     """None of an empty mask."""
     return encode_mask(np.asfortranarray(mask)) if mask.any() else None
@@ -78,36 +88,44 @@ def encoded(mask: NDArray[np.bool_]) -> EncodedMask | None:
 
 def united(findings: Iterable[tuple[Finding, NDArray[np.bool_] | None]]) -> list[Finding]:
     """Shapes of one image with their masks, those of one prompt put together: it may have several parts."""
-    masks: dict[str, NDArray[np.bool_]] = {}
+    masks: dict[str, EncodedMask | None] = {}  # pixels of all shapes at once would be too much
     where: dict[str, str] = {}
     others: list[Finding] = []
     for finding, mask in findings:
         if finding.prompt_id is None or mask is None:
             others.append(finding)
         elif finding.prompt_id in masks:
-            masks[finding.prompt_id] = masks[finding.prompt_id] | mask
+            first = masks[finding.prompt_id]
+            masks[finding.prompt_id] = encoded(
+                mask if first is None else mask | decode_mask(first.size_hw, first.counts)
+            )
         else:
-            masks[finding.prompt_id], where[finding.prompt_id] = mask, finding.where
+            masks[finding.prompt_id], where[finding.prompt_id] = encoded(mask), finding.where
     # Of a prompt with a shape that cannot be read, the rest is not the mask.
     broken = {finding.prompt_id for finding in others}
     whole = [
-        Finding(where=where[prompt_id], prompt_id=prompt_id, mask=found)
+        Finding(where=where[prompt_id], prompt_id=prompt_id, mask=mask)
         for prompt_id, mask in masks.items()
-        if prompt_id not in broken and (found := encoded(mask)) is not None
+        if prompt_id not in broken and mask is not None
     ]
     return others + whole
 
 
 def revisions(sent: Any) -> dict[str, int] | None:
     """`sent` as a file holds it, prompt_id -> revision; None when it is something else."""
-    if not isinstance(sent, dict) or not all(type(revision) is int for revision in sent.values()):
-        return None
-    return {str(prompt_id): revision for prompt_id, revision in sent.items()}
+    return sent if isinstance(sent, dict) and all(map(is_revision, sent.values())) else None
+
+
+def is_revision(value: Any) -> bool:
+    """Whether this can be the revision of a row."""
+    return type(value) is int and 0 <= value <= MAX_INT64
 
 
 def _answer(image: ReviewedImage, prompt_id: str, mask: EncodedMask | None, where: str) -> Answer:
     revision = (image.sent or {}).get(prompt_id)
-    return Answer(prompt_id=prompt_id, mask=mask, revision=revision, checked=image.checked, where=where)
+    # Half a surrogate pair, which JSON can smuggle in, is in no table, and no table can be asked for it.
+    asked = prompt_id.encode(errors="backslashreplace").decode()
+    return Answer(prompt_id=asked, mask=mask, revision=revision, checked=image.checked, where=where)
 
 
 def _take(answers: dict[str, Answer], contradicted: dict[str, str], answer: Answer) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.storage import is_folder, iter_versions, join, open_stream, read_bytes
 from stable_sam.errors import AnnotationError, NotFoundError
+from stable_sam.formats.review_records import is_revision, reviewed_size
 from stable_sam.formats.write_export import SENT
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -25,11 +26,24 @@ class SentImage:
     size_hw: tuple[int, int]
     objects: tuple[Mapping[str, Any], ...]
     """prompt_id, revision, and what tells the object in the format's files."""
+    where: str = ""
+    """List and image, for messages."""
 
     @property
     def revisions(self) -> dict[str, int]:
         """Revision of each prompt."""
         return {entry["prompt_id"]: entry["revision"] for entry in self.objects}
+
+    def having(self, *names: str) -> tuple[Mapping[str, Any], ...]:
+        """The objects; raises `AnnotationError` unless each has these, as text or numbers."""
+        for entry in self.objects:
+            for name in names:
+                if not isinstance(entry.get(name), str | int):
+                    raise AnnotationError(
+                        f"{self.where}: expected {name} of each object, got {entry!r:.80}: is it the list of an export "
+                        "in this format?"
+                    )
+        return self.objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +130,18 @@ def _read_sent(uri: str) -> Sent:
                 stream.skip()
                 continue
             for entry in stream.elements():
-                try:
-                    height, width = entry["size"]
-                    objects = tuple(entry["sent"])
-                    images[entry["name"]] = SentImage(name=entry["name"], size_hw=(height, width), objects=objects)
-                except (KeyError, TypeError, ValueError):
-                    raise AnnotationError(f"{uri}: expected the list of an export, got {entry!r:.80}") from None
+                image = _sent_image(entry, uri)
+                images[image.name] = image
     return Sent(images)
+
+
+def _sent_image(entry: Any, uri: str) -> SentImage:
+    try:
+        name, (height, width), objects = entry["name"], entry["size"], tuple(entry["sent"])
+        size = reviewed_size({"height": height, "width": width})
+        known = all(isinstance(each["prompt_id"], str) and is_revision(each["revision"]) for each in objects)
+    except (KeyError, TypeError, ValueError):
+        size, known = None, False
+    if size is None or not known or not isinstance(name, str):
+        raise AnnotationError(f"{uri}: expected the list of an export, got {entry!r:.80}")
+    return SentImage(name=name, size_hw=size, objects=objects, where=f"{uri}: image {name}")

@@ -8,11 +8,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 
+from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_coco import ring_of
 from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
 from stable_sam.formats.review_sent import Files, SentImage
-from stable_sam.rle import EncodedMask
+from stable_sam.rle import EncodedMask, checked_counts
 
 LEAST_IOU = 0.1
 """A line that is less like every mask that was sent is no correction of one."""
@@ -43,8 +44,8 @@ def _file(data: bytes, where: str, image: SentImage) -> tuple[list[Finding], boo
         mask = None if corners is None else encoded(fill([corners], image.size_hw))
         if mask is not None:
             masks.append((place, mask))
-    ids = [str(entry["prompt_id"]) for entry in image.objects]
-    given = _assigned([mask for _, mask in masks], [str(entry["mask"]) for entry in image.objects], image.size_hw)
+    ids = [entry["prompt_id"] for entry in image.objects]
+    given = _assigned([mask for _, mask in masks], _sent_counts(image), image.size_hw)
     for position, (place, mask) in enumerate(masks):
         if position in given:
             findings.append(Finding(where=place, prompt_id=ids[given[position]], mask=mask))
@@ -54,6 +55,13 @@ def _file(data: bytes, where: str, image: SentImage) -> tuple[list[Finding], boo
             )
             findings.append(Finding(where=place, prompt_id=None, problem=problem))
     return findings, not any(finding.prompt_id is None for finding in findings)
+
+
+def _sent_counts(image: SentImage) -> list[str]:
+    try:
+        return [checked_counts(str(entry["mask"]), image.size_hw) for entry in image.having("mask")]
+    except ValueError as error:
+        raise AnnotationError(f"{image.where}: mask: {error}") from None
 
 
 def _assigned(masks: Sequence[EncodedMask], sent: Sequence[str], size_hw: tuple[int, int]) -> dict[int, int]:

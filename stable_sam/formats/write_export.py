@@ -72,6 +72,7 @@ def export(
     *,
     where: str | None = None,
     routes: Sequence[str] = (),
+    sample: float | None = None,
     as_of: str | None = None,
     polygons: bool | None = None,
     copy_images: bool | None = None,
@@ -80,7 +81,8 @@ def export(
 ) -> ExportReport:
     """Write the current masks of a table to the folder `out_uri`, image by image.
 
-    to: one of `FORMATS`. where: SQL condition on the view `masks`. as_of: as in `stable_sam.data.query.query`.
+    to: one of `FORMATS`. where: SQL condition on the view `masks`. sample: see `stable_sam.data.sampling.in_sample`.
+    as_of: as in `stable_sam.data.query.query`.
     polygons, copy_images: None leaves it to the format. image_prefix: where tools find the pictures.
     progress: is told of images that are done, and of how many there are.
     Raises `ConfigError` for an unknown format or route, `InputError` when the condition is wrong, nothing is left or
@@ -91,11 +93,11 @@ def export(
         raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {to!r}")
     if next(iter_versions(out_uri), None) is not None:
         raise InputError(f"{out_uri}: expected a new or empty folder to export to, got one with files")
-    with selected(table_uri, where, routes, as_of) as selection:
+    with selected(table_uri, where, routes, as_of, sample) as selection:
         if form.names_by_stem:
             selection.check_stems()
         copies = form.copies if copy_images is None else copy_images
-        filters = {"where": where, "routes": list(routes) or None, "as_of": as_of}
+        filters = {"where": where, "routes": list(routes) or None, "sample": sample, "as_of": as_of}
         run = {name: selection.run[name] for name in ("run_id", "revision", "model_id")}
         header = {"format": to, "table_uri": absolute_uri(table_uri), **run, **filters}
         target = Target(

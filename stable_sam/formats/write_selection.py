@@ -14,6 +14,7 @@ import duckdb
 
 from stable_sam.data.query import connected
 from stable_sam.data.runs import is_review
+from stable_sam.data.sampling import in_sample
 from stable_sam.data.storage import join
 from stable_sam.errors import ConfigError, InputError
 from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject, printable
@@ -106,12 +107,16 @@ class Selection:
 
 @contextmanager
 def selected(
-    table_uri: str, where: str | None = None, routes: Sequence[str] = (), as_of: str | None = None
+    table_uri: str,
+    where: str | None = None,
+    routes: Sequence[str] = (),
+    as_of: str | None = None,
+    sample: float | None = None,
 ) -> Iterator[Selection]:
-    """Choose the current rows of a table; where: SQL condition on the view `masks`.
+    """Choose the current rows of a table; where: SQL condition on the view `masks`; sample: see `in_sample`.
 
-    Raises `ConfigError` for an unknown route, `InputError` when the condition is no SQL or nothing is left, and what
-    `stable_sam.data.query.query` raises.
+    Raises `ConfigError` for an unknown route or no part, `InputError` when the condition is no SQL or nothing is left,
+    and what `stable_sam.data.query.query` raises.
     """
     for route in routes:
         if route not in get_args(Route):
@@ -119,6 +124,8 @@ def selected(
     conditions = [f"({where}\n)"] if where else []
     if routes:
         conditions.append(f"route IN ({', '.join(repr(route) for route in routes)})")
+    if sample is not None:
+        conditions.append(in_sample(sample))
     with connected(table_uri, as_of=as_of) as connection:
         condition = " AND ".join(conditions) or "true"
         has_mask = "mask_counts IS NOT NULL AND area > 0"

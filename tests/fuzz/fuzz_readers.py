@@ -1,108 +1,113 @@
-"""Coverage-guided fuzzing of the annotation readers and the image decoder, by hand: it needs `atheris`.
+"""Coverage-guided fuzzing of everything that reads files of strangers, by hand: it needs `atheris`.
 
-    python tests/fuzz/fuzz_readers.py [options of libFuzzer, such as -max_total_time=600] [corpus folder]
+    PYTHONPATH=. python tests/fuzz/fuzz_readers.py [options of libFuzzer, such as -max_total_time=600] [corpus folder]
 
-Whatever the bytes: prompts, or one line; both ways of reading agree; no image outside the folder is named; and nothing
-takes longer than libFuzzer's -timeout. A finding becomes an ordinary test.
+Whatever the bytes: prompts, answers, pixels or a calibration, or one line; both ways of reading agree; no image outside
+the folder is named; and nothing takes longer than libFuzzer's -timeout. A finding becomes an ordinary test.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import atheris
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
+from pycocotools import mask as coco_mask
 
-INSTRUMENTED = ["stable_sam.data", "stable_sam.formats", "stable_sam.prompt_check", "stable_sam.errors"]
+INSTRUMENTED = [
+    f"stable_sam.{name}" for name in ("calibration", "config_section", "data", "formats", "prompt_check", "errors")
+]
 
 with atheris.instrument_imports(include=INSTRUMENTED):
+    from stable_sam.calibration.model import Calibration
+    from stable_sam.config import SourceConfig
     from stable_sam.data.annotations import read_prompt_batches, read_prompts
     from stable_sam.data.images import decode_image
     from stable_sam.data.schema import prompt_from_row
     from stable_sam.errors import StableSamError
+    from stable_sam.formats import review_records
+    from stable_sam.formats.review_import import FORMATS
+    from stable_sam.formats.review_records import collect
+    from stable_sam.formats.review_sent import open_files
+    from stable_sam.formats.write_export import SENT
+    from tests.fuzz import seeds
 
 ROOT = Path(tempfile.mkdtemp(prefix="stable-sam-fuzz-"))
 IMAGES = ROOT / "images"
-BOX = [1.0, 2.0, 30.0, 40.0]
-VOC = b"<annotation><filename>a.jpg</filename><object><bndbox><xmin>1</xmin></bndbox></object></annotation>"
-CVAT = (
-    b'<annotations><image id="0" name="a.jpg"><box xtl="1" ytl="2" xbr="3" ybr="4" rotation="9"/></image></annotations>'
-)
+EXPORTS = ROOT / "exports"
+SCORES = {"prompt_stability": 0.5, "predicted_iou": None}
+NAMES = {b"c": "x", b"p": "x", b"t": "a.txt", b"o": "boxes.csv"}
+"""What a file of annotations is called, by its kind."""
 
 
 def fuzz(data: bytes) -> None:
-    """The first byte says what the others are."""
+    """The first byte says what the others are: see `seeds`."""
     kind, content = data[:1], data[1:]
     try:
         if kind == b"i":
-            pixels = decode_image(content, name="x", max_pixels=1_000_000)
-            assert pixels.shape[2] == 3
+            assert decode_image(content, name="x", max_pixels=1_000_000).shape[2] == 3
+        elif kind == b"k":
+            assert 0 <= Calibration.from_json(content, "x").quality(SCORES) <= 1
+        elif kind == b"r":
+            _review(content[:1], content[1:2], content[2:])
+        elif kind == b"n":
+            _read({"a.txt": seeds.YOLO, "data.yaml": content}, "a.txt")
         else:
-            _read(content)
+            name = NAMES.get(kind, "x")
+            _read({name: content}, name, keypoints=kind == b"p")
     except StableSamError as error:
         if not str(error).isprintable() or len(str(error)) > 3000:
             raise AssertionError("a message that is not one line") from error
 
 
-def _read(content: bytes) -> None:
-    uri, images_uri = str(ROOT / "annotations"), str(IMAGES)
-    Path(uri).write_bytes(content)
-    prompts = list(read_prompts(uri, images_uri=images_uri))
-    rows = [row for batch in read_prompt_batches(uri, images_uri=images_uri) for row in batch.to_pylist()]
+def _read(files: dict[str, bytes], name: str, **settings: Any) -> None:
+    folder = ROOT / "annotations"
+    for path in folder.iterdir():
+        path.unlink()
+    for each, content in files.items():
+        (folder / each).write_bytes(content)
+    where: dict[str, Any] = {"images_uri": str(IMAGES), "source": SourceConfig(**settings)}
+    prompts = list(read_prompts(str(folder / name), **where))
+    rows = [row for batch in read_prompt_batches(str(folder / name), **where) for row in batch.to_pylist()]
     assert [repr(prompt_from_row(row)) for row in rows] == [repr(prompt) for prompt in prompts]
     for prompt in prompts:
-        assert prompt.image_uri in ("", f"{images_uri}/a.jpg")
+        assert prompt.image_uri in ("", f"{IMAGES}/a.jpg")
         assert prompt.image_uri or prompt.error
         assert (prompt.error or "").isprintable()
 
 
-def seeds() -> dict[str, bytes]:
-    """A small example of every format."""
-    record = {"id": 1, "image_id": 1, "bbox": BOX, "category_id": 1, "score": 0.5, "points": [[5, 5, 1]], "area": 7}
-    coco = {
-        "images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}],
-        "annotations": [record, record | {"id": 2}],
-    }
-    row = {"image": "a.jpg", "box_xyxy": BOX, "prompt_id": "p", "category": "c", "iscrowd": 0, "attributes": '{"a": 1}'}
-    shape = {"label": "c", "shape_type": "circle", "points": [[4, 4], [5, 6]], "group_id": 1}
-    region = {"id": "r", "type": "brush", "original_width": 1, "original_height": 1, "value": {"rle": [0, 0, 0, 4, 56]}}
-    parquet, buffers = (
-        io.BytesIO(),
-        {name: io.BytesIO() for name in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")},
-    )
-    pq.write_table(pa.Table.from_pylist([row, row | {"prompt_id": None}]), parquet)
-    for name, buffer in buffers.items():
-        Image.new("RGB", (9, 7), "teal").save(buffer, name)
-    return {
-        "coco": b"c" + json.dumps(coco).encode(),
-        "categories-last": b"c" + json.dumps({**coco, "categories": [{"id": 1, "name": "cat"}]}).encode(),
-        "detections": b"c" + json.dumps([record, record]).encode(),
-        "lines": b"c" + b"\n".join([json.dumps(row).encode()] * 2),
-        "parquet": b"c" + parquet.getvalue(),
-        "voc": b"c" + VOC,
-        "cvat": b"c" + CVAT,
-        "labelme": b"c" + json.dumps({"shapes": [shape], "imagePath": "a.jpg", "imageHeight": 9}).encode(),
-        "labelstudio": b"c"
-        + json.dumps([{"data": {"image": "a.jpg"}, "predictions": [{"result": [region]}]}]).encode(),
-        **{name: b"i" + buffer.getvalue() for name, buffer in buffers.items()},
-    }
+def _review(form: bytes, part: bytes, content: bytes) -> None:
+    """What came back of an export, where the tool's file (`part` f) or the list of what was sent is another."""
+    name = seeds.FORMS.get(form, "coco")
+    folder, files = EXPORTS / name, dict(seeds.EXPORTED[name])
+    files[next(path for path in files if path != SENT) if part == b"f" else SENT] = content
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    answers, _ = collect(FORMATS[name](open_files(str(folder))))
+    for answer in answers:
+        answer.prompt_id.encode()
+        assert answer.revision is None or 0 <= answer.revision < 2**63
+        if answer.mask is not None:
+            mask = {"size": list(answer.mask.size_hw), "counts": answer.mask.counts}
+            assert coco_mask.decode(mask).sum() == answer.mask.area > 0
 
 
 def main() -> None:
-    """Write the seeds, and hand over to libFuzzer."""
-    IMAGES.mkdir()
-    (IMAGES / "a.jpg").write_bytes(b"")
-    corpus = ROOT / "seeds"
-    corpus.mkdir()
-    for name, data in seeds().items():
-        (corpus / name).write_bytes(data)
-    atheris.Setup([*sys.argv, str(corpus)], fuzz)
+    """Write the seeds and the words in them, and hand over to libFuzzer."""
+    review_records.MAX_PIXELS = 10_000  # as large as may be is tested elsewhere
+    for folder in (IMAGES, ROOT / "annotations", ROOT / "seeds"):
+        folder.mkdir()
+    (IMAGES / "a.jpg").write_bytes(seeds.picture("JPEG"))
+    given = seeds.seeds()
+    for name, data in given.items():
+        (ROOT / "seeds" / name).write_bytes(data)
+    words = {word for data in given.values() for word in re.findall(rb"[A-Za-z_]{3,20}", data)}
+    (ROOT / "words").write_text("".join(f'"{word.decode()}"\n' for word in sorted(words)))
+    atheris.Setup([sys.argv[0], f"-dict={ROOT / 'words'}", *sys.argv[1:], str(ROOT / "seeds")], fuzz)
     atheris.Fuzz()
 
 

@@ -29,10 +29,11 @@ PROMPTS = (
 
 
 def refined() -> dict[str, dict[str, Any]]:
-    """Golden content: prompt_id -> mask and scores, made by the bundled model."""
-    masks = Refiner(RefinerConfig(device="cpu")).refine_image(data.chelsea(), PROMPTS)
+    """Golden content: second pass and prompt_id -> mask and scores, made by the bundled model."""
     return {
-        m.prompt_id: {"size": m.mask_size, "counts": m.mask_counts, "predicted_iou": m.predicted_iou} for m in masks
+        f"{second_pass} {m.prompt_id}": {"size": m.mask_size, "counts": m.mask_counts, "predicted_iou": m.predicted_iou}
+        for second_pass in ("off", "mirror")
+        for m in Refiner(RefinerConfig(device="cpu", second_pass=second_pass)).refine_image(data.chelsea(), PROMPTS)
     }
 
 

@@ -1,4 +1,4 @@
-"""Servers that integration tests share, each started once: Ray and Prefect, both on loopback."""
+"""What integration tests share: Ray and Prefect, each started once, both on loopback; a dataset for a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from stable_sam.data.storage import join
+from tests.integration.masks_dataset import Dataset, new_dataset
 
 
 @pytest.fixture(scope="session")
@@ -22,14 +27,15 @@ def ray_local(s3: str) -> Iterator[None]:
         environment.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine starves them, and limits are met
-        ray.init(
-            "local",  # whatever else runs on this machine
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        settings = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+        for attempt in range(3):
+            try:  # local: whatever else runs on this machine
+                ray.init("local", num_cpus=2, object_store_memory=100 * 2**20, **settings)
+                break
+            except Exception:  # Ray gives its own processes 30 s, which a busy machine may not manage
+                ray.shutdown()
+                if attempt == 2:
+                    raise
         yield
         ray.shutdown()
 
@@ -62,6 +68,20 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait(60)
+
+
+@pytest.fixture(params=["local", "s3"])
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
+    """Pictures, and a place for a table beside them."""
+    # The blank and the letters beyond ASCII are what paths have and URIs have not.
+    name = f"tàble {uuid.uuid4().hex[:8]}"
+    return new_dataset(str(tmp_path / name) if request.param == "local" else join(request.getfixturevalue("s3"), name))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Dataset:
+    """The same, always on the disk."""
+    return new_dataset(str(tmp_path / "tàble 1"))
 
 
 def wait_for_answer(url: str, process: subprocess.Popen[bytes], seconds: float) -> None:

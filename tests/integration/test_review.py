@@ -1,169 +1,46 @@
-"""Masks go out to people and come back: reviewed rows, which no night overwrites."""
+"""Masks come back from people: reviewed rows, which no night overwrites."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from flows import cli
-from stable_sam.config import QualityConfig, RunConfig
+from stable_sam.config import QualityConfig
 from stable_sam.data import review
-from stable_sam.data.commits import write_tombstones
 from stable_sam.data.compaction import compact
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.query import query
-from stable_sam.data.review import Answer, import_answers, reviewed_masks
-from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
+from stable_sam.data.review import import_answers, reviewed_masks
 from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
 from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.formats.review_import import import_review
-from stable_sam.formats.write_export import SENT, export
-from stable_sam.formats.write_selection import Naming, _categories, _keys, selected
-from stable_sam.identity import ModelIdentity
 from stable_sam.quality import judge
-from stable_sam.records import Changes, Prompt, RefinedMask
+from stable_sam.records import Changes
 from stable_sam.rle import decode_mask, encode_mask
-from stable_sam.shard_job import refine_shard
 from stable_sam.summary import describe, summarize
-
-MODEL = ModelIdentity(model_id="painter", weights_sha256="ab", dtype="float32")
-HEIGHT, WIDTH = 40, 60
-
-
-def painted(prompt_id: str) -> np.ndarray:
-    """A frame with a hole and a part of its own, at a place that depends on the prompt."""
-    mask, left = np.zeros((HEIGHT, WIDTH), np.bool_), 4 * int(prompt_id[1:]) % 30
-    mask[5:25, left : left + 20] = True
-    mask[10:20, left + 5 : left + 15] = False
-    mask[30:33, left] = True
-    return mask
-
-
-class Painter:
-    identity = MODEL
-
-    def refine_image(self, image: np.ndarray, prompts: list[Prompt]) -> list[RefinedMask]:
-        return [self._painted(prompt.prompt_id) for prompt in prompts]
-
-    def _painted(self, prompt_id: str) -> RefinedMask:
-        mask = encode_mask(painted(prompt_id))
-        return RefinedMask(
-            prompt_id=prompt_id, status="ok", mask_size=mask.size_hw, mask_counts=mask.counts, area=mask.area,
-            bbox_xywh=mask.bbox_xywh, predicted_iou=0.6, prompt_stability=0.5, quality=0.55, route="review",
-            route_reason="prompt_stability 0.500 < 0.8",
-        )  # fmt: skip
-
-
-@dataclass
-class Job:
-    """Three pictures with three prompts each, and nights over them."""
-
-    root: str
-    boxes: dict[str, tuple[float, float, float, float]] = field(
-        default_factory=lambda: {f"p{k}": (1.0, 1.0, 30.0, 30.0) for k in range(9)}
-    )
-
-    @property
-    def table(self) -> str:
-        return join(self.root, "table")
-
-    def image(self, number: int) -> str:
-        return join(self.root, f"images/sub/{number}.png")
-
-    def draw(self, number: int, grey: int) -> None:
-        png = BytesIO()
-        Image.new("RGB", (WIDTH, HEIGHT), (grey, grey, grey)).save(png, "PNG")
-        write_bytes(self.image(number), png.getvalue())
-
-    def plan(self, refresh: str | None = None) -> NightPlan:
-        prompts = [
-            Prompt(
-                prompt_id=prompt_id, image_id=f"i{number % 3}", image_uri=self.image(number % 3), box_xyxy=box,
-                category=("cat", "dog")[number % 2],
-            )
-            for prompt_id, box in self.boxes.items()
-            for number in (int(prompt_id[1:]),)
-        ]  # fmt: skip
-        return plan_night(
-            lambda: rows_to_table(map(prompt_row, prompts), PROMPTS_SCHEMA).to_batches(),
-            annotations_uri=join(self.root, "weak.json"),
-            images_uri=join(self.root, "images"),
-            output_uri=self.table,
-            config=RunConfig(max_withdrawn_fraction=1),
-            model=MODEL,
-            refresh=frozenset({refresh} if refresh else ()),
-            files_tell=False,
-        )
-
-    def refined(self, plan: NightPlan) -> RunManifest:
-        assert plan.manifest is not None
-        for shard in plan.manifest.shards:
-            refine_shard(Painter(), plan.manifest, shard)
-        for shard in plan.manifest.tombstones:
-            write_tombstones(plan.manifest, shard)
-        return plan.manifest
-
-    def night(self, refresh: str | None = None) -> Changes:
-        plan = self.plan(refresh)
-        if plan.manifest is not None:
-            publish(self.refined(plan))
-        return plan.changes
-
-    def rows(self, sql: str = "SELECT * FROM masks") -> dict[str, dict[str, Any]]:
-        return {row["prompt_id"]: row for row in query(self.table, sql).to_pylist()}
-
-    def export(self, to: str = "coco", name: str | None = None, **options: Any) -> str:
-        out = join(self.root, name or f"export-{to}")
-        export(self.table, to, out, **options)
-        return out
+from tests.integration.review_job import (
+    HEIGHT,
+    WIDTH,
+    Job,
+    answer,
+    correct_p1_delete_p2,
+    corrected_mask,
+    edit,
+    new_job,
+    painted,
+    rle,
+)
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    job = Job(str(tmp_path))
-    for number in range(3):
-        job.draw(number, 100)
-    assert job.night() == Changes(new=9)
-    return job
-
-
-def edit(uri: str, change: Callable[[Any], None]) -> None:
-    document = json.loads(read_bytes(uri))
-    change(document)
-    write_bytes(uri, json.dumps(document).encode())
-
-
-def corrected_mask() -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), np.bool_)
-    mask[2:20, 3:17] = True
-    return mask
-
-
-def rle(mask: np.ndarray) -> dict[str, Any]:
-    return {"size": list(mask.shape), "counts": encode_mask(mask).counts}
-
-
-def correct_p1_delete_p2(out: str) -> None:
-    """What a person does: another mask for p1, no p2, the rest as it was."""
-
-    def change(document: dict[str, Any]) -> None:
-        annotations = {annotation["prompt_id"]: annotation for annotation in document["annotations"]}
-        annotations["p1"]["segmentation"] = rle(corrected_mask())
-        del annotations["p2"]
-        document["annotations"] = list(annotations.values())
-
-    edit(join(out, "instances.json"), change)
+    return new_job(str(tmp_path))
 
 
 def test_no_night_overwrites_what_people_decided(job: Job) -> None:
@@ -256,13 +133,6 @@ def test_a_night_that_was_planned_before_an_import_does_not_overwrite_it(job: Jo
     assert job.rows()["p1"]["verdict"] == "corrected"
 
 
-def answer(prompt_id: str, mask: np.ndarray | None = None, revision: int | None = 1, checked: bool = False) -> Answer:
-    return Answer(
-        prompt_id=prompt_id, mask=None if mask is None else encode_mask(mask), revision=revision, checked=checked,
-        where=f"file, {prompt_id}",
-    )  # fmt: skip
-
-
 def test_what_cannot_be_imported_is_told_and_the_rest_is_imported(job: Job) -> None:
     out = job.export()
     correct_p1_delete_p2(out)
@@ -317,6 +187,17 @@ def test_files_that_contradict_each_other(job: Job) -> None:
     report = import_review(job.table, out, "coco")
     assert (report.corrected, report.rejected) == (0, 1)
     assert report.problems[0].startswith("prompt p1: two different masks: ")
+
+
+def test_what_is_told_of_ids_that_move_the_cursor_is_printable(job: Job) -> None:
+    out = job.export()
+    edit(
+        join(out, "instances.json"), lambda document: document["annotations"][0].update(prompt_id="\x1b[2J\ud800" * 999)
+    )
+    (told,) = import_review(job.table, out, "coco", dry_run=True).problems
+    assert told.isprintable()
+    assert "prompt \\x1b[2J\\ud800" in told
+    assert len(told) == 2000
 
 
 def test_half_a_file_is_refused(job: Job) -> None:
@@ -386,68 +267,6 @@ def test_reviewed_masks_are_labels(job: Job) -> None:
     assert [row["true_iou"] for row in again if row["prompt_id"] == "p1"] == [1.0]
 
 
-def test_reviewed_masks_train_and_evaluate(job: Job) -> None:
-    from stable_sam.evaluation.truth import read_truth
-    from stable_sam.training.dataset import read_training_sets
-
-    import_answers(job.table, [answer("p1", corrected_mask()), answer("p2", None)])
-    job.export(name="labels/reviewed", where="status = 'reviewed'")
-    (picture,) = read_training_sets(Path(job.root, "labels"))["reviewed"]
-    assert picture.path.is_file()
-    assert [counts["counts"] for counts in picture.rles] == [encode_mask(corrected_mask()).counts]
-    (truth,) = read_truth(Path(job.root, "labels", "reviewed"))
-    assert np.array_equal(truth.images[0].objects[0].mask(), corrected_mask())
-
-
-def test_what_an_export_holds(job: Job) -> None:
-    out = job.export(where="category = 'cat' -- a comment")
-    coco = json.loads(read_bytes(join(out, "instances.json")))
-    assert {annotation["prompt_id"] for annotation in coco["annotations"]} == {"p0", "p2", "p4", "p6", "p8"}
-    assert coco["categories"] == [{"id": 1, "name": "cat", "supercategory": ""}]
-    assert {image["file_name"] for image in coco["images"]} == {f"sub/{n}.png" for n in range(3)}
-    assert read_bytes(join(out, "images/sub/1.png")) == read_bytes(job.image(1))
-    with pytest.raises(InputError, match="expected a new or empty folder"):
-        job.export()
-    with pytest.raises(InputError, match="got none that was asked for"):
-        job.export(name="other", routes=["accept"])
-    with pytest.raises(InputError, match="^SQL: "):
-        job.export(name="other", where="no such column = 1")
-    assert list_files(join(job.root, "other")) == []
-
-
-def test_a_picture_that_is_gone_is_left_out_and_told(job: Job) -> None:
-    Path(job.image(1)).unlink()
-    report = export(job.table, "yolo", join(job.root, "yolo"))
-    assert (report.images, report.objects) == (2, 6)
-    assert "1.png" in report.problems[0]
-    assert [Path(uri).name for uri in list_files(join(job.root, "yolo/labels"))] == ["0.txt", "2.txt"]
-
-
-def test_two_pictures_with_one_label_file_are_refused(job: Job) -> None:
-    with selected(job.table) as selection:
-        selection.check_stems()
-        selection._connection.execute("UPDATE selected SET image_uri = '/a/b.jpg' WHERE prompt_id = 'p1'")
-        selection._connection.execute("UPDATE selected SET image_uri = '/a/b.png' WHERE prompt_id = 'p2'")
-        with pytest.raises(InputError, match=r"/a/b.png: expected images whose names differ"):
-            selection.check_stems()
-
-
-def test_out_and_back_on_object_storage(s3: str, tmp_path: Path) -> None:
-    job = Job(join(s3, f"review-{tmp_path.name}"))
-    for number in range(3):
-        job.draw(number, 100)
-    job.night()
-    for form in ("coco", "cvat", "labelme", "png", "yolo", "labelstudio", "fiftyone", "parquet", "coco-results"):
-        out = job.export(form)
-        assert join(out, SENT) in list_files(out)
-        if form in ("coco", "cvat", "labelme", "png", "yolo"):
-            report = import_review(job.table, out, form, dry_run=True)
-            assert (report.unchanged, report.problems) == (9, ()), form
-    correct_p1_delete_p2(join(job.root, "export-coco"))
-    assert import_review(job.table, join(job.root, "export-coco/instances.json"), "coco").imported == 2
-    assert job.rows()["p1"]["verdict"] == "corrected"
-
-
 def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*arguments: str) -> tuple[str, str]:
         monkeypatch.setattr("sys.argv", ["stable-sam", *arguments])
@@ -487,27 +306,3 @@ def test_masks_that_a_tool_drew_anew(job: Job) -> None:
     redrawn = [answer("p1", mask)]
     assert import_answers(job.table, redrawn, unchanged_iou=0.95).unchanged == 1
     assert import_answers(job.table, redrawn).corrected == 1
-
-
-def test_categories_have_one_number_each(job: Job) -> None:
-    with selected(job.table) as selection:
-        assert [(c.number, c.name, c.index) for c in selection.categories] == [(1, "cat", 0), (2, "dog", 1)]
-        change = "UPDATE selected SET category_id = $1, category = $2 WHERE prompt_id = $3"
-        rows = [(3, "cat", "p0"), (3, "bird", "p1"), (-1, "cat", "p2"), (None, None, "p3"), (8, None, "p4")]
-        for row in rows:
-            selection._connection.execute(change, row)
-        categories = _categories(_keys(selection._connection))
-    assert len({category.number for category in categories}) == len(categories) == 7
-    assert {c.name: c.number for c in categories} | {"bird": 3, "8": 8} == {c.name: c.number for c in categories}
-    assert {c.index for c in categories if c.name == "cat"} == {next(c.index for c in categories if c.name == "cat")}
-
-
-def test_scores_that_are_no_numbers_and_names_that_no_file_can_hold(job: Job) -> None:
-    with selected(job.table) as selection:
-        selection._connection.execute("UPDATE selected SET predicted_iou = 'nan', category = 'a' || chr(1) || 'b'")
-        (category,) = _categories(_keys(selection._connection))
-        renamed = replace(selection, categories=(category,))
-        images = list(renamed.read(Naming(images_uri="/", copies=False, prefix=None)))
-    assert category.name == "a\\u0001b"
-    assert {item.score for image in images for item in image.objects} == {0.55}
-    assert all("predicted_iou" not in item.details for image in images for item in image.objects)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable
@@ -20,14 +18,7 @@ from stable_sam.data.table import PublishReport, publish
 from stable_sam.errors import ConservationError, InputError, NotFoundError, StorageError
 from stable_sam.records import Prompt
 from stable_sam.shard_job import refine_shard
-from tests.integration.masks_dataset import ConstantRefiner, Dataset, new_dataset
-
-
-@pytest.fixture(params=["local", "s3"])
-def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
-    # The blank and the letters beyond ASCII are what paths have and URIs have not.
-    name = f"tàble {uuid.uuid4().hex[:8]}"
-    return new_dataset(str(tmp_path / name) if request.param == "local" else join(request.getfixturevalue("s3"), name))
+from tests.integration.masks_dataset import ConstantRefiner, Dataset
 
 
 def at_once(count: int, work: Callable[[], object]) -> list[object]:

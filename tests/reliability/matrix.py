@@ -24,7 +24,7 @@ from tests.reliability.workload import Night, config, nights, write_workload
 JITTER_COUNT = 30
 """Slows the tiny model down, so that there is something to interrupt."""
 MAX_ATTEMPTS = 25
-MAX_OUTPUTS = 8
+MAX_OUTPUTS = 12
 """Of one case: a moment that is drawn too late for one output may be met on the next."""
 
 

@@ -91,7 +91,8 @@ def s3(endpoint: str, name: str, *, kind: str = "s3", title: str = "S3 store") -
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
         if "AWS_REGION" not in os.environ:
             environment.setenv("AWS_REGION", "us-east-1")
-        bucket = boto3.resource("s3", endpoint_url=endpoint, region_name=os.environ["AWS_REGION"]).Bucket(name)
+        session = boto3.Session()  # the default one keeps the credentials of the store before
+        bucket = session.resource("s3", endpoint_url=endpoint, region_name=os.environ["AWS_REGION"]).Bucket(name)
         bucket.create()
         proxy = FaultyProxy((address.hostname, address.port or 80))
         proxy.start()

@@ -293,6 +293,20 @@ def test_pixels_beyond_the_header_are_never_unpacked() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024
 
 
+def tiff(tile_side: int) -> bytes:
+    """9 x 7 pixels in one tile."""
+    tile = zlib.compress(bytes(1000))
+    tags = {256: 9, 257: 7, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile_side, 323: tile_side, 324: 134, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + tile
+
+
+def test_a_tile_larger_than_its_image_is_never_unpacked() -> None:
+    assert decode_image(tiff(16), name="x", max_pixels=1000).shape == (7, 9, 3)
+    with pytest.raises(ImageError, match="expected tiles of at most 1000000 pixels, got 16384 x 16384 for an image of"):
+        decode_image(tiff(16384), name="x", max_pixels=1_000_000)
+
+
 DECODE = """
 import resource, sys
 from stable_sam.data.images import decode_image

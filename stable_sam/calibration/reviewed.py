@@ -1,0 +1,134 @@
+"""Reviewed masks of a table as labels: the scores of the model's mask, and its IoU with the one that people left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import pyarrow as pa
+
+from stable_sam.calibration.fit import REVIEWED, SAMPLE
+from stable_sam.calibration.labels import RECORDS_SCHEMA
+from stable_sam.calibration.model import log_area
+from stable_sam.config import RefinerConfig
+from stable_sam.data.query import connected
+from stable_sam.data.review import reviewed_masks
+from stable_sam.data.sampling import in_sample
+from stable_sam.errors import InputError
+from stable_sam.identity import ModelIdentity
+from stable_sam.records import Route
+
+# Masks that wait, of this model. One that a night made after the newest answer could not be reviewed yet.
+_WAITING = """
+    SELECT m.route, {condition} AND m.revision < coalesce(
+               (SELECT max(revision) FROM masks WHERE status = 'reviewed' AND {condition}), 0) AS missing, count(*)
+    FROM masks m JOIN (SELECT run_id, jitter_count, jitter_scale FROM runs) r USING (run_id)
+    WHERE m.status = 'ok' AND m.area > 0
+        AND (m.weights_sha256, r.jitter_count, r.jitter_scale) = ($weights, $jitter_count, $jitter_scale)
+        AND (m.second_pass IS NOT NULL) = coalesce(m.dsp_weight >= $second_pass_from, false)
+    GROUP BY ALL
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewedLabels:
+    """What a table has to learn from."""
+
+    table_uri: str
+    records: pa.Table
+    """RECORDS_SCHEMA, of kind SAMPLE or REVIEWED."""
+    reviewed: Mapping[str, int] = field(default_factory=dict)
+    """Labels by the route that their masks had."""
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    """Masks of the same model that nobody has reviewed, by route."""
+    confirmed: int = 0
+    """Labels that say: the mask is right as it is."""
+    left_out: int = 0
+    """Reviewed masks of other weights, K, scale or second pass."""
+
+    def lines(self) -> list[str]:
+        """What somebody should know who learns from it."""
+        shares = [
+            f"{self.reviewed.get(route, 0)} of {self.reviewed.get(route, 0) + self.waiting.get(route, 0)} {route}"
+            for route in get_args(Route)
+        ]
+        sample = sum(kind == SAMPLE for kind in self.records["kind"].to_pylist())
+        count = self.records.num_rows
+        said = f"{self.table_uri}: {count} reviewed masks ({', '.join(shares)})"
+        if sample:
+            lines = [f"{said}, {sample} of them in the random sample, which the promises are checked on."]
+        else:
+            lines = [f"{said}. People chose them: the curves are fitted on them, the promises checked on others."]
+        if count and not self.confirmed:
+            lines.append(
+                "None of them was confirmed: if right masks were not imported as such (--confirm-unchanged), the "
+                "curves learn that masks like those are bad."
+            )
+        if self.left_out:
+            lines.append(
+                f"{self.left_out} more are left out, of other weights, K, scale or second pass; as pictures with true "
+                "masks they still count: export --to coco --where \"status = 'reviewed'\", then calibrate --data."
+            )
+        return lines
+
+
+def reviewed_labels(
+    table_uri: str, refiner: RefinerConfig, model: ModelIdentity, sample: float | None = None
+) -> ReviewedLabels:
+    """The reviewed masks of a table whose scores are this model's.
+
+    sample: the part of the table that was exported with it (`in_sample`) and reviewed, to the last mask.
+    Raises `InputError` when masks of the sample wait, `ConfigError`, and what `stable_sam.data.query.query` raises.
+    """
+    ours = {
+        "weights": model.weights_sha256, "jitter_count": refiner.jitter_count, "jitter_scale": refiner.jitter_scale,
+        "second_pass_from": refiner.second_pass_from,
+    }  # fmt: skip
+    condition = "false" if sample is None else in_sample(sample)
+    waiting: Counter[str] = Counter()
+    missing = 0
+    with connected(table_uri) as connection:
+        for route, is_missing, count in connection.execute(_WAITING.format(condition=condition), ours).fetchall():
+            waiting[route] += count
+            missing += count if is_missing else 0
+        drawn = connection.execute(f"SELECT prompt_id FROM masks WHERE status = 'reviewed' AND {condition}").fetchall()
+    sampled = {prompt_id for (prompt_id,) in drawn}
+    rows = reviewed_masks(table_uri).to_pylist()
+    labels = [
+        row for row in rows
+        if (row["weights_sha256"], row["jitter_count"], row["jitter_scale"]) == tuple(ours.values())[:3]
+        and (row["second_pass"] is not None) == _is_poor(row["dsp_weight"], refiner.second_pass_from)
+    ]  # fmt: skip
+    some = any(row["prompt_id"] in sampled for row in labels)
+    if sample is not None and (missing or not some):
+        raise InputError(
+            f"{table_uri}: expected the sample of {sample:g} to be reviewed to the last mask of this model, "
+            + (f"{missing} are not" if some else "none is")
+            + f": export --sample {sample:g} --where \"status = 'ok'\", review, import-review --confirm-unchanged"
+        )
+    records = [_record(table_uri, row, SAMPLE if row["prompt_id"] in sampled else REVIEWED) for row in labels]
+    return ReviewedLabels(
+        table_uri=table_uri,
+        records=pa.Table.from_pylist(records, schema=RECORDS_SCHEMA),
+        reviewed=Counter(row["model_route"] for row in labels),
+        waiting=waiting,
+        confirmed=sum(row["verdict"] == "confirmed" for row in labels),
+        left_out=len(rows) - len(labels),
+    )
+
+
+def _is_poor(dsp_weight: float | None, limit: float | None) -> bool:
+    return dsp_weight is not None and limit is not None and dsp_weight >= limit
+
+
+def _record(table_uri: str, row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    own = {
+        "set": table_uri,
+        "picture": row["image_uri"],
+        "kind": kind,
+        "iou": row["true_iou"],
+        "log_area": log_area(row["area"] or 0, row["mask_size"]),
+    }
+    return {name: own[name] if name in own else row[name] for name in RECORDS_SCHEMA.names}

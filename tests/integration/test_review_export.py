@@ -1,0 +1,113 @@
+"""Masks go out to people: what an export holds, in every format and on S3."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stable_sam.data.review import import_answers
+from stable_sam.data.storage import join, list_files, read_bytes
+from stable_sam.errors import InputError
+from stable_sam.formats.review_import import import_review
+from stable_sam.formats.write_export import SENT, export
+from stable_sam.formats.write_selection import Naming, _categories, _keys, selected
+from stable_sam.rle import encode_mask
+from tests.integration.review_job import (
+    Job,
+    answer,
+    correct_p1_delete_p2,
+    corrected_mask,
+    new_job,
+)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return new_job(str(tmp_path))
+
+
+def test_what_an_export_holds(job: Job) -> None:
+    out = job.export(where="category = 'cat' -- a comment")
+    coco = json.loads(read_bytes(join(out, "instances.json")))
+    assert {annotation["prompt_id"] for annotation in coco["annotations"]} == {"p0", "p2", "p4", "p6", "p8"}
+    assert coco["categories"] == [{"id": 1, "name": "cat", "supercategory": ""}]
+    assert {image["file_name"] for image in coco["images"]} == {f"sub/{n}.png" for n in range(3)}
+    assert read_bytes(join(out, "images/sub/1.png")) == read_bytes(job.image(1))
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        job.export()
+    with pytest.raises(InputError, match="got none that was asked for"):
+        job.export(name="other", routes=["accept"])
+    with pytest.raises(InputError, match="^SQL: "):
+        job.export(name="other", where="no such column = 1")
+    assert list_files(join(job.root, "other")) == []
+
+
+def test_a_picture_that_is_gone_is_left_out_and_told(job: Job) -> None:
+    Path(job.image(1)).unlink()
+    report = export(job.table, "yolo", join(job.root, "yolo"))
+    assert (report.images, report.objects) == (2, 6)
+    assert "1.png" in report.problems[0]
+    assert [Path(uri).name for uri in list_files(join(job.root, "yolo/labels"))] == ["0.txt", "2.txt"]
+
+
+def test_two_pictures_with_one_label_file_are_refused(job: Job) -> None:
+    with selected(job.table) as selection:
+        selection.check_stems()
+        selection._connection.execute("UPDATE selected SET image_uri = '/a/b.jpg' WHERE prompt_id = 'p1'")
+        selection._connection.execute("UPDATE selected SET image_uri = '/a/b.png' WHERE prompt_id = 'p2'")
+        with pytest.raises(InputError, match=r"/a/b.png: expected images whose names differ"):
+            selection.check_stems()
+
+
+def test_out_and_back_on_object_storage(s3: str, tmp_path: Path) -> None:
+    job = new_job(join(s3, f"review-{tmp_path.name}"))
+    for form in ("coco", "cvat", "labelme", "png", "yolo", "labelstudio", "fiftyone", "parquet", "coco-results"):
+        out = job.export(form)
+        assert join(out, SENT) in list_files(out)
+        if form in ("coco", "cvat", "labelme", "png", "yolo"):
+            report = import_review(job.table, out, form, dry_run=True)
+            assert (report.unchanged, report.problems) == (9, ()), form
+    correct_p1_delete_p2(join(job.root, "export-coco"))
+    assert import_review(job.table, join(job.root, "export-coco/instances.json"), "coco").imported == 2
+    assert job.rows()["p1"]["verdict"] == "corrected"
+
+
+def test_reviewed_masks_train_and_evaluate(job: Job) -> None:
+    from stable_sam.evaluation.truth import read_truth
+    from stable_sam.training.dataset import read_training_sets
+
+    import_answers(job.table, [answer("p1", corrected_mask()), answer("p2", None)])
+    job.export(name="labels/reviewed", where="status = 'reviewed'")
+    (picture,) = read_training_sets(Path(job.root, "labels"))["reviewed"]
+    assert picture.path.is_file()
+    assert [counts["counts"] for counts in picture.rles] == [encode_mask(corrected_mask()).counts]
+    (truth,) = read_truth(Path(job.root, "labels", "reviewed"))
+    assert np.array_equal(truth.images[0].objects[0].mask(), corrected_mask())
+
+
+def test_categories_have_one_number_each(job: Job) -> None:
+    with selected(job.table) as selection:
+        assert [(c.number, c.name, c.index) for c in selection.categories] == [(1, "cat", 0), (2, "dog", 1)]
+        change = "UPDATE selected SET category_id = $1, category = $2 WHERE prompt_id = $3"
+        rows = [(3, "cat", "p0"), (3, "bird", "p1"), (-1, "cat", "p2"), (None, None, "p3"), (8, None, "p4")]
+        for row in rows:
+            selection._connection.execute(change, row)
+        categories = _categories(_keys(selection._connection))
+    assert len({category.number for category in categories}) == len(categories) == 7
+    assert {c.name: c.number for c in categories} | {"bird": 3, "8": 8} == {c.name: c.number for c in categories}
+    assert {c.index for c in categories if c.name == "cat"} == {next(c.index for c in categories if c.name == "cat")}
+
+
+def test_scores_that_are_no_numbers_and_names_that_no_file_can_hold(job: Job) -> None:
+    with selected(job.table) as selection:
+        selection._connection.execute("UPDATE selected SET predicted_iou = 'nan', category = 'a' || chr(1) || 'b'")
+        (category,) = _categories(_keys(selection._connection))
+        renamed = replace(selection, categories=(category,))
+        images = list(renamed.read(Naming(images_uri="/", copies=False, prefix=None)))
+    assert category.name == "a\\u0001b"
+    assert {item.score for image in images for item in image.objects} == {0.55}
+    assert all("predicted_iou" not in item.details for image in images for item in image.objects)
