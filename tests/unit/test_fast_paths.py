@@ -6,14 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from segment_anything.modeling import Sam
+from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 from stable_sam.config import RefinerConfig
 from stable_sam.frames import Frame
+from stable_sam.modeling import fast_encoder
 from stable_sam.modeling.build import build_nano, build_tiny
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast_decoder import MOST_TOKENS, can_decode, decode_image, image_side
+from stable_sam.modeling.nano import ChannelNorm
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, detach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.predict import PromptArrays, embed_image, predict
@@ -125,6 +128,31 @@ def test_predict_takes_the_fast_path_where_it_can(points):
     np.testing.assert_allclose(fast.dsp_weight, reference.dsp_weight, rtol=1e-4)
     np.testing.assert_array_equal(fast.token, reference.token)
     assert np.array_equal(fast.logits, reference.logits) == (points == 11)
+
+
+@pytest.mark.parametrize("scores", [1, 4**4 * 2 * 3, 2**21])
+def test_the_vision_transformer_is_sams(monkeypatch, scores):
+    """Within 1e-5, whatever the parts: one row of cells, three windows, all at once. 5 x 5 cells in windows of 4."""
+    torch.manual_seed(0)
+    sam = build_tiny()
+    sam.image_encoder = ImageEncoderViT(
+        img_size=80, embed_dim=12, depth=2, num_heads=2, out_chans=32, window_size=4, global_attn_indexes=(1,),
+        use_rel_pos=True,
+    ).eval()  # fmt: skip
+    for block in sam.image_encoder.blocks:
+        for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
+            nn.init.normal_(table)
+    images = torch.randn(2, 3, 80, 80)
+    monkeypatch.setattr(fast_encoder, "SCORES_AT_A_TIME", scores)
+    with torch.no_grad():
+        torch.testing.assert_close(fast_encoder.encode(sam, images), sam.image_encoder(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_norm_of_channels_is_sams():
+    x, ours, theirs = torch.randn(2, 6, 5, 4), ChannelNorm(6), LayerNorm2d(6)
+    nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
 def some_logits(seed: int, kind: str) -> np.ndarray:
