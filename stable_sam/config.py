@@ -22,7 +22,7 @@ class RefinerConfig(Section):
     plugin_uri: str | None = None
     """Stable-SAM plugin (safetensors), any fsspec URI. None: the bundled plugin, or none for a base without one."""
     plugin: bool = True
-    """False: plain SAM, bit for bit."""
+    """False: plain SAM."""
     hq_uri: str | None = None
     """HQ-SAM in the place of the plugin, which is then off: a published `sam_hq_vit_*.pth` on the same base, or a
     branch trained for it (safetensors), any fsspec URI."""

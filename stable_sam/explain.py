@@ -118,7 +118,7 @@ def _answer(
     try:
         [refined] = refiner.refine_group(view, [prompt])
         with _recorded(_token_to_image(host)) as weights:
-            prediction = predict(refiner.model, view, prompt_arrays([prompt]), chunk_size=1)
+            prediction = predict(refiner.model, view, prompt_arrays([prompt]), chunk_size=1, reference=True)
         trace = host.trace
     finally:
         host.enabled = was_enabled

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+Span = tuple[int, int]
+"""From the first pixel of an axis up to the last one, which is not part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,82 @@ class Frame:
         """
         height, width = self.original_hw
         return _resize(self.to_input(logits).T, (width, height)).T
+
+    def masks_on_input(self, logits: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
+        """Where `to_input` of each of `logits` (K, h, w) is above 0, cut to a rectangle that holds all of that."""
+        span = self._span_above(logits.max(axis=0), 0.0)
+        for one in logits:
+            yield self._input_part(one, *span) > 0
+
+    def to_original_above(self, logits: NDArray[np.float32], level: float) -> Patch:
+        """A rectangle of `to_original` that holds all values above `level`; what lies lower may differ at its edges.
+
+        It is the smallest whose corners are pixel corners in both frames, so that the same arithmetic gives the same
+        values: a few pixels wider than the object for the sizes that cameras make, the image's whole height or width
+        where that has no factor in common with the model's input.
+        """
+        spans = self._span_above(logits, level)
+        wider = [
+            _aligned(span, resized, original)
+            for span, resized, original in zip(spans, self.resized_hw, self.original_hw, strict=True)
+        ]
+        (rows, (top, bottom)), (columns, (left, right)) = wider
+        if top == bottom or left == right:
+            return Patch(np.empty((0, 0), np.float32), 0, 0)
+        part = self._input_part(logits, rows, columns)
+        return Patch(_resize(part.T, (right - left, bottom - top)).T, top, left)
+
+    def _span_above(self, logits: NDArray[np.float32], level: float) -> tuple[Span, Span]:
+        """Rows and columns of `to_input` outside of which nothing is above `level`."""
+        above = logits > level
+        factor = self.side // len(logits)
+        spans = []
+        for axis, size in ((1, self.resized_hw[0]), (0, self.resized_hw[1])):
+            cells = np.flatnonzero(above.any(axis=axis))
+            # A pixel is read from the cells whose centres are less than a cell away.
+            low, high = (cells[0] - 1, cells[-1] + 2) if len(cells) else (0, 0)
+            low, high = (min(max(int(edge) * factor, 0), size) for edge in (low, high))
+            spans.append((low, high))
+        return spans[0], spans[1]
+
+    def _input_part(self, logits: NDArray[np.float32], rows: Span, columns: Span) -> NDArray[np.float32]:
+        """`to_input(logits)[rows, columns]`, without the rest."""
+        factor = self.side // len(logits)
+        (top, cell_rows), (left, cell_columns) = (_cells(span, factor, len(logits)) for span in (rows, columns))
+        part = logits[cell_rows, cell_columns]
+        if part.size == 0:
+            return np.empty((0, 0), np.float32)
+        resized = _resize(part, (part.shape[0] * factor, part.shape[1] * factor))
+        return resized[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """A rectangle of an image."""
+
+    values: NDArray[np.float32]
+    """(h, w), Fortran order."""
+    top: int
+    left: int
+
+
+def _cells(span: Span, factor: int, size: int) -> tuple[int, slice]:
+    """The cells that pixels of `span` are read from, and the first of their pixels; `factor` pixels are a cell."""
+    low, high = span
+    first = max(low // factor - 1, 0)
+    return first * factor, slice(first, min(-(-high // factor) + 1, size) if high > low else first)
+
+
+def _aligned(span: Span, resized: int, original: int) -> tuple[Span, Span]:
+    """The smallest span of an axis of `resized` pixels around `span` and its neighbours, whose ends are ends of pixels
+    in the `original`, too; and that of the original."""
+    low, high = span
+    if low == high:
+        return (0, 0), (0, 0)
+    common = gcd(resized, original)
+    step, original_step = resized // common, original // common
+    first, last = max(low - 1, 0) // step, min(-(-(high + 1) // step), common)
+    return (first * step, last * step), (first * original_step, last * original_step)
 
 
 def _resize(array: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -11,21 +11,31 @@ from torch import Tensor
 
 from stable_sam.frames import Frame
 from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.fast_decoder import ImageSide, can_decode, decode_image, image_side
+from stable_sam.modeling.fast_encoder import encode
 from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.resize import resize_image
 
+CELLS_IN_CACHE = 5000
+"""Cells of the decoder's grid, of all prompts of a pass together, that stay in a CPU's caches: 1 kB each, a few times.
+
+8 prompts of `nano`, 1 of `vit_*`.
+"""
+Chunk = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+"""The fields of a `Prediction`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """What the decoder needs of an image: its embedding (1, C, S/16, S/16), float32, and its frame.
-
-    early: (1, E, h, w), float32, what HQ-SAM needs besides; None for a model without its branch.
-    """
+    """What the decoder needs of an image: its embedding (1, C, S/16, S/16), float32, and its frame."""
 
     embedding: Tensor
     frame: Frame
+    side: ImageSide
+    """What the decoder needs of the embedding for every prompt."""
     early: Tensor | None = None
+    """(1, E, h, w), float32, what HQ-SAM needs besides; None for a model without its branch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +57,12 @@ class PromptArrays:
     def ambiguous(self) -> bool:
         """One point alone may mean a part, a thing or a group of things: SAM answers it with three masks."""
         return self.boxes_xyxy is None and self.points_xy is not None and self.points_xy.shape[1] == 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the decoder that one prompt takes; SAM pads points without a box by one."""
+        points = 0 if self.points_xy is None else self.points_xy.shape[1]
+        return points + (1 if self.boxes_xyxy is None else 2)
 
     def rows(self, start: int, stop: int) -> PromptArrays:
         """The prompts from `start` up to `stop`."""
@@ -84,37 +100,50 @@ def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) 
     image = torch.from_numpy(np.require(resized, requirements=["C", "W"])).permute(2, 0, 1)[None]
     square = model.sam.preprocess(image.to(model.device).float())
     half = model.identity.dtype == "bfloat16"
+    early = None
     with model.lock, torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         if model.hq is None:
-            return ImageView(model.sam.image_encoder(square).float(), frame)
-        embedding, early = encode_with_early(model.sam, square)
-    return ImageView(embedding.float(), frame, early.float())
+            embedding = encode(model.sam, square)
+        else:
+            embedding, early = encode_with_early(model.sam, square)
+    embedding = embedding.float()
+    return ImageView(embedding, frame, image_side(model.sam, embedding), None if early is None else early.float())
 
 
-def predict(model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int) -> Prediction:
+def predict(
+    model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int, *, reference: bool = False
+) -> Prediction:
     """The masks of all `prompts`; at most `chunk_size` of them are in the decoder at a time.
 
     SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest. HQ-SAM, when
     it is on, adds the logits of its one mask to the chosen mask; the predicted IoU stays SAM's, as published.
+    reference: pass through SAM's own modules in any case, for those who watch them.
     """
+    hq = model.hq is not None and model.hq.enabled
+    chunk = _predict_chunk
+    if not hq and not reference and can_decode(model.sam, prompts.tokens):
+        chunk = _predict_chunk_fast
+        if model.device.type == "cpu":
+            chunk_size = min(chunk_size, max(1, CELLS_IN_CACHE // len(view.side.features)))
     starts = range(0, len(prompts), chunk_size)
     with model.lock:
-        chunks = [_predict_chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
+        chunks = [chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
     logits, iou, weight, token = (np.concatenate(part) for part in zip(*chunks, strict=True))
     return Prediction(logits, iou, weight, token)
 
 
 @torch.inference_mode()
-def _predict_chunk(
-    model: LoadedModel, view: ImageView, prompts: PromptArrays
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    count, device = len(prompts), model.device
-    boxes = points = None
-    if prompts.boxes_xyxy is not None:
-        boxes = torch.from_numpy(view.frame.to_model_xyxy(prompts.boxes_xyxy)).to(device)
-    if prompts.points_xy is not None and prompts.point_labels is not None:
-        coordinates = torch.from_numpy(view.frame.to_model_xy(prompts.points_xy)).to(device)
-        points = (coordinates, torch.from_numpy(prompts.point_labels).to(device))
+def _predict_chunk_fast(model: LoadedModel, view: ImageView, prompts: PromptArrays) -> Chunk:
+    boxes, points = _prompt_tensors(model, view, prompts)
+    masks = decode_image(model.sam, view.side, boxes=boxes, points=points, ambiguous=prompts.ambiguous)
+    weight = torch.zeros(len(prompts)) if masks.alpha is None else masks.alpha[:, 0]
+    return masks.logits.cpu().numpy(), masks.iou.cpu().numpy(), weight.cpu().numpy(), masks.token.cpu().numpy()
+
+
+@torch.inference_mode()
+def _predict_chunk(model: LoadedModel, view: ImageView, prompts: PromptArrays) -> Chunk:
+    count = len(prompts)
+    boxes, points = _prompt_tensors(model, view, prompts)
     early = view.early if model.hq is not None and model.hq.enabled else None
     embeddings = view.embedding.expand(count, -1, -1, -1)
     output = decode_prompts(model.sam, embeddings, boxes=boxes, points=points, early=early)
@@ -126,3 +155,17 @@ def _predict_chunk(
     if output.hq_logits is not None:
         logits = logits + output.hq_logits[:, 0]
     return logits.cpu().numpy(), iou.cpu().numpy(), weight.cpu().numpy(), token.numpy()
+
+
+def _prompt_tensors(
+    model: LoadedModel, view: ImageView, prompts: PromptArrays
+) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    """Boxes and points in pixels of the model's input, on its device."""
+    device = model.device
+    boxes = points = None
+    if prompts.boxes_xyxy is not None:
+        boxes = torch.from_numpy(view.frame.to_model_xyxy(prompts.boxes_xyxy)).to(device)
+    if prompts.points_xy is not None and prompts.point_labels is not None:
+        coordinates = torch.from_numpy(view.frame.to_model_xy(prompts.points_xy)).to(device)
+        points = (coordinates, torch.from_numpy(prompts.point_labels).to(device))
+    return boxes, points

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ class Refiner:
         )
         logits = predict(self.model, view, nearby, self.config.prompt_chunk_size).logits
         per_prompt = logits.reshape(len(prompts), count, *logits.shape[1:])
-        return [prompt_stability(frame.to_input(one) > 0 for one in group) for group in per_prompt]
+        return [prompt_stability(frame.masks_on_input(group)) for group in per_prompt]
 
 
 def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:
@@ -155,9 +155,8 @@ def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:
 
     Measured on the model's input: the mask of original size is made where the model is not.
     """
-    inside = frame.to_input(logits) > 0
-    height, width = frame.original_hw
-    return sqrt(np.count_nonzero(inside) / inside.size * height * width)
+    [inside] = frame.masks_on_input(logits[None])
+    return sqrt(np.count_nonzero(inside) * prod(frame.original_hw) / prod(frame.resized_hw))
 
 
 def _groups(prompts: Sequence[Prompt], chunk_size: int) -> Iterator[list[int]]:

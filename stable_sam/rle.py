@@ -32,6 +32,26 @@ def encode_mask(mask: NDArray[np.bool_]) -> EncodedMask:
     return _encoded(coco_mask.encode(np.asfortranarray(mask).view(np.uint8)))
 
 
+def encode_patch(mask: NDArray[np.bool_], top: int, left: int, size_hw: tuple[int, int]) -> EncodedMask:
+    """Encode the mask of an image of `size_hw` that is `mask` (h, w) from row `top` and column `left`, else empty."""
+    (height, width), (rows, columns) = size_hw, mask.shape
+    if 2 * mask.size > height * width:  # COCO's own encoder is quicker with the whole
+        whole = np.zeros((height, width), dtype=np.bool_, order="F")
+        whole[top : top + rows, left : left + columns] = mask
+        return encode_mask(whole)
+    framed = np.zeros((columns, rows + 2), dtype=np.bool_)  # the image's columns, each between two empty pixels
+    framed[:, 1:-1] = mask.T
+    column, row = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), rows + 1)
+    edges = (left + column) * height + top + row  # where a run begins, where it ends, where the next one begins, ...
+    if rows == height:  # a run that goes on in the next column ends and begins at one place
+        meet = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
+        edges = np.delete(edges, np.concatenate((meet, meet + 1)))
+    counts = np.diff(edges, prepend=0, append=height * width)
+    if counts[-1] == 0:
+        counts = counts[:-1]
+    return _encoded(coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width))
+
+
 def decode_mask(size_hw: tuple[int, int], counts: str) -> NDArray[np.bool_]:
     """The mask (H, W), Fortran order, of COCO compressed counts."""
     decoded: NDArray[np.uint8] = coco_mask.decode(_rle(size_hw, counts))

@@ -19,7 +19,7 @@ from stable_sam.errors import PromptError
 from stable_sam.frames import Frame
 from stable_sam.prompt_check import check_prompt
 from stable_sam.records import BoxXYXY, Prompt, RefinedMask
-from stable_sam.rle import encode_mask
+from stable_sam.rle import encode_patch
 from stable_sam.routing import failed_mask, routed
 from stable_sam.stability import stability_score
 
@@ -121,8 +121,8 @@ def _refined(prompt: Prompt, frame: Frame, inferred: InferredPrompts, row: int, 
     logits, iou = inferred.logits[row], float(inferred.iou[row])
     if not (np.isfinite(logits).all() and np.isfinite(iou)):
         return failed_mask(prompt.prompt_id, f"expected finite numbers from {config.model}, got NaN or infinity")
-    full_size = frame.to_original(logits)
-    encoded = encode_mask(full_size > 0)
+    patch = frame.to_original_above(logits, -config.stability_offset)
+    encoded = encode_patch(patch.values > 0, patch.top, patch.left, frame.original_hw)
     return RefinedMask(
         prompt_id=prompt.prompt_id,
         status="ok",
@@ -131,7 +131,7 @@ def _refined(prompt: Prompt, frame: Frame, inferred: InferredPrompts, row: int, 
         bbox_xywh=encoded.bbox_xywh,
         area=encoded.area,
         predicted_iou=iou,
-        stability_score=stability_score(full_size, config.stability_offset),
+        stability_score=stability_score(patch.values, config.stability_offset),
         prompt_stability=inferred.prompt_stability[row],
         dsp_weight=float(inferred.dsp_weight[row]),
         second_pass=inferred.second_pass[row],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Literal
 
 import torch
@@ -60,6 +61,45 @@ class DeformableSampling(nn.Module):
         if self.amplitude:
             sampled = sampled * (2.0 * torch.sigmoid(predicted[:, 2:]))
         return sampled, offsets, hidden
+
+    def predict_tokens(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """All of `forward` but the sampling, on features (B, HW, C) of a square grid.
+
+        Returns x*_p (B, HW, C), dp (B, HW, 2), what dp is computed from (B, HW, C), and the amplitudes (B, HW, 1).
+        """
+        side = isqrt(features.shape[1])
+        projected = F.linear(features, self.project.weight.flatten(1), self.project.bias)
+        # A view of channels-last memory, so that neither the convolution nor what follows moves anything.
+        context = self.context(torch.unflatten(projected.mT, 2, (side, side))).flatten(2).mT
+        hidden = F.gelu(F.layer_norm(context, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
+        predicted = F.linear(hidden, self.offset.weight.flatten(1), self.offset.bias)
+        offsets = predicted[..., :2]
+        if self.bound == "tanh":
+            offsets = self.max_offset * torch.tanh(offsets)
+        elif self.bound == "none":
+            offsets = torch.zeros_like(offsets)
+        return projected, offsets, hidden, 2.0 * torch.sigmoid(predicted[..., 2:]) if self.amplitude else None
+
+
+def sample_tokens(features: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+    """`bilinear_sample`, times `scale` (broadcast to (B, HW, 1)), of features (B, HW, C) at offsets (B, HW, 2)."""
+    batch, cells, channels = features.shape
+    side = isqrt(cells)
+    steps = torch.arange(side, dtype=offsets.dtype, device=offsets.device)
+    ys, xs = torch.meshgrid(steps, steps, indexing="ij")
+    positions = (torch.stack((xs, ys), dim=-1).flatten(0, 1) + offsets).clamp(0, side - 1)  # (B, HW, 2)
+    low = positions.floor()
+    part = positions - low
+    columns, rows = (torch.stack((low, (low + 1).clamp(max=side - 1)), dim=-1).long()).unbind(2)  # (B, HW, 2)
+    across, down = torch.stack((1 - part, part), dim=-1).unbind(2)
+    first = torch.arange(batch, device=offsets.device).view(batch, 1, 1, 1) * cells
+    corners = first + rows[..., :, None] * side + columns[..., None, :]  # (B, HW, 2, 2)
+    weights = down[..., :, None] * across[..., None, :] * scale[..., None]
+    # A weighted sum of whole rows: a cell's channels lie together.
+    sampled = F.embedding_bag(
+        corners.view(-1, 4), features.reshape(-1, channels), per_sample_weights=weights.reshape(-1, 4), mode="sum"
+    )
+    return sampled.view(batch, cells, channels)
 
 
 def bilinear_sample(features: Tensor, offsets: Tensor) -> Tensor:

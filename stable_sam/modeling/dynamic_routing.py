@@ -43,7 +43,8 @@ class DynamicRouting(nn.Module):
         Returns alpha (B, 2) in (0, 1); rows sum to 1 with softmax.
         """
         if self.attend is not None:
-            weights = self.attend(features).flatten(2).softmax(dim=-1)  # (B, 1, HW)
-            token = torch.cat((token, (features.flatten(2) * weights).sum(-1)), dim=1)
+            cells = features.flatten(2)
+            weights = (self.attend.weight.flatten(1).expand(len(cells), 1, -1) @ cells).softmax(dim=-1)  # (B, 1, HW)
+            token = torch.cat((token, (weights @ cells.mT)[:, 0]), dim=1)
         route: Tensor = self.route(F.gelu(self.norm(self.reduce(token))))
         return route.sigmoid() if self.sigmoid else route.softmax(dim=-1)

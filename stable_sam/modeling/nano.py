@@ -67,10 +67,20 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """image: (B, 3, S, S) normalised. Returns features at stride 4, 8, 16, 32 with STAGE_CHANNELS channels."""
-        stride4 = self.maxpool(self.conv1(image))
+        # torch's pooling takes a tenth of the time with a pixel's channels side by side; the stages like it otherwise.
+        stride4 = self.maxpool(self.conv1(image.contiguous(memory_format=torch.channels_last))).contiguous()
         stride8 = self.stage2(stride4)
         stride16 = self.stage3(stride8)
         return stride4, stride8, stride16, self.stage4(stride16)
+
+
+class ChannelNorm(LayerNorm2d):  # type: ignore[misc]  # segment_anything has no types
+    """`LayerNorm2d` in one pass over the memory; what it returns has the channels of a pixel side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W), returns the same shape."""
+        pixels = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return pixels.permute(0, 3, 1, 2)
 
 
 class ConvBlock(nn.Module):
@@ -80,7 +90,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            LayerNorm2d(channels),
+            ChannelNorm(channels),
             nn.GELU(),
             nn.Conv2d(channels, channels, 1),
         )
@@ -105,19 +115,19 @@ class NanoImageEncoder(nn.Module):
         self.lateral16 = _lateral(STAGE_CHANNELS[2], out_channels, stride=1)
         self.lateral32 = _lateral(STAGE_CHANNELS[3], out_channels, stride=1)
         self.blocks = nn.Sequential(ConvBlock(out_channels), ConvBlock(out_channels))
-        self.norm = LayerNorm2d(out_channels)
+        self.norm = ChannelNorm(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S) normalised as SAM does. Returns (B, out_channels, S/16, S/16)."""
         stride4, stride8, stride16, stride32 = self.backbone(image)
         coarse = F.interpolate(self.lateral32(stride32), scale_factor=2.0, mode="bilinear", align_corners=False)
         summed = self.lateral4(stride4) + self.lateral8(stride8) + self.lateral16(stride16) + coarse
-        return cast(Tensor, self.norm(self.blocks(summed)))
+        return cast(Tensor, self.norm(self.blocks(summed))).contiguous()
 
 
 def _lateral(channels: int, out_channels: int, stride: int) -> nn.Sequential:
     # The pretrained features are small (0.02-0.07): the norm brings all stages to one scale.
-    return nn.Sequential(LayerNorm2d(channels), nn.Conv2d(channels, out_channels, stride, stride=stride))
+    return nn.Sequential(ChannelNorm(channels), nn.Conv2d(channels, out_channels, stride, stride=stride))
 
 
 def _fold(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
+from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample, sample_tokens
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.plugin_spec import PluginSpec
 
@@ -57,6 +57,17 @@ class StableSamPlugin(nn.Module):
         if self.spec.move_positions:
             positions = dsp * bilinear_sample(positions, offsets) + own * positions
         return dsp * sampled + own * features, positions, PluginTrace(alpha, offsets)
+
+    def calibrate_tokens(self, features: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, for inference: features (B, HW, C) of a square grid, token (B, C).
+
+        Returns the calibrated features (B, HW, C) and alpha (B, 2). For a spec that does not move positions.
+        """
+        projected, offsets, hidden, amplitude = self.sampling.predict_tokens(features)
+        alpha = self._alpha(token, _as_grid(hidden))
+        dsp, own = alpha[:, :, None, None].unbind(1)
+        calibrated = sample_tokens(projected, offsets, dsp if amplitude is None else dsp * amplitude)
+        return calibrated.addcmul_(features, own), alpha
 
     def _alpha(self, token: Tensor, hidden: Tensor) -> Tensor:
         if self.forced_alpha is not None or self.routing is None:

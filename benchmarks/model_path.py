@@ -1,0 +1,237 @@
+"""The refiner against the loop people write with `segment_anything`: the same weights, the same rows, side by side.
+
+    python benchmarks/model_path.py --model nano --out model_path.json --markdown model_path.md
+    python benchmarks/model_path.py --model vit_b --prompts 1 5 --rounds 2
+
+The loop is `SamPredictor.set_image`, then `predict` and COCO's run lengths for each box; with jitter also `predict` for
+each of its K jittered boxes and mSF of their masks. Both sides start from the decoded picture and end with run lengths
+and scores. They take turns within every round, first one, then the other; a ratio is the median of the rounds' ratios.
+CPU time, of all threads, is compared as well: other work on the machine stretches it less. `nano` has its bundled
+weights, `vit_*` random ones, which have the same speed. The refiner's second pass is off: the loop has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from segment_anything import SamPredictor
+from skimage import data
+
+from stable_sam.config import RefinerConfig
+from stable_sam.modeling.build import build_model
+from stable_sam.modeling.nano import NanoSam
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
+from stable_sam.records import Prompt, RefinedMask
+from stable_sam.refiner import Refiner
+from stable_sam.rle import decode_mask
+from stable_sam.stability import jittered_prompts, prompt_stability
+
+Times = dict[tuple[int, int], dict[str, list[tuple[float, float]]]]
+"""(prompts, K) to side to the seconds of every round, by the clock and of CPU."""
+WARM_UP = 1
+"""Rounds not counted: the first passes choose algorithms and fill caches."""
+
+
+def main() -> None:
+    """Measure, print a table and write JSON and Markdown."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    refiner = _refiner(options)
+    results = [_compare(refiner, hw, options) for hw in options.image_hw]
+    text = "\n\n".join(_markdown(result) for result in results) + "\n"
+    print(text)
+    if options.out is not None:
+        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if options.markdown is not None:
+        options.markdown.write_text(text, encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("nano", "vit_b", "vit_l", "vit_h"), default="nano")
+    parser.add_argument("--plugin", action="store_true", help="a random plugin on vit_*; nano has its own always")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 5, 20])
+    parser.add_argument("--jitter", type=int, nargs="+", default=[0, 8], help="K")
+    parser.add_argument("--image-hw", type=_size, nargs="+", default=[(480, 640), (1024, 1365)], metavar="HxW")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-loop", action="store_true", help="the refiner alone: what K costs")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args()
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def _refiner(options: argparse.Namespace) -> Refiner:
+    if options.model == "nano":
+        return Refiner(RefinerConfig(device=options.device, second_pass="off"))
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, "random.pth")
+        torch.save(build_model(options.model).state_dict(), checkpoint)
+        refiner = Refiner(RefinerConfig(model=options.model, checkpoint_uri=str(checkpoint), device=options.device))
+    if options.plugin:
+        sam = refiner.model.sam
+        host = attach_plugin(sam, StableSamPlugin(sam.prompt_encoder.embed_dim).to(refiner.model.device))
+        sam.requires_grad_(False)
+        refiner.model = replace(refiner.model, host=host)
+    return refiner
+
+
+def _compare(refiner: Refiner, hw: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of every round by number of prompts and K, of the loop and of the refiner."""
+    picture = Image.fromarray(data.chelsea()).resize(hw[::-1], Image.Resampling.BICUBIC)
+    pixels = np.array(picture)
+    prompts = _boxes(hw, max(options.prompts))
+    predictor = SamPredictor(refiner.model.sam)
+    cases = [(count, jitter) for count in options.prompts for jitter in options.jitter]
+    times: Times = {case: {"loop": [], "refiner": []} for case in cases}
+    rows: list[RefinedMask] = []
+    masks: list[NDArray[np.bool_]] = []
+    for number in range(WARM_UP + options.rounds):
+        for count, jitter in cases:
+            refiner.config = refiner.config.model_copy(update={"jitter_count": jitter})
+            sides: dict[str, Callable[[], Any]] = {
+                "loop": lambda count=count, jitter=jitter: _loop(predictor, pixels, prompts[:count], jitter),
+                "refiner": lambda count=count: refiner.refine_image(pixels, prompts[:count]),
+            }
+            if options.no_loop:
+                del sides["loop"]
+            for side in list(sides)[:: 1 if number % 2 else -1]:
+                seconds, answer = _timed(sides[side], refiner.model.device)
+                if number >= WARM_UP:
+                    times[count, jitter][side].append(seconds)
+                rows, masks = (answer, masks) if side == "refiner" else (rows, answer)
+    return {
+        "model": refiner.identity.model_id,
+        "input_size": refiner.input_side,
+        "image_hw": hw,
+        "device": str(refiner.model.device),
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "load_average": os.getloadavg()[0],
+        "agreement": [_iou(decode_mask(hw, str(r.mask_counts)), m) for r, m in zip(rows, masks, strict=False)],
+        "cases": [_case(count, jitter, times) for count, jitter in cases],
+    }
+
+
+def _loop(
+    predictor: SamPredictor, pixels: NDArray[np.uint8], prompts: list[Prompt], jitter: int
+) -> list[NDArray[np.bool_]]:
+    """What people write, up to the row they store."""
+    predictor.set_image(pixels)
+    masks = []
+    for prompt in prompts:
+        mask, scores = _predict(predictor, np.array(prompt.box_xyxy))
+        stability = None
+        if jitter:
+            boxes, _ = jittered_prompts(prompt, jitter, 0.1, object_side=0.0, image_hw=pixels.shape[:2])
+            assert boxes is not None
+            stability = prompt_stability(_predict(predictor, box)[0] for box in boxes)
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        row = (rle["counts"].decode(), coco_mask.area(rle), coco_mask.toBbox(rle), float(scores[0]), stability)
+        assert len(row) == 5
+        masks.append(mask)
+    return masks
+
+
+def _predict(predictor: SamPredictor, box: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    sam, drawn = predictor.model, None
+    if isinstance(sam, NanoSam):  # trained with its boxes drawn
+        corners = torch.as_tensor(predictor.transform.apply_boxes(box, predictor.original_size), dtype=torch.float32)
+        drawn = sam.drawn_prompts(corners, None)[0].numpy()
+    masks, scores, _ = predictor.predict(box=box, mask_input=drawn, multimask_output=False)
+    return masks[0], scores
+
+
+def _boxes(hw: tuple[int, int], count: int) -> list[Prompt]:
+    """Boxes of a tenth to a half of the picture's sides."""
+    draw = np.random.default_rng(0)
+    sides = draw.uniform(0.1, 0.5, (count, 2)) * hw[::-1]
+    low = draw.uniform(0.0, 1.0, (count, 2)) * (np.array(hw[::-1]) - sides)
+    return [
+        Prompt(prompt_id=str(n), image_id="i", image_uri="i", box_xyxy=tuple(corners))
+        for n, corners in enumerate(np.concatenate((low, low + sides), axis=1).tolist())
+    ]
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> tuple[tuple[float, float], Any]:
+    """Seconds by the clock and of CPU, and what the call returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start, cpu = time.perf_counter(), time.process_time()
+    answer = call()
+    return (time.perf_counter() - start, time.process_time() - cpu), answer
+
+
+def _case(count: int, jitter: int, times: Times) -> dict[str, Any]:
+    ours, loop = (np.array(times[count, jitter][side]) for side in ("refiner", "loop"))  # (rounds, 2)
+    plain = np.array(times[count, 0]["refiner"]) if (count, 0) in times else ours[:0]
+    return {
+        "prompts": count,
+        "jitter": jitter,
+        "refiner_ms": _spread(1000 * ours[:, 0]),
+        "loop_ms": _spread(1000 * loop[:, 0]) if len(loop) else None,
+        "loop_to_refiner": _spread(loop[:, 0] / ours[:, 0]) if len(loop) else None,
+        "loop_to_refiner_cpu": _spread(loop[:, 1] / ours[:, 1]) if len(loop) else None,
+        "jitter_to_none_cpu": _spread(ours[:, 1] / plain[:, 1]) if jitter and len(plain) else None,
+    }
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {"median": median, "quarter": low, "three_quarters": high}
+
+
+def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 1.0
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    height, width = result["image_hw"]
+    agreement = result["agreement"]
+    lines = [
+        f"{result['model']} at {result['input_size']} px on {result['device']}, {result['threads']} threads, picture "
+        f"of {width} x {height}: medians of {result['rounds']} rounds, in brackets the middle half of them; load "
+        f"{result['load_average']:.1f}."
+        + (f" Masks of both: IoU {np.median(agreement):.4f}, least {min(agreement):.4f}." if agreement else ""),
+        "",
+        "| prompts | K | loop, ms | refiner, ms | loop / refiner | the same, CPU time | K to none, CPU time |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {case['prompts']} | {case['jitter']} | {_cell(case['loop_ms'], 0)} | {_cell(case['refiner_ms'], 0)} "
+        f"| {_cell(case['loop_to_refiner'], 2)} | {_cell(case['loop_to_refiner_cpu'], 2)} "
+        f"| {_cell(case['jitter_to_none_cpu'], 2)} |"
+        for case in result["cases"]
+    ]
+    return "\n".join(lines)
+
+
+def _cell(spread: dict[str, float] | None, digits: int) -> str:
+    if spread is None:
+        return ""
+    return f"{spread['median']:.{digits}f} [{spread['quarter']:.{digits}f}, {spread['three_quarters']:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    main()

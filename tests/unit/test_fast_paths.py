@@ -1,0 +1,209 @@
+"""Each fast path against the path it stands for: equal but for rounding, within the tolerance said here."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from stable_sam.config import RefinerConfig
+from stable_sam.frames import Frame
+from stable_sam.modeling import fast_encoder
+from stable_sam.modeling.build import build_nano, build_tiny
+from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.fast_decoder import MOST_TOKENS, can_decode, decode_image, image_side
+from stable_sam.modeling.nano import ChannelNorm
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, detach_plugin
+from stable_sam.modeling.plugin_spec import PluginSpec
+from stable_sam.predict import PromptArrays, embed_image, predict
+from stable_sam.refiner import Refiner
+from stable_sam.rle import encode_mask, encode_patch
+from stable_sam.stability import prompt_stability, stability_score
+
+BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0], [30.0, 8.0, 44.0, 20.0]])
+POINTS = (torch.tensor([[[5.0, 7.0], [50.0, 60.0]], [[1.0, 1.0], [9.0, 2.0]], [[32.0, 32.0], [33.0, 20.0]]]),
+          torch.tensor([[1, 0], [1, 1], [0, 1]]))  # fmt: skip
+ONE_POINT = (POINTS[0][:, :1], torch.tensor([[1], [1], [1]]))
+PROMPTS = {
+    "boxes": {"boxes": BOXES},
+    "points": {"points": POINTS},
+    "both": {"boxes": BOXES, "points": POINTS},
+    "one point": {"points": ONE_POINT},
+}
+PLUGINS = {
+    "no plugin": None,
+    "default": PluginSpec(),
+    "paper": PluginSpec(calibrates="attention", routing_reads="token"),
+    "amplitude": PluginSpec(amplitude=True, offsets="free"),
+    "no offsets": PluginSpec(offsets="none", routing="sigmoid", routing_token=0),
+    "no routing": PluginSpec(routing="none"),
+}
+SIZES = [(100, 150), (151, 100), (64, 64), (13, 700), (40, 31), (301, 222), (480, 640), (1, 1), (2, 3000)]
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Sam]:
+    torch.manual_seed(0)
+    return [build_tiny(), build_nano(64)]
+
+
+def embedding_of(sam: Sam) -> Tensor:
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 255
+    with torch.no_grad():
+        return sam.image_encoder(sam.preprocess(image))
+
+
+def random_plugin(sam: Sam, spec: PluginSpec) -> StableSamPlugin:
+    torch.manual_seed(5)
+    plugin = StableSamPlugin(sam.prompt_encoder.embed_dim, spec)
+    for parameter in plugin.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return plugin
+
+
+@pytest.mark.parametrize("kind", list(PROMPTS))
+@pytest.mark.parametrize("plugin", list(PLUGINS))
+def test_the_decoders_masks_are_the_references(models, plugin, kind):
+    """Within 1e-4 of the logits' scale."""
+    for sam in models:
+        embedding, spec = embedding_of(sam), PLUGINS[plugin]
+        if spec is not None:
+            attach_plugin(sam, random_plugin(sam, spec))
+        try:
+            with torch.no_grad():
+                expected = decode_prompts(sam, embedding.expand(3, -1, -1, -1), **PROMPTS[kind])
+                ambiguous = kind == "one point"
+                masks = decode_image(sam, image_side(sam, embedding), ambiguous=ambiguous, **PROMPTS[kind])
+        finally:
+            detach_plugin(sam)
+        row = torch.arange(3)
+        token = expected.iou[:, 1:].argmax(dim=1) + 1 if ambiguous else torch.zeros(3, dtype=torch.long)
+        logits = expected.logits[row, token]
+        assert torch.equal(masks.token, token)
+        torch.testing.assert_close(masks.logits, logits, rtol=0, atol=1e-4 * logits.abs().max().item())
+        torch.testing.assert_close(masks.iou, expected.iou[row, token], rtol=1e-4, atol=1e-5)
+        assert (masks.alpha is None) == (spec is None)
+        if masks.alpha is not None:
+            torch.testing.assert_close(masks.alpha, expected.trace.alpha, rtol=1e-4, atol=1e-5)
+
+
+def test_a_disabled_plugin_is_passed_by(models):
+    sam = models[0]
+    side = image_side(sam, embedding_of(sam))
+    with torch.no_grad():
+        expected = decode_image(sam, side, boxes=BOXES)
+        attach_plugin(sam, random_plugin(sam, PluginSpec())).enabled = False
+        masks = decode_image(sam, side, boxes=BOXES)
+    detach_plugin(sam)
+    assert torch.equal(masks.logits, expected.logits)
+    assert masks.alpha is None
+
+
+def test_what_the_fast_decoder_does_not_know_is_left_to_the_reference(models):
+    sam = models[0]
+    assert can_decode(sam, MOST_TOKENS - 5)
+    assert not can_decode(sam, MOST_TOKENS - 4)
+    for spec in (PluginSpec(), PluginSpec(layers="both"), PluginSpec(move_positions=True)):
+        host = attach_plugin(sam, random_plugin(sam, spec))
+        assert can_decode(sam, 2) == (spec == PluginSpec())
+        host.enabled = False
+        assert can_decode(sam, 2)
+        detach_plugin(sam)
+
+
+@pytest.mark.parametrize("points", [1, 3, 11])
+def test_predict_takes_the_fast_path_where_it_can(points):
+    """11 points are too many tokens for it."""
+    model = Refiner(RefinerConfig(model="tiny")).model
+    view = embed_image(model, np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    xy = np.random.default_rng(1).uniform(0, 48, (3, points, 2))
+    prompts = PromptArrays(points_xy=xy, point_labels=np.ones((3, points), dtype=np.int64))
+    fast, reference = (predict(model, view, prompts, 2, reference=reference) for reference in (False, True))
+    np.testing.assert_allclose(fast.logits, reference.logits, atol=1e-4 * np.abs(reference.logits).max())
+    np.testing.assert_allclose(fast.iou, reference.iou, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fast.dsp_weight, reference.dsp_weight, rtol=1e-4)
+    np.testing.assert_array_equal(fast.token, reference.token)
+    assert np.array_equal(fast.logits, reference.logits) == (points == 11)
+
+
+@pytest.mark.parametrize("scores", [1, 4**4 * 2 * 3, 2**21])
+def test_the_vision_transformer_is_sams(monkeypatch, scores):
+    """Within 1e-5, whatever the parts: one row of cells, three windows, all at once. 5 x 5 cells in windows of 4."""
+    torch.manual_seed(0)
+    sam = build_tiny()
+    sam.image_encoder = ImageEncoderViT(
+        img_size=80, embed_dim=12, depth=2, num_heads=2, out_chans=32, window_size=4, global_attn_indexes=(1,),
+        use_rel_pos=True,
+    ).eval()  # fmt: skip
+    for block in sam.image_encoder.blocks:
+        for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
+            nn.init.normal_(table)
+    images = torch.randn(2, 3, 80, 80)
+    monkeypatch.setattr(fast_encoder, "SCORES_AT_A_TIME", scores)
+    with torch.no_grad():
+        torch.testing.assert_close(fast_encoder.encode(sam, images), sam.image_encoder(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_norm_of_channels_is_sams():
+    x, ours, theirs = torch.randn(2, 6, 5, 4), ChannelNorm(6), LayerNorm2d(6)
+    nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+def some_logits(seed: int, kind: str) -> np.ndarray:
+    """(16, 16): a bump somewhere, noise everywhere, or nothing above 0."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:16, :16]
+    bump = 3 - np.hypot(y - draw.uniform(-1, 17), x - draw.uniform(-1, 17)) * draw.uniform(0.5, 2)
+    return {"bump": bump, "noise": draw.normal(size=(16, 16)), "nothing": np.full((16, 16), -9.0)}[kind].astype("f4")
+
+
+@pytest.mark.parametrize("hw", SIZES)
+@pytest.mark.parametrize("kind", ["bump", "noise", "nothing"])
+def test_a_mask_made_in_a_rectangle_is_the_whole_images(hw, kind):
+    """Values within 1e-4; they lie nowhere so near to the thresholds here, so masks and scores are equal."""
+    for seed in range(5):
+        logits, frame = some_logits(seed, kind), Frame(hw, 64)
+        whole, patch = frame.to_original(logits), frame.to_original_above(logits, -1.0)
+        there = np.s_[patch.top : patch.top + patch.values.shape[0], patch.left : patch.left + patch.values.shape[1]]
+        above = whole > -1.0
+        np.testing.assert_allclose(patch.values[above[there]], whole[there][above[there]], atol=1e-4)
+        assert np.count_nonzero(above) == np.count_nonzero(above[there]) == np.count_nonzero(patch.values > -1.0)
+        assert encode_patch(patch.values > 0, patch.top, patch.left, hw) == encode_mask(whole > 0)
+        assert stability_score(patch.values, 1.0) == stability_score(whole, 1.0)
+
+
+def test_the_rectangle_is_small_where_the_sizes_have_common_factors():
+    logits = np.full((16, 16), -9.0, dtype=np.float32)
+    logits[4:6, 8:10] = 5.0
+    assert Frame((480, 640), 64).to_original_above(logits, 0.0).values.shape == (180, 180)
+    assert Frame((479, 640), 64).to_original_above(logits, 0.0).values.shape == (479, 180)
+
+
+@pytest.mark.parametrize("hw", SIZES)
+def test_prompt_stability_in_a_rectangle_is_the_whole_images(hw):
+    frame = Frame(hw, 64)
+    for kind in ("bump", "noise", "nothing"):
+        group = np.stack([some_logits(7, kind), some_logits(7, kind) - 0.5, some_logits(8, kind)])
+        masks = list(frame.masks_on_input(group))
+        whole = [frame.to_input(one) > 0 for one in group]
+        assert [np.count_nonzero(mask) for mask in masks] == [np.count_nonzero(mask) for mask in whole]
+        assert prompt_stability(masks) == prompt_stability(whole)
+
+
+patches = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9).flatmap(
+    lambda shape: st.tuples(arrays(np.bool_, shape), *[st.integers(0, 3)] * 4)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(patches)
+def test_run_lengths_of_a_patch_are_those_of_the_image(given_patch):
+    mask, top, bottom, left, right = given_patch
+    whole = np.pad(mask, ((top, bottom), (left, right)))
+    assert encode_patch(mask, top, left, whole.shape) == encode_mask(whole)
