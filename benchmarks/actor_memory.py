@@ -1,6 +1,6 @@
 """Memory of one actor over many images of varying size: it must not grow.
 
-    python benchmarks/actor_memory.py [--images 2000] [--model nano] [--largest 12]
+    python benchmarks/actor_memory.py [--images 2000] [--model nano] [--largest 12] [--jitter-count 8]
 
 A real actor over real Ray with the real model. Prints the resident memory of the actor (reading, fetching, writing) and
 of its model's process when loaded, after 200 images and at the end, and the highest of each.
@@ -84,7 +84,11 @@ def planned(folder: Path, options: argparse.Namespace) -> RunManifest:
                    box_xyxy=(width * 0.1, height * 0.1, width * draw.uniform(0.3, 1), height * draw.uniform(0.3, 1)))
             for k in range(draw.integers(1, 13))
         ]  # fmt: skip
-    config = RunConfig(refiner=RefinerConfig(model=options.model), ray=RayConfig(actors=1), shard_images=SHARD_IMAGES)
+    config = RunConfig(
+        refiner=RefinerConfig(model=options.model, jitter_count=options.jitter_count),
+        ray=RayConfig(actors=1),
+        shard_images=SHARD_IMAGES,
+    )
     manifest = plan_run(
         prompts, annotations_uri="memory", images_uri=str(images), output_uri=str(folder / "table"), config=config,
         model=model_identity(config.refiner),
@@ -103,6 +107,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--largest", type=float, default=12, help="megapixels of the largest image")
+    parser.add_argument("--jitter-count", type=int, default=8, help="K: fewer are faster")
     return parser.parse_args()
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -40,16 +42,29 @@ _MEMORY_LIMIT = "1GB"
 _ATTEMPTS = 8
 _PAUSE = 0.2
 """Seconds before the second attempt, then doubled."""
-# Pictures together, and runs together: what people ask for lies in few row groups.
-_CURRENT = """
-    SELECT rows.* FROM candidates rows SEMI JOIN newest
-    ON rows.prompt_id = newest.prompt_id AND rows.revision = newest.revision
-    WHERE rows.status <> 'withdrawn' ORDER BY image_uri, image_id, prompt_id
+_BUCKET_ROWS = 200_000
+"""Rows that are sorted together, where that makes no more than `_MAX_BUCKETS` of them."""
+_MAX_BUCKETS = 64
+# Pictures together, and runs together: what people ask for lies in few row groups. Rows are wide, so their places are
+# found by their keys alone, each row goes to its bucket on the disk, and one bucket at a time is sorted.
+_PLACES = """
+    CREATE TABLE places AS
+    WITH newest AS (SELECT prompt_id, max(revision) AS revision FROM candidates GROUP BY prompt_id), keys AS (
+        SELECT rows.prompt_id, rows.revision, image_uri, image_id,
+               status = 'withdrawn' OR rows.revision < newest.revision AS is_past
+        FROM candidates rows JOIN newest ON rows.prompt_id = newest.prompt_id
+        UNION ALL SELECT prompt_id, revision, image_uri, image_id, true FROM past
+    )
+    SELECT prompt_id, revision, is_past, row_number() OVER (
+        PARTITION BY is_past ORDER BY CASE WHEN is_past THEN revision END, image_uri, image_id, prompt_id
+    ) AS place FROM keys
 """
-_PAST = """
-    SELECT rows.* FROM candidates rows JOIN newest ON rows.prompt_id = newest.prompt_id
-    WHERE rows.revision < newest.revision OR rows.status = 'withdrawn'
-    UNION ALL SELECT * FROM past ORDER BY revision, image_uri, prompt_id
+_BUCKETS = """
+    COPY (
+        SELECT rows.*, is_past, place, place // {bucket_rows} AS bucket
+        FROM (SELECT * FROM candidates UNION ALL SELECT * FROM past) rows JOIN places
+        ON rows.prompt_id = places.prompt_id AND rows.revision = places.revision
+    ) TO '{folder}' (FORMAT parquet, PARTITION_BY (is_past, bucket))
 """
 
 
@@ -94,6 +109,8 @@ def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactRep
         return CompactReport(version=None)
     # Past rows stay past. Without nights, current rows stay as they are, too.
     candidates = [*paths_of(files.current), *nights] if nights else []
+    removed = [*candidates, *past]
+    expected = sum(known[path][1] for path in removed)
     folder = f"{COMPACTED}{uuid.uuid4().hex}"
     with (
         tempfile.TemporaryDirectory(prefix="stable-sam-compact-") as spill,
@@ -101,15 +118,14 @@ def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactRep
     ):
         connection.register("candidates", subset(files.history, candidates))
         connection.register("past", subset(files.history, past))
-        connection.execute(
-            "CREATE TABLE newest AS SELECT prompt_id, max(revision) AS revision FROM candidates GROUP BY prompt_id"
-        )
+        connection.execute(_PLACES)
+        bucket_rows = max(_BUCKET_ROWS, math.ceil(expected / _MAX_BUCKETS))
+        connection.execute(_BUCKETS.format(bucket_rows=bucket_rows, folder=f"{spill}/buckets"))
         adds = []
-        for name, sql in (("current", _CURRENT), ("past", _PAST)):
-            batches = iter(connection.sql(sql).to_arrow_reader(_ROW_GROUP))
+        for name, is_past in (("current", "false"), ("past", "true")):
+            batches = _sorted(connection, Path(spill, "buckets", f"is_past={is_past}"))
             adds += list(_write(batches, table_uri, f"{folder}/{name}", target_bytes))
-    removed = [*candidates, *past]
-    rows, expected = sum(_rows(add) for add in adds), sum(known[path][1] for path in removed)
+    rows = sum(_rows(add) for add in adds)
     if rows != expected:
         remove_files(table_uri, [add.path for add in adds])
         raise ConservationError(f"{table_uri}: expected {expected} rows after compaction, got {rows}; nothing changed")
@@ -129,6 +145,14 @@ def _files(table: DeltaTable) -> dict[str, tuple[int, int]]:
     actions = pa.table(table.get_add_actions())
     columns = (actions.column(name).to_pylist() for name in ("path", "size_bytes", "num_records"))
     return {path: (size, rows) for path, size, rows in zip(*columns, strict=True)}
+
+
+def _sorted(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of MASKS_SCHEMA in the buckets of `folder`, in their places."""
+    columns = ", ".join(MASKS_SCHEMA.names)
+    for bucket in sorted(folder.glob("bucket=*"), key=lambda path: int(path.name.partition("=")[2])):
+        sql = f"SELECT {columns} FROM read_parquet('{bucket}/*.parquet') ORDER BY place"
+        yield from connection.sql(sql).to_arrow_reader(_ROW_GROUP)
 
 
 def _write(batches: Iterator[pa.RecordBatch], table_uri: str, path: str, target_bytes: int) -> Iterator[AddAction]:

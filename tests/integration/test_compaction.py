@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -169,3 +170,23 @@ def test_files_that_other_software_rewrote_are_still_read_right(local: Dataset) 
     assert compact(local.output).files_after == 2
     assert local.ask(EVERY_ROW) == every
     assert local.ask(CURRENT) == current
+
+
+@pytest.mark.parametrize("bucket_rows", [2, 200_000])
+def test_rows_lie_in_order_however_many_are_sorted_at_a_time(
+    local: Dataset, monkeypatch: pytest.MonkeyPatch, bucket_rows: int
+) -> None:
+    monkeypatch.setattr(compaction, "_BUCKET_ROWS", bucket_rows)
+    months(local)
+    every = local.ask(EVERY_ROW)
+    compact(local.output)
+    assert local.ask(EVERY_ROW) == every
+    orders = {
+        "current": ["image_uri", "image_id", "prompt_id"],
+        "past": ["revision", "image_uri", "image_id", "prompt_id"],
+    }
+    for name, order in orders.items():
+        [file] = [uri for uri in list_files(local.output) if f"/{name}-" in uri]
+        rows = [tuple(row.values()) for row in pq.read_table(file).select(order).to_pylist()]
+        assert rows == sorted(rows)
+        assert len(rows) > 2
