@@ -70,7 +70,7 @@ class Explanation:
 
 
 def explain(refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Prompt) -> Explanation:
-    """Answer `prompt` without and with the refiner's plugin, and keep what the decoder looked at.
+    """Answer `prompt` without and with the refiner's plugin, in the first pass, and keep what the decoder looked at.
 
     image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here. The encoder runs
     once, and the model is left as it was.

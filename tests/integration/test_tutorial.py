@@ -57,8 +57,10 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     reviewed = {row["prompt_id"]: row for row in rows("SELECT * FROM masks WHERE status = 'reviewed'")}
     painted, looked_at = ["201", "202", "304"], [str(coin) for coin in range(501, 512)]
     assert {name: row["verdict"] for name, row in reviewed.items()} == {
-        **dict.fromkeys(painted, "corrected"), **dict.fromkeys(looked_at, "confirmed"), "207": "rejected", "308": "rejected"
-    }  # fmt: skip
+        **dict.fromkeys(painted, "corrected"),
+        **dict.fromkeys(looked_at, "confirmed"),
+        **dict.fromkeys(["207", "308"], "rejected"),
+    }
     assert reviewed["304"]["area"] == pytest.approx(12_700, abs=100)
     assert reviewed["304"]["box_xyxy"] == [195, 88, 382, 202]
     assert rows("SELECT box_xyxy FROM masks WHERE prompt_id = '301'") == [{"box_xyxy": [165, 10, 425, 315]}]

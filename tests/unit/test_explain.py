@@ -45,10 +45,11 @@ def explanation(refiner, pixels) -> Explanation:
 
 
 @pytest.mark.parametrize("parts", [BOX, POINTS, ONE_POINT, {**BOX, **POINTS}])
-def test_both_answers_are_the_rows_that_the_pipeline_would_write(refiner, pixels, parts):
+def test_both_answers_are_the_rows_that_the_pipeline_would_write_after_the_first_pass(refiner, pixels, parts):
     prompt = prompt_of(**parts)
     found = explain(refiner, pixels, prompt)
-    assert [found.stable_sam.refined] == refiner.refine_image(pixels, [prompt])
+    once = Refiner(refiner.config.model_copy(update={"second_pass": "off"}))
+    assert [found.stable_sam.refined] == once.refine_image(pixels, [prompt])
     plain = Refiner(RefinerConfig(model="tiny", jitter_count=2, plugin=False))
     assert [found.sam.refined] == plain.refine_image(pixels, [prompt])
     assert found.stable_sam.refined.dsp_weight == pytest.approx(found.alpha[0])
