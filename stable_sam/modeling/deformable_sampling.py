@@ -62,23 +62,26 @@ class DeformableSampling(nn.Module):
             sampled = sampled * (2.0 * torch.sigmoid(predicted[:, 2:]))
         return sampled, offsets, hidden
 
-    def predict_tokens(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """All of `forward` but the sampling, on features (B, HW, C) of a square grid.
+    def project_tokens(self, features: Tensor) -> Tensor:
+        """x*_p (B, HW, C) of features (B, HW, C) of a square grid."""
+        return F.linear(features, self.project.weight.flatten(1), self.project.bias)
 
-        Returns x*_p (B, HW, C), dp (B, HW, 2), what dp is computed from (B, HW, C), and the amplitudes (B, HW, 1).
-        """
-        side = isqrt(features.shape[1])
-        projected = F.linear(features, self.project.weight.flatten(1), self.project.bias)
+    def context_tokens(self, projected: Tensor) -> Tensor:
+        """What the offsets are computed from (B, HW, C), of x*_p (B, HW, C) of a square grid."""
+        side = isqrt(projected.shape[1])
         # A view of channels-last memory, so that neither the convolution nor what follows moves anything.
         context = self.context(torch.unflatten(projected.mT, 2, (side, side))).flatten(2).mT
-        hidden = F.gelu(F.layer_norm(context, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
+        return F.gelu(F.layer_norm(context, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
+
+    def offset_tokens(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """dp (B, HW, 2) and the amplitudes (B, HW, 1) from what `context_tokens` returns."""
         predicted = F.linear(hidden, self.offset.weight.flatten(1), self.offset.bias)
         offsets = predicted[..., :2]
         if self.bound == "tanh":
             offsets = self.max_offset * torch.tanh(offsets)
         elif self.bound == "none":
             offsets = torch.zeros_like(offsets)
-        return projected, offsets, hidden, 2.0 * torch.sigmoid(predicted[..., 2:]) if self.amplitude else None
+        return offsets, 2.0 * torch.sigmoid(predicted[..., 2:]) if self.amplitude else None
 
 
 def sample_tokens(features: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:

@@ -36,13 +36,14 @@ class DynamicRouting(nn.Module):
         with torch.no_grad():
             self.route.bias.copy_(torch.stack((logit, -logit)) / (1 if sigmoid else 2))
 
-    def forward(self, token: Tensor, features: Tensor) -> Tensor:
+    def forward(self, token: Tensor, features: Tensor | None) -> Tensor:
         """token: (B, C), a mask output token after layer 2's self-attention; features: (B, C, H, W), what the offset
-        network makes of the image features.
+        network makes of the image features, which nobody needs but a routing that reads them.
 
         Returns alpha (B, 2) in (0, 1); rows sum to 1 with softmax.
         """
         if self.attend is not None:
+            assert features is not None, "this routing reads them"
             cells = features.flatten(2)
             weights = (self.attend.weight.flatten(1).expand(len(cells), 1, -1) @ cells).softmax(dim=-1)  # (B, 1, HW)
             token = torch.cat((token, (weights @ cells.mT)[:, 0]), dim=1)

@@ -4,6 +4,8 @@
 
 - Layer 1 meets the same image with every prompt: its projections of the image are made once (`image_side`). What a
   `NanoSam` draws adds few channels to them.
+- Layer 1 adds to the image's features no more than its tokens write, some 70 products of a weight for each cell and a
+  vector: the plugin's projection of the sum is that of the image, made once, and of these vectors.
 - In layer 2 the projections move from the image's many cells to the few tokens: q.(W x) = (W'q).x, and
   sum a_i (W x_i) = W (sum a_i x_i). `MOST_TOKENS` says up to how many that is less work.
 - Features keep the order of tokens, (P, N, C) with N = H * W cells, so that nothing is transposed. The kernels of the
@@ -28,7 +30,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor, nn
 
 from stable_sam.modeling.nano import NanoSam
-from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost
+from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost, StableSamPlugin
 
 MOST_TOKENS = 16
 """Output and prompt tokens up to which layer 2 is cheaper here: 16 tokens of 8 heads are as many as 128 channels."""
@@ -48,6 +50,8 @@ class ImageSide:
     """(h, N, D), of the same."""
     queries: Tensor
     """(h, D, N), of layer 1's attention of the image to the tokens."""
+    projected: tuple[StableSamPlugin, Tensor] | None
+    """The plugin that was attached, and (N, C) of its projection: see `_projection`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,22 @@ class ChosenMasks:
     """(P,), 0 SAM's single mask, 1-3 its multimask."""
     alpha: Tensor | None
     """(P, 2) of the plugin."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer1:
+    """What layer 1 makes of P prompts."""
+
+    queries: Tensor
+    """(P, T, C)"""
+    features: Tensor
+    """(P, N, C), the norm of the image's features + weights.mT @ written."""
+    scale: Tensor
+    """(P, N, 1), what that norm multiplied the cells by."""
+    weights: Tensor
+    """(P, M, N)"""
+    written: Tensor
+    """(P, M, C)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +107,11 @@ def image_side(sam: Sam, embedding: Tensor) -> ImageSide:
             (written.q_proj, features + position),
         )
     )
-    return ImageSide(features, position, keys.mT, values, queries.mT)
+    projected = None
+    attached = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
+    if isinstance(attached, PluginHost):
+        projected = attached.plugin, features @ _projection(layer.norm4, attached.plugin)[0]
+    return ImageSide(features, position, keys.mT, values, queries.mT, projected)
 
 
 def can_decode(sam: Sam, tokens: int) -> bool:
@@ -116,8 +140,9 @@ def decode_image(
     drawn = _drawn(sam, sam.drawn_prompts(boxes, points)) if isinstance(sam, NanoSam) else None
 
     transformer = decoder.transformer
-    queries, features = _first_layer(transformer.layers[0], image, tokens, drawn)
-    queries, features, alpha = _second_layer(transformer.layers[1], features, image.position, queries, tokens, host)
+    first = _first_layer(transformer.layers[0], image, tokens, drawn)
+    projected = None if host is None else _projected(transformer.layers[0].norm4, host.plugin, image, first)
+    queries, features, alpha = _second_layer(transformer.layers[1], first, projected, image.position, tokens, host)
     used = slice(0, 1 + decoder.num_mask_tokens if ambiguous else 2)  # the IoU token, then the masks'
     queries, tokens = queries[:, used], tokens[:, used]
     read = _read(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
@@ -144,10 +169,7 @@ def _drawn(sam: NanoSam, masks: Tensor) -> _Drawn:
     return _Drawn(layers[:-1](masks).flatten(2), layers[-1].weight.flatten(1))
 
 
-def _first_layer(
-    layer: TwoWayAttentionBlock, image: ImageSide, tokens: Tensor, drawn: _Drawn | None
-) -> tuple[Tensor, Tensor]:
-    """Queries (P, T, C) and features (P, N, C) after layer 1."""
+def _first_layer(layer: TwoWayAttentionBlock, image: ImageSide, tokens: Tensor, drawn: _Drawn | None) -> _Layer1:
     queries = layer.norm1(layer.self_attn(q=tokens, k=tokens, v=tokens))
     attention = _own(layer.cross_attn_token_to_image)
     scores = _shared_scores(attention, attention.q_proj(queries + tokens), attention.k_proj, image.keys, drawn)
@@ -167,23 +189,47 @@ def _first_layer(
     if drawn is not None:
         weights = torch.cat((weights, drawn.cells), dim=1)
         written = torch.cat((written, drawn.weight.mT.expand(len(written), -1, -1)), dim=1)
-    return queries, layer.norm4(torch.baddbmm(image.features.expand(len(weights), -1, -1), weights.mT, written))
+    features, norm = torch.baddbmm(image.features.expand(len(weights), -1, -1), weights.mT, written), layer.norm4
+    features, _, scale = torch.native_layer_norm(features, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return _Layer1(queries, features, scale, weights, written)
+
+
+def _projection(norm: nn.LayerNorm, plugin: StableSamPlugin) -> tuple[Tensor, Tensor]:
+    """The plugin's projection of what `norm` makes of x is scale * (x @ weight) + bias, with the norm's own scale.
+
+    Returns weight (C, C) and bias (C,). The norm subtracts a cell's mean: the rows of this weight add up to 0 instead.
+    """
+    project = plugin.sampling.project
+    weight = project.weight.flatten(1)
+    scaled = weight * norm.weight
+    return (scaled - scaled.mean(dim=1, keepdim=True)).T, cast(Tensor, project.bias) + weight @ norm.bias
+
+
+def _projected(norm: nn.LayerNorm, plugin: StableSamPlugin, image: ImageSide, first: _Layer1) -> Tensor:
+    """x*_p (P, N, C) of layer 1's features."""
+    if image.projected is None or image.projected[0] is not plugin:
+        return plugin.sampling.project_tokens(first.features)
+    weight, bias = _projection(norm, plugin)
+    shared = image.projected[1].expand(len(first.written), -1, -1)
+    return torch.addcmul(bias, torch.baddbmm(shared, first.weights.mT, first.written @ weight), first.scale)
 
 
 def _second_layer(
     layer: TwoWayAttentionBlock,
-    features: Tensor,
+    first: _Layer1,
+    projected: Tensor | None,
     position: Tensor,
-    queries: Tensor,
     tokens: Tensor,
     host: PluginHost | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries (P, T, C), features (P, N, C) and alpha of the plugin after layer 2."""
+    """Queries (P, T, C), features (P, N, C) and alpha of the plugin after layer 2; projected: x*_p for it."""
+    queries, features = first.queries, first.features
     queries = layer.norm1(queries + layer.self_attn(q=queries + tokens, k=queries + tokens, v=queries))
     calibrated, alpha = features, None
     if host is not None:
+        assert projected is not None, "a plugin samples it"
         token = host.plugin.spec.routing_token
-        calibrated, alpha = host.plugin.calibrate_tokens(features, queries[:, token] + tokens[:, token])
+        calibrated, alpha = host.plugin.calibrate_tokens(features, projected, queries[:, token] + tokens[:, token])
     positioned = calibrated + position
     read = _read(_own(layer.cross_attn_token_to_image), queries + tokens, positioned, calibrated)
     queries = layer.norm2(queries + read)

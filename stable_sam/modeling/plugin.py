@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -37,6 +38,8 @@ class StableSamPlugin(nn.Module):
         """False: the base is SAM, bit for bit."""
         self.forced_alpha: tuple[float, float] | None = None
         """Replaces the routing's own alpha: (0, 1) is SAM, (1, 0) the deformed features alone."""
+        self.regular_below = spec.regular_below
+        """See `PluginSpec`."""
         self.sampling = DeformableSampling(channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude)
         self.routing = None
         if spec.routing != "none":
@@ -53,23 +56,39 @@ class StableSamPlugin(nn.Module):
         """
         sampled, offsets, hidden = self.sampling(features)
         alpha = self._alpha(token, hidden)
-        dsp, own = alpha[:, :, None, None, None].unbind(1)
+        used = torch.where(alpha[:, :1] < self.regular_below, alpha.new_tensor((0.0, 1.0)), alpha)
+        dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
             positions = dsp * bilinear_sample(positions, offsets) + own * positions
         return dsp * sampled + own * features, positions, PluginTrace(alpha, offsets)
 
-    def calibrate_tokens(self, features: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, for inference: features (B, HW, C) of a square grid, token (B, C).
+    def calibrate_tokens(self, features: Tensor, projected: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, for inference: features x_p and projected x*_p, both (B, HW, C) of a square grid, token (B, C).
 
         Returns the calibrated features (B, HW, C) and alpha (B, 2). For a spec that does not move positions.
         """
-        projected, offsets, hidden, amplitude = self.sampling.predict_tokens(features)
-        alpha = self._alpha(token, _as_grid(hidden))
-        dsp, own = alpha[:, :, None, None].unbind(1)
-        calibrated = sample_tokens(projected, offsets, dsp if amplitude is None else dsp * amplitude)
-        return calibrated.addcmul_(features, own), alpha
+        hidden = None
+        if self.routing is not None and self.spec.routing_reads == "features":
+            hidden = self.sampling.context_tokens(projected)
+        alpha = self._alpha(token, None if hidden is None else _as_grid(hidden))
+        if self.regular_below == 0:
+            return self._deformed(features, projected, hidden, alpha), alpha
+        rows = torch.nonzero(alpha[:, 0] >= self.regular_below)[:, 0]
+        if len(rows) == 0:
+            return features, alpha
+        some = self._deformed(features[rows], projected[rows], None if hidden is None else hidden[rows], alpha[rows])
+        return features.index_copy(0, rows, some), alpha
 
-    def _alpha(self, token: Tensor, hidden: Tensor) -> Tensor:
+    def _deformed(self, features: Tensor, projected: Tensor, hidden: Tensor | None, alpha: Tensor) -> Tensor:
+        """alpha_1 * x*_{p+dp} + alpha_2 * x_p (B, HW, C); hidden: where it is known, what dp is computed from."""
+        offsets, amplitude = self.sampling.offset_tokens(
+            self.sampling.context_tokens(projected) if hidden is None else hidden
+        )
+        dsp, own = alpha[:, :, None, None].unbind(1)
+        sampled = sample_tokens(projected, offsets, dsp if amplitude is None else dsp * amplitude)
+        return sampled.addcmul_(features, own)
+
+    def _alpha(self, token: Tensor, hidden: Tensor | None) -> Tensor:
         if self.forced_alpha is not None or self.routing is None:
             return token.new_tensor(self.forced_alpha or (1.0, 0.0)).expand(len(token), 2)
         alpha: Tensor = self.routing(token, hidden)

@@ -91,6 +91,43 @@ def test_the_decoders_masks_are_the_references(models, plugin, kind):
             torch.testing.assert_close(masks.alpha, expected.trace.alpha, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", ["none", "one", "all"])
+@pytest.mark.parametrize("spec", ["default", "paper", "amplitude", "no routing"])
+def test_the_regular_path_of_good_prompts_is_the_references(models, spec, share):
+    for sam in models:
+        embedding, host = embedding_of(sam), attach_plugin(sam, random_plugin(sam, PLUGINS[spec]))
+        try:
+            with torch.no_grad():
+                side = image_side(sam, embedding)
+                alpha = decode_image(sam, side, boxes=BOXES).alpha[:, 0]
+                limit = {"none": 1e-6, "one": alpha.median(), "all": 1.0}[share]
+                host.plugin.regular_below = float(limit)
+                expected = decode_prompts(sam, embedding.expand(3, -1, -1, -1), boxes=BOXES)
+                masks = decode_image(sam, side, boxes=BOXES)
+        finally:
+            detach_plugin(sam)
+        logits = expected.logits[:, 0]
+        torch.testing.assert_close(masks.logits, logits, rtol=0, atol=1e-4 * logits.abs().max().item())
+        torch.testing.assert_close(masks.alpha, expected.trace.alpha, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plugin_that_came_after_the_image_projects_it_itself(models):
+    """Within 1e-4 of the logits' scale: what is prepared for an image is prepared for one plugin."""
+    sam = models[0]
+    embedding = embedding_of(sam)
+    with torch.no_grad():
+        attach_plugin(sam, random_plugin(sam, PluginSpec())).plugin.sampling.project.weight.mul_(2.0)
+        sides = [image_side(sam, embedding)]
+        detach_plugin(sam)
+        sides.append(image_side(sam, embedding))
+        attach_plugin(sam, random_plugin(sam, PluginSpec()))
+        expected = decode_image(sam, image_side(sam, embedding), boxes=BOXES).logits
+        for side in sides:
+            logits = decode_image(sam, side, boxes=BOXES).logits
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    detach_plugin(sam)
+
+
 def test_a_disabled_plugin_is_passed_by(models):
     sam = models[0]
     side = image_side(sam, embedding_of(sam))

@@ -208,6 +208,23 @@ def test_both_layers_share_one_plugin(sam):
     assert first.trace is None
 
 
+@pytest.mark.parametrize("spec", ["default", "paper", "moved positions"])
+def test_good_prompts_take_sams_path_and_the_others_stay_as_they_were(sam, spec):
+    embedding = embedding_of(sam)
+    plain = by_this_project(sam, embedding, boxes=BOXES)
+    host = attach_plugin(sam, random_plugin(32, SPECS[spec]))
+    before = by_this_project(sam, embedding, boxes=BOXES)
+    alpha = before.trace.alpha[:, 0]
+    host.plugin.regular_below = float(alpha.median())
+    good = alpha < host.plugin.regular_below
+    assert 0 < good.sum() < 3
+    after = by_this_project(sam, embedding, boxes=BOXES)
+    assert torch.equal(after.logits[good], plain.logits[good])
+    assert torch.equal(after.logits[~good], before.logits[~good])
+    assert not torch.equal(before.logits[good], plain.logits[good])
+    assert torch.equal(after.trace.alpha, before.trace.alpha)
+
+
 def test_a_new_plugin_starts_as_sam(sam):
     embedding = embedding_of(sam)
     plain = by_this_project(sam, embedding, boxes=BOXES)
