@@ -55,6 +55,7 @@ def chrome_trace(
         events.append({"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": name}})
         for tid, (label, line) in enumerate(_lines(spans)):
             events.append({"name": "thread_name", "ph": "M", "pid": pid, "tid": tid, "args": {"name": label}})
+            line.sort(key=lambda span: (span.start, -span.seconds))
             events.extend(_event(span, pid, tid, start) for span in line)
     other = {
         **(facts or {}),
