@@ -90,12 +90,12 @@ def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]
         assert row["prompt_stability"] == pytest.approx(mask.prompt_stability, abs=1e-4)
         assert row["route"] == mask.route
     (run,) = rows(job, "runs --")
-    ran = set(STAGES) - ({"second_pass"} if all(row["second_pass"] is None for row in table) else set())
-    assert {stage for stage in STAGES if run[f"{stage}_seconds"] > 0} == ran
+    assert any(row["second_pass"] for row in table), "so that every stage ran"
+    assert [stage for stage in STAGES if run[f"{stage}_seconds"] > 0] == list(STAGES)
     assert summary.stages is not None
     assert summary.stages.seconds == {stage: run[f"{stage}_seconds"] for stage in STAGES}
     names, other = trace_of(profile_uri)
-    assert {"plan", "refine", "publish", *ran} <= names
+    assert {"plan", "refine", "publish", *STAGES} <= names
     assert (other["run_id"], other["shards_shown"], other["shards_left_out"]) == (summary.run_id, 3, 0)
 
 
