@@ -21,7 +21,9 @@ from stable_sam.data.storage import absolute_uri
 from stable_sam.errors import NotFoundError
 from stable_sam.preflight import check_logical_date, day_of, refresh_reasons, since_moment
 from stable_sam.records import Changes
+from stable_sam.stage_clock import SPANS_OF_AN_IMAGE, StageClock, Times, timed
 from stable_sam.summary import RunSummary, summarize
+from stable_sam.trace import write_trace
 from tasks.plan import plan
 from tasks.publish import publish
 from tasks.refine import refine
@@ -39,6 +41,7 @@ def refine_dataset(
     refresh: list[str] | str | None = None,
     since: str | None = None,
     report_uri: str | None = None,
+    profile_uri: str | None = None,
 ) -> RunSummary:
     """Bring the table at `output_uri` up to `annotations_uri`, by one version: what is new or changed is refined, what
     is no longer there gets a tombstone, the rest stays as it is.
@@ -50,6 +53,8 @@ def refine_dataset(
     settings); or `all`, which is both and what another version of this software made. A list, or text with commas.
     since: ISO date or time; files that were modified before count as unchanged, and nothing is withdrawn.
     report_uri: HTML page of the table's worst prompts, written after a run that changed something; None writes none.
+    profile_uri: Chrome trace of who did what when; changes no row. None writes none, and keeps only the seconds of the
+    stages, in `runs`.
     Raises `StableSamError`; a bad image or prompt is a failed row instead. Too many of those (`max_failed_fraction`),
     or nothing else, is an `InputError` after they are published; so is a regression, with `quality.fail`.
     """
@@ -58,25 +63,35 @@ def refine_dataset(
     scheduled_day = day_of(_scheduled_start(), timezone)
     reasons, moment = refresh_reasons(refresh), since_moment(since, timezone)
     settings = RunConfig.from_dict(config or {}) if not isinstance(config, str) else RunConfig.from_yaml(config)
+    ray = settings.ray
+    if profile_uri is not None:
+        write_trace(profile_uri, Times(seconds={}))  # before the work: a place that cannot be written to
+        ray = ray.model_copy(update={"profile": True})
     # Actors and later readers may stand in another folder.
     table_uri = absolute_uri(output_uri)
-    planned = plan(
-        annotations_uri=absolute_annotations(annotations_uri),
-        images_uri=absolute_uri(images_uri),
-        output_uri=table_uri,
-        config=settings,
-        image_index_uri=image_index_uri,
-        logical_date=logical_date or scheduled_day,
-        refresh=reasons,
-        since=moment,
-    )
-    if planned.manifest_uri is None:
-        summary = _up_to_date(table_uri, planned.changes)
-    else:
-        done = refine(planned.manifest_uri, ray=settings.ray, device=settings.refiner.device)
-        run_id = publish(planned.manifest_uri)
-        speed = done.images / done.actor_seconds if done.actor_seconds else None
-        summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes)
+    with StageClock(spans=SPANS_OF_AN_IMAGE) as clock:
+        with timed("plan"):
+            planned = plan(
+                annotations_uri=absolute_annotations(annotations_uri),
+                images_uri=absolute_uri(images_uri),
+                output_uri=table_uri,
+                config=settings,
+                image_index_uri=image_index_uri,
+                logical_date=logical_date or scheduled_day,
+                refresh=reasons,
+                since=moment,
+            )
+        if planned.manifest_uri is None:
+            summary = _up_to_date(table_uri, planned.changes)
+        else:
+            with timed("refine"):
+                done = refine(planned.manifest_uri, ray=ray, device=settings.refiner.device)
+            with timed("publish"):
+                run_id = publish(planned.manifest_uri, commit_seconds=done.commit_seconds)
+            speed = done.images / done.actor_seconds if done.actor_seconds else None
+            summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes)
+    if profile_uri is not None:
+        write_trace(profile_uri, clock.times(), planned.manifest_uri)
     conclude(summary, settings, report_uri)
     return summary
 

@@ -120,6 +120,9 @@ class RayConfig(Section):
     object_store_mb: int = Field(default=300, ge=80)
     """Of a local Ray, where only URIs and reports travel through it; with `helpers`, pixels and logits do, about 8 MB
     for each of them."""
+    profile: bool = False
+    """Actors keep what they did when in the run's folder, at most 2000 spans a shard, and wait for a GPU after each
+    image's encoder, to tell its time apart. `refine --profile FILE` sets it and makes a trace of that."""
 
 
 class QualityConfig(Section):

@@ -21,6 +21,7 @@ from stable_sam.data.images import decode_image
 from stable_sam.errors import ImageError, one_line
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.routing import failed_mask
+from stable_sam.stage_clock import timed
 from stable_sam.stages import InferredImage, InferredPrompts, PreparedImage, finish, prepare
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def _refine(refiner: ImageRefiner, config: RefinerConfig, job: ImageJob) -> list
 
 
 def _decoded(config: RefinerConfig, job: ImageJob) -> NDArray[np.uint8]:
-    image = decode_image(job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
+    with timed("decode"):
+        image = decode_image(job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
     _check_size(image, job.image_uri, job.prompts)
     return image
 

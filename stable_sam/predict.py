@@ -16,6 +16,7 @@ from stable_sam.modeling.fast_encoder import encode
 from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.resize import resize_image
+from stable_sam.stage_clock import keeps_spans, turn
 
 CELLS_IN_CACHE = 5000
 """Cells of the decoder's grid, of all prompts of a pass together, that stay in a CPU's caches: 1 kB each, a few times.
@@ -101,11 +102,13 @@ def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) 
     square = model.sam.preprocess(image.to(model.device).float())
     half = model.identity.dtype == "bfloat16"
     early = None
-    with model.lock, torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+    with turn(model.lock), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         if model.hq is None:
             embedding = encode(model.sam, square)
         else:
             embedding, early = encode_with_early(model.sam, square)
+        if model.device.type == "cuda" and keeps_spans():
+            torch.cuda.synchronize(model.device)
     embedding = embedding.float()
     return ImageView(embedding, frame, image_side(model.sam, embedding), None if early is None else early.float())
 
@@ -126,7 +129,7 @@ def predict(
         if model.device.type == "cpu":
             chunk_size = min(chunk_size, max(1, CELLS_IN_CACHE // len(view.side.features)))
     starts = range(0, len(prompts), chunk_size)
-    with model.lock:
+    with turn(model.lock):
         chunks = [chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
     logits, iou, weight, token = (np.concatenate(part) for part in zip(*chunks, strict=True))
     return Prediction(logits, iou, weight, token)

@@ -6,6 +6,7 @@ outer corner of the top left pixel, x to the right, y down.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -120,6 +121,8 @@ class ShardReport:
     """That masks were being made, without fetching and writing."""
     reused: bool = False
     """True when the shard's commit record already existed (resume, or another driver was first)."""
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    """By stage of `stage_clock.STAGES`, those that ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

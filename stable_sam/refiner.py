@@ -21,6 +21,7 @@ from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_resize
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.second_pass import ask_mirrored, consensus, mirrored_view
 from stable_sam.stability import jittered_prompts, prompt_stability
+from stable_sam.stage_clock import timed
 from stable_sam.stages import InferredPrompts, PreparedImage, finish_prompts, in_order, prepare
 
 
@@ -70,7 +71,8 @@ class Refiner:
         """All that takes the model, for at most `prompt_chunk_size` prompts at a time."""
         groups = list(_groups(image.prompts, self.config.prompt_chunk_size))
         if groups:
-            view = embed_resized(self.model, image.pixels, image.frame)
+            with timed("encode"):
+                view = embed_resized(self.model, image.pixels, image.frame)
             mirrored = cache(lambda: mirrored_view(self.model, image.pixels, image.frame))  # only if a prompt is poor
             for indices in groups:
                 yield self._infer_group(view, image.prompts, indices, mirrored)
@@ -94,15 +96,20 @@ class Refiner:
     ) -> InferredPrompts:
         """The model's answers to some of the prompts; without the mirrored image there is no second pass."""
         chosen = [prompts[index] for index in indices]
-        prediction = predict(self.model, view, prompt_arrays(chosen), self.config.prompt_chunk_size)
-        stabilities = self._prompt_stabilities(view, chosen, prediction)
+        with timed("decode_prompts"):
+            prediction = predict(self.model, view, prompt_arrays(chosen), self.config.prompt_chunk_size)
+        stabilities: Sequence[float | None] = [None] * len(chosen)
+        if self.config.jitter_count:
+            with timed("jitter"):
+                stabilities = self._prompt_stabilities(view, chosen, prediction)
         passes: list[str | None] = [None] * len(chosen)
         poor = self._poor(prediction)
         if mirrored is not None and len(poor):
-            arrays = prompt_arrays([chosen[row] for row in poor])
-            logits, iou = ask_mirrored(self.model, mirrored(), arrays, self.config.prompt_chunk_size)
-            prediction.logits[poor] = consensus(prediction.logits[poor], logits)
-            prediction.iou[poor] = (prediction.iou[poor] + iou) / 2
+            with timed("second_pass"):
+                arrays = prompt_arrays([chosen[row] for row in poor])
+                logits, iou = ask_mirrored(self.model, mirrored(), arrays, self.config.prompt_chunk_size)
+                prediction.logits[poor] = consensus(prediction.logits[poor], logits)
+                prediction.iou[poor] = (prediction.iou[poor] + iou) / 2
             for row in poor:
                 passes[row] = self.config.second_pass
         return InferredPrompts(
@@ -122,13 +129,9 @@ class Refiner:
             return np.empty(0, np.intp)
         return np.flatnonzero(prediction.dsp_weight >= limit)
 
-    def _prompt_stabilities(
-        self, view: ImageView, prompts: list[Prompt], prediction: Prediction
-    ) -> list[float] | list[None]:
+    def _prompt_stabilities(self, view: ImageView, prompts: list[Prompt], prediction: Prediction) -> list[float]:
         """mSF over K jittered prompts of each prompt, on masks at the resolution of the model's input."""
         count, frame = self.config.jitter_count, view.frame
-        if count == 0:
-            return [None] * len(prompts)
         jittered = [
             jittered_prompts(
                 prompt, count, self.config.jitter_scale,

@@ -23,6 +23,7 @@ from stable_sam.errors import ImageError, NotFoundError, StorageError, WeightsEr
 from stable_sam.identity import ModelIdentity
 from stable_sam.image_job import ImageJob, ImageRefiner, refine_job
 from stable_sam.records import Prompt, RefinedMask, ShardReport
+from stable_sam.stage_clock import StageClock, carried, timed
 
 FETCHED_AHEAD = 4
 """Image files read before they are asked for: hides the store's round trips, and bounds the memory they take."""
@@ -59,28 +60,33 @@ def complete_shard(
     turn: AbstractContextManager[object] | None = None,
     fetch_jobs: FetchJobs | None = None,
     write_rows: WriteRows | None = None,
+    clock: StageClock | None = None,
 ) -> ShardReport:
     """Read a shard and its images, have them refined and commit the rows; a committed shard is only reported.
 
     Whatever is wrong with an image makes failed rows of its prompts and nothing more. `poisoned`: image_id -> reason,
     for images that must not be touched. turn: held while masks are made; images are fetched before, rows written after.
-    fetch_jobs, write_rows: other than `image_jobs` and `write_part`.
+    fetch_jobs, write_rows: other than `image_jobs` and `write_part`. clock: to be asked for more than the report has.
     Raises `StorageError` when a store cannot be reached, and what `refine_jobs` raises: none of these is an image's
     fault, and another try may succeed.
     """
     record, ours, seconds = commit_of(manifest, shard.shard_id), False, 0.0
-    if record is None:
-        prompts = read_shard(shard.uri)
-        jobs = (fetch_jobs or image_jobs)(manifest, prompts, poisoned or {})
-        with turn or nullcontext():
-            started = time.monotonic()
-            answers = list(refine_jobs(jobs))
-            seconds = time.monotonic() - started
-        masks = [mask for of_image in answers for mask in _settled(of_image)]
-        if shard.truth:
-            masks = with_true_iou(prompts, masks, read_truth(shard))
-        rows = list(zip(prompts, masks, strict=True))
-        record, ours = (write_rows or write_part)(manifest, shard, rows, seconds=seconds)
+    with clock or StageClock() as clock:
+        if record is None:
+            prompts = read_shard(shard.uri)
+            jobs = (fetch_jobs or image_jobs)(manifest, prompts, poisoned or {})
+            with turn or nullcontext():
+                started = time.monotonic()
+                answers = list(refine_jobs(jobs))
+                seconds = time.monotonic() - started
+            masks = [mask for of_image in answers for mask in _settled(of_image)]
+            if shard.truth:
+                masks = with_true_iou(prompts, masks, read_truth(shard))
+            rows = list(zip(prompts, masks, strict=True))
+            stage_seconds = clock.times().seconds
+            record, ours = (write_rows or write_part)(
+                manifest, shard, rows, seconds=seconds, stage_seconds=stage_seconds
+            )
     return ShardReport(
         shard_id=shard.shard_id,
         rows=record.rows,
@@ -88,6 +94,7 @@ def complete_shard(
         images=record.images,
         seconds=seconds,
         reused=not ours,
+        stage_seconds=clock.times().seconds,
     )
 
 
@@ -123,7 +130,8 @@ def image_job(prompts: tuple[Prompt, ...], images_uri: str, error: str | None = 
     image_id, image_uri, data = prompts[0].image_id, prompts[0].image_uri, b""
     if error is None and any(prompt.error is None for prompt in prompts):
         try:
-            data = _read_image(image_uri, images_uri)
+            with timed("fetch", image_uri):
+                data = _read_image(image_uri, images_uri)
         except ImageError as problem:
             error = str(problem)
     else:
@@ -133,7 +141,7 @@ def image_job(prompts: tuple[Prompt, ...], images_uri: str, error: str | None = 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
     """`map` whose next `depth` results are being made in threads, from this call on."""
-    pool, rest = ThreadPoolExecutor(depth), iter(items)
+    pool, rest, function = ThreadPoolExecutor(depth), iter(items), carried(function)
     waiting = deque(pool.submit(function, item) for item in islice(rest, depth))
 
     def results() -> Iterator[Result]:

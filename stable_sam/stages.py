@@ -22,6 +22,7 @@ from stable_sam.records import BoxXYXY, Prompt, RefinedMask
 from stable_sam.rle import encode_patch
 from stable_sam.routing import failed_mask, routed
 from stable_sam.stability import stability_score
+from stable_sam.stage_clock import timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +79,8 @@ def prepare(pixels: NDArray[np.uint8], prompts: Sequence[Prompt], side: int, *, 
     if any(prompt.error is None for prompt in checked):
         from stable_sam.resize import resize_image  # not above: whoever only finishes needs no torch
 
-        resized = resize_image(pixels, frame)
+        with timed("resize"):
+            resized = resize_image(pixels, frame)
     return PreparedImage(image_uri=image_uri, frame=frame, pixels=resized, prompts=checked)
 
 
@@ -98,7 +100,9 @@ def finish_prompts(
     Only one mask of original size exists at a time.
     """
     for row, index in enumerate(inferred.indices):
-        yield index, routed(prompts[index], _refined(prompts[index], frame, inferred, row, config), routing)
+        with timed("rle"):
+            mask = routed(prompts[index], _refined(prompts[index], frame, inferred, row, config), routing)
+        yield index, mask
 
 
 def in_order(prompts: Sequence[Prompt], masks: Iterator[tuple[int, RefinedMask]]) -> list[RefinedMask]:

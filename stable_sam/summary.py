@@ -9,9 +9,12 @@ from stable_sam.data.query import connected
 from stable_sam.data.truth_score import TruthScore
 from stable_sam.errors import InputError
 from stable_sam.records import Changes
+from stable_sam.stage_clock import STAGES
+from stable_sam.stage_shares import StageShares
 
 _FEW_PROMPTS = 100
 """A night of fewer prompts says little by its share of failures, so it is judged as one of so many."""
+_SECONDS = ", ".join(f"{stage}_seconds" for stage in STAGES)
 SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement")
 
 
@@ -46,6 +49,8 @@ class RunSummary:
 
     truth: TruthScore | None = None
     """How good its masks are where the truth is known; None where none is."""
+    stages: StageShares | None = None
+    """Where the time went; None when a shard of the run did not say."""
 
     @property
     def prompts(self) -> int:
@@ -77,7 +82,8 @@ class RunSummary:
         speed = "" if self.images_per_second is None else f", {self.images_per_second:.2f} images/s for each actor"
         counts = f"{self.prompts} prompts, {self.failed} failed{speed}; medians of the scores"
         title = f"Run `{self.run_id}` of `{self.table_uri}`: {counts}"
-        said = [text for text in (self.changes_line(), self.truth.line() if self.truth else "") if text]
+        known = (self.changes_line(), *(part.line() for part in (self.truth, self.stages) if part is not None))
+        said = [text for text in known if text]
         return "\n".join([title, "", *(part for text in said for part in (text, "")), header, rule, *lines])
 
 
@@ -146,10 +152,23 @@ def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
     with connected(table_uri) as connection:
         found = connection.sql(sql).fetchall()
         scores = connection.sql(f"SELECT {figures} FROM runs WHERE run_id = '{run_id}'").to_arrow_table().to_pylist()
+        times = connection.sql(f"SELECT images, {_SECONDS} FROM runs WHERE run_id = '{run_id}'").fetchall()
     truth = next((TruthScore(**row) for row in scores if row["truth_matched"] is not None), None)
     rows = tuple(
         SummaryRow(status=status, route=route, prompts=prompts, medians=tuple(scores))
         for _, status, route, prompts, *scores in found
     )
-    current = found[0][0] if found else None
-    return RunSummary(table_uri=table_uri, run_id=run_id, rows=rows, current_prompts=current, truth=truth, **more)
+    stages = None
+    for images, *seconds in times:
+        if None not in seconds:
+            prompts = sum(row.prompts for row in rows)
+            stages = StageShares(seconds=dict(zip(STAGES, seconds, strict=True)), images=images, prompts=prompts)
+    return RunSummary(
+        table_uri=table_uri,
+        run_id=run_id,
+        rows=rows,
+        current_prompts=found[0][0] if found else None,
+        truth=truth,
+        stages=stages,
+        **more,
+    )

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stable_sam.config import RayConfig
 from stable_sam.errors import one_line
+from stable_sam.stage_clock import SPANS_OF_AN_IMAGE, StageClock, Times, add_times, keeps_spans
 from tasks.actor_plan import ActorPlan, helpers_each
 from tasks.helper_work import HelperWork
 from tasks.offload import NoHelperError
@@ -79,7 +80,7 @@ class CpuHelpers:
     def _call_on(self, node: _Node, work: HelperWork, method: str, arguments: tuple[Any, ...]) -> Any:
         there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
         task = self._remote.options(num_cpus=1, max_retries=0, scheduling_strategy=there)
-        answer = task.remote(work, method, *arguments)
+        answer = task.remote(keeps_spans(), work, method, *arguments)
         submitted = time.monotonic()
         while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
             if time.monotonic() - max(submitted, node.answered) > _PATIENCE_S:
@@ -87,7 +88,9 @@ class CpuHelpers:
                     ray.cancel(answer, force=True)
                 raise _GivenUpError(f"nothing came for {_PATIENCE_S:g} s")
         node.answered = time.monotonic()
-        return ray.get(answer)
+        done, times = ray.get(answer)
+        add_times(times)
+        return done
 
     def _take(self) -> _Node:
         """The node with the least work for its cores; raises `NoHelperError` when there is none."""
@@ -119,5 +122,7 @@ class _GivenUpError(Exception):
     """Nothing came from the node for too long."""
 
 
-def _work(work: HelperWork, method: str, *arguments: Any) -> Any:
-    return getattr(work, method)(*arguments)
+def _work(keep_spans: bool, work: HelperWork, method: str, *arguments: Any) -> tuple[Any, Times]:
+    with StageClock(spans=SPANS_OF_AN_IMAGE if keep_spans else 0) as clock:
+        done = getattr(work, method)(*arguments)
+    return done, clock.times()

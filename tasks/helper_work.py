@@ -6,6 +6,7 @@ hangs in it or eats memory is tried twice and becomes failed rows with the reaso
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stable_sam.data.commits import CommitRecord, write_part
@@ -14,6 +15,7 @@ from stable_sam.errors import StableSamError
 from stable_sam.image_job import ImageJob
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.shard_job import image_job
+from stable_sam.stage_clock import keeps_spans
 from stable_sam.stages import InferredImage, PreparedImage
 from tasks.refiner_child import Answer, ChildSettings
 from tasks.refiner_process import Limits, RefinerProcess
@@ -46,16 +48,22 @@ class HelperWork:
         return answer
 
     def write(
-        self, shard: ShardPlan, rows: list[tuple[Prompt, RefinedMask]], seconds: float
+        self,
+        shard: ShardPlan,
+        rows: list[tuple[Prompt, RefinedMask]],
+        seconds: float,
+        stage_seconds: Mapping[str, float],
     ) -> tuple[CommitRecord, bool] | StableSamError:
         """See `write_part`; done again after a lost answer, it finds its own record."""
         try:
-            return write_part(self.manifest, shard, rows, seconds=seconds)
+            return write_part(self.manifest, shard, rows, seconds=seconds, stage_seconds=stage_seconds)
         except StableSamError as error:
             return error
 
     def _in_child(self, job: ImageJob | InferredImage) -> Answer:
-        settings = ChildSettings(load=self.input_side, config=self.manifest.config, threads=1, images_at_once=1)
+        settings = ChildSettings(
+            load=self.input_side, config=self.manifest.config, threads=1, images_at_once=1, keep_spans=keeps_spans()
+        )
         (answer,) = _children.of(settings, self.limits).answers(iter([job]))
         return answer
 

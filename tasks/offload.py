@@ -17,6 +17,7 @@ from stable_sam.errors import StableSamError
 from stable_sam.image_job import Job, finish_job
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.shard_job import ahead, by_image, image_job
+from stable_sam.stage_clock import carried
 from stable_sam.stages import InferredImage
 from tasks.helper_work import HelperWork
 from tasks.refiner_child import Answer
@@ -38,7 +39,10 @@ class Helpers(Protocol):
         ...
 
     def call(self, work: HelperWork, method: str, *arguments: Any) -> Any:
-        """What the method of `work` returns there; waits for it. Raises `NoHelperError`."""
+        """What the method of `work` returns there; waits for it, and puts what it took on the caller's clock.
+
+        Raises `NoHelperError`.
+        """
         ...
 
 
@@ -84,7 +88,7 @@ class Offload:
 
         def refine(jobs: Iterator[Job | list[RefinedMask]]) -> Iterator[Masks | Future[Masks]]:
             depth = max(1, self._helpers.room)
-            pool = ThreadPoolExecutor(depth)
+            pool, finish = ThreadPoolExecutor(depth), carried(self._finish)
             unfinished: deque[Future[Masks]] = deque()
             try:
                 for answer in infer(jobs):
@@ -94,7 +98,7 @@ class Offload:
                     assert isinstance(answer, InferredImage), "what comes from a model"
                     if len(unfinished) == depth:
                         wait([unfinished.popleft()])
-                    unfinished.append(pool.submit(self._finish, answer))
+                    unfinished.append(pool.submit(finish, answer))
                     yield unfinished[-1]
             finally:
                 pool.shutdown(wait=False)
@@ -102,13 +106,19 @@ class Offload:
         return refine
 
     def write_rows(
-        self, manifest: RunManifest, shard: ShardPlan, rows: list[tuple[Prompt, RefinedMask]], *, seconds: float
+        self,
+        manifest: RunManifest,
+        shard: ShardPlan,
+        rows: list[tuple[Prompt, RefinedMask]],
+        *,
+        seconds: float,
+        stage_seconds: Mapping[str, float],
     ) -> tuple[CommitRecord, bool]:
         """As `write_part`."""
         try:
-            written: tuple[CommitRecord, bool] = self._call("write", shard, rows, seconds)
+            written: tuple[CommitRecord, bool] = self._call("write", shard, rows, seconds, stage_seconds)
         except NoHelperError:
-            return write_part(manifest, shard, rows, seconds=seconds)
+            return write_part(manifest, shard, rows, seconds=seconds, stage_seconds=stage_seconds)
         return written
 
     def _finish(self, image: InferredImage) -> Masks:

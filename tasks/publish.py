@@ -9,8 +9,11 @@ from stable_sam.data.manifest import read_manifest
 
 
 @task(task_run_name="publish {manifest_uri}")
-def publish(manifest_uri: str) -> str:
-    """Publish the run and return its id; raises `ConservationError` unless every prompt has exactly one row."""
+def publish(manifest_uri: str, commit_seconds: float = 0.0) -> str:
+    """Publish the run and return its id; raises `ConservationError` unless every prompt has exactly one row.
+
+    commit_seconds: as in `RefineReport`.
+    """
     manifest = read_manifest(manifest_uri)
-    table.publish(manifest)
+    table.publish(manifest, commit_seconds=commit_seconds)
     return manifest.run_id

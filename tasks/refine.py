@@ -23,6 +23,8 @@ class RefineReport:
     images: int
     actor_seconds: float
     """Time that actors spent on these images, summed over the actors, without loading the model."""
+    commit_seconds: float
+    """What their shards' commit records took, which do not hold it themselves."""
 
 
 @task(task_run_name="refine {manifest_uri}")
@@ -40,13 +42,14 @@ def refine(manifest_uri: str, ray: RayConfig, device: str) -> RefineReport:
         if tombstones.shard_id not in done:
             write_tombstones(manifest, tombstones)
     failures: list[ShardFailure] = []
-    images, seconds = 0, 0.0
+    images, seconds, commit_seconds = 0, 0.0, 0.0
     before = manifest.images - sum(shard.images for shard in missing)
     with Progress(total_images=manifest.images, done_images=before) as progress:
         for outcome in run_shards(manifest_uri, missing, ray, device=device):
             match outcome:
                 case ShardReport():
                     images, seconds = images + outcome.images, seconds + outcome.seconds
+                    commit_seconds += outcome.stage_seconds.get("commit", 0.0)
                     progress.advance(outcome)
                 case ShardFailure():
                     failures.append(outcome)
@@ -55,4 +58,4 @@ def refine(manifest_uri: str, ray: RayConfig, device: str) -> RefineReport:
             f"{manifest_uri}: {len(failures)} of {len(manifest.shards)} shards could not be finished; the others "
             f"are kept, run the same command again to take up from there. First: {failures[0].error}"
         )
-    return RefineReport(images=images, actor_seconds=seconds)
+    return RefineReport(images=images, actor_seconds=seconds, commit_seconds=commit_seconds)

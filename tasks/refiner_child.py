@@ -34,6 +34,7 @@ from stable_sam.image_job import (
     refine_job,
 )
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.stage_clock import SPANS_OF_AN_IMAGE, StageClock
 from stable_sam.stages import InferredImage, PreparedImage
 
 _PR_SET_PDEATHSIG = 1
@@ -55,6 +56,8 @@ class ChildSettings:
     """Of the arithmetic."""
     images_at_once: int
     """Images decoded, refined and encoded at the same time, by threads that take turns at the model."""
+    keep_spans: bool = False
+    """Whether answers tell of single pieces of work besides the seconds of the stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,8 @@ def load_refiner(config: RunConfig, threads: int) -> ImageRefiner:
 
 
 def serve(pipe: int, parent: int) -> None:
-    """Load the model, say `Hello`, then answer (number, job) with (number, `Answer`) until the pipe is closed.
+    """Load the model, say `Hello`, then answer (number, job) with (number, `Answer`, `Times`) until the pipe is
+    closed.
 
     What is wrong with the model is said instead. A job that raises, as on a lost GPU, is answered with one line instead
     of masks.
@@ -110,12 +114,13 @@ def serve(pipe: int, parent: int) -> None:
     answering = threading.Lock()
 
     def answer(number: int, job: Job) -> None:
-        try:
-            answer: Answer | str = _answer(refiner, settings, job)
-        except Exception as error:
-            answer = f"{type(error).__name__}: {one_line(error)[:300]}"
+        with StageClock(spans=SPANS_OF_AN_IMAGE if settings.keep_spans else 0, about=job.image_uri) as clock:
+            try:
+                answer: Answer | str = _answer(refiner, settings, job)
+            except Exception as error:
+                answer = f"{type(error).__name__}: {one_line(error)[:300]}"
         with answering:
-            connection.send((number, answer))
+            connection.send((number, answer, clock.times()))
 
     with ThreadPoolExecutor(settings.images_at_once) as pool:
         while True:

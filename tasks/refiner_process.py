@@ -25,6 +25,7 @@ from stable_sam.errors import StableSamError
 from stable_sam.identity import ModelIdentity
 from stable_sam.image_job import ImageJob, Job, failed_masks
 from stable_sam.records import RefinedMask
+from stable_sam.stage_clock import add_times
 from tasks.refiner_child import Answer, ChildSettings, Hello
 
 PROMPTS_OF_A_LIMIT = 100
@@ -226,7 +227,9 @@ class _Child:
         self._pipe.send((number, job))
 
     def receive(self) -> tuple[int, Answer]:
-        number, answer = self._pipe.recv()
+        """An answer and its job's number; what the job took goes to the caller's clock."""
+        number, answer, times = self._pipe.recv()
+        add_times(times)
         del self.flight[number]
         self._changed = time.monotonic()
         if isinstance(answer, str):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +13,11 @@ from typing import ClassVar
 
 from stable_sam.config import RayConfig
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
-from stable_sam.errors import ConfigError, CredentialsError, StableSamError, WeightsError, one_line
+from stable_sam.data.spans import write_spans
+from stable_sam.errors import ConfigError, CredentialsError, StableSamError, StorageError, WeightsError, one_line
 from stable_sam.records import ShardReport
 from stable_sam.shard_job import check_model, complete_shard, image_jobs
+from stable_sam.stage_clock import SPANS_OF_A_SHARD, StageClock
 from tasks.actor_plan import ActorPlan
 from tasks.helper_work import HelperWork
 from tasks.offload import Helpers, Offload
@@ -110,9 +115,21 @@ class ShardActor:
         return CpuHelpers(self._settings, self._plan)
 
     def _complete(self, shard: ShardPlan, poisoned: Mapping[str, str] | None) -> ShardReport:
+        clock = StageClock(spans=SPANS_OF_A_SHARD if self._settings.profile else 0)
+        report = self._complete_by(clock, shard, poisoned)
+        if self._settings.profile and not report.reused:
+            try:
+                write_spans(self.manifest, shard.shard_id, f"{platform.node()}:{os.getpid()}", clock.times())
+            except StorageError as error:  # the shard is committed: a profile must not make it a failed one
+                logging.getLogger(__name__).warning("the profile has no spans of shard %s: %s", shard.shard_id, error)
+        return report
+
+    def _complete_by(self, clock: StageClock, shard: ShardPlan, poisoned: Mapping[str, str] | None) -> ShardReport:
         side = self._process.input_side
         if side is None or self._helpers is None or not self._helpers.room:
-            return complete_shard(self.manifest, shard, self._process.refine, poisoned=poisoned, turn=self._turn)
+            return complete_shard(
+                self.manifest, shard, self._process.refine, poisoned=poisoned, turn=self._turn, clock=clock
+            )
         offload = Offload(
             self._helpers, self.manifest, input_side=side, limits=self._limits, work_class=self.helper_work
         )
@@ -124,6 +141,7 @@ class ShardActor:
             turn=self._turn,
             fetch_jobs=offload.fetch_jobs,
             write_rows=offload.write_rows,
+            clock=clock,
         )
 
     @cached_property
@@ -131,7 +149,11 @@ class ShardActor:
         config = self.manifest.config
         config = config.model_copy(update={"refiner": config.refiner.model_copy(update={"device": self._device})})
         settings = ChildSettings(
-            load=self._load, config=config, threads=self._plan.threads, images_at_once=self._plan.images_at_once
+            load=self._load,
+            config=config,
+            threads=self._plan.threads,
+            images_at_once=self._plan.images_at_once,
+            keep_spans=self._settings.profile,
         )
         return RefinerProcess(settings, self._limits)
 

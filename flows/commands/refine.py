@@ -48,6 +48,9 @@ def refine(
     truth: Annotated[
         str | None, typer.Option(help="COCO instances with true masks of some images: the night is scored.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Print where the time went, and write a Chrome trace to this JSON file.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
     """Refine weak boxes and points to masks: what is new or changed since the last run, one table row for each prompt.
@@ -58,6 +61,8 @@ def refine(
 
     check_logical_date(logical_date)
     refresh_reasons(refresh), since_moment(since, "UTC")
+    if profile is not None and dry_run:
+        raise ConfigError("--profile: expected a run to profile, got --dry-run, which does none")
     settings = read_settings(config, model, file_format)
     if truth is not None:
         settings = settings.model_copy(update={"truth_uri": truth})
@@ -81,8 +86,11 @@ def refine(
         logical_date=logical_date,
         refresh=refresh,
         since=since,
+        profile_uri=profile,
     )
     print_summary(summary)
+    if profile is not None:
+        print_profile(summary, profile)
 
 
 def start_prefect() -> None:
@@ -166,6 +174,29 @@ def print_summary(summary: RunSummary) -> None:
         return
     speed = "" if summary.images_per_second is None else f" ({summary.images_per_second:.2f} images/s for each actor)"
     console.print(f"{summary.images} images refined{speed}. Table: {summary.table_uri}", soft_wrap=True)
+
+
+def print_profile(summary: RunSummary, trace_uri: str) -> None:
+    """Where the time of a run went, by stage."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if summary.up_to_date:
+        console.print("Nothing was refined, so that there are no stages to show.")
+    elif summary.stages is None:
+        console.print("A shard of this run was committed by a version that did not measure its stages.")
+    else:
+        header, *lines, total = summary.stages.cells()
+        title = "Where the time went: seconds of threads, of all actors"
+        table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, show_footer=True)
+        for name, footer in zip(header, total, strict=True):
+            table.add_column(name, footer=footer, justify="left" if name == "stage" else "right")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    console.print(f"Trace, for chrome://tracing or ui.perfetto.dev: {trace_uri}", soft_wrap=True)
 
 
 def print_plan(output_uri: str, settings: RunConfig, plan: NightPlan) -> None:

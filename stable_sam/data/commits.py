@@ -26,6 +26,7 @@ from stable_sam.data.schema import MASKS_SCHEMA, mask_row, rows_to_table, withdr
 from stable_sam.data.storage import create_bytes, join, list_files, read_bytes, write_bytes
 from stable_sam.errors import ConservationError, NotFoundError, StorageError
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.stage_clock import timed
 
 PUBLISHING = "publishing"
 _READERS = 16
@@ -73,6 +74,8 @@ class CommitRecord:
     """Random token of the writer: tells its record from another's with the same figures."""
     seconds: float | None = None
     """What the shard took its actor; None in records of older versions and where nothing was refined."""
+    stage_seconds: Mapping[str, float] | None = None
+    """By stage of `stage_clock.STAGES`, but for this record's own commit; None as `seconds`."""
 
 
 def write_part(
@@ -81,19 +84,24 @@ def write_part(
     rows: Sequence[tuple[Prompt, RefinedMask]],
     *,
     seconds: float | None = None,
+    stage_seconds: Mapping[str, float] | None = None,
 ) -> tuple[CommitRecord, bool]:
     """Store the rows of a shard and commit them; returns the record that stands and whether it is this call's.
 
-    seconds: what making the rows took. When another writer was first, its record stands and these rows are dropped:
-    both made them from the same content.
+    seconds: what making the rows took. stage_seconds: its stages, to which the writing is added. When another writer
+    was first, its record stands and these rows are dropped: both made them from the same content.
     Raises `ConservationError` when `rows` are not exactly one for each prompt of the shard, and `StorageError`.
     """
     _check_rows(shard, rows)
     provenance = manifest.provenance(shard.shard_id)
-    table = rows_to_table([mask_row(prompt, mask, provenance) for prompt, mask in rows])
+    with timed("write", shard.shard_id) as made:
+        table = rows_to_table([mask_row(prompt, mask, provenance) for prompt, mask in rows])
+    if stage_seconds is not None:
+        stage_seconds = {**stage_seconds, "write": made.seconds}
     routes = Counter(mask.route for _, mask in rows if mask.route is not None)
     failed = sum(mask.status == "failed" for _, mask in rows)
-    return _commit(manifest, shard, table, failed=failed, routes=dict(sorted(routes.items())), seconds=seconds)
+    routed: dict[str, int] = dict(sorted(routes.items()))
+    return _commit(manifest, shard, table, failed=failed, routes=routed, seconds=seconds, stage_seconds=stage_seconds)
 
 
 def write_tombstones(manifest: RunManifest, shard: ShardPlan) -> tuple[CommitRecord, bool]:
@@ -103,7 +111,7 @@ def write_tombstones(manifest: RunManifest, shard: ShardPlan) -> tuple[CommitRec
     `StorageError`.
     """
     table = withdrawn_rows(read_shard_table(shard.uri), manifest.provenance(shard.shard_id))
-    return _commit(manifest, shard, table, failed=0, routes={}, seconds=None)
+    return _commit(manifest, shard, table, failed=0, routes={}, seconds=None, stage_seconds=None)
 
 
 def commit_of(manifest: RunManifest, shard_id: str) -> CommitRecord | None:
@@ -142,12 +150,16 @@ def _check_rows(shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]) ->
 
 def _commit(
     manifest: RunManifest, shard: ShardPlan, table: pa.Table, *, failed: int, routes: dict[str, int],
-    seconds: float | None,
+    seconds: float | None, stage_seconds: Mapping[str, float] | None,
 ) -> tuple[CommitRecord, bool]:  # fmt: skip
     owner = uuid.uuid4().hex
     part = f"data/{manifest.run_id}/{shard.shard_id}-{owner}.parquet"
-    data = _parquet(manifest, table)
-    write_bytes(join(manifest.output_uri, part), data)
+    with timed("write", shard.shard_id) as written:
+        data = _parquet(manifest, table)
+        write_bytes(join(manifest.output_uri, part), data)
+    if stage_seconds is not None:
+        total = {**stage_seconds, "write": stage_seconds.get("write", 0.0) + written.seconds}
+        stage_seconds = {stage: round(taken, 6) for stage, taken in total.items()}
     record = CommitRecord(
         shard_id=shard.shard_id,
         part=part,
@@ -158,9 +170,12 @@ def _commit(
         routes=routes,
         owner=owner,
         seconds=seconds,
+        stage_seconds=stage_seconds,
     )
     uri = _record_uri(manifest, shard.shard_id)
-    if create_bytes(uri, json.dumps(asdict(record)).encode()):
+    with timed("commit", shard.shard_id):
+        created = create_bytes(uri, json.dumps(asdict(record)).encode())
+    if created:
         return record, True
     return _read_record(uri), False
 

@@ -18,6 +18,7 @@ from stable_sam.data.runs import RunInfo, go_back, list_runs, open_table, storag
 from stable_sam.data.views import make_views
 from stable_sam.errors import ConfigError, InputError, NotFoundError, StableSamError, StorageError, one_line
 from stable_sam.records import Route
+from stable_sam.stage_clock import STAGES
 
 _RUNS_SCHEMA = pa.schema(
     [
@@ -50,6 +51,8 @@ _RUNS_SCHEMA = pa.schema(
         ("truth_ap50", pa.float64()),
         ("truth_ap75", pa.float64()),
         ("content_hash", pa.string()),
+        ("actor_seconds", pa.float64()),
+        *((f"{stage}_seconds", pa.float64()) for stage in STAGES),
     ]
 )
 
@@ -177,5 +180,6 @@ def _sql_error(error: duckdb.Error, table_uri: str, memory_limit: str) -> Stable
 
 
 def _run_row(run: RunInfo) -> dict[str, Any]:
-    counts = {route: run.routes.get(route, 0) for route in get_args(Route)}
-    return {name: counts[name] if name in counts else getattr(run, name) for name in _RUNS_SCHEMA.names}
+    inner: dict[str, Any] = {route: run.routes.get(route, 0) for route in get_args(Route)}
+    inner |= {f"{stage}_seconds": (run.stage_seconds or {}).get(stage) for stage in STAGES}
+    return {name: inner[name] if name in inner else getattr(run, name) for name in _RUNS_SCHEMA.names}

@@ -26,6 +26,7 @@ from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.storage import absolute_uri, delta_options, join, list_files
 from stable_sam.data.truth_score import score_run
 from stable_sam.errors import ConservationError, StorageError
+from stable_sam.stage_shares import summed
 
 __all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
 
@@ -55,9 +56,10 @@ class PublishReport:
     """True when an earlier call, or another driver, had published this run."""
 
 
-def publish(manifest: RunManifest) -> PublishReport:
+def publish(manifest: RunManifest, *, commit_seconds: float = 0.0) -> PublishReport:
     """Make all rows of a run visible at once; calling it again, or from two drivers, changes nothing more.
 
+    commit_seconds: what creating the commit records took, as far as the caller knows.
     Raises `ConservationError` when a shard is not committed, its part is missing, the rows are not as many as the
     prompts and tombstones, or the prompts current afterwards are not those of the source; `StorageError` when another
     run was published since this one was planned, or the store fails.
@@ -66,7 +68,7 @@ def publish(manifest: RunManifest) -> PublishReport:
     announce_publish(manifest, publisher)
     records = committed(manifest)
     _check_run(manifest, records)
-    run = _run_facts(manifest, records, publisher)
+    run = _run_facts(manifest, records, publisher, commit_seconds)
     checked = False
     for attempt in range(_ATTEMPTS):
         table = open_table(manifest.output_uri)
@@ -210,7 +212,9 @@ def _add_columns(table: DeltaTable) -> None:
         table.alter.add_columns(missing)
 
 
-def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord], publisher: str) -> dict[str, Any]:
+def _run_facts(
+    manifest: RunManifest, records: Mapping[str, CommitRecord], publisher: str, commit_seconds: float
+) -> dict[str, Any]:
     """The fields of RunInfo that publishing writes."""
     routes: Counter[str] = Counter()
     for record in records.values():
@@ -238,6 +242,7 @@ def _run_facts(manifest: RunManifest, records: Mapping[str, CommitRecord], publi
         "current_prompts": manifest.current_prompts,
         "changes": asdict(manifest.changes),
         "actor_seconds": None if None in seconds else math.fsum(second for second in seconds if second is not None),
+        "stage_seconds": summed([records[shard.shard_id].stage_seconds for shard in manifest.shards], commit_seconds),
         "jitter_count": manifest.config.refiner.jitter_count,
         "jitter_scale": manifest.config.refiner.jitter_scale,
         "publisher": publisher,

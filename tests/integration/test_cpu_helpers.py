@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stable_sam.config import RayConfig
+from stable_sam.stage_clock import StageClock, timed
 from tasks import cpu_helpers
 from tasks.actor_plan import ActorPlan
 from tasks.cpu_helpers import CpuHelpers
@@ -35,7 +36,17 @@ def work_of(function: Callable[..., Any]) -> Any:
 def test_work_is_done_in_another_process_with_room_for_every_core() -> None:
     helpers = CpuHelpers(RayConfig(), PLAN)
     assert helpers.room == 2
-    assert helpers.call(work_of(lambda x: (os.getpid(), x)), "do", 3) not in ((os.getpid(), 3), None)
+
+    def decode(number: int) -> tuple[int, int]:
+        with timed("decode"):
+            return os.getpid(), number
+
+    with StageClock(spans=1) as clock:
+        process, number = helpers.call(work_of(decode), "do", 3)
+    assert process != os.getpid()
+    assert number == 3
+    assert clock.times().seconds.keys() == {"decode"}
+    assert [span.stage for span in clock.times().spans] == ["decode"]
     assert CpuHelpers(RayConfig(helpers=1), PLAN).room == 1
     assert CpuHelpers(RayConfig(helpers=0), PLAN).room == 0
 

@@ -26,6 +26,7 @@ from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
 from stable_sam.errors import InputError, StableSamError
 from stable_sam.records import RefinedMask
 from stable_sam.refiner import Refiner
+from stable_sam.stage_clock import STAGES
 
 pytestmark = [pytest.mark.usefixtures("prefect_server", "ray_local")]
 
@@ -61,8 +62,17 @@ def rows(job: dict[str, Any], view: str = "masks") -> list[dict[str, Any]]:
     return found
 
 
+def trace_of(uri: str) -> tuple[set[str], dict[str, Any]]:
+    """Names of the work in a Chrome trace, and what it says of itself."""
+    trace = json.loads(read_bytes(uri))
+    assert all(event["ph"] == "M" or (event["dur"] > 0 <= event["ts"]) for event in trace["traceEvents"])
+    return {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}, trace["otherData"]
+
+
 def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]) -> None:
-    summary = refine_dataset(**job)
+    """Under a profile, which changes no row, as little as the run's identity."""
+    profile_uri = f"{job['output_uri']}-trace.json"
+    summary = refine_dataset(**job, profile_uri=profile_uri)
     table = rows(job)
     assert sorted(row["prompt_id"] for row in table) == prompt_ids(job)
     assert (summary.prompts, summary.failed, summary.images) == (9, 0, 3)
@@ -79,12 +89,22 @@ def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]
         assert row["mask_counts"] == mask.mask_counts
         assert row["prompt_stability"] == pytest.approx(mask.prompt_stability, abs=1e-4)
         assert row["route"] == mask.route
+    (run,) = rows(job, "runs --")
+    assert any(row["second_pass"] for row in table), "so that every stage ran"
+    assert [stage for stage in STAGES if run[f"{stage}_seconds"] > 0] == list(STAGES)
+    assert summary.stages is not None
+    assert summary.stages.seconds == {stage: run[f"{stage}_seconds"] for stage in STAGES}
+    names, other = trace_of(profile_uri)
+    assert {"plan", "refine", "publish", *STAGES} <= names
+    assert (other["run_id"], other["shards_shown"], other["shards_left_out"]) == (summary.run_id, 3, 0)
 
 
 def test_the_same_input_again_is_up_to_date(job: dict[str, Any]) -> None:
     first = refine_dataset(**job)
     files = list_files(job["output_uri"])
-    again = refine_dataset(**job)
+    assert not any("/spans/" in uri for uri in files)
+    again = refine_dataset(**job, profile_uri=(profile_uri := f"{job['output_uri']}-trace.json"))
+    assert trace_of(profile_uri)[0] == {"plan"}
     assert again.up_to_date
     assert not first.up_to_date
     assert (again.run_id, again.rows) == (first.run_id, first.rows)
@@ -182,9 +202,12 @@ def test_a_killed_driver_is_taken_up(job: dict[str, Any], tmp_path: Path) -> Non
     assert len(commits) < 3, "killed too late for this test to mean anything"
     before = {uri: read_bytes(uri) for uri in commits}
 
-    summary = refine_dataset(**{**job, "config": str(config_path)})
+    profile_uri = f"{job['output_uri']}-trace.json"
+    summary = refine_dataset(**{**job, "config": str(config_path)}, profile_uri=profile_uri)
 
     assert sorted(row["prompt_id"] for row in rows(job, "history")) == prompt_ids(job)
     assert {uri: read_bytes(uri) for uri in commits} == before
     assert summary.images <= 3 - len(commits)
+    assert summary.stages is not None, "also of the shards that were committed before"
+    assert trace_of(profile_uri)[1]["shards_shown"] <= 3 - len(commits)
     assert not summary.up_to_date

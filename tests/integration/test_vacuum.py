@@ -54,6 +54,7 @@ def test_vacuum_removes_orphans_and_nothing_live(dataset: Dataset) -> None:
         f"data/{'f' * 16}/0123456789abcdef-{'0' * 32}.parquet",
         f"data/compacted/{'0' * 32}/current-00000.parquet",
         f"_runs/{'f' * 16}/shards/0123456789abcdef.parquet",
+        f"_runs/{'f' * 16}/spans/0123456789abcdef.json",
         f"_probe-{'0' * 32}",
     ]
     running = [f"data/{night.run_id}/{night.shards[1].shard_id}-{'0' * 32}.parquet"]

@@ -46,9 +46,9 @@ class PlacedWork(HelperWork):
         note("finish", ray.get_runtime_context().get_node_id(), image.prompts[0].image_id)
         return HelperWork.finish(self, image)
 
-    def write(self, shard, rows, seconds):  # type: ignore[no-untyped-def]
+    def write(self, shard, rows, seconds, stage_seconds):  # type: ignore[no-untyped-def]
         note("write", ray.get_runtime_context().get_node_id(), shard.shard_id)
-        return HelperWork.write(self, shard, rows, seconds)
+        return HelperWork.write(self, shard, rows, seconds, stage_seconds)
 
 
 class PlacedActor(ShardActor):

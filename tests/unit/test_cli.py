@@ -57,6 +57,12 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert shown.err.strip().splitlines() == ["error: no.json: no such annotation file"]
 
 
+def test_a_profile_of_a_dry_run_is_refused() -> None:
+    arguments = ["refine", "--annotations", "no.json", "--images", "none", "--output", "out", "--dry-run"]
+    with pytest.raises(ConfigError, match="--profile: expected a run to profile, got --dry-run"):
+        CliRunner().invoke(cli.app, [*arguments, "--profile", "trace.json"], catch_exceptions=False)
+
+
 def test_model_option_replaces_the_file_s_model(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("refiner: {model: nano, jitter_count: 3}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -68,6 +69,25 @@ def test_part_and_record(manifest: RunManifest) -> None:
     assert set(table["run_id"].to_pylist()) == {manifest.run_id}
     assert set(table["shard_id"].to_pylist()) == {shard.shard_id}
     assert table.schema.metadata[b"jitter_count"] == b"8"
+
+
+def test_a_record_has_the_seconds_of_its_stages(manifest: RunManifest) -> None:
+    before = {"encode": 1.25, "write": 100.0}  # a helper's clock has its own writing; the record has this one's
+    record, _ = write_part(manifest, manifest.shards[0], rows_of(manifest), seconds=2.0, stage_seconds=before)
+    assert record.stage_seconds is not None
+    assert record.stage_seconds["encode"] == 1.25
+    assert 0 < record.stage_seconds["write"] < 100
+    assert committed(manifest)[record.shard_id] == record
+
+
+def test_a_record_of_an_older_version_is_read(manifest: RunManifest) -> None:
+    record, _ = write_part(manifest, manifest.shards[0], rows_of(manifest))
+    assert record.stage_seconds is None
+    path = Path(manifest.folder_uri, "commits", f"{record.shard_id}.json")
+    raw = json.loads(path.read_text())
+    del raw["stage_seconds"]
+    path.write_text(json.dumps(raw))
+    assert committed(manifest) == {record.shard_id: record}
 
 
 def test_part_is_stored_as_documented(manifest: RunManifest) -> None:

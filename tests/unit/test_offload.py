@@ -21,6 +21,7 @@ from stable_sam.image_job import ImageJob, finish_job, infer_job, prepare_job, r
 from stable_sam.records import Prompt, ShardReport
 from stable_sam.refiner import Refiner
 from stable_sam.shard_job import complete_shard, image_job, refine_shard
+from stable_sam.stage_clock import STAGES
 from stable_sam.stages import InferredImage, PreparedImage
 from tasks import helper_work
 from tasks.actor_plan import ActorPlan, helpers_each
@@ -146,6 +147,10 @@ def test_helpers_do_all_but_the_model_and_the_rows_are_the_same(
         [f"{stage} {i}" for stage in ("prepare", "finish") for i in "abcdefgh"] + ["write "]
     )
     same(rows(manifest), expected)
+    assert set(report.stage_seconds) == {*STAGES}, "also what helpers measured, in threads"
+    record = commit_of(manifest, manifest.shards[0].shard_id)
+    assert record is not None
+    assert set(record.stage_seconds or {}) == {*STAGES} - {"commit"}
 
 
 def test_the_model_goes_on_while_images_are_prepared_and_finished(tmp_path: Path, refiner: Refiner) -> None:

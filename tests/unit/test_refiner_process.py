@@ -8,6 +8,7 @@ import pickle
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.errors import StableSamError, StorageError, WeightsError
 from stable_sam.image_job import ImageJob
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.stage_clock import StageClock
 from tasks.refiner_child import ChildSettings
 from tasks.refiner_process import DeviceLostError, Limits, RefinerProcess
 from tests.unit import planted_refiner
@@ -77,6 +79,23 @@ def test_an_image_that_ends_the_process_fails_alone(shared: RefinerProcess, harm
     assert [mask.status for mask in masks] == ["ok", "ok", "failed", "failed", "failed", "ok", "ok"]
     expected = f"/{harm}-x: refining this image ended the process ({reason}), 2 times"
     assert {mask.error for mask in masks if mask.status == "failed"} == {expected}
+
+
+def test_what_images_took_comes_back_but_of_those_that_end_the_process(shared: RefinerProcess) -> None:
+    with StageClock(spans=10) as clock:
+        refined(shared, job("a"), job("exit"), job("b"))
+    assert clock.times().seconds.keys() == {"decode"}
+    assert clock.times().seconds["decode"] > 0
+    assert clock.times().spans == (), "nobody asked the process for them"
+
+
+def test_spans_come_back_where_they_are_asked_for() -> None:
+    settings = replace(process()._settings, keep_spans=True)
+    child = RefinerProcess(settings, Limits(seconds=60, memory_mb=500))
+    with StageClock(spans=10) as clock:
+        refined(child, job("a"), job("b"))
+    child.stop()
+    assert sorted((span.stage, span.about) for span in clock.times().spans) == [("decode", "/a"), ("decode", "/b")]
 
 
 def test_an_image_that_hangs_in_c_fails_alone() -> None:

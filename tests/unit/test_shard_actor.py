@@ -6,15 +6,19 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from stable_sam.config import RayConfig, RunConfig
 from stable_sam.data.commits import committed
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import plan_run
-from stable_sam.errors import WeightsError
+from stable_sam.data.spans import read_spans
+from stable_sam.errors import StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, ShardReport
+from stable_sam.stage_clock import Times
+from tasks import shard_actor
 from tasks.actor_plan import ActorPlan
 from tasks.shard_actor import ShardActor, ShardFailure
 from tests.unit import planted_refiner
@@ -43,8 +47,9 @@ def planned(folder: Path, names: list[str], model: ModelIdentity = planted_refin
     return manifest
 
 
-def actor(manifest: RunManifest) -> ShardActor:
-    return ShardActor(manifest.uri, "cpu", pickle.dumps(planted_refiner.load), RayConfig(), PLAN)
+def actor(manifest: RunManifest, *, profile: bool = False) -> ShardActor:
+    settings = RayConfig(profile=profile)
+    return ShardActor(manifest.uri, "cpu", pickle.dumps(planted_refiner.load), settings, PLAN)
 
 
 def test_shards_are_worked_at_side_by_side_and_poison_fails_alone(tmp_path: Path) -> None:
@@ -57,9 +62,36 @@ def test_shards_are_worked_at_side_by_side_and_poison_fails_alone(tmp_path: Path
     records = committed(manifest)
     assert sum(record.rows for record in records.values()) == 9
     assert sum(record.failed for record in records.values()) == 1
+    assert set(records[manifest.shards[1].shard_id].stage_seconds or {}) == {"fetch", "decode", "write"}
+    assert list(read_spans(manifest)) == []
     again = worker.work(manifest.shards[0])
     assert isinstance(again, ShardReport)
     assert again.reused
+    worker.close()
+
+
+def test_a_profile_is_kept_beside_the_commits_and_costs_no_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = planned(tmp_path, ["a", "b", "c", "d"])
+    worker = actor(manifest, profile=True)
+    report = worker.work(manifest.shards[0])
+    assert isinstance(report, ShardReport)
+    assert set(report.stage_seconds) == {"fetch", "decode", "write", "commit"}
+    (kept,) = read_spans(manifest)
+    assert kept.shard_id == manifest.shards[0].shard_id
+    assert {span.stage for span in kept.spans} == set(report.stage_seconds)
+    assert {span.about for span in kept.spans if span.stage in ("fetch", "decode")} == {
+        str(tmp_path / "images" / f"{name}.png") for name in "abc"
+    }
+    assert len({span.thread.rpartition(":")[0] for span in kept.spans}) == 2, "the actor's process and its child's"
+
+    def away(manifest: RunManifest, shard_id: str, actor: str, times: Times) -> None:
+        raise StorageError("s3://x: cannot write")
+
+    monkeypatch.setattr(shard_actor, "write_spans", away)
+    assert isinstance(worker.work(manifest.shards[1]), ShardReport)
+    assert len(committed(manifest)) == 2
     worker.close()
 
 

@@ -1,0 +1,195 @@
+"""How long each stage of the work takes: a clock that goes with the thread, so that no signature on the way has one.
+
+    with StageClock() as clock:           # of an image in its process, or of a shard
+        with timed("decode"): ...         # anywhere below
+    clock.times()                         # small, crosses processes; `add_times` puts it on the clock there
+
+Seconds are those of threads by a monotonic clock: where several work at a time their sum exceeds what the work took.
+Waiting for the model counts in no stage. On a GPU kernels run on after the call: the encoder's time then falls to the
+stage that first needs the answer, `decode_prompts`, unless spans are kept, for which the encoder is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
+
+STAGES = (
+    "fetch", "decode", "resize", "encode", "decode_prompts", "jitter", "second_pass", "rle", "write", "commit"
+)  # fmt: skip
+"""In their order; fetch to rle are of an image, write and commit of a shard."""
+WAIT = "wait"
+"""For the turn at the model: a span where it is long, and no stage."""
+SPANS_OF_AN_IMAGE = 200
+SPANS_OF_A_SHARD = 2000
+_GAP_S = 0.001
+"""Spans of one stage and thread that are nearer are one: masks are encoded one by one. Shorter waits are none."""
+_EPOCH_S = time.time() - time.monotonic()
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One piece of work, for a picture of the run."""
+
+    stage: str
+    about: str
+    """URI of the image, or id of the shard."""
+    start: float
+    """Seconds since 1970."""
+    seconds: float
+    thread: str
+    """Node, process and thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """What a clock has measured."""
+
+    seconds: Mapping[str, float]
+    """By stage of `STAGES`, those that ran."""
+    spans: tuple[Span, ...] = ()
+    left_out: int = 0
+    """Spans that were one too many."""
+
+
+class StageClock:
+    """Sums of seconds by stage and, where they are asked for, a bounded number of spans; several threads may add."""
+
+    def __init__(self, *, spans: int = 0, about: str = "") -> None:
+        """`spans`: how many are kept, 0 for the sums alone. about: what spans are of that do not say it themselves."""
+        self.most_spans = spans
+        self._about = about
+        self._seconds: dict[str, float] = {}
+        self._spans: list[Span] = []
+        self._last: dict[str, int] = {}
+        self._left_out = 0
+        self._adding = threading.Lock()
+        self._before: Token[StageClock | None] | None = None
+
+    def __enter__(self) -> Self:
+        """From here on `timed` adds to this clock, in this thread."""
+        self._before = _clock.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """`timed` adds to what it added to before."""
+        assert self._before is not None, "entered"
+        _clock.reset(self._before)
+
+    def times(self) -> Times:
+        """What was measured until now."""
+        with self._adding:
+            return Times(seconds=dict(self._seconds), spans=tuple(self._spans), left_out=self._left_out)
+
+    def add(self, times: Times) -> None:
+        """Take over what another clock has measured."""
+        with self._adding:
+            for stage, seconds in times.seconds.items():
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+            room = max(0, self.most_spans - len(self._spans))
+            self._spans.extend(times.spans[:room])
+            self._left_out += times.left_out + len(times.spans[room:])
+
+    def stop(self, stage: str, about: str, started: float, ended: float, own_seconds: float) -> None:
+        """Count `own_seconds` for a stage that a thread was in, by `time.monotonic`."""
+        with self._adding:
+            if stage != WAIT:
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + own_seconds
+            if self.most_spans and not (stage == WAIT and own_seconds < _GAP_S):
+                self._keep(stage, about or self._about, _EPOCH_S + started, ended - started)
+
+    def _keep(self, stage: str, about: str, start: float, seconds: float) -> None:
+        thread = f"{platform.node()}:{os.getpid()}:{threading.get_native_id()}"
+        if thread in self._last:
+            last = self._spans[self._last[thread]]
+            gap = start - last.start - last.seconds
+            if (last.stage, last.about) == (stage, about) and gap < _GAP_S:
+                self._spans[self._last[thread]] = replace(last, seconds=start + seconds - last.start)
+                return
+        if len(self._spans) >= self.most_spans:
+            self._left_out += 1
+            return
+        self._last[thread] = len(self._spans)
+        self._spans.append(Span(stage=stage, about=about, start=start, seconds=seconds, thread=thread))
+
+
+class timed:
+    """Context manager around a stage: its seconds go to the thread's clock, if it has one. One inside another takes
+    its own from those of the other."""
+
+    __slots__ = ("_about", "_inner", "_outer", "_stage", "_started", "seconds")
+
+    def __init__(self, stage: str, about: str = "") -> None:
+        self._stage = stage
+        self._about = about
+        self._inner = 0.0
+        self._outer: Token[timed | None]
+        self.seconds = 0.0
+        """Once it has ended."""
+
+    def __enter__(self) -> Self:
+        self._outer = _open.set(self)
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ended = time.monotonic()
+        _open.reset(self._outer)
+        self.seconds = ended - self._started - self._inner
+        if (outer := _open.get()) is not None:
+            outer._inner += ended - self._started
+        if (clock := _clock.get()) is not None:
+            clock.stop(self._stage, self._about, self._started, ended, self.seconds)
+
+
+@contextmanager
+def turn(lock: threading.Lock) -> Iterator[None]:
+    """Hold the lock; waiting for it is no part of the stage around."""
+    with ExitStack() as held:
+        with timed(WAIT):
+            held.enter_context(lock)
+        yield
+
+
+def carried(function: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """The function for other threads, with the clock of this one."""
+    clock = _clock.get()
+
+    def with_clock(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        before = _clock.set(clock)
+        try:
+            return function(*arguments, **named)
+        finally:
+            _clock.reset(before)
+
+    return function if clock is None else with_clock
+
+
+def add_times(times: Times) -> None:
+    """Put what another process has measured on this thread's clock, if it has one."""
+    if (clock := _clock.get()) is not None:
+        clock.add(times)
+
+
+def keeps_spans() -> bool:
+    """Whether somebody wants to see single pieces of work, and may wait for the GPU to tell them apart."""
+    clock = _clock.get()
+    return clock is not None and clock.most_spans > 0
+
+
+_clock: ContextVar[StageClock | None] = ContextVar("stage_clock", default=None)
+_open: ContextVar[timed | None] = ContextVar("open_stage", default=None)

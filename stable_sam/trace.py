@@ -1,0 +1,108 @@
+"""A run as a picture: who did what when, in the Trace Event Format that chrome://tracing and ui.perfetto.dev open.
+
+A process of the picture is an actor, with its model's process and its helpers; a line of it is one of their threads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from stable_sam.data.manifest import read_manifest
+from stable_sam.data.spans import ShardSpans, read_spans
+from stable_sam.data.storage import write_bytes
+from stable_sam.stage_clock import STAGES, WAIT, Span, Times
+
+SPANS_OF_A_TRACE = 20_000
+"""4 MB of JSON, which both viewers draw at once. A larger run shows its first shards."""
+_OF_A_SHARD = ("write", "commit")
+
+
+def write_trace(uri: str, driver: Times, manifest_uri: str | None = None) -> None:
+    """Write the trace of a run, of the driver's own work alone without a manifest; raises `StorageError`."""
+    if manifest_uri is None:
+        trace = chrome_trace(driver.spans, [])
+    else:
+        manifest = read_manifest(manifest_uri)
+        facts = {"run_id": manifest.run_id, "table": manifest.output_uri, "shards": len(manifest.shards)}
+        trace = chrome_trace(driver.spans, read_spans(manifest), facts)
+    write_bytes(uri, json.dumps(trace).encode())
+
+
+def chrome_trace(
+    driver: Sequence[Span], shards: Iterable[ShardSpans], facts: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The trace as a JSON object; `otherData` says what of the run is not in it, and `facts`.
+
+    Of `shards` no more are taken than `SPANS_OF_A_TRACE` allows, each whole.
+    """
+    by_actor: dict[str, list[Span]] = defaultdict(list)
+    kept = shown = left_out = shards_left_out = 0
+    for shard in shards:
+        if shards_left_out or kept + len(shard.spans) > SPANS_OF_A_TRACE:
+            shards_left_out += 1
+            continue
+        by_actor[shard.actor].extend(shard.spans)
+        kept, shown, left_out = kept + len(shard.spans), shown + 1, left_out + shard.left_out
+    processes = {"driver": list(driver)}
+    processes |= {f"actor {number} ({actor})": by_actor[actor] for number, actor in enumerate(sorted(by_actor), 1)}
+    start = min((span.start for spans in processes.values() for span in spans), default=0.0)
+    events: list[dict[str, Any]] = []
+    for pid, (name, spans) in enumerate(processes.items()):
+        events.append({"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": name}})
+        for tid, (label, line) in enumerate(_lines(spans)):
+            events.append({"name": "thread_name", "ph": "M", "pid": pid, "tid": tid, "args": {"name": label}})
+            line.sort(key=lambda span: (span.start, -span.seconds))
+            events.extend(_event(span, pid, tid, start) for span in line)
+    other = {
+        **(facts or {}),
+        "start": datetime.fromtimestamp(start, UTC).isoformat(),
+        "shards_shown": shown,
+        "shards_left_out": shards_left_out,
+        "spans_left_out": left_out,
+        "limits": f"at most {SPANS_OF_A_TRACE} spans a run; shards that were committed before the run was profiled "
+        "have none",
+    }
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
+
+
+def _event(span: Span, pid: int, tid: int, start: float) -> dict[str, Any]:
+    about = {"shard_id" if span.stage in _OF_A_SHARD else "image_uri": span.about} if span.about else {}
+    return {
+        "name": span.stage,
+        "cat": "stage",
+        "ph": "X",
+        "ts": round(1e6 * (span.start - start), 1),
+        "dur": round(1e6 * span.seconds, 1),
+        "pid": pid,
+        "tid": tid,
+        "args": about,
+    }
+
+
+def _lines(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
+    """The spans by thread, named by the stages there; a thread takes the line of one of its kind that has ended."""
+    by_thread: dict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        by_thread[span.thread].append(span)
+    lines: list[tuple[str, list[Span]]] = []
+    for thread in sorted(by_thread.values(), key=_first):
+        stages = dict.fromkeys(span.stage for span in thread if span.stage != WAIT)
+        label = ", ".join(sorted(stages, key=lambda stage: STAGES.index(stage) if stage in STAGES else -1))
+        ended = (line for name, line in lines if name == label and _last(line) <= _first(thread))
+        if (line := next(ended, None)) is not None:
+            line.extend(thread)
+        else:
+            lines.append((label, thread))
+    return lines
+
+
+def _first(spans: Iterable[Span]) -> float:
+    return min(span.start for span in spans)
+
+
+def _last(spans: Iterable[Span]) -> float:
+    return max(span.start + span.seconds for span in spans)
