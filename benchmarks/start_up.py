@@ -3,8 +3,10 @@
     python benchmarks/start_up.py --rounds 5 --out start_up.json --markdown start_up.md
 
 Whole processes, from their start; in every round each command once, beside what no program can do without: Python
-itself, and importing torch and segment_anything. CPU time is of all threads, and steadier on a busy machine. `refine`
-runs over the one picture with a temporary Prefect server and a local Ray (`--no-refine` leaves it out).
+itself, and importing torch and segment_anything. A first round is not counted: it brings the files into the system's
+cache. CPU time is of all threads, and steadier on a busy machine. `refine` runs over the one picture with a temporary
+Prefect server and a local Ray (`--no-refine` leaves it out); its CPU time is not known: not all of Ray's processes are
+waited for.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+WARM_UP = 1
+"""Rounds not counted."""
 COMMAND = str(Path(sys.executable).with_name("stable-sam"))
 HEAVY = ("torch", "torchvision", "ray", "prefect", "pyarrow", "duckdb", "cv2", "numpy", "matplotlib", "sklearn")
 """Packages that `--help` must not import."""
@@ -72,17 +76,17 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[
             COMMAND, "refine-image", str(photo), "--box", "20", "5", "440", "300", "--out", str(mask)
         ],
     }  # fmt: skip
-    seconds: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
-    for number in range(options.rounds):
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    for number in range(WARM_UP + options.rounds):
         for what, command in commands.items():
             started, cpu = time.perf_counter(), _cpu_of_children()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            seconds[what].append((time.perf_counter() - started, _cpu_of_children() - cpu))
+            seconds.setdefault(what, []).append((time.perf_counter() - started, _cpu_of_children() - cpu))
         if not options.no_refine:
             first, whole = _refine(folder, folder / f"table{number}")
             seconds.setdefault("stable-sam refine, first row", []).append((first, float("nan")))
             seconds.setdefault("stable-sam refine, whole", []).append((whole, float("nan")))
-    return seconds
+    return {what: values[WARM_UP:] for what, values in seconds.items()}
 
 
 def _refine(folder: Path, table: Path) -> tuple[float, float]:

@@ -7,15 +7,16 @@ masks of different sizes; and `box_iou(xyxy, xyxy)`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
-from duckdb.func import FunctionNullHandling
+import pyarrow as pa
+from duckdb.func import FunctionNullHandling, PythonUDFType
 from pycocotools import mask as coco_mask
 
-from stable_sam.rle import checked_counts
+from stable_sam.rle import check_counts
 
 OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
 """Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
@@ -193,8 +194,9 @@ def make_views(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     text = " ".join([sql, *(VIEWS[name].sql for name in wanted)]).lower()
     if "mask_iou" in text and not connection.execute(_HAS_MASK_IOU).fetchall():
         connection.create_function(
-            "mask_iou", _mask_iou, _MASK_COLUMNS, "DOUBLE", null_handling=FunctionNullHandling.SPECIAL
-        )
+            "mask_iou", _mask_ious, _MASK_COLUMNS, "DOUBLE", type=PythonUDFType.ARROW,
+            null_handling=FunctionNullHandling.SPECIAL,
+        )  # fmt: skip
     if "box_" in text:
         connection.execute(_MACROS)
     if "_newest" in wanted:
@@ -218,16 +220,31 @@ _MACROS = """
 """
 
 
-def _mask_iou(
-    size: Sequence[int] | None, counts: str | None, other_size: Sequence[int] | None, other_counts: str | None
-) -> float | None:
-    if size is None or counts is None or other_size is None or other_counts is None or list(size) != list(other_size):
-        return None
+def _mask_ious(
+    sizes: pa.ChunkedArray, counts: pa.ChunkedArray, other_sizes: pa.ChunkedArray, other_counts: pa.ChunkedArray
+) -> pa.Array:
+    """(N,) IoU of the two masks of each row, null where they do not compare; raises ValueError for other text."""
+    columns = (sizes, counts, other_sizes, other_counts)
+    rows = list(zip(*(column.to_pylist() for column in columns), strict=True))
+    places = [place for place, row in enumerate(rows) if _comparable(*row)]
+    ious: list[float | None] = [None] * len(rows)
+    if places:
+        # These may be anything that somebody wrote into a statement.
+        areas = [rows[place][0][0] * rows[place][0][1] for place in places]
+        check_counts([rows[place][1] for place in places], areas)
+        check_counts([rows[place][3] for place in places], areas)
+    for place in places:
+        size, one, _, other = rows[place]
+        ious[place] = float(
+            coco_mask.iou([{"size": size, "counts": one}], [{"size": size, "counts": other}], [0])[0, 0]
+        )
+    return pa.array(ious, pa.float64())
+
+
+def _comparable(
+    size: list[int] | None, counts: str | None, other_size: list[int] | None, other_counts: str | None
+) -> bool:
+    if size is None or counts is None or other_counts is None or size != other_size:
+        return False
     height, width = size
-    if min(height, width) < 1 or height * width >= 2**31:
-        return None
-    # These may be anything that somebody wrote into a statement.
-    masks = [
-        {"size": [height, width], "counts": checked_counts(one, (height, width))} for one in (counts, other_counts)
-    ]
-    return float(coco_mask.iou(masks[:1], masks[1:], [0])[0, 0])
+    return min(height, width) >= 1 and height * width < 2**31

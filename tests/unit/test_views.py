@@ -156,6 +156,14 @@ def test_mask_iou_of_other_sizes_is_null(table: str, size: str) -> None:
     assert ask(table, "SELECT mask_iou([0, 0], '', [0, 0], '') AS iou") == [{"iou": None}]
 
 
+def test_mask_iou_of_many_rows(table: str) -> None:
+    sql = f"""
+        SELECT mask_iou(CASE WHEN n % 3 > 0 THEN [10, 20] END, '{GOOD}', [10, 20 + n % 2]::INT[], '{GOOD}') AS iou
+        FROM range(6000) numbers(n) ORDER BY n
+    """
+    assert [row["iou"] for row in ask(table, sql)] == [1.0 if n % 3 and not n % 2 else None for n in range(6000)]
+
+
 def test_from_python(table: str) -> None:
     with stable_sam.table.open(table) as opened:
         assert opened.masks.filter("category = 'cat'").aggregate("count(*)").fetchall() == [(3,)]
