@@ -17,6 +17,7 @@ from PIL import Image
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor
 
+from stable_sam.data.images import Picture
 from stable_sam.errors import ConfigError, PromptError
 from stable_sam.frames import Frame
 from stable_sam.modeling.plugin import PluginHost, PluginTrace
@@ -69,7 +70,9 @@ class Explanation:
         return self.frame.to_original_xy(cells * (self.frame.side / np.array([width, height])))
 
 
-def explain(refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Prompt) -> Explanation:
+def explain(
+    refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Prompt, *, picture: Picture | None = None
+) -> Explanation:
     """Answer `prompt` without and with the refiner's plugin, in the first pass, and keep what the decoder looked at.
 
     image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here. The encoder runs
@@ -83,7 +86,7 @@ def explain(refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Pr
         raise ConfigError("explain: expected SAM and its plugin alone, got HQ-SAM's branch, too (hq_uri)")
     pixels = rgb_pixels(image)
     prompt = check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
-    view = embed_image(refiner.model, pixels)
+    view = embed_image(refiner.model, picture or pixels)
     sam, _ = _answer(refiner, host, view, prompt, plugin=False)
     stable_sam, trace = _answer(refiner, host, view, prompt, plugin=True)
     if trace is None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data.images import decode_image
+from stable_sam.data.images import Picture, decode_picture
 from stable_sam.errors import ImageError, one_line
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.routing import failed_mask
@@ -92,7 +92,7 @@ def prepare_job(config: RefinerConfig, side: int, job: ImageJob) -> PreparedImag
         return failed_masks(job, job.error)
 
     def prepared() -> PreparedImage | list[RefinedMask]:
-        image = prepare(_decoded(config, job), job.prompts, side, image_uri=job.image_uri)
+        image = _prepared(config, side, job)
         return image if any(prompt.error is None for prompt in image.prompts) else failed_masks(image, "")
 
     return _guarded(job, prepared)
@@ -147,26 +147,33 @@ def _guarded(job: Job, work: Callable[[], T]) -> T | list[RefinedMask]:
 
 
 def _refine(refiner: ImageRefiner, config: RefinerConfig, job: ImageJob) -> list[RefinedMask]:
-    masks = refiner.refine_image(_decoded(config, job), job.prompts)
+    if isinstance(refiner, StagedRefiner):
+        masks = refiner.refine_prepared(_prepared(config, refiner.input_side, job))
+    else:
+        masks = refiner.refine_image(_decoded(config, None, job).pixels, job.prompts)
     asked, got = [prompt.prompt_id for prompt in job.prompts], [mask.prompt_id for mask in masks]
     if asked != got:
         raise ValueError(f"expected masks of prompts {asked[:5]}, got {got[:5]}")
     return masks
 
 
-def _decoded(config: RefinerConfig, job: ImageJob) -> NDArray[np.uint8]:
+def _prepared(config: RefinerConfig, side: int, job: ImageJob) -> PreparedImage:
+    return prepare(_decoded(config, side, job), job.prompts, side, image_uri=job.image_uri)
+
+
+def _decoded(config: RefinerConfig, side: int | None, job: ImageJob) -> Picture:
     with timed("decode"):
-        image = decode_image(job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
-    _check_size(image, job.image_uri, job.prompts)
-    return image
+        picture = decode_picture(job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side)
+    _check_size(picture.original_hw, job.image_uri, job.prompts)
+    return picture
 
 
-def _check_size(image: NDArray[np.uint8], image_uri: str, prompts: Sequence[Prompt]) -> None:
+def _check_size(image_hw: tuple[int, int], image_uri: str, prompts: Sequence[Prompt]) -> None:
     """Raises `ImageError` for a picture whose annotations were made on one of another size: turned, or a resized copy.
 
     Their boxes would be other things' here, and no score would show it.
     """
-    height, width = image.shape[:2]
+    height, width = image_hw
     for declared in {prompt.image_size for prompt in prompts if prompt.image_size is not None}:
         if declared != (height, width):
             raise ImageError(

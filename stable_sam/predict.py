@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stable_sam.data.images import Picture
 from stable_sam.frames import Frame
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast_decoder import ImageSide, can_decode, decode_image, image_side
@@ -88,11 +89,11 @@ class Prediction:
     """(P,), which of the decoder's mask tokens made the mask: 0 SAM's single mask, 1-3 its multimask."""
 
 
-def embed_image(model: LoadedModel, pixels: NDArray[np.uint8]) -> ImageView:
-    """Run the encoder on `pixels` (H, W, 3), RGB, upright; in the arithmetic of the model's identity."""
-    height, width = pixels.shape[:2]
-    frame = Frame((height, width), int(model.sam.image_encoder.img_size))
-    return embed_resized(model, resize_image(pixels, frame), frame)
+def embed_image(model: LoadedModel, image: NDArray[np.uint8] | Picture) -> ImageView:
+    """Run the encoder on an image (H, W, 3), RGB, upright; in the arithmetic of the model's identity."""
+    picture = image if isinstance(image, Picture) else Picture(image, (image.shape[0], image.shape[1]))
+    frame = Frame(picture.original_hw, int(model.sam.image_encoder.img_size))
+    return embed_resized(model, resize_image(picture.pixels, frame, picture.scale), frame)
 
 
 @torch.inference_mode()

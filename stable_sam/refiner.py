@@ -12,7 +12,7 @@ from PIL import Image
 
 from stable_sam.calibration.load import calibrated_routing
 from stable_sam.config import RefinerConfig, RoutingConfig
-from stable_sam.data.images import upright_rgb
+from stable_sam.data.images import Picture, decode_picture, upright_rgb
 from stable_sam.errors import ImageError
 from stable_sam.frames import Frame
 from stable_sam.identity import ModelIdentity
@@ -54,7 +54,19 @@ class Refiner:
         image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here.
         Raises `ImageError` for another kind of array. The encoder runs once, or not at all without a usable prompt.
         """
-        return self.refine_prepared(prepare(rgb_pixels(image), prompts, self.input_side))
+        pixels = rgb_pixels(image)
+        picture = Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+        return self.refine_prepared(prepare(picture, prompts, self.input_side))
+
+    def refine_file(self, data: bytes, prompts: Sequence[Prompt], *, name: str = "image") -> list[RefinedMask]:
+        """The same for the bytes of an image file, read as the pipeline and the command line read it.
+
+        A large JPEG is decoded at a reduced scale, which takes a fraction of the time and memory; see
+        `data.images.decode_picture`. `name` is what errors call it. Raises `ImageError`.
+        """
+        limit = self.config.max_image_pixels
+        picture = decode_picture(data, name=name, max_pixels=limit, side=self.input_side)
+        return self.refine_prepared(prepare(picture, prompts, self.input_side))
 
     def refine_prepared(self, image: PreparedImage) -> list[RefinedMask]:
         """The same for an image that is prepared; the logits of `prompt_chunk_size` prompts exist at a time."""

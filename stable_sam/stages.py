@@ -1,6 +1,6 @@
 """An image's way in three stages: the first and the last need a CPU, the one between them, `Refiner.infer`, the model.
 
-    pixels, prompts --prepare--> PreparedImage --Refiner.infer--> InferredImage --finish--> RefinedMask for each prompt
+    picture, prompts --prepare--> PreparedImage --Refiner.infer--> InferredImage --finish--> RefinedMask for each prompt
 
 What passes between them is small (3 MB of pixels, then 262 kB a prompt, for an input of 1024 pixels), whatever the
 size of the original, so that the stages may run on different machines. Their composition is `Refiner.refine_image`.
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stable_sam.config import RefinerConfig, RoutingConfig
+from stable_sam.data.images import Picture
 from stable_sam.errors import PromptError
 from stable_sam.frames import Frame
 from stable_sam.prompt_check import check_prompt
@@ -70,17 +71,16 @@ class InferredImage:
     """Every usable prompt once."""
 
 
-def prepare(pixels: NDArray[np.uint8], prompts: Sequence[Prompt], side: int, *, image_uri: str = "") -> PreparedImage:
-    """The image `pixels` (H, W, 3), RGB and upright, and its prompts for a model whose square input has this side."""
-    height, width = pixels.shape[:2]
-    frame = Frame((height, width), side)
-    checked = tuple(_checked(prompt, (height, width)) for prompt in prompts)
+def prepare(picture: Picture, prompts: Sequence[Prompt], side: int, *, image_uri: str = "") -> PreparedImage:
+    """The image and its prompts, which are in original pixels, for a model whose square input has this side."""
+    frame = Frame(picture.original_hw, side)
+    checked = tuple(_checked(prompt, picture.original_hw) for prompt in prompts)
     resized = np.empty((0, 0, 3), np.uint8)
     if any(prompt.error is None for prompt in checked):
         from stable_sam.resize import resize_image  # not above: whoever only finishes needs no torch
 
         with timed("resize"):
-            resized = resize_image(pixels, frame)
+            resized = resize_image(picture.pixels, frame, picture.scale)
     return PreparedImage(image_uri=image_uri, frame=frame, pixels=resized, prompts=checked)
 
 

@@ -35,13 +35,17 @@ def explain(
     prompt_id: PromptId = "explain",
 ) -> None:
     """Draw SAM beside Stable-SAM for one weak box, points, or both: masks, attended features, offsets and alpha."""
+    from stable_sam.data.images import decode_picture
     from stable_sam.explain import explain as explain_prompt
     from stable_sam.explain_drawing import draw
     from stable_sam.refiner import Refiner
 
     check_suffix(out, (".png", ".jpg"), "what it draws is a picture")
     run = run_config(config, model, checkpoint, plugin)
-    pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), run.refiner.max_image_pixels)
-    explanation = explain_prompt(Refiner(run.refiner, run.routing), pixels, prompt)
+    limit = run.refiner.max_image_pixels
+    data, pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), limit)
+    refiner = Refiner(run.refiner, run.routing)
+    picture = decode_picture(data, name=photo, max_pixels=limit, side=refiner.input_side)
+    explanation = explain_prompt(refiner, pixels, prompt, picture=picture)
     write_picture(out, draw(explanation))
     typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; picture: {out}")

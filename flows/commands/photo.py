@@ -51,8 +51,8 @@ class PointCommand(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
-def read_photo(photo: str, prompt: Prompt, max_pixels: int) -> tuple[NDArray[np.uint8], Prompt]:
-    """The picture (H, W, 3), upright, and the prompt checked against it.
+def read_photo(photo: str, prompt: Prompt, max_pixels: int) -> tuple[bytes, NDArray[np.uint8], Prompt]:
+    """The file, the picture in it (H, W, 3), upright, and the prompt checked against it.
 
     Raises `StorageError`, `ImageError`, and `PromptError` with the picture's name.
     """
@@ -61,9 +61,10 @@ def read_photo(photo: str, prompt: Prompt, max_pixels: int) -> tuple[NDArray[np.
     from stable_sam.errors import PromptError
     from stable_sam.prompt_check import check_prompt
 
-    pixels = decode_image(read_bytes(photo), name=photo, max_pixels=max_pixels)
+    data = read_bytes(photo)
+    pixels = decode_image(data, name=photo, max_pixels=max_pixels)
     try:
-        return pixels, check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
+        return data, pixels, check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
     except PromptError as error:
         raise PromptError(f"{photo}: {error}") from None
 

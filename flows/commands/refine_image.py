@@ -50,9 +50,9 @@ def refine_image(
     for uri in (out, overlay):
         check_suffix(uri, (".png",), "masks must not be compressed with losses")
     run = run_config(config, model, checkpoint, plugin)
-    pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), run.refiner.max_image_pixels)
+    data, pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), run.refiner.max_image_pixels)
 
-    [refined] = Refiner(run.refiner, run.routing).refine_image(pixels, [prompt])
+    [refined] = Refiner(run.refiner, run.routing).refine_file(data, [prompt], name=photo)
     if refined.mask_size is None or refined.mask_counts is None:
         raise PromptError(f"{photo}: {refined.error}")
     mask = decode_mask(refined.mask_size, refined.mask_counts)

@@ -17,7 +17,6 @@ from stable_sam.calibration.fit import LabelledMasks
 from stable_sam.calibration.load import BUNDLED
 from stable_sam.calibration.model import SCORES, scores_of
 from stable_sam.config import RefinerConfig
-from stable_sam.data.images import decode_image
 from stable_sam.data.storage import read_bytes, write_bytes
 from stable_sam.errors import AnnotationError, ConfigError, one_line
 from stable_sam.evaluation.neighbours import find_neighbours
@@ -142,8 +141,7 @@ def _label_image(
         data = image.path.read_bytes()
     except OSError as error:
         raise AnnotationError(f"{image.path}: cannot read: {error.strerror}") from None
-    pixels = decode_image(data, name=str(image.path), max_pixels=refiner.config.max_image_pixels)
-    masks = refiner.refine_image(pixels, [prompt for _, _, prompt in asked])
+    masks = refiner.refine_file(data, [prompt for _, _, prompt in asked], name=str(image.path))
     for (item, kind, prompt), mask in zip(asked, masks, strict=True):
         if mask.status == "ok":
             yield {

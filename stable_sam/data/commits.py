@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard_table
-from stable_sam.data.schema import MASKS_SCHEMA, mask_row, rows_to_table, withdrawn_rows
+from stable_sam.data.schema import MASKS_SCHEMA, mask_table, withdrawn_rows
 from stable_sam.data.storage import create_bytes, join, list_files, read_bytes, write_bytes
 from stable_sam.errors import ConservationError, NotFoundError, StorageError
 from stable_sam.records import Prompt, RefinedMask
@@ -93,9 +93,8 @@ def write_part(
     Raises `ConservationError` when `rows` are not exactly one for each prompt of the shard, and `StorageError`.
     """
     _check_rows(shard, rows)
-    provenance = manifest.provenance(shard.shard_id)
     with timed("write", shard.shard_id) as made:
-        table = rows_to_table([mask_row(prompt, mask, provenance) for prompt, mask in rows])
+        table = mask_table(rows, manifest.provenance(shard.shard_id))
     if stage_seconds is not None:
         stage_seconds = {**stage_seconds, "write": made.seconds}
     routes = Counter(mask.route for _, mask in rows if mask.route is not None)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from stable_sam.errors import ImageError, one_line
 
@@ -16,8 +19,30 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF"
 SIXTEEN_BIT_MAX = 65_535
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 """TIFF tags."""
-STRIP_PIXELS = 2**22
-"""Converted at a time: of a picture of 100 megapixels one copy is in memory beside Pillow's, not five."""
+STRIP_PIXELS = 2**18
+"""Converted at a time: the copies that Pillow makes of them stay in the processor's caches and use the same memory
+again, and of a picture of 100 megapixels there is one copy beside Pillow's, not five."""
+REDUCED_SCALES = (2, 4)
+"""Of libjpeg's; 1/8, which is the mean of each block, would blur, and spare a tenth of the time that 1/4 takes."""
+REDUCED_MARGIN = 1.9
+"""A JPEG is decoded at a reduced scale that leaves at least so many times the model's pixels along each axis: what the
+model then sees differs by half a grey level on average (docs/performance.md). Of 4,000 pixels, half are enough for
+SAM's 1,024."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An upright image as it is decoded for a model: perhaps with fewer pixels than its file has."""
+
+    pixels: NDArray[np.uint8]
+    """(h, w, 3), RGB."""
+    original_hw: tuple[int, int]
+    """Of the upright image in its file, in pixels: those of prompts, masks and declared sizes."""
+    scale: int = 1
+    """Pixels of the file that one of `pixels` stands for, along each axis; the last row and column may stand for
+    fewer."""
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
@@ -31,6 +56,35 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
     `max_pixels` pixels (seen in the header, before anything is decoded; above Pillow's own limit of 179 million pixels
     an image is refused whatever `max_pixels` says).
     """
+    return decode_picture(data, name=name, max_pixels=max_pixels).pixels
+
+
+def decode_picture(data: bytes, *, name: str, max_pixels: int, side: int | None = None) -> Picture:
+    """The same for a model whose square input has this `side`, in pixels; None: with all pixels of the file.
+
+    A JPEG whose longest side is at least twice `REDUCED_MARGIN` times `side` is decoded at 1/2 or 1/4 of its size,
+    which libjpeg does in a fraction of the time and memory. Every other image has the pixels that `decode_image` gives.
+    Raises as `decode_image`; `max_pixels` counts the file's pixels.
+    """
+    image = _opened(data, name, max_pixels)
+    # Decoders raise whatever a damaged file makes them stumble over, from OSError to IndexError.
+    try:
+        width, height = image.size
+        scale = 1 if side is None else _reduce(image, side)
+        image.load()
+        upright, sideways = _upright(image)
+        return Picture(_to_rgb(upright), (width, height) if sideways else (height, width), scale)
+    except Exception as error:
+        raise ImageError(f"{name}: the image is damaged: {one_line(error)}") from error
+
+
+def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A Pillow image of any mode to (H, W, 3) uint8 RGB, by the same rules as `decode_image`."""
+    return _to_rgb(_upright(image)[0])
+
+
+def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """The image, of which only the header is read. Raises `ImageError`."""
     if not data:
         raise ImageError(f"{name}: the image file is empty (0 bytes)")
     try:
@@ -57,17 +111,22 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
             f"{name}: the image is too large: expected tiles of at most {max_pixels} pixels, "
             f"got {tile_width} x {tile_height} for an image of {width} x {height}"
         )
-    # Decoders raise whatever a damaged file makes them stumble over, from OSError to IndexError.
-    try:
-        image.load()
-        return upright_rgb(image)
-    except Exception as error:
-        raise ImageError(f"{name}: the image is damaged: {one_line(error)}") from error
+    return image
 
 
-def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """A Pillow image of any mode to (H, W, 3) uint8 RGB, by the same rules as `decode_image`."""
-    return _to_rgb(_upright(image))
+def _reduce(image: Image.Image, side: int) -> int:
+    """Have a JPEG, not yet loaded, decoded at the least scale that a model of this input side allows; returns how many
+    of the file's pixels one of the decoded stands for, along each axis: 1, 2 or 4."""
+    if not isinstance(image, JpegImageFile):
+        return 1
+    longest = max(image.size)
+    scale = max((scale for scale in REDUCED_SCALES if longest >= scale * REDUCED_MARGIN * side), default=1)
+    if scale > 1 and _orientation(image) != 1:
+        # A last row or column that stands for less than a whole pixel would be the first one when turned.
+        scale = gcd(scale, *image.size)
+    if scale > 1:
+        image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+    return round(longest / max(image.size))
 
 
 def _tile(image: Image.Image) -> tuple[int, int]:
@@ -77,13 +136,22 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it: 1 is upright."""
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         # Unreadable EXIF says nothing of the orientation, and the pixels are good: every viewer shows them as stored.
-        return image
+        return 1
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The image turned by its EXIF orientation, and whether that swapped its width and height."""
+    orientation = _orientation(image)
+    try:
+        return (image, False) if orientation == 1 else (ImageOps.exif_transpose(image), orientation in _SIDEWAYS)
+    except Exception:  # as above
+        return image, False
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -98,7 +166,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         if strip.has_transparency_data:
             rgba = strip.convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        rgb[top : top + rows] = np.asarray(strip.convert("RGB"))
+        rgb[top : top + rows] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
     return rgb
 
 

@@ -7,7 +7,7 @@ that actors write are the files of the published table.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -83,18 +83,27 @@ PROMPTS_SCHEMA = pa.schema([field for field in SHARD_SCHEMA if field.name != "fi
 """The columns of prompts as read from their source, where none has a fingerprint yet."""
 
 
-def mask_row(prompt: Prompt, mask: RefinedMask, provenance: Provenance) -> dict[str, Any]:
-    """Lay three records into one row; the mask's `error` is the row's (a refiner repeats the error of a bad prompt).
+def mask_table(rows: Sequence[tuple[Prompt, RefinedMask]], provenance: Provenance) -> pa.Table:
+    """Lay prompts, their masks and what made them into a table of MASKS_SCHEMA, column by column.
 
-    Raises ValueError when mask and prompt are not of the same prompt_id.
+    The mask's `error` is the row's (a refiner repeats the error of a bad prompt). Raises ValueError when a mask and its
+    prompt are not of the same prompt_id, and for a value of another type than its column's.
     """
-    if mask.prompt_id != prompt.prompt_id:
-        raise ValueError(f"mask of prompt {mask.prompt_id} answered prompt {prompt.prompt_id}")
-    return {
-        **{name: getattr(prompt, name) for name in _PROMPT_FIELDS},
-        **{name: getattr(provenance, name) for name in _PROVENANCE_FIELDS},
-        **{name: getattr(mask, name) for name in _MASK_FIELDS},
-    }
+    for prompt, mask in rows:
+        if mask.prompt_id != prompt.prompt_id:
+            raise ValueError(f"mask of prompt {mask.prompt_id} answered prompt {prompt.prompt_id}")
+    prompts, masks = [prompt for prompt, _ in rows], [mask for _, mask in rows]
+
+    def column(name: str, type_: pa.DataType) -> pa.Array:
+        if name in _PROVENANCE_FIELDS:
+            return pa.repeat(pa.scalar(getattr(provenance, name), type_), len(rows))
+        records: Sequence[Prompt | RefinedMask] = masks if name in _MASK_FIELDS else prompts
+        return pa.array([getattr(record, name) for record in records], type_)
+
+    try:
+        return pa.Table.from_arrays([column(field.name, field.type) for field in MASKS_SCHEMA], schema=MASKS_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"row does not fit the schema: {error}") from error
 
 
 def withdrawn_rows(prompts: pa.Table, provenance: Provenance) -> pa.Table:
@@ -128,7 +137,7 @@ def prompt_from_row(row: Mapping[str, Any]) -> Prompt:
     )
 
 
-def rows_to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = MASKS_SCHEMA) -> pa.Table:
+def rows_to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Make a table of rows whose keys must be exactly the schema's columns.
 
     `pa.Table.from_pylist` drops unknown keys and fills missing ones with null without a word; here both raise

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stable_sam.data.images import decode_image
+from stable_sam.data.images import Picture, decode_picture
 from stable_sam.errors import ImageError
 from stable_sam.evaluation.methods import load_methods, select_method
 from stable_sam.evaluation.metrics import Mask, ReferenceMask
@@ -50,7 +50,8 @@ class Scorer:
 
         Raises `ImageError`.
         """
-        view = embed_image(self.model, _read_pixels(image, self.settings.refiner.max_image_pixels))
+        side = int(self.model.sam.image_encoder.img_size)
+        view = embed_image(self.model, _read_picture(image, self.settings.refiner.max_image_pixels, side))
         rows: list[dict[str, Any]] = []
         for item in _objects(set_name, image):
             for kind in self.kinds:
@@ -119,15 +120,15 @@ def _objects(set_name: str, image: TruthImage) -> Iterator[_Object]:
         )
 
 
-def _read_pixels(image: TruthImage, max_pixels: int) -> NDArray[np.uint8]:
+def _read_picture(image: TruthImage, max_pixels: int, side: int) -> Picture:
     try:
         data = image.path.read_bytes()
     except OSError as error:
         raise ImageError(f"{image.path}: cannot read: {error.strerror}") from None
-    pixels = decode_image(data, name=str(image.path), max_pixels=max_pixels)
-    if pixels.shape[:2] != image.size_hw:
-        raise ImageError(f"{image.path}: expected height and width {image.size_hw}, got {pixels.shape[:2]}")
-    return pixels
+    picture = decode_picture(data, name=str(image.path), max_pixels=max_pixels, side=side)
+    if picture.original_hw != image.size_hw:
+        raise ImageError(f"{image.path}: expected height and width {image.size_hw}, got {picture.original_hw}")
+    return picture
 
 
 def _arrays(kind: PromptKind, drawn: NDArray[np.float64]) -> PromptArrays:

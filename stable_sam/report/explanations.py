@@ -46,7 +46,8 @@ def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) 
             continue
         try:
             prompt = prompt_from_row({name: row[name] for name in PROMPTS_SCHEMA.names})
-            drawn = draw(explain(refiner, read_picture(row["image_uri"]), prompt))
+            whole, picture = read_picture(row["image_uri"]), read_picture(row["image_uri"], refiner.input_side)
+            drawn = draw(explain(refiner, whole.pixels, prompt, picture=picture))
         except (PromptError, ConfigError, ImageError, StorageError) as error:
             found.missing[prompt_id] = str(error)
             continue

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stable_sam.data.images import decode_image
+from stable_sam.data.images import Picture, decode_picture
 from stable_sam.data.storage import read_bytes
 from stable_sam.errors import ImageError, StorageError
 
@@ -84,11 +84,12 @@ def webp(image_rgb: NDArray[np.uint8]) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def read_picture(image_uri: str) -> NDArray[np.uint8]:
-    """The pixels (H, W, 3). Raises `ImageError` and `StorageError`."""
+def read_picture(image_uri: str, side: int | None = None) -> Picture:
+    """The image, as a model of this input side gets it; None: with all its pixels. Raises `ImageError` and
+    `StorageError`."""
     if not image_uri:
         raise ImageError("the annotation names no image")
-    return decode_image(read_bytes(image_uri), name=image_uri, max_pixels=MAX_IMAGE_PIXELS)
+    return decode_picture(read_bytes(image_uri), name=image_uri, max_pixels=MAX_IMAGE_PIXELS, side=side)
 
 
 def drawable(numbers: Sequence[float] | None) -> bool:
@@ -99,7 +100,7 @@ def drawable(numbers: Sequence[float] | None) -> bool:
 
 def _of_image(name: str, rows: list[dict[str, Any]], side: int) -> tuple[list[tuple[str, str]], dict[str, Seen]]:
     try:
-        picture = read_picture(rows[0]["image_uri"])
+        picture = read_picture(rows[0]["image_uri"]).pixels
     except (ImageError, StorageError) as error:
         return [], {row["prompt_id"]: Seen(note=str(error)) for row in rows}
     height, width = picture.shape[:2]

@@ -166,8 +166,6 @@ def test_a_table_without_fingerprints_counts_as_changed_once(
     with monkeypatch.context() as patched:
         for module in (commits, schema, table, runs):
             patched.setattr(module, "MASKS_SCHEMA", older)
-        patched.setattr(commits, "mask_row", lambda *records: drop_fingerprint(schema.mask_row(*records)))
-        patched.setattr(commits, "rows_to_table", lambda rows: schema.rows_to_table(rows, older))
         night(job)
     assert "fingerprint" not in {field.name for field in DeltaTable(job["output_uri"]).schema().fields}
     edit(annotations, lambda document: document["annotations"].pop(0))
@@ -199,10 +197,6 @@ def test_how_prompt_stability_was_measured_survives_compaction(
         job["output_uri"], "SELECT jitter_count, jitter_scale, current_prompts FROM runs ORDER BY revision"
     )
     assert [tuple(row.values()) for row in measured.to_pylist()] == [(None, None, 9), (3, 0.2, 8)]
-
-
-def drop_fingerprint(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "fingerprint"}
 
 
 def test_rows_that_are_not_the_sources_prompts_are_not_published(

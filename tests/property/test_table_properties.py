@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_sam.config import RunConfig
+from stable_sam.data.commits import PARQUET_OPTIONS
 from stable_sam.data.manifest import read_shard
 from stable_sam.data.planning import plan_run
-from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row, prompt_row, rows_to_table
+from stable_sam.data.schema import MASKS_SCHEMA, PROMPTS_SCHEMA, mask_table, prompt_from_row, prompt_row, rows_to_table
 from stable_sam.identity import ModelIdentity
-from stable_sam.records import Prompt
+from stable_sam.records import Prompt, Provenance, RefinedMask
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 numbers = st.floats(width=64, allow_nan=False)
@@ -48,6 +53,60 @@ def prompt_lists(draw: st.DrawFn) -> list[Prompt]:
 def test_a_prompt_survives_its_row(prompt: Prompt) -> None:
     table = rows_to_table([prompt_row(prompt)], PROMPTS_SCHEMA)
     assert prompt_from_row(table.to_pylist()[0]) == prompt
+
+
+scores = st.none() | st.floats()
+sizes = st.integers(0, 2**31 - 1)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[Prompt, RefinedMask]:
+    prompt = draw(prompts(draw(texts)))
+    if draw(st.booleans()):
+        return prompt, RefinedMask(prompt_id=prompt.prompt_id, status="failed", error=draw(texts), route="reject")
+    return prompt, RefinedMask(
+        prompt_id=prompt.prompt_id,
+        status="ok",
+        mask_size=draw(st.tuples(sizes, sizes)),
+        mask_counts=draw(texts),
+        bbox_xywh=draw(st.tuples(numbers, numbers, numbers, numbers)),
+        area=draw(st.integers(0, 2**63 - 1)),
+        predicted_iou=draw(scores),
+        prompt_stability=draw(scores),
+        second_pass=draw(st.sampled_from([None, "mirror"])),
+        route=draw(st.sampled_from(["accept", "review", "reject"])),
+        route_reason=draw(texts),
+        true_iou=draw(scores),
+    )
+
+
+provenances = st.builds(
+    Provenance,
+    **dict.fromkeys(["run_id", "shard_id", "model_id", "weights_sha256", "config_hash", "code_version"], texts),
+    revision=st.integers(1, 2**63 - 1),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    logical_date=st.sampled_from([None, "2025-11-23"]),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(rows(), max_size=6), provenances)
+def test_a_table_made_by_column_is_the_one_made_by_row(
+    given_rows: list[tuple[Prompt, RefinedMask]], made_by: Provenance
+) -> None:
+    """Up to the last byte of its file."""
+    by_row = pa.Table.from_pylist(
+        [asdict(prompt) | asdict(made_by) | asdict(mask) for prompt, mask in given_rows], schema=MASKS_SCHEMA
+    )
+    by_column = mask_table(given_rows, made_by)
+    assert by_column.schema == by_row.schema
+    assert parquet(by_column) == parquet(by_row)
+
+
+def parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **PARQUET_OPTIONS)
+    return buffer.getvalue()
 
 
 @settings(max_examples=12, deadline=None)

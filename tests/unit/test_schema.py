@@ -12,7 +12,7 @@ from stable_sam.data.schema import (
     MASKS_SCHEMA,
     PROMPTS_SCHEMA,
     SHARD_SCHEMA,
-    mask_row,
+    mask_table,
     prompt_from_row,
     prompt_row,
     rows_to_table,
@@ -57,7 +57,7 @@ def test_full_row_keeps_every_value() -> None:
         area=5,
         predicted_iou=0.5,
     )
-    row = rows_to_table([mask_row(prompt, mask, PROVENANCE)]).to_pylist()[0]
+    row = mask_table([(prompt, mask)], PROVENANCE).to_pylist()[0]
     assert row["box_xyxy"] == [0.1, 2, 3, 4]
     assert row["points_xy"] == [[5, 6.5]]
     assert row["point_labels"] == [1]
@@ -67,19 +67,21 @@ def test_full_row_keeps_every_value() -> None:
 
 
 def test_the_masks_error_is_the_rows() -> None:
-    row = mask_row(
-        Prompt(prompt_id="7", image_id="1", image_uri="", error="no image"),
-        RefinedMask(prompt_id="7", status="failed", error="no image"),
-        PROVENANCE,
-    )
-    assert row["error"] == "no image"
+    prompt = Prompt(prompt_id="7", image_id="1", image_uri="", error="no image")
+    [row] = mask_table([(prompt, RefinedMask(prompt_id="7", status="failed", error="other"))], PROVENANCE).to_pylist()
+    assert row["error"] == "other"
 
 
 def test_mask_of_another_prompt_is_refused() -> None:
+    rows = [(Prompt(prompt_id="7", image_id="1", image_uri="a"), RefinedMask(prompt_id="8", status="ok"))]
     with pytest.raises(ValueError, match="mask of prompt 8 answered prompt 7"):
-        mask_row(
-            Prompt(prompt_id="7", image_id="1", image_uri="a"), RefinedMask(prompt_id="8", status="ok"), PROVENANCE
-        )
+        mask_table(rows, PROVENANCE)
+
+
+def test_a_value_of_another_type_is_refused() -> None:
+    rows = [(Prompt(prompt_id="7", image_id="1", image_uri="a"), RefinedMask(prompt_id="7", status="ok", area="x"))]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not fit the schema"):
+        mask_table(rows, PROVENANCE)
 
 
 @pytest.mark.parametrize(
