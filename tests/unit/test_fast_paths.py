@@ -10,6 +10,7 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+from stable_sam import rle, stability
 from stable_sam.config import RefinerConfig
 from stable_sam.frames import Frame
 from stable_sam.modeling import fast_encoder
@@ -174,7 +175,7 @@ def test_a_mask_made_in_a_rectangle_is_the_whole_images(hw, kind):
         above = whole > -1.0
         np.testing.assert_allclose(patch.values[above[there]], whole[there][above[there]], atol=1e-4)
         assert np.count_nonzero(above) == np.count_nonzero(above[there]) == np.count_nonzero(patch.values > -1.0)
-        assert encode_patch(patch.values > 0, patch.top, patch.left, hw) == encode_mask(whole > 0)
+        assert encode_patch(patch.values, patch.top, patch.left, hw) == encode_mask(whole > 0)
         assert stability_score(patch.values, 1.0) == stability_score(whole, 1.0)
 
 
@@ -202,8 +203,22 @@ patches = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9).flatmap(
 
 
 @settings(max_examples=200, deadline=None)
-@given(patches)
-def test_run_lengths_of_a_patch_are_those_of_the_image(given_patch):
+@given(patches, st.sampled_from([1, 20, rle.STRIP_PIXELS]), st.sampled_from([0, rle.WHOLE_PIXELS]))
+def test_run_lengths_of_a_patch_are_those_of_the_image(given_patch, strip, largest_whole):
+    """By strips of a column, of some, of all, and as a whole; of truths and of numbers."""
     mask, top, bottom, left, right = given_patch
     whole = np.pad(mask, ((top, bottom), (left, right)))
-    assert encode_patch(mask, top, left, whole.shape) == encode_mask(whole)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rle, "STRIP_PIXELS", strip)
+        patched.setattr(rle, "WHOLE_PIXELS", largest_whole)
+        for values in (mask, np.where(mask, 0.5, 0.0).astype(np.float32), np.asfortranarray(mask)):
+            assert encode_patch(values, top, left, whole.shape) == encode_mask(whole)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_stability_score_does_not_depend_on_the_parts(monkeypatch, at_once, order):
+    logits = np.array(np.random.default_rng(0).normal(size=(9, 13)), dtype=np.float32, order=order)
+    monkeypatch.setattr(stability, "VALUES_AT_ONCE", at_once)
+    assert stability_score(logits, 0.5) == np.count_nonzero(logits > 0.5) / np.count_nonzero(logits > -0.5)
+    assert stability_score(logits - 9, 0.5) == stability_score(logits[:0], 0.5) == 0.0
