@@ -22,6 +22,7 @@ from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, detach_pl
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.predict import PromptArrays, embed_image, predict
 from stable_sam.refiner import Refiner
+from stable_sam.resize import resize_image
 from stable_sam.rle import encode_mask, encode_patch
 from stable_sam.stability import prompt_stability, stability_score
 
@@ -154,6 +155,19 @@ def test_the_norm_of_channels_is_sams():
     nn.init.normal_(ours.weight)
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("hw", SIZES)
+def test_the_resized_image_is_torchs(hw):
+    """Bit for bit, whatever the layout."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype=np.uint8)
+    frame = Frame(hw, 64)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+    expected = nn.functional.interpolate(planes, frame.resized_hw, mode="bilinear", antialias=True)
+    resized = resize_image(pixels, frame)
+    np.testing.assert_array_equal(resized, expected[0].permute(1, 2, 0).numpy())
+    assert resized.flags.c_contiguous
+    assert resized.dtype == np.uint8
 
 
 def some_logits(seed: int, kind: str) -> np.ndarray:
