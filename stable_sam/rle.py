@@ -17,6 +17,10 @@ _NEGATIVE = "expected run lengths that are not negative"
 _OTHER_AREA = "expected run lengths that add up to the image"
 _MOST_DIGITS = 7
 """Of five bits, in a run length of an image: pycocotools counts pixels in 32 bits."""
+STRIP_PIXELS = 2**18
+"""Of a patch, looked at together."""
+WHOLE_PIXELS = 2**21
+"""Of an image of which more than half is a patch: a larger whole would leave the processor's caches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +43,28 @@ def encode_mask(mask: NDArray[np.bool_]) -> EncodedMask:
     return _encoded(coco_mask.encode(np.asfortranarray(mask).view(np.uint8)))
 
 
-def encode_patch(mask: NDArray[np.bool_], top: int, left: int, size_hw: tuple[int, int]) -> EncodedMask:
-    """Encode the mask of an image of `size_hw` that is `mask` (h, w) from row `top` and column `left`, else empty."""
-    (height, width), (rows, columns) = size_hw, mask.shape
-    if 2 * mask.size > height * width:  # COCO's own encoder is quicker with the whole
+def encode_patch(values: NDArray[np.generic], top: int, left: int, size_hw: tuple[int, int]) -> EncodedMask:
+    """Encode the mask of an image of `size_hw` that holds where `values` (h, w), numbers or truths, are above 0, from
+    row `top` and column `left`, and is empty elsewhere.
+
+    Fastest in Fortran order, as `encode_mask`; some columns at a time, which stay in the processor's caches.
+    """
+    (height, width), (rows, columns) = size_hw, values.shape
+    if 2 * values.size > height * width <= WHOLE_PIXELS:  # COCO's own encoder is quicker with the whole
         whole = np.zeros((height, width), dtype=np.bool_, order="F")
-        whole[top : top + rows, left : left + columns] = mask
+        np.greater(values, 0, out=whole[top : top + rows, left : left + columns])
         return encode_mask(whole)
-    framed = np.zeros((columns, rows + 2), dtype=np.bool_)  # the image's columns, each between two empty pixels
-    framed[:, 1:-1] = mask.T
-    column, row = np.divmod(np.flatnonzero(framed[:, 1:] != framed[:, :-1]), rows + 1)
+    at_once = max(1, min(columns, STRIP_PIXELS // (rows + 2)))
+    framed = np.zeros((at_once, rows + 2), dtype=np.bool_)  # columns, each between two empty pixels
+    changes = np.empty((at_once, rows + 1), dtype=np.bool_)
+    places = [np.empty(0, np.intp)]
+    for first in range(0, columns, at_once):
+        strip = values.T[first : first + at_once]
+        count = len(strip)
+        np.greater(strip, 0, out=framed[:count, 1:-1])
+        np.not_equal(framed[:count, 1:], framed[:count, :-1], out=changes[:count])
+        places.append(np.flatnonzero(changes[:count]) + first * (rows + 1))
+    column, row = np.divmod(np.concatenate(places), rows + 1)
     edges = (left + column) * height + top + row  # where a run begins, where it ends, where the next one begins, ...
     if rows == height:  # a run that goes on in the next column ends and begins at one place
         meet = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1

@@ -11,14 +11,22 @@ from numpy.typing import NDArray
 from stable_sam.prompt_noise import noisy_box
 from stable_sam.records import Prompt
 
+VALUES_AT_ONCE = 2**18
+"""Compared at a time: they and what comes of them stay in the processor's caches."""
+
 
 def stability_score(logits: NDArray[np.float32], offset: float) -> float:
     """SAM's score: IoU of the mask thresholded at +offset and at -offset; logits of any shape.
 
     0 when nothing passes the lower threshold (SAM's own code divides 0 by 0 there).
     """
-    outer = int(np.count_nonzero(logits > -offset))
-    return int(np.count_nonzero(logits > offset)) / outer if outer else 0.0
+    values = logits.reshape(-1, order="A")  # no copy of a contiguous array in either order
+    inner = outer = 0
+    for first in range(0, values.size, VALUES_AT_ONCE):
+        some = values[first : first + VALUES_AT_ONCE]
+        outer += int(np.count_nonzero(some > -offset))
+        inner += int(np.count_nonzero(some > offset))
+    return inner / outer if outer else 0.0
 
 
 def prompt_stability(masks: Iterable[NDArray[np.bool_]]) -> float:

@@ -126,7 +126,7 @@ def _refined(prompt: Prompt, frame: Frame, inferred: InferredPrompts, row: int, 
     if not (np.isfinite(logits).all() and np.isfinite(iou)):
         return failed_mask(prompt.prompt_id, f"expected finite numbers from {config.model}, got NaN or infinity")
     patch = frame.to_original_above(logits, -config.stability_offset)
-    encoded = encode_patch(patch.values > 0, patch.top, patch.left, frame.original_hw)
+    encoded = encode_patch(patch.values, patch.top, patch.left, frame.original_hw)
     return RefinedMask(
         prompt_id=prompt.prompt_id,
         status="ok",

@@ -10,6 +10,7 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+from stable_sam import rle, stability
 from stable_sam.config import RefinerConfig
 from stable_sam.frames import Frame
 from stable_sam.modeling import fast_encoder
@@ -21,6 +22,7 @@ from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, detach_pl
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.predict import PromptArrays, embed_image, predict
 from stable_sam.refiner import Refiner
+from stable_sam.resize import resize_image
 from stable_sam.rle import encode_mask, encode_patch
 from stable_sam.stability import prompt_stability, stability_score
 
@@ -192,6 +194,19 @@ def test_the_norm_of_channels_is_sams():
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("hw", SIZES)
+def test_the_resized_image_is_torchs(hw):
+    """Bit for bit, whatever the layout."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*hw, 3), dtype=np.uint8)
+    frame = Frame(hw, 64)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+    expected = nn.functional.interpolate(planes, frame.resized_hw, mode="bilinear", antialias=True)
+    resized = resize_image(pixels, frame)
+    np.testing.assert_array_equal(resized, expected[0].permute(1, 2, 0).numpy())
+    assert resized.flags.c_contiguous
+    assert resized.dtype == np.uint8
+
+
 def some_logits(seed: int, kind: str) -> np.ndarray:
     """(16, 16): a bump somewhere, noise everywhere, or nothing above 0."""
     draw = np.random.default_rng(seed)
@@ -211,7 +226,7 @@ def test_a_mask_made_in_a_rectangle_is_the_whole_images(hw, kind):
         above = whole > -1.0
         np.testing.assert_allclose(patch.values[above[there]], whole[there][above[there]], atol=1e-4)
         assert np.count_nonzero(above) == np.count_nonzero(above[there]) == np.count_nonzero(patch.values > -1.0)
-        assert encode_patch(patch.values > 0, patch.top, patch.left, hw) == encode_mask(whole > 0)
+        assert encode_patch(patch.values, patch.top, patch.left, hw) == encode_mask(whole > 0)
         assert stability_score(patch.values, 1.0) == stability_score(whole, 1.0)
 
 
@@ -239,8 +254,22 @@ patches = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9).flatmap(
 
 
 @settings(max_examples=200, deadline=None)
-@given(patches)
-def test_run_lengths_of_a_patch_are_those_of_the_image(given_patch):
+@given(patches, st.sampled_from([1, 20, rle.STRIP_PIXELS]), st.sampled_from([0, rle.WHOLE_PIXELS]))
+def test_run_lengths_of_a_patch_are_those_of_the_image(given_patch, strip, largest_whole):
+    """By strips of a column, of some, of all, and as a whole; of truths and of numbers."""
     mask, top, bottom, left, right = given_patch
     whole = np.pad(mask, ((top, bottom), (left, right)))
-    assert encode_patch(mask, top, left, whole.shape) == encode_mask(whole)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rle, "STRIP_PIXELS", strip)
+        patched.setattr(rle, "WHOLE_PIXELS", largest_whole)
+        for values in (mask, np.where(mask, 0.5, 0.0).astype(np.float32), np.asfortranarray(mask)):
+            assert encode_patch(values, top, left, whole.shape) == encode_mask(whole)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_stability_score_does_not_depend_on_the_parts(monkeypatch, at_once, order):
+    logits = np.array(np.random.default_rng(0).normal(size=(9, 13)), dtype=np.float32, order=order)
+    monkeypatch.setattr(stability, "VALUES_AT_ONCE", at_once)
+    assert stability_score(logits, 0.5) == np.count_nonzero(logits > 0.5) / np.count_nonzero(logits > -0.5)
+    assert stability_score(logits - 9, 0.5) == stability_score(logits[:0], 0.5) == 0.0
