@@ -100,7 +100,7 @@ def _compare(refiner: Refiner, hw: tuple[int, int], options: argparse.Namespace)
     """Seconds of every round by number of prompts and K, of the loop and of the refiner."""
     picture = Image.fromarray(data.chelsea()).resize(hw[::-1], Image.Resampling.BICUBIC)
     pixels = np.array(picture)
-    prompts = _boxes(hw, max(options.prompts))
+    prompts = some_boxes(hw, max(options.prompts))
     predictor = SamPredictor(refiner.model.sam)
     cases = [(count, jitter) for count in options.prompts for jitter in options.jitter]
     times: Times = {case: {"loop": [], "refiner": []} for case in cases}
@@ -162,8 +162,8 @@ def _predict(predictor: SamPredictor, box: NDArray[np.float64]) -> tuple[NDArray
     return masks[0], scores
 
 
-def _boxes(hw: tuple[int, int], count: int) -> list[Prompt]:
-    """Boxes of a tenth to a half of the picture's sides."""
+def some_boxes(hw: tuple[int, int], count: int) -> list[Prompt]:
+    """That many boxes of a tenth to a half of the picture's sides."""
     draw = np.random.default_rng(0)
     sides = draw.uniform(0.1, 0.5, (count, 2)) * hw[::-1]
     low = draw.uniform(0.0, 1.0, (count, 2)) * (np.array(hw[::-1]) - sides)

@@ -31,6 +31,12 @@ class RefinerConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the image encoder; the mask decoder always runs in float32, so that masks do not depend on it
     much."""
+    compile: bool = False
+    """True: the encoder and the decoder of boxes and single points go through `torch.compile`, on a GPU with CUDA
+    graphs. Masks are the same but for rounding. Each actor then compiles, for a minute or several, when it meets its
+    first image and whenever a number of prompts passes the next power of two for the first time (torch keeps what it
+    compiled in a folder, so that later starts are shorter); it needs a C++ compiler on the machine. Worth it for long
+    runs of a large model on a GPU; images that meet the compiling count it in `image_timeout_s`."""
     prompt_chunk_size: int = Field(default=16, ge=1)
     """Prompts that pass the decoder together: bounds its memory whatever the number of boxes in an image. 8 to 16 are
     fastest on a CPU, a GPU likes 64."""
@@ -200,6 +206,7 @@ class RunConfig(Section):
         """SHA-256 (16 hex digits) of the settings that can change a row: the model, its prompting and the routing."""
         content = self.model_dump(mode="json", include={"refiner", "routing"})
         content["refiner"].pop("device")
+        content["refiner"].pop("compile")  # as the device, it rounds otherwise
         if self.refiner.second_pass == "off":  # as before there was one
             content["refiner"].pop("second_pass")
             content["refiner"].pop("second_pass_dsp_weight")

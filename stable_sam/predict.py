@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stable_sam.data.images import Picture
 from stable_sam.frames import Frame
+from stable_sam.modeling.compiled import COMPILED_TOKENS
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast_decoder import ImageSide, can_decode, decode_image, image_side
 from stable_sam.modeling.fast_encoder import encode
@@ -24,8 +25,8 @@ CELLS_IN_CACHE = 5000
 
 8 prompts of `nano`, 1 of `vit_*`.
 """
-Chunk = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
-"""The fields of a `Prediction`."""
+Chunk = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The fields of a `Prediction`, on the model's device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +101,12 @@ def embed_image(model: LoadedModel, image: NDArray[np.uint8] | Picture) -> Image
 def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) -> ImageView:
     """The same for an image (h, w, 3) that has `frame.resized_hw` already."""
     image = torch.from_numpy(np.require(resized, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    square = model.sam.preprocess(image.to(model.device).float())
+    square = model.sam.preprocess(_sent(image, model).float())
     half = model.identity.dtype == "bfloat16"
     early = None
     with turn(model.lock), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         if model.hq is None:
-            embedding = encode(model.sam, square)
+            embedding = (encode if model.compiled is None else model.compiled.encode)(model.sam, square)
         else:
             embedding, early = encode_with_early(model.sam, square)
         if model.device.type == "cuda" and keeps_spans():
@@ -117,6 +118,17 @@ def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) 
 def predict(
     model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int, *, reference: bool = False
 ) -> Prediction:
+    """What `predict_tensors` says, as arrays."""
+    # Outside of the model's lock: whoever waits for a GPU here lets others give it work.
+    fields = predict_tensors(model, view, prompts, chunk_size, reference=reference)
+    logits, iou, weight, token = (field.cpu().numpy() for field in fields)
+    return Prediction(logits, iou, weight, token)
+
+
+@torch.inference_mode()
+def predict_tensors(
+    model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int, *, reference: bool = False
+) -> Chunk:
     """The masks of all `prompts`; at most `chunk_size` of them are in the decoder at a time.
 
     SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest. HQ-SAM, when
@@ -132,44 +144,47 @@ def predict(
     starts = range(0, len(prompts), chunk_size)
     with turn(model.lock):
         chunks = [chunk(model, view, prompts.rows(start, start + chunk_size)) for start in starts]
-    logits, iou, weight, token = (np.concatenate(part) for part in zip(*chunks, strict=True))
-    return Prediction(logits, iou, weight, token)
+    logits, iou, weight, token = (torch.cat(part) for part in zip(*chunks, strict=True))
+    return logits, iou, weight, token
 
 
-@torch.inference_mode()
 def _predict_chunk_fast(model: LoadedModel, view: ImageView, prompts: PromptArrays) -> Chunk:
     boxes, points = _prompt_tensors(model, view, prompts)
-    masks = decode_image(model.sam, view.side, boxes=boxes, points=points, ambiguous=prompts.ambiguous)
-    weight = torch.zeros(len(prompts)) if masks.alpha is None else masks.alpha[:, 0]
-    return masks.logits.cpu().numpy(), masks.iou.cpu().numpy(), weight.cpu().numpy(), masks.token.cpu().numpy()
+    compiled = None if prompts.tokens != COMPILED_TOKENS else model.compiled
+    decode = decode_image if compiled is None else compiled.decode
+    masks = decode(model.sam, view.side, boxes=boxes, points=points, ambiguous=prompts.ambiguous)
+    weight = torch.zeros_like(masks.iou) if masks.alpha is None else masks.alpha[:, 0]
+    return masks.logits, masks.iou, weight, masks.token
 
 
-@torch.inference_mode()
 def _predict_chunk(model: LoadedModel, view: ImageView, prompts: PromptArrays) -> Chunk:
     count = len(prompts)
     boxes, points = _prompt_tensors(model, view, prompts)
     early = view.early if model.hq is not None and model.hq.enabled else None
     embeddings = view.embedding.expand(count, -1, -1, -1)
     output = decode_prompts(model.sam, embeddings, boxes=boxes, points=points, early=early)
-    token = output.iou[:, 1:].argmax(dim=1) + 1 if prompts.ambiguous else torch.zeros(count, dtype=torch.long)
-    row = torch.arange(count)
-    token = token.cpu()
-    weight = torch.zeros(count) if output.trace is None else output.trace.alpha[:, 0]
+    row = torch.arange(count, device=model.device)
+    token = output.iou[:, 1:].argmax(dim=1) + 1 if prompts.ambiguous else torch.zeros_like(row)
+    weight = torch.zeros_like(output.iou[:, 0]) if output.trace is None else output.trace.alpha[:, 0]
     logits, iou = output.logits[row, token], output.iou[row, token]
     if output.hq_logits is not None:
         logits = logits + output.hq_logits[:, 0]
-    return logits.cpu().numpy(), iou.cpu().numpy(), weight.cpu().numpy(), token.numpy()
+    return logits, iou, weight, token
 
 
 def _prompt_tensors(
     model: LoadedModel, view: ImageView, prompts: PromptArrays
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
     """Boxes and points in pixels of the model's input, on its device."""
-    device = model.device
     boxes = points = None
     if prompts.boxes_xyxy is not None:
-        boxes = torch.from_numpy(view.frame.to_model_xyxy(prompts.boxes_xyxy)).to(device)
+        boxes = _sent(torch.from_numpy(view.frame.to_model_xyxy(prompts.boxes_xyxy)), model)
     if prompts.points_xy is not None and prompts.point_labels is not None:
-        coordinates = torch.from_numpy(view.frame.to_model_xy(prompts.points_xy)).to(device)
-        points = (coordinates, torch.from_numpy(prompts.point_labels).to(device))
+        coordinates = torch.from_numpy(view.frame.to_model_xy(prompts.points_xy))
+        points = (_sent(coordinates, model), _sent(torch.from_numpy(prompts.point_labels), model))
     return boxes, points
+
+
+def _sent(tensor: Tensor, model: LoadedModel) -> Tensor:
+    """A tensor of the host on the model's device, in its turn: what the device has to do before is not waited for."""
+    return tensor.to(model.device, non_blocking=True)

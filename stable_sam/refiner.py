@@ -13,11 +13,12 @@ from PIL import Image
 from stable_sam.calibration.load import calibrated_routing
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.data.images import Picture, decode_picture, upright_rgb
+from stable_sam.device_stability import prompt_stabilities
 from stable_sam.errors import ImageError
 from stable_sam.frames import Frame
 from stable_sam.identity import ModelIdentity
 from stable_sam.modeling.load import load_model
-from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_resized, predict
+from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_resized, predict, predict_tensors
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.second_pass import ask_mirrored, consensus, mirrored_view
 from stable_sam.stability import jittered_prompts, prompt_stability
@@ -160,9 +161,12 @@ class Refiner:
             points_xy=np.concatenate(points) if points else None,
             point_labels=np.repeat([p.point_labels for p in prompts], count, axis=0) if points else None,
         )
-        logits = predict(self.model, view, nearby, self.config.prompt_chunk_size).logits
-        per_prompt = logits.reshape(len(prompts), count, *logits.shape[1:])
-        return [prompt_stability(frame.masks_on_input(group)) for group in per_prompt]
+        logits, *_ = predict_tensors(self.model, view, nearby, self.config.prompt_chunk_size)
+        per_prompt = logits.view(len(prompts), count, *logits.shape[1:])
+        if self.model.device.type != "cpu":
+            return prompt_stabilities(per_prompt, frame)
+        # A CPU makes only the part of each mask where there is something.
+        return [prompt_stability(frame.masks_on_input(group.numpy())) for group in per_prompt]
 
 
 def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:

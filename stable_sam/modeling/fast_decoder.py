@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost, StableSamPlugin
+from stable_sam.modeling.prompt_tokens import prompt_tokens
 
 MOST_TOKENS = 16
 """Output and prompt tokens up to which layer 2 is cheaper here: 16 tokens of 8 heads are as many as 128 channels."""
@@ -134,7 +135,7 @@ def decode_image(
     boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N), as in `decoder.decode_prompts`.
     """
     decoder, host = sam.mask_decoder, _host(sam)
-    sparse, _ = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    sparse = prompt_tokens(sam.prompt_encoder, boxes, points)
     output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
     tokens = torch.cat((output_tokens.expand(len(sparse), -1, -1), sparse), dim=1)
     drawn = _drawn(sam, sam.drawn_prompts(boxes, points)) if isinstance(sam, NanoSam) else None

@@ -1,8 +1,9 @@
 """SAM's vision transformer without its largest arrays, for inference.
 
 `segment_anything` keeps the scores of all cells with all cells, 800 MB in each of vit_b's global layers at 1024 pixels,
-and passes over them five times. Here the queries go through torch's fused attention in parts, whose relative positions
-stay in a processor's cache. The sums are the same, in another order.
+and passes over them five times. Here the queries go through torch's fused attention. On a CPU in parts, whose relative
+positions stay in its cache; on a GPU at once, with the relative positions as more channels of queries and keys. The
+sums are the same, in another order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling.image_encoder import (
     Attention,
     Block,
-    get_rel_pos,
     window_partition,
     window_unpartition,
 )
@@ -23,6 +23,10 @@ from torch import Tensor
 
 SCORES_AT_A_TIME = 2**21
 """Largest number of scores whose relative positions exist at a time: 8 MB."""
+ALIGNED_CHANNELS = 8
+"""The fused kernels of a GPU take heads whose channels are a multiple of this."""
+Tables = tuple[Tensor, Tensor]
+"""(H, H, D) and (W, W, D): what a query of a row meets in a key of a row, and the same of columns."""
 
 
 def encode(sam: Sam, images: Tensor) -> Tensor:
@@ -53,21 +57,66 @@ def _attention(attention: Attention, x: Tensor) -> Tensor:
     batch, height, width, _ = x.shape
     qkv = attention.qkv(x).view(batch, height * width, 3, attention.num_heads, -1)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, H * W, C / heads)
-    grid = q.unflatten(2, (height, width))
-    down = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, attention.rel_pos_h))
-    across = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, attention.rel_pos_w))
+    tables = _relative(attention.rel_pos_h, height), _relative(attention.rel_pos_w, width)
+    read = read_in_parts if x.device.type == "cpu" else read_by_channels
+    return cast(Tensor, attention.proj(read(q, k, v, tables, attention.scale).reshape(x.shape)))
+
+
+def read_in_parts(q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float) -> Tensor:
+    """Attention of q to k and v, all (B, heads, H * W, D), with relative positions; (B, H * W, heads, D).
+
+    A few queries at a time, whose relative positions are a mask of the fused attention.
+    """
+    batch, heads, _, channels = q.shape
+    down, across = _relative_scores(q, tables)
+    height, width = down.shape[2:4]
     # A part is some windows, or some rows of the one image.
-    scores_of_row = attention.num_heads * width * height * width
+    scores_of_row = heads * width * height * width
     images = max(1, SCORES_AT_A_TIME // (scores_of_row * height))
     rows = max(1, min(height, SCORES_AT_A_TIME // scores_of_row))
-    out = torch.empty(batch, height * width, attention.num_heads, q.shape[3], dtype=q.dtype, device=q.device)
+    out = torch.empty(batch, height * width, heads, channels, dtype=q.dtype, device=q.device)
     for image in range(0, batch, images):
         some = slice(image, image + images)
         for row in range(0, height, rows):
             part, cells = slice(row, row + rows), slice(row * width, (row + rows) * width)
             bias = down[some, :, part, :, :, None] + across[some, :, part, :, None, :]
             read = F.scaled_dot_product_attention(
-                q[some, :, cells], k[some], v[some], attn_mask=bias.flatten(4, 5).flatten(2, 3), scale=attention.scale
+                q[some, :, cells], k[some], v[some], attn_mask=bias.flatten(4, 5).flatten(2, 3), scale=scale
             )
             out[some, cells] = read.transpose(1, 2)
-    return cast(Tensor, attention.proj(out.view(x.shape)))
+    return out
+
+
+def read_by_channels(q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float) -> Tensor:
+    """The same without a mask, which would be 400 MB in a global layer of vit_b, in bfloat16.
+
+    down[query, row of key] + across[query, column of key] is the product of (down, across) with two unit vectors that
+    say the key's row and column: H + W more channels of queries and keys.
+    """
+    channels = v.shape[3]
+    height, width = (len(table) for table in tables)
+    terms = [scores.flatten(2, 3) for scores in _relative_scores(q, (tables[0] / scale, tables[1] / scale))]
+    rows = torch.eye(height, dtype=q.dtype, device=q.device)[:, None].expand(-1, width, -1)
+    columns = torch.eye(width, dtype=q.dtype, device=q.device).expand(height, -1, -1)
+    places = torch.cat((rows, columns), dim=2).flatten(0, 1).expand(*k.shape[:2], -1, -1)
+    longer = -(channels + height + width) % ALIGNED_CHANNELS
+    q = F.pad(torch.cat((q, *terms), dim=3), (0, longer))
+    k = F.pad(torch.cat((k, places), dim=3), (0, longer))
+    if q.dtype != torch.float32:
+        # Flash attention wants values of as many channels; there is none in float32.
+        v = F.pad(v, (0, q.shape[3] - channels))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :channels].transpose(1, 2)
+
+
+def _relative(table: Tensor, size: int) -> Tensor:
+    """(size, size, D) of SAM's table (2 * size - 1, D): its row for how far a query lies behind a key."""
+    steps = torch.arange(size, device=table.device)  # there: an index from elsewhere makes a GPU wait
+    return table[steps[:, None] - steps + size - 1]
+
+
+def _relative_scores(q: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+    """What positions add to the scores of q (B, heads, H * W, D): (B, heads, H, W, H) by rows, (..., W) by columns."""
+    grid = torch.unflatten(q, 2, (len(tables[0]), len(tables[1])))
+    down = torch.einsum("bnhwc,hkc->bnhwk", grid, tables[0])
+    across = torch.einsum("bnhwc,wkc->bnhwk", grid, tables[1])
+    return down, across

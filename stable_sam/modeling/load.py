@@ -16,6 +16,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import ModelIdentity, WeightFiles, identify, read_weights
 from stable_sam.modeling.build import NANO_SIZE, build_model, set_input_size
+from stable_sam.modeling.compiled import CompiledPasses
 from stable_sam.modeling.hq import HqBranch, attach_hq, build_hq
 from stable_sam.modeling.plugin import PluginHost, StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
@@ -36,6 +37,8 @@ class LoadedModel:
     """HQ-SAM's branch when `hq_uri` names one; it starts on and the plugin off, as `enabled` of both says."""
     identity: ModelIdentity
     device: torch.device
+    compiled: CompiledPasses | None = None
+    """Takes the place of the encoder and the fast decoder when the configuration says `compile`."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held during a pass: plugin and HQ-SAM keep what a pass is about, so two threads must take turns."""
 
@@ -65,7 +68,9 @@ def load_model(config: RefinerConfig) -> LoadedModel:
             host.enabled = False
     sam.requires_grad_(False)
     sam.eval().to(device)
-    return LoadedModel(sam=sam, host=host, hq=hq, identity=identify(config, weights), device=device)
+    compiled = CompiledPasses(graphs=device.type == "cuda") if config.compile else None
+    identity = identify(config, weights)
+    return LoadedModel(sam=sam, host=host, hq=hq, identity=identity, device=device, compiled=compiled)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -169,22 +169,58 @@ def test_predict_takes_the_fast_path_where_it_can(points):
     assert np.array_equal(fast.logits, reference.logits) == (points == 11)
 
 
-@pytest.mark.parametrize("scores", [1, 4**4 * 2 * 3, 2**21])
-def test_the_vision_transformer_is_sams(monkeypatch, scores):
-    """Within 1e-5, whatever the parts: one row of cells, three windows, all at once. 5 x 5 cells in windows of 4."""
-    torch.manual_seed(0)
+def some_transformer(seed: int, heads: int) -> Sam:
+    """5 x 5 cells, in windows of 4 and all with all, whose relative positions count."""
+    torch.manual_seed(seed)
     sam = build_tiny()
     sam.image_encoder = ImageEncoderViT(
-        img_size=80, embed_dim=12, depth=2, num_heads=2, out_chans=32, window_size=4, global_attn_indexes=(1,),
+        img_size=80, embed_dim=12, depth=2, num_heads=heads, out_chans=32, window_size=4, global_attn_indexes=(1,),
         use_rel_pos=True,
     ).eval()  # fmt: skip
     for block in sam.image_encoder.blocks:
         for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
             nn.init.normal_(table)
-    images = torch.randn(2, 3, 80, 80)
+    return sam
+
+
+@pytest.mark.parametrize("scores", [1, 4**4 * 2 * 3, 2**21])
+def test_the_vision_transformer_is_sams(monkeypatch, scores):
+    """Within 1e-5, whatever the parts: one row of cells, three windows, all at once."""
+    sam, images = some_transformer(0, heads=2), torch.randn(2, 3, 80, 80)
     monkeypatch.setattr(fast_encoder, "SCORES_AT_A_TIME", scores)
     with torch.no_grad():
         torch.testing.assert_close(fast_encoder.encode(sam, images), sam.image_encoder(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_the_vision_transformer_of_a_gpu_is_sams(monkeypatch, heads):
+    """Within 1e-4, and in bfloat16 as near to float32 as SAM's own."""
+    sam, images = some_transformer(1, heads), torch.randn(2, 3, 80, 80)
+    monkeypatch.setattr(fast_encoder, "read_in_parts", fast_encoder.read_by_channels)
+    with torch.no_grad():
+        expected = sam.image_encoder(images)
+        torch.testing.assert_close(fast_encoder.encode(sam, images), expected, rtol=1e-4, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            half, sams_half = fast_encoder.encode(sam, images), sam.image_encoder(images)
+    assert not torch.equal(half, expected)
+    assert (half - expected).abs().mean() <= 1.2 * (sams_half - expected).abs().mean()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_attention_of_a_gpu_has_heads_that_its_kernels_take(monkeypatch, half):
+    """Of a multiple of 8 channels, without a mask; flash attention, in bfloat16, wants all three alike."""
+    seen = []
+
+    def watched(q, k, v, **options):
+        seen.append((q.shape[3], k.shape[3], v.shape[3], options.get("attn_mask")))
+        return attention(q, k, v, **options)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(fast_encoder, "read_in_parts", fast_encoder.read_by_channels)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        fast_encoder.encode(some_transformer(0, heads=2), torch.randn(1, 3, 80, 80))
+    assert seen == [(16, 16, 16 if half else 6, None)] * 2  # 6 + 4 + 4 in windows, 6 + 5 + 5 of all
 
 
 def test_the_norm_of_channels_is_sams():
