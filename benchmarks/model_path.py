@@ -13,10 +13,8 @@ weights, `vit_*` random ones, which have the same speed. The refiner's second pa
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from pycocotools import mask as coco_mask
 from segment_anything import SamPredictor
 from skimage import data
 
+from benchmarks.timing import Seconds, add_outputs, cell, spread, timed, write
 from stable_sam.config import RefinerConfig
 from stable_sam.modeling.build import build_model
 from stable_sam.modeling.nano import NanoSam
@@ -39,7 +38,7 @@ from stable_sam.refiner import Refiner
 from stable_sam.rle import decode_mask
 from stable_sam.stability import jittered_prompts, prompt_stability
 
-Times = dict[tuple[int, int], dict[str, list[tuple[float, float]]]]
+Times = dict[tuple[int, int], dict[str, list[Seconds]]]
 """(prompts, K) to side to the seconds of every round, by the clock and of CPU."""
 WARM_UP = 1
 """Rounds not counted: the first passes choose algorithms and fill caches."""
@@ -49,14 +48,10 @@ def main() -> None:
     """Measure, print a table and write JSON and Markdown."""
     options = _options()
     torch.set_num_threads(options.threads)
-    refiner = _refiner(options)
+    refiner = load_refiner(options)
     results = [_compare(refiner, hw, options) for hw in options.image_hw]
     text = "\n\n".join(_markdown(result) for result in results) + "\n"
-    print(text)
-    if options.out is not None:
-        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    if options.markdown is not None:
-        options.markdown.write_text(text, encoding="utf-8")
+    write(results, text, options)
 
 
 def _options() -> argparse.Namespace:
@@ -70,8 +65,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-loop", action="store_true", help="the refiner alone: what K costs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="JSON")
-    parser.add_argument("--markdown", type=Path)
+    add_outputs(parser)
     return parser.parse_args()
 
 
@@ -80,7 +74,8 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _refiner(options: argparse.Namespace) -> Refiner:
+def load_refiner(options: argparse.Namespace) -> Refiner:
+    """The refiner of `--model`, `--plugin` and `--device`."""
     if options.model == "nano":
         return Refiner(RefinerConfig(device=options.device, second_pass="off"))
     torch.manual_seed(0)
@@ -116,7 +111,7 @@ def _compare(refiner: Refiner, hw: tuple[int, int], options: argparse.Namespace)
             if options.no_loop:
                 del sides["loop"]
             for side in list(sides)[:: 1 if number % 2 else -1]:
-                seconds, answer = _timed(sides[side], refiner.model.device)
+                seconds, answer = timed(sides[side], refiner.model.device)
                 if number >= WARM_UP:
                     times[count, jitter][side].append(seconds)
                 rows, masks = (answer, masks) if side == "refiner" else (rows, answer)
@@ -173,32 +168,18 @@ def some_boxes(hw: tuple[int, int], count: int) -> list[Prompt]:
     ]
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> tuple[tuple[float, float], Any]:
-    """Seconds by the clock and of CPU, and what the call returned."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start, cpu = time.perf_counter(), time.process_time()
-    answer = call()
-    return (time.perf_counter() - start, time.process_time() - cpu), answer
-
-
 def _case(count: int, jitter: int, times: Times) -> dict[str, Any]:
     ours, loop = (np.array(times[count, jitter][side]) for side in ("refiner", "loop"))  # (rounds, 2)
     plain = np.array(times[count, 0]["refiner"]) if (count, 0) in times else ours[:0]
     return {
         "prompts": count,
         "jitter": jitter,
-        "refiner_ms": _spread(1000 * ours[:, 0]),
-        "loop_ms": _spread(1000 * loop[:, 0]) if len(loop) else None,
-        "loop_to_refiner": _spread(loop[:, 0] / ours[:, 0]) if len(loop) else None,
-        "loop_to_refiner_cpu": _spread(loop[:, 1] / ours[:, 1]) if len(loop) else None,
-        "jitter_to_none_cpu": _spread(ours[:, 1] / plain[:, 1]) if jitter and len(plain) else None,
+        "refiner_ms": spread(1000 * ours[:, 0]),
+        "loop_ms": spread(1000 * loop[:, 0]) if len(loop) else None,
+        "loop_to_refiner": spread(loop[:, 0] / ours[:, 0]) if len(loop) else None,
+        "loop_to_refiner_cpu": spread(loop[:, 1] / ours[:, 1]) if len(loop) else None,
+        "jitter_to_none_cpu": spread(ours[:, 1] / plain[:, 1]) if jitter and len(plain) else None,
     }
-
-
-def _spread(values: NDArray[np.float64]) -> dict[str, float]:
-    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return {"median": median, "quarter": low, "three_quarters": high}
 
 
 def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
@@ -219,18 +200,12 @@ def _markdown(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {case['prompts']} | {case['jitter']} | {_cell(case['loop_ms'], 0)} | {_cell(case['refiner_ms'], 0)} "
-        f"| {_cell(case['loop_to_refiner'], 2)} | {_cell(case['loop_to_refiner_cpu'], 2)} "
-        f"| {_cell(case['jitter_to_none_cpu'], 2)} |"
+        f"| {case['prompts']} | {case['jitter']} | {cell(case['loop_ms'], 0)} | {cell(case['refiner_ms'], 0)} "
+        f"| {cell(case['loop_to_refiner'], 2)} | {cell(case['loop_to_refiner_cpu'], 2)} "
+        f"| {cell(case['jitter_to_none_cpu'], 2)} |"
         for case in result["cases"]
     ]
     return "\n".join(lines)
-
-
-def _cell(spread: dict[str, float] | None, digits: int) -> str:
-    if spread is None:
-        return ""
-    return f"{spread['median']:.{digits}f} [{spread['quarter']:.{digits}f}, {spread['three_quarters']:.{digits}f}]"
 
 
 if __name__ == "__main__":
