@@ -156,12 +156,18 @@ def _measure_case(options: argparse.Namespace, case: dict[str, Any]) -> None:
             sides[_side(actors)] = _pipeline(fleet, manifest.shards)
         blocks = _blocks(manifests[case["actors"][0]].shards)
         warm = blocks.pop(0)
-        for run in sides.values():
+        own: dict[str, set[int]] = {}
+        for side, run in sides.items():
+            there = set(_cpu_seconds())
             run(warm)
+            own[side] = set(_cpu_seconds()) - there
         notes = []
         for number, block in enumerate(blocks):
             order = list(sides)[number % len(sides) :] + list(sides)[: number % len(sides)]
-            notes.append({side: _timed(sides[side], block) for side in order})
+            notes.append({
+                side: _timed(sides[side], block, set().union(*(own[other] for other in sides if other != side)))
+                for side in order
+            })  # fmt: skip
     ray.shutdown()
     result = case | {
         "model": options.model, "threads": options.threads, "cores": os.cpu_count(), "blocks": notes,
@@ -227,14 +233,15 @@ def _pipeline(fleet: Any, shards: Sequence[ShardPlan]) -> Callable[[slice], int]
     return run
 
 
-def _timed(run: Callable[[slice], int], block: slice) -> dict[str, Any]:
-    """Images, seconds, and CPU seconds by part of this process and all below it."""
+def _timed(run: Callable[[slice], int], block: slice, idle: set[int]) -> dict[str, Any]:
+    """Images, seconds, and CPU seconds by part of this process and all below it but `idle`, which are other sides'."""
     before, started = _cpu_seconds(), time.perf_counter()
     images = run(block)
     seconds, after = time.perf_counter() - started, _cpu_seconds()
     cpu = dict.fromkeys(("driver", *PARTS.values(), "ray"), 0.0)
     for pid, (part, used) in after.items():
-        cpu[part] += used - before.get(pid, (part, 0.0))[1]
+        if pid not in idle:
+            cpu[part] += used - before.get(pid, (part, 0.0))[1]
     return {"images": images, "seconds": seconds, "cpu": cpu}
 
 
