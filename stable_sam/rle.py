@@ -129,7 +129,7 @@ def checked_counts(counts: str, size_hw: tuple[int, int]) -> str:
 
 
 def check_counts(counts: Sequence[str], areas: Sequence[int]) -> None:
-    """What `checked_counts` checks, of N masks of images of so many pixels at once, in a tenth of the time."""
+    """What `checked_counts` checks, of N >= 1 masks of images of so many pixels at once, in a tenth of the time."""
     codes = np.frombuffer("".join(counts).encode("ascii", "replace"), np.uint8) - np.uint8(48)
     if (codes > 63).any():  # those before "0" are large, too
         raise ValueError(_OTHER_TEXT)
