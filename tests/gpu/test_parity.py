@@ -21,7 +21,11 @@ from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refiner import Refiner
 from stable_sam.rle import decode_mask
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none here"),
+    # What torch's compiler says of a GPU, "TensorFloat32 is not enabled" for one, is advice.
+    pytest.mark.filterwarnings("default"),
+]
 
 HW = (240, 320)
 BOXES = [(20.0 + 8 * n, 10.0 + 5 * n, 180.0 + 10 * n, 150.0 + 6 * n) for n in range(11)]
