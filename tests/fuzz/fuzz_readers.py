@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     from stable_sam.calibration.model import Calibration
     from stable_sam.config import SourceConfig
     from stable_sam.data.annotations import read_prompt_batches, read_prompts
-    from stable_sam.data.images import decode_image
+    from stable_sam.data.images import decode_picture
     from stable_sam.data.schema import prompt_from_row
     from stable_sam.errors import StableSamError
     from stable_sam.formats import review_records
@@ -48,7 +48,9 @@ def fuzz(data: bytes) -> None:
     kind, content = data[:1], data[1:]
     try:
         if kind == b"i":
-            assert decode_image(content, name="x", max_pixels=1_000_000).shape[2] == 3
+            whole, reduced = (decode_picture(content, name="x", max_pixels=1_000_000, side=side) for side in (None, 4))
+            assert (*whole.original_hw, 3) == whole.pixels.shape
+            assert whole.original_hw == reduced.original_hw
         elif kind == b"k":
             assert 0 <= Calibration.from_json(content, "x").quality(SCORES) <= 1
         elif kind == b"r":
