@@ -120,9 +120,9 @@ class RayConfig(Section):
     """Time that refining an image of up to 100 prompts may take, in proportion for more; it is then tried once more,
     alone, before its prompts fail. Far above what any image needs, so that only one that hangs meets it."""
     image_memory_mb: int = Field(default=4000, ge=1)
-    """Memory (not the GPU's) that refining an image may take on top of the model's; a PNG of 100 megapixels
-    takes about 700, with transparency or in floats up to 2500, a JPEG much less. An actor's node needs the model and this much for each image
-    that is in the works at a time."""
+    """Memory (not the GPU's) that refining an image may take on top of the model's; a PNG of 100 megapixels takes
+    about 700, with transparency or in floats up to 2500, a JPEG much less. An actor's node needs the model and this
+    much for each image that is in the works at a time."""
     object_store_mb: int = Field(default=300, ge=80)
     """Of a local Ray, where only URIs and reports travel through it; with `helpers`, pixels and logits do, about 8 MB
     for each of them."""
