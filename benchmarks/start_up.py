@@ -30,7 +30,19 @@ from skimage import data
 WARM_UP = 1
 """Rounds not counted."""
 COMMAND = str(Path(sys.executable).with_name("stable-sam"))
-HEAVY = ("torch", "torchvision", "ray", "prefect", "pyarrow", "duckdb", "cv2", "numpy", "matplotlib", "sklearn")
+HEAVY = (
+    "pydantic",
+    "torch",
+    "torchvision",
+    "ray",
+    "prefect",
+    "pyarrow",
+    "duckdb",
+    "cv2",
+    "numpy",
+    "matplotlib",
+    "sklearn",
+)
 """Packages that `--help` must not import."""
 
 

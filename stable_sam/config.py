@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from stable_sam.annotation_format import AnnotationFormat
 from stable_sam.calibration.model import Calibration
 from stable_sam.config_section import Section
 
@@ -151,11 +152,6 @@ class QualityConfig(Section):
     """The same for the median predicted_iou."""
     fail: bool = False
     """True: a night that is worse ends red, after it has published."""
-
-
-AnnotationFormat = Literal[
-    "auto", "coco", "lvis", "detections", "table", "voc", "yolo", "labelme", "labelstudio", "cvat", "openimages"
-]
 
 
 class SourceConfig(Section):

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stable_sam.config import AnnotationFormat, RunConfig
+from stable_sam.annotation_format import AnnotationFormat
 from stable_sam.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stable_sam.config import RunConfig
     from stable_sam.data.planning import NightPlan
     from stable_sam.summary import RunSummary
 
@@ -135,6 +136,8 @@ def plan_only(
 
 def read_settings(config_path: str | None, model: str | None, file_format: AnnotationFormat | None = None) -> RunConfig:
     """The configuration file, or the defaults, with `model` and `file_format` put in; raises `ConfigError`."""
+    from stable_sam.config import RunConfig
+
     settings = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
     if file_format is not None:
         source = settings.source.model_copy(update={"format": file_format})

@@ -38,7 +38,7 @@ def test_help_lists_every_command() -> None:
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    heavy = "torch", "ray", "prefect", "duckdb", "deltalake", "pyarrow", "cv2", "matplotlib"
+    heavy = "pydantic", "torch", "ray", "prefect", "duckdb", "deltalake", "pyarrow", "cv2", "matplotlib"
     code = f"import sys, flows.cli; print([name for name in {heavy!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert loaded.strip() == "[]"
