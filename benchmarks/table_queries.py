@@ -248,7 +248,7 @@ def _write_masks(manifest: RunManifest, shard: ShardPlan, random: np.random.Gene
         rows = rows.set_column(MASKS_SCHEMA.get_field_index(name), field, column)
     routes = dict(zip(*(part.tolist() for part in np.unique(route, return_counts=True)), strict=True))
     # `write_part` without its records: a Python object for each row would take hours here.
-    _commit(manifest, shard, rows, failed=0, routes=routes, seconds=1.0)
+    _commit(manifest, shard, rows, failed=0, routes=routes, seconds=1.0, stage_seconds=None)
 
 
 def run_lengths(
