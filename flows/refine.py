@@ -90,9 +90,11 @@ def refine_dataset(
                 run_id = publish(planned.manifest_uri, commit_seconds=done.commit_seconds)
             speed = done.images / done.actor_seconds if done.actor_seconds else None
             summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes)
-    if profile_uri is not None:
-        write_trace(profile_uri, clock.times(), planned.manifest_uri)
-    conclude(summary, settings, report_uri)
+    try:
+        conclude(summary, settings, report_uri)
+    finally:
+        if profile_uri is not None:
+            write_trace(profile_uri, clock.times(), planned.manifest_uri)
     return summary
 
 

@@ -187,4 +187,4 @@ def _prompt_tensors(
 
 def _sent(tensor: Tensor, model: LoadedModel) -> Tensor:
     """A tensor of the host on the model's device, in its turn: what the device has to do before is not waited for."""
-    return tensor.to(model.device, non_blocking=True)
+    return tensor.to(model.device, non_blocking=model.device.type == "cuda")

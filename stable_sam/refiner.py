@@ -62,8 +62,9 @@ class Refiner:
     def refine_file(self, data: bytes, prompts: Sequence[Prompt], *, name: str = "image") -> list[RefinedMask]:
         """The same for the bytes of an image file, read as the pipeline and the command line read it.
 
-        A large JPEG is decoded at a reduced scale, which takes a fraction of the time and memory; see
-        `data.images.decode_picture`. `name` is what errors call it. Raises `ImageError`.
+        A large JPEG is decoded at a reduced scale, which takes a fraction of the time and memory and gives masks that
+        differ a little from those of all its pixels; see `data.images.decode_picture`. `name` is what errors call it.
+        Raises `ImageError`.
         """
         limit = self.config.max_image_pixels
         picture = decode_picture(data, name=name, max_pixels=limit, side=self.input_side)
@@ -163,10 +164,10 @@ class Refiner:
         )
         logits, *_ = predict_tensors(self.model, view, nearby, self.config.prompt_chunk_size)
         per_prompt = logits.view(len(prompts), count, *logits.shape[1:])
-        if self.model.device.type != "cpu":
+        if self.model.device.type == "cuda":
             return prompt_stabilities(per_prompt, frame)
         # A CPU makes only the part of each mask where there is something.
-        return [prompt_stability(frame.masks_on_input(group.numpy())) for group in per_prompt]
+        return [prompt_stability(frame.masks_on_input(group.cpu().numpy())) for group in per_prompt]
 
 
 def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:

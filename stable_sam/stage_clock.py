@@ -115,7 +115,7 @@ class StageClock:
         if thread in self._last:
             last = self._spans[self._last[thread]]
             gap = start - last.start - last.seconds
-            if (last.stage, last.about) == (stage, about) and gap < _GAP_S:
+            if (last.stage, last.about) == (stage, about) and 0 <= gap < _GAP_S:
                 self._spans[self._last[thread]] = replace(last, seconds=start + seconds - last.start)
                 return
         if len(self._spans) >= self.most_spans:

@@ -37,14 +37,14 @@ def chrome_trace(
 ) -> dict[str, Any]:
     """The trace as a JSON object; `otherData` says what of the run is not in it, and `facts`.
 
-    Of `shards` no more are taken than `SPANS_OF_A_TRACE` allows, each whole.
+    Of `shards` no more are taken than `SPANS_OF_A_TRACE` allows, each whole; the rest is not read.
     """
     by_actor: dict[str, list[Span]] = defaultdict(list)
-    kept = shown = left_out = shards_left_out = 0
+    kept = shown = left_out = 0
+    full = False
     for shard in shards:
-        if shards_left_out or kept + len(shard.spans) > SPANS_OF_A_TRACE:
-            shards_left_out += 1
-            continue
+        if full := kept + len(shard.spans) > SPANS_OF_A_TRACE:
+            break
         by_actor[shard.actor].extend(shard.spans)
         kept, shown, left_out = kept + len(shard.spans), shown + 1, left_out + shard.left_out
     processes = {"driver": list(driver)}
@@ -61,10 +61,10 @@ def chrome_trace(
         **(facts or {}),
         "start": datetime.fromtimestamp(start, UTC).isoformat(),
         "shards_shown": shown,
-        "shards_left_out": shards_left_out,
+        "full": full,
         "spans_left_out": left_out,
-        "limits": f"at most {SPANS_OF_A_TRACE} spans a run; shards that were committed before the run was profiled "
-        "have none",
+        "limits": f"at most {SPANS_OF_A_TRACE} spans a run, then it is full and later shards are left out; shards "
+        "that were committed before the run was profiled have none",
     }
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
 

@@ -63,7 +63,8 @@ def decode_picture(data: bytes, *, name: str, max_pixels: int, side: int | None 
     """The same for a model whose square input has this `side`, in pixels; None: with all pixels of the file.
 
     A JPEG whose longest side is at least twice `REDUCED_MARGIN` times `side` is decoded at 1/2 or 1/4 of its size,
-    which libjpeg does in a fraction of the time and memory. Every other image has the pixels that `decode_image` gives.
+    which libjpeg does in a fraction of the time and memory; one that EXIF turns only where its size is a multiple.
+    Every other image has the pixels that `decode_image` gives.
     Raises as `decode_image`; `max_pixels` counts the file's pixels.
     """
     image = _opened(data, name, max_pixels)
@@ -137,9 +138,10 @@ def _tile(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF has it: 1 is upright."""
+    """As EXIF has it, 2 to 8; 1 is upright, and so is what EXIF does not know."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return next((known for known in range(2, 9) if value == known), 1)
     except Exception:
         # Unreadable EXIF says nothing of the orientation, and the pixels are good: every viewer shows them as stored.
         return 1

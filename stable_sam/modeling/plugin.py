@@ -73,7 +73,7 @@ class StableSamPlugin(nn.Module):
         alpha = self._alpha(token, None if hidden is None else _as_grid(hidden))
         if self.regular_below == 0:
             return self._deformed(features, projected, hidden, alpha), alpha
-        rows = torch.nonzero(alpha[:, 0] >= self.regular_below)[:, 0]
+        rows = torch.nonzero(~(alpha[:, 0] < self.regular_below))[:, 0]  # as in `forward` where alpha is not a number
         if len(rows) == 0:
             return features, alpha
         some = self._deformed(features[rows], projected[rows], None if hidden is None else hidden[rows], alpha[rows])

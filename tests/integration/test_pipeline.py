@@ -96,7 +96,7 @@ def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]
     assert summary.stages.seconds == {stage: run[f"{stage}_seconds"] for stage in STAGES}
     names, other = trace_of(profile_uri)
     assert {"plan", "refine", "publish", *STAGES} <= names
-    assert (other["run_id"], other["shards_shown"], other["shards_left_out"]) == (summary.run_id, 3, 0)
+    assert (other["run_id"], other["shards_shown"], other["full"]) == (summary.run_id, 3, False)
 
 
 def test_the_same_input_again_is_up_to_date(job: dict[str, Any]) -> None:

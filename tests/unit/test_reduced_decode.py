@@ -4,6 +4,7 @@ that is in original pixels stays so."""
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,15 @@ def test_turned_by_its_exif(orientation: int) -> None:
         assert decoded(data).original_hw == (size[::-1] if orientation < 5 else size)
     if orientation > 1:
         assert decoded(jpeg(photograph(801, 603), exif=exif)).scale == 1
+
+
+@pytest.mark.parametrize("kind_and_value", [struct.pack("<HI4s", 2, 2, b"6"), struct.pack("<HII", 3, 1, 9)])
+def test_an_orientation_that_exif_does_not_know_turns_nothing(kind_and_value: bytes) -> None:
+    """The text "6", and the number 9."""
+    directory = struct.pack("<HH", 1, 0x0112) + kind_and_value + bytes(4)
+    picture = decoded(jpeg(photograph(801, 603), exif=b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory))
+    assert (picture.original_hw, picture.scale) == ((603, 801), 4)
+    assert picture.pixels.shape == (151, 201, 3)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.98])

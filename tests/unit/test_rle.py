@@ -43,6 +43,13 @@ def test_many_at_once_of_hostile_text(bad: str) -> None:
         check_counts([bad], [1])
 
 
+def test_other_letters_are_no_run_lengths() -> None:
+    """Replaced by "?" they would be: 15 pixels."""
+    for check in (lambda: checked_counts("é", (3, 5)), lambda: check_counts(["é"], [15])):
+        with pytest.raises(ValueError, match="^expected compressed run lengths, got other text"):
+            check()
+
+
 def test_many_at_once_of_other_areas() -> None:
     text = counts_of(0, 0.5)
     with pytest.raises(ValueError, match="^expected run lengths that add up to the image"):

@@ -74,9 +74,11 @@ def test_threads_that_follow_each_other_share_a_line_and_those_side_by_side_do_n
 def test_a_large_run_shows_its_first_shards_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "SPANS_OF_A_TRACE", 5)
     two = (span("encode", 0, 1), span("rle", 1, 1))
-    made = chrome_trace([], (shard("n:1", *two) for _ in range(4)))
+    shards = iter([shard("n:1", *two)] * 5)
+    made = chrome_trace([], shards)
     assert len(events(made)) == 4
-    assert (made["otherData"]["shards_shown"], made["otherData"]["shards_left_out"]) == (2, 2)
+    assert (made["otherData"]["shards_shown"], made["otherData"]["full"]) == (2, True)
+    assert len(list(shards)) == 2, "the rest is not read"
     assert "at most 5 spans" in made["otherData"]["limits"]
 
 
