@@ -82,7 +82,10 @@ def load_refiner(options: argparse.Namespace) -> Refiner:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "random.pth")
         torch.save(build_model(options.model).state_dict(), checkpoint)
-        refiner = Refiner(RefinerConfig(model=options.model, checkpoint_uri=str(checkpoint), device=options.device))
+        config = RefinerConfig(
+            model=options.model, checkpoint_uri=str(checkpoint), device=options.device, second_pass="off"
+        )
+        refiner = Refiner(config)
     if options.plugin:
         sam = refiner.model.sam
         host = attach_plugin(sam, StableSamPlugin(sam.prompt_encoder.embed_dim).to(refiner.model.device))
