@@ -1,7 +1,7 @@
 """What the pipeline costs on top of the model: shards through real Ray actors against a bare loop over the same files.
 
     python benchmarks/pipeline.py --images 2000 --out pipeline.json --markdown pipeline.md
-    python benchmarks/pipeline.py --images 200 --jitter 0 --actors 1
+    python benchmarks/pipeline.py --images 200 --jitter 0 --cores free --actors 1
 
 The loop opens each file, decodes it and calls `Refiner.refine_image`, in one process, and stores nothing. The pipeline
 reads shards, fetches, decodes, refines, encodes, writes Parquet and commits, by `tasks.fleet` as a night does, with as
@@ -67,7 +67,7 @@ def main() -> None:
         if options.data is None:
             write_pictures(Path(name, "images"), options.images + WARM_IMAGES)
         for jitter in options.jitter:
-            for pinned in (True, False):
+            for pinned in [cores == "one" for cores in options.cores]:
                 actors = [1] if pinned else options.actors
                 case = {"jitter": jitter, "pinned": pinned, "actors": actors, "folder": name}
                 subprocess.run([sys.executable, __file__, *sys.argv[1:], "--case", json.dumps(case)], check=True)
@@ -328,6 +328,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="COCO folder in place of generated pictures")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--jitter", type=int, nargs="+", default=[8, 0], help="K")
+    parser.add_argument("--cores", nargs="+", choices=["one", "free"], default=["one", "free"])
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2], help="with all cores; on one core it is 1")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for the loop and for each actor")
     parser.add_argument("--shard-images", type=int, help="as many as make six blocks, at most 64, if not given")

@@ -83,12 +83,12 @@ def main() -> None:
     if options.build:
         build(options.folder, options.prompts)
         return
-    options.folder.mkdir(parents=True)
+    table_uri = str(options.folder / "table")
     try:
         started = time.perf_counter()
-        arguments = ["--build", "--folder", str(options.folder), "--prompts", str(options.prompts)]
-        subprocess.run([sys.executable, __file__, *arguments], check=True)  # its memory is none of the queries'
-        table_uri = str(options.folder / "table")
+        if not options.folder.exists():
+            arguments = ["--build", "--folder", str(options.folder), "--prompts", str(options.prompts)]
+            subprocess.run([sys.executable, __file__, *arguments], check=True)  # its memory is none of the queries'
         built, files = time.perf_counter() - started, DeltaTable(table_uri).file_uris()
         result = {
             "prompts": options.prompts,
@@ -100,7 +100,8 @@ def main() -> None:
             "load_average": os.getloadavg()[0],
         }
     finally:
-        shutil.rmtree(options.folder)
+        if not options.keep:
+            shutil.rmtree(options.folder)
     text = _markdown(result)
     print(text)
     if options.out is not None:
@@ -111,6 +112,7 @@ def main() -> None:
 
 def build(folder: Path, prompts: int) -> None:
     """Plan and publish two nights."""
+    folder.mkdir(parents=True)
     images = prompts // PROMPTS_OF_IMAGE
     write_images(folder / "images", images)
     random = np.random.default_rng(0)
@@ -201,7 +203,7 @@ def _in_turns(ways: dict[str, Callable[[], Any]], repeat: int) -> tuple[dict[str
     turns: list[dict[str, float]] = []
     answers = {}
     while len(turns) < 1 + repeat and not (turns and max(turns[0].values()) > SLOW_S):
-        took = {}
+        took: dict[str, float] = {}
         for way in list(ways)[:: 1 if len(turns) % 2 else -1]:
             took[way], answers[way] = _seconds(ways[way])
         turns.append(took)
@@ -308,7 +310,8 @@ def _spread(values: Sequence[float]) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, required=True, help="For all files; must not exist, removed at the end.")
+    parser.add_argument("--folder", type=Path, required=True, help="For all files; one that exists is asked again.")
+    parser.add_argument("--keep", action="store_true", help="do not remove the folder at the end")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument(
         "--no-newest", action="store_true", help="without the window function, which spills all columns of all rows"

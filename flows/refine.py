@@ -69,32 +69,37 @@ def refine_dataset(
         ray = ray.model_copy(update={"profile": True})
     # Actors and later readers may stand in another folder.
     table_uri = absolute_uri(output_uri)
-    with StageClock(spans=SPANS_OF_AN_IMAGE) as clock:
-        with timed("plan"):
-            planned = plan(
-                annotations_uri=absolute_annotations(annotations_uri),
-                images_uri=absolute_uri(images_uri),
-                output_uri=table_uri,
-                config=settings,
-                image_index_uri=image_index_uri,
-                logical_date=logical_date or scheduled_day,
-                refresh=reasons,
-                since=moment,
-            )
-        if planned.manifest_uri is None:
-            summary = _up_to_date(table_uri, planned.changes)
-        else:
-            with timed("refine"):
-                done = refine(planned.manifest_uri, ray=ray, device=settings.refiner.device)
-            with timed("publish"):
-                run_id = publish(planned.manifest_uri, commit_seconds=done.commit_seconds)
-            speed = done.images / done.actor_seconds if done.actor_seconds else None
-            summary = summarize(table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes)
+    clock = StageClock(spans=SPANS_OF_AN_IMAGE)
+    manifest_uri = None
     try:
+        with clock:
+            with timed("plan"):
+                planned = plan(
+                    annotations_uri=absolute_annotations(annotations_uri),
+                    images_uri=absolute_uri(images_uri),
+                    output_uri=table_uri,
+                    config=settings,
+                    image_index_uri=image_index_uri,
+                    logical_date=logical_date or scheduled_day,
+                    refresh=reasons,
+                    since=moment,
+                )
+            manifest_uri = planned.manifest_uri
+            if manifest_uri is None:
+                summary = _up_to_date(table_uri, planned.changes)
+            else:
+                with timed("refine"):
+                    done = refine(manifest_uri, ray=ray, device=settings.refiner.device)
+                with timed("publish"):
+                    run_id = publish(manifest_uri, commit_seconds=done.commit_seconds)
+                speed = done.images / done.actor_seconds if done.actor_seconds else None
+                summary = summarize(
+                    table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes
+                )
         conclude(summary, settings, report_uri)
     finally:
-        if profile_uri is not None:
-            write_trace(profile_uri, clock.times(), planned.manifest_uri)
+        if profile_uri is not None:  # of a run that failed, too: what it did until then
+            write_trace(profile_uri, clock.times(), manifest_uri)
     return summary
 
 

@@ -15,8 +15,8 @@ _COMMITS = 100
 _MEASURES = {
     "share in review": ("avg((status = 'ok' AND route = 'review')::INT)", "review_rise", +1),
     "share failed": ("avg((status = 'failed')::INT)", "failed_rise", +1),
-    "median prompt_stability": ("median(prompt_stability)", "prompt_stability_drop", -1),
-    "median predicted_iou": ("median(predicted_iou)", "predicted_iou_drop", -1),
+    "median prompt_stability": ("score_median(prompt_stability)", "prompt_stability_drop", -1),
+    "median predicted_iou": ("score_median(predicted_iou)", "predicted_iou_drop", -1),
 }
 """Name: SQL over a night's rows, its threshold in `QualityConfig`, and the direction in which it gets worse."""
 

@@ -142,7 +142,7 @@ def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
 
 def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
     """Read the rows of one run; `more` sets further fields. Raises `StorageError`."""
-    medians = ", ".join(f"median({score})" for score in SCORES)
+    medians = ", ".join(f"score_median({score})" for score in SCORES)
     sql = (
         f"SELECT (SELECT current_prompts FROM runs WHERE run_id = '{run_id}') AS current_prompts, "
         f"status, route, count(*) AS prompts, {medians} FROM history "

@@ -59,6 +59,9 @@ _RUNS_SCHEMA = pa.schema(
 MEMORY_LIMIT = "2GB"
 """What DuckDB may hold before it spills. The answer is held besides."""
 
+EXACT_MEDIANS_ROWS = 2_000_000
+"""Of tables with more rows `score_median` is a t-digest's: a median keeps all its values in memory and cannot spill."""
+
 # No filter but one of prompt_id could pass a window function; it passes these joins.
 _MASKS = """
     SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)
@@ -147,6 +150,8 @@ def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: 
     connection.register("_current", files.current)
     connection.register("_nights", files.nights)
     connection.execute(f"CREATE VIEW masks AS {_MASKS}")
+    median = "median(x)" if sum(run.rows for run in runs) <= EXACT_MEDIANS_ROWS else "approx_quantile(x, 0.5)"
+    connection.execute(f"CREATE MACRO score_median(x) AS {median}")
 
 
 def _sandbox(folder: str, memory_limit: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The views of a table: the questions people ask, in SQL over `masks`, `history` and `runs`.
 
 Besides, in every statement: `mask_iou(size, counts, size, counts)`, of two masks as their columns have them, null for
-masks of different sizes; and `box_iou(xyxy, xyxy)`.
+masks of different sizes; `box_iou(xyxy, xyxy)`; and `score_median(score)`, which large tables estimate
+(`stable_sam.data.query.EXACT_MEDIANS_ROWS`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class View:
 _SOURCE = "attributes->>'annotation_source'"
 _COUNTS = ", ".join(["count(*) AS prompts", *(f"count(*) FILTER (outcome = '{one}') AS {one}" for one in OUTCOMES)])
 _SCORES = ("quality", "prompt_stability", "predicted_iou", "box_agreement")
-_MEDIANS = ", ".join(f"median({score}) AS median_{score}" for score in _SCORES) + ", avg(true_iou) AS mean_true_iou"
+_MEDIANS = ", ".join(
+    [*(f"score_median({score}) AS median_{score}" for score in _SCORES), "avg(true_iou) AS mean_true_iou"]
+)
 _SHARES = ", ".join(f"avg((outcome = '{one}')::INT) AS {one}_share" for one in ("accept", "review", "reject", "failed"))
 _MASK_XYXY = "[bbox_xywh[1], bbox_xywh[2], bbox_xywh[1] + bbox_xywh[3], bbox_xywh[2] + bbox_xywh[4]]"
 _WHAT_CHANGED = """

@@ -79,18 +79,14 @@ def figures(connection: DuckDBPyConnection) -> Figures:
 
 
 def _distributions(connection: DuckDBPyConnection) -> tuple[Distribution, ...]:
+    finite = ", ".join(f"score_median(CASE WHEN isfinite({score}) THEN {score} END) AS {score}" for score in SCORES)
+    (medians,) = ask(connection, f"SELECT {finite} FROM masks")
     sql = f"""
-        WITH long AS (
-            UNPIVOT (SELECT {", ".join(SCORES)}, {OUTCOME} AS outcome FROM masks)
-            ON {", ".join(SCORES)} INTO NAME score VALUE value)
-        SELECT score, median(value) OVER (PARTITION BY score) AS median,
-            least(greatest(floor(value * {BINS}), 0), {BINS - 1})::INT AS bin, outcome
-        FROM long WHERE isfinite(value)
-    """
-    sql = f"""
-        SELECT score, bin, any_value(median) AS median, count(*) AS prompts,
+        SELECT score, least(greatest(floor(value * {BINS}), 0), {BINS - 1})::INT AS bin, count(*) AS prompts,
             count(*) FILTER (outcome NOT IN ('accept', 'reviewed')) AS doubtful
-        FROM ({sql}) GROUP BY ALL
+        FROM (UNPIVOT (SELECT {", ".join(SCORES)}, {OUTCOME} AS outcome FROM masks)
+              ON {", ".join(SCORES)} INTO NAME score VALUE value)
+        WHERE isfinite(value) GROUP BY ALL
     """
     rows = ask(connection, sql)
     return tuple(
@@ -98,7 +94,7 @@ def _distributions(connection: DuckDBPyConnection) -> tuple[Distribution, ...]:
             name=name,
             label=label,
             prompts=sum(row["prompts"] for row in own.values()),
-            median=next(iter(own.values()))["median"],
+            median=medians[name],
             bins=tuple((own[k]["prompts"], own[k]["doubtful"]) if k in own else (0, 0) for k in range(BINS)),
         )
         for name, label in SCORES.items()
@@ -107,7 +103,7 @@ def _distributions(connection: DuckDBPyConnection) -> tuple[Distribution, ...]:
 
 
 def _groups(connection: DuckDBPyConnection, by: str) -> Groups:
-    medians = ", ".join(f"median({score}) AS {score}" for score in _MEDIANS)
+    medians = ", ".join(f"score_median({score}) AS {score}" for score in _MEDIANS)
     sql = f"""
         SELECT {_GROUPED[by]} AS name, count(*) AS prompts, {_COUNTS}, {medians}, count(*) OVER () AS groups
         FROM (SELECT masks.*, {OUTCOME} AS outcome, annotations_uri FROM masks LEFT JOIN runs USING (run_id))

@@ -32,8 +32,8 @@ _CHOSEN = f"""
         (SELECT 0, 0, prompt_id FROM tonight AS now JOIN earlier AS before USING (prompt_id)
          WHERE {_MOVED} > 0 ORDER BY {_MOVED} DESC, prompt_id LIMIT {{quarter}})
         UNION ALL
-        (SELECT 1, row_number() OVER (ORDER BY {WORST_FIRST}), prompt_id FROM rated
-         ORDER BY {WORST_FIRST} LIMIT {{limit}})),
+        (SELECT 1, row_number() OVER (ORDER BY {WORST_FIRST}), prompt_id
+         FROM (SELECT * FROM rated ORDER BY {WORST_FIRST} LIMIT {{limit}}))),
     chosen AS (
         SELECT prompt_id FROM picked GROUP BY prompt_id ORDER BY min(turn), min(place), prompt_id LIMIT {{limit}}),
     previous AS (

@@ -176,7 +176,8 @@ def test_wrong_ray_settings_are_corrected_and_the_run_taken_up(
     refiner = CONFIG["refiner"]
     for wrong in ({"ray": {"num_cpus": 64}}, {"refiner": refiner | {"device": "cuda:99"}}):
         with pytest.raises(StableSamError):
-            refine_dataset(**job, config=CONFIG | wrong)
+            refine_dataset(**job, config=CONFIG | wrong, profile_uri=str(tmp_path / "trace.json"))
+        assert trace_of(str(tmp_path / "trace.json"))[0] == {"plan", "refine"}, "also of a run that fails"
     (planned,) = (tmp_path / "table" / "_runs").iterdir()
 
     summary = refine_dataset(**job, config=CONFIG)

@@ -124,6 +124,17 @@ def test_drift(table: str) -> None:
     assert [tuple(row.values()) for row in rows] == [(1, 4, 0.25, 0.25, 0.5), (2, 2, 0.0, 0.0, pytest.approx(0.65))]
 
 
+def test_medians_of_a_large_table_are_estimated_in_little_memory(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = "SELECT score_median(x) AS median FROM (SELECT (range * 7919 % 3000000) / 3e6 AS x FROM range(3000000))"
+    with pytest.raises(ConfigError, match="memory limit of 60MB"):
+        query(table, many, memory_limit="60MB")
+    exact = ask(table, "SELECT * FROM by_category")
+    monkeypatch.setattr("stable_sam.data.query.EXACT_MEDIANS_ROWS", 6)  # of the seven that the table has
+    (found,) = query(table, many, memory_limit="60MB").to_pylist()
+    assert found["median"] == pytest.approx(0.5, abs=1e-3)
+    assert ask(table, "SELECT * FROM by_category") == exact, "of few rows they are exact all the same"
+
+
 def test_every_view_is_listed_and_answers(table: str) -> None:
     result = CliRunner().invoke(app, ["query", "--table", table, "--views"], catch_exceptions=False)
     listed = [line.split()[0] for line in result.stdout.splitlines()]
