@@ -85,11 +85,13 @@ def main() -> None:
         return
     table_uri = str(options.folder / "table")
     try:
-        started = time.perf_counter()
+        built = None
         if not options.folder.exists():
+            started = time.perf_counter()
             arguments = ["--build", "--folder", str(options.folder), "--prompts", str(options.prompts)]
             subprocess.run([sys.executable, __file__, *arguments], check=True)  # its memory is none of the queries'
-        built, files = time.perf_counter() - started, DeltaTable(table_uri).file_uris()
+            built = time.perf_counter() - started
+        files = DeltaTable(table_uri).file_uris()
         result = {
             "prompts": options.prompts,
             "bytes": sum(Path(file).stat().st_size for file in files),
@@ -288,10 +290,10 @@ def _characters(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:
 
 
 def _markdown(result: dict[str, Any]) -> str:
+    built = f", built in {result['seconds_to_build']:.0f} s" if result["seconds_to_build"] is not None else ""
     lines = [
-        f"{result['prompts']:,} prompts, {result['files']} files of {result['bytes'] / 2**30:.2f} GiB, built in "
-        f"{result['seconds_to_build']:.0f} s; at most {result['peak_gib']:.1f} GiB of memory; load "
-        f"{result['load_average']:.1f}. Seconds.",
+        f"{result['prompts']:,} prompts, {result['files']} files of {result['bytes'] / 2**30:.2f} GiB{built}; at most "
+        f"{result['peak_gib']:.1f} GiB of memory; load {result['load_average']:.1f}. Seconds.",
         "",
         f"| question | {OURS} | {ALL_ROWS} | {NEWEST} |",
         "|---|---|---|---|",

@@ -166,6 +166,9 @@ def _sandbox(folder: str, memory_limit: str) -> dict[str, Any]:
         "autoload_known_extensions": False,
         "temp_directory": folder,
         "memory_limit": memory_limit,
+        # Of a dataset's rows DuckDB knows no number: it takes a table of millions for the small side of a join, and
+        # holds it whole. As they are written, the right one is.
+        "disabled_optimizers": "build_side_probe_side",
         "lock_configuration": True,
     }
 

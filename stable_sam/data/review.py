@@ -144,7 +144,7 @@ def reviewed_masks(table_uri: str) -> pa.Table:
         SELECT {", ".join(f"m.{name}" for name in ours)},
                m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
                {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale
-        FROM masks m JOIN history h ON h.prompt_id = m.prompt_id AND h.revision < m.revision AND h.status = 'ok'
+        FROM history h JOIN masks m ON h.prompt_id = m.prompt_id AND h.revision < m.revision AND h.status = 'ok'
         LEFT JOIN runs r ON r.run_id = h.run_id
         WHERE m.status = 'reviewed'
         QUALIFY row_number() OVER (PARTITION BY m.prompt_id ORDER BY h.revision DESC) = 1

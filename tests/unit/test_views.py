@@ -135,6 +135,14 @@ def test_medians_of_a_large_table_are_estimated_in_little_memory(table: str, mon
     assert ask(table, "SELECT * FROM by_category") == exact, "of few rows they are exact all the same"
 
 
+def test_of_a_join_the_right_side_is_held(table: str) -> None:
+    """DuckDB knows no number of rows here, and held the millions of the left side to look the runs up."""
+    with stable_sam.table.open(table) as masks:
+        plan = masks.sql("SELECT * FROM masks LEFT JOIN runs USING (run_id)").explain()
+    assert "Join Type: LEFT" in plan
+    assert "Join Type: RIGHT" not in plan
+
+
 def test_every_view_is_listed_and_answers(table: str) -> None:
     result = CliRunner().invoke(app, ["query", "--table", table, "--views"], catch_exceptions=False)
     listed = [line.split()[0] for line in result.stdout.splitlines()]
