@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Before torch is imported. Two files run at a time: threads of theirs that share a core wait for each other by spinning,
+# and the tests of the model took eight times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says something of the machine, not of the code.
 settings.register_profile("untimed", deadline=None)
