@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before torch is imported. Two files run at a time: threads of theirs that share a core wait for each other by spinning,
-# and the tests of the model took eight times as long.
+# Before torch is imported. Two files run at a time: threads that share a core wait for each other by spinning, which
+# made tests of the model eight times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says something of the machine, not of the code.
