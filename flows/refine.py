@@ -7,6 +7,7 @@ Safe to run twice, to kill and to run again: see `stable_sam.data.commits`. Para
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from stable_sam.config import RunConfig
 from stable_sam.data.annotation_files import absolute_annotations
 from stable_sam.data.runs import newest_run
 from stable_sam.data.storage import absolute_uri
-from stable_sam.errors import NotFoundError
+from stable_sam.errors import NotFoundError, StorageError
 from stable_sam.preflight import check_logical_date, day_of, refresh_reasons, since_moment
 from stable_sam.records import Changes
 from stable_sam.stage_clock import SPANS_OF_AN_IMAGE, StageClock, Times, timed
@@ -97,9 +98,13 @@ def refine_dataset(
                     table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes
                 )
         conclude(summary, settings, report_uri)
-    finally:
-        if profile_uri is not None:  # of a run that failed, too: what it did until then
-            write_trace(profile_uri, clock.times(), manifest_uri)
+    except BaseException:
+        if profile_uri is not None:
+            with suppress(StorageError):  # what ended the run is what must be said
+                write_trace(profile_uri, clock.times(), manifest_uri)
+        raise
+    if profile_uri is not None:
+        write_trace(profile_uri, clock.times(), manifest_uri)
     return summary
 
 
