@@ -84,9 +84,9 @@ def main() -> None:
         build(options.folder, options.prompts)
         return
     table_uri = str(options.folder / "table")
+    given, built = options.folder.exists(), None
     try:
-        built = None
-        if not options.folder.exists():
+        if not given:
             started = time.perf_counter()
             arguments = ["--build", "--folder", str(options.folder), "--prompts", str(options.prompts)]
             subprocess.run([sys.executable, __file__, *arguments], check=True)  # its memory is none of the queries'
@@ -102,7 +102,7 @@ def main() -> None:
             "load_average": os.getloadavg()[0],
         }
     finally:
-        if not options.keep:
+        if not (options.keep or given):
             shutil.rmtree(options.folder)
     text = _markdown(result)
     print(text)
@@ -313,7 +313,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, required=True, help="For all files; one that exists is asked again.")
-    parser.add_argument("--keep", action="store_true", help="do not remove the folder at the end")
+    parser.add_argument("--keep", action="store_true", help="leave the folder that was made here")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument(
         "--no-newest", action="store_true", help="without the window function, which spills all columns of all rows"

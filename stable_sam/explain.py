@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt, sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from segment_anything.modeling.transformer import Attention
 from torch import Tensor
 
 from stable_sam.data.images import Picture
@@ -26,6 +26,9 @@ from stable_sam.prompt_check import check_prompt
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refiner import Refiner, prompt_arrays, rgb_pixels
 from stable_sam.rle import decode_mask
+
+if TYPE_CHECKING:  # as a type alone: stable_sam.modeling imports segment_anything lightly
+    from segment_anything.modeling.transformer import Attention
 
 FIRST_MASK_TOKEN = 1
 """Output token 0 is the IoU token."""

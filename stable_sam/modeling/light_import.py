@@ -16,10 +16,10 @@ _HEAVY = "torch._dynamo.utils"
 
 def import_segment_anything() -> None:
     """Import `segment_anything`; `torch._dynamo` comes with it only where somebody has imported it before."""
+    import_module("torch")  # which may bring a backend that compiles
     if _HEAVY in sys.modules:
         import_module("segment_anything")
         return
-    import_module("torch")
     lazy = _Lazy(_HEAVY)
     sys.modules[_HEAVY] = lazy
     try:

@@ -7,6 +7,7 @@ import sys
 
 SCRIPT = """
 import sys
+import stable_sam.explain
 import stable_sam.refiner
 assert "segment_anything" in sys.modules
 assert not {"torch._dynamo", "torch._dynamo.utils", "sympy"} & set(sys.modules)
