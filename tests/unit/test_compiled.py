@@ -58,7 +58,6 @@ def compile_lightly() -> None:
     torch._inductor.config.compile_threads = 1
 
 
-@pytest.mark.compiler
 def test_compiled_by_torch_is_eager(fresh_compiler):
     """Within 1e-4 of the logits' scale, with the real compiler; three boxes are four."""
     if shutil.which("c++") is None and shutil.which("g++") is None:

@@ -14,7 +14,7 @@ from stable_sam.config import RunConfig
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import plan_run
 from stable_sam.data.spans import ShardSpans, read_spans, write_spans
-from stable_sam.errors import StorageError
+from stable_sam.errors import InputError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt
 from stable_sam.stage_clock import WAIT, Span, Times
@@ -130,3 +130,19 @@ def test_a_place_that_cannot_be_written_to_is_said_before_any_work(tmp_path: Pat
     with pytest.raises(StorageError, match=f"^{place}: cannot write"):
         refine_dataset.fn("gone.json", "gone", str(tmp_path / "table"), profile_uri=place)
     assert not (tmp_path / "table").exists()
+
+
+def test_a_place_that_is_gone_in_the_end_does_not_hide_what_ended_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "traces" / "trace.json"
+
+    def fails(**_: object) -> None:
+        place.unlink()
+        place.parent.rmdir()
+        place.parent.write_text("")
+        raise InputError("weak.json: no annotations")
+
+    monkeypatch.setattr("flows.refine.plan", fails)
+    with pytest.raises(InputError, match="^weak.json: no annotations"):
+        refine_dataset.fn("weak.json", "images", str(tmp_path / "table"), profile_uri=str(place))
