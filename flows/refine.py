@@ -54,7 +54,7 @@ def refine_dataset(
     settings); or `all`, which is both and what another version of this software made. A list, or text with commas.
     since: ISO date or time; files that were modified before count as unchanged, and nothing is withdrawn.
     report_uri: HTML page of the table's worst prompts, written after a run that changed something; None writes none.
-    profile_uri: Chrome trace of who did what when, also of a run that fails; changes no row. None writes none, and keeps
+    profile_uri: Chrome trace of who did what when, also of a run that fails; changes no row. None writes none and keeps
     only the seconds of the stages, in `runs`.
     Raises `StableSamError`; a bad image or prompt is a failed row instead. Too many of those (`max_failed_fraction`),
     or nothing else, is an `InputError` after they are published; so is a regression, with `quality.fail`.
