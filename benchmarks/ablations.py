@@ -24,6 +24,7 @@ from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.evaluation.summary import ALL_SETS, WHOLE_SLICE
 from stable_sam.modeling.build import set_input_size
 from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.modeling.plugin import StableSamPlugin, count_parameters
 from stable_sam.training.plugin import train_plugin
@@ -142,9 +143,7 @@ def _decoder_ratio(model: LoadedModel, size: int, prompts: int = 8, rounds: int 
     """Time of the decoder with the plugin to that without, median of rounds in which both take their turn."""
     set_input_size(model.sam, size)
     cells = size // 16
-    embeddings = torch.randn(1, 256, cells, cells, generator=torch.Generator().manual_seed(0)).expand(
-        prompts, -1, -1, -1
-    )
+    features = ImageFeatures(torch.randn(1, 256, cells, cells, generator=torch.Generator().manual_seed(0)))
     boxes = torch.tensor([[0.2, 0.2, 0.7, 0.8]]).expand(prompts, -1) * size
     ratios = []
     for _ in range(rounds):
@@ -154,7 +153,7 @@ def _decoder_ratio(model: LoadedModel, size: int, prompts: int = 8, rounds: int 
             model.host.enabled = enabled
             started = time.perf_counter()
             with torch.inference_mode():
-                decode_prompts(model.sam, embeddings, boxes=boxes)
+                decode_prompts(model.sam, features, boxes=boxes)
             seconds.append(time.perf_counter() - started)
         ratios.append(seconds[1] / seconds[0])
     return statistics.median(ratios)

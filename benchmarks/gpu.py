@@ -40,6 +40,7 @@ import stable_sam.predict
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.image_job import ImageJob, refine_job
 from stable_sam.modeling.compiled import CompiledPasses
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.predict import PromptArrays, embed_image, predict
 from stable_sam.records import Prompt, RefinedMask
@@ -197,7 +198,7 @@ def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if step.tf32 else "highest")
     reference = (
-        mock.patch.multiple(stable_sam.predict, encode=lambda sam, x: sam.image_encoder(x), can_decode=lambda *_: False)
+        mock.patch.multiple(stable_sam.predict, encode=lambda sam, x: ImageFeatures(sam.image_encoder(x)), can_decode=lambda *_: False)
         if step.reference
         else nullcontext()
     )

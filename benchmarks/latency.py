@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from stable_sam.evaluation.methods import count_method, select_method
 from stable_sam.evaluation.settings import BASELINE, METHODS
 from stable_sam.identity import ModelIdentity
 from stable_sam.modeling.build import MODELS, build_model, set_input_size
+from stable_sam.modeling import fast_encoder
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.hq import attach_hq, build_hq, encode_with_early
 from stable_sam.modeling.load import LoadedModel
@@ -78,21 +80,17 @@ def _measure(model: LoadedModel, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of every round, by what was measured and method."""
     side = int(model.sam.image_encoder.img_size)
     image = torch.randn(1, 3, side, side, device=model.device)
-    embedding, early = encode_with_early(model.sam, image)
+    features = encode_with_early(model.sam, image)
     corners = torch.rand(options.prompts, 2, 2, device=model.device).sort(dim=1).values * (side - 2)
     boxes = (corners + torch.tensor([[0.0], [2.0]], device=model.device)).flatten(1)
 
     def encode(method: str) -> Callable[[], object]:
-        return (
-            (lambda: encode_with_early(model.sam, image))
-            if method == "hq-sam"
-            else lambda: model.sam.image_encoder(image)
-        )
+        run = encode_with_early if method == "hq-sam" else fast_encoder.encode
+        return lambda: run(model.sam, image)
 
     def decode(method: str, count: int) -> Callable[[], object]:
-        features = embedding.expand(count, -1, -1, -1)
-        own = early if method == "hq-sam" else None
-        return lambda: decode_prompts(model.sam, features, boxes=boxes[:count], early=own)
+        own = features if method == "hq-sam" else replace(features, early=None)
+        return lambda: decode_prompts(model.sam, own, boxes=boxes[:count])
 
     parts: dict[str, dict[str, Callable[[], object]]] = {"encoder": {method: encode(method) for method in METHODS}}
     for count in sorted({1, options.prompts}):

@@ -118,7 +118,7 @@ def encode_cases(refiner: Refiner) -> Iterator[Case]:
     def ours() -> Any:
         return embed_resized(refiner.model, resized, frame)
 
-    off = (usual() - ours().embedding).abs().max().item()
+    off = (usual() - ours().features.embedding).abs().max().item()
     yield Case(stage="encode", what="one picture", usual=usual, ours=ours, difference=_off(off))
 
 

@@ -75,7 +75,7 @@ def _score(model: LoadedModel, view: ImageView, item: TruthObject, noisy: NDArra
     outputs = {name: _transform(model, view, box) for name, box in boxes.items()}
     for tokens_from, (tokens, _) in outputs.items():
         for stream_from, (_, source) in outputs.items():
-            logits = read_masks(model.sam.mask_decoder, tokens, source)[0][:, 0]
+            logits = read_masks(model.sam.mask_decoder, tokens, source, view.features.fine)[0][:, 0]
             masks = [view.frame.to_original(row) > 0 for row in logits.float().cpu().numpy()]
             ious = [float((mask & truth).sum() / (mask | truth).sum()) for mask in masks]
             scores.setdefault(f"{tokens_from} | {stream_from}", []).append(statistics.fmean(ious))
@@ -85,7 +85,7 @@ def _transform(model: LoadedModel, view: ImageView, boxes_xyxy: NDArray[np.float
     decoder = model.sam.mask_decoder
     boxes = torch.from_numpy(view.frame.to_model_xyxy(boxes_xyxy)).to(model.device)
     output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-    source, position, tokens = decoder_inputs(model.sam, view.embedding, output_tokens, boxes, None)
+    source, position, tokens = decoder_inputs(model.sam, view.features.embedding, output_tokens, boxes, None)
     tokens_out, source_out = decoder.transformer(source, position, tokens)
     return tokens_out, source_out
 

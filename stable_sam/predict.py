@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from stable_sam.modeling.compiled import COMPILED_TOKENS
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast_decoder import ImageSide, can_decode, decode_image, image_side
 from stable_sam.modeling.fast_encoder import encode
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.resize import resize_image
@@ -31,14 +32,13 @@ Chunk = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """What the decoder needs of an image: its embedding (1, C, S/16, S/16), float32, and its frame."""
+    """What the decoder needs of an image: its features, float32, and its frame."""
 
-    embedding: Tensor
+    features: ImageFeatures
+    """With early ones for a model with HQ-SAM's branch."""
     frame: Frame
     side: ImageSide
-    """What the decoder needs of the embedding for every prompt."""
-    early: Tensor | None = None
-    """(1, E, h, w), float32, what HQ-SAM needs besides; None for a model without its branch."""
+    """What the decoder needs of the features for every prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,16 +103,15 @@ def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) 
     image = torch.from_numpy(np.require(resized, requirements=["C", "W"])).permute(2, 0, 1)[None]
     square = model.sam.preprocess(_sent(image, model).float())
     half = model.identity.dtype == "bfloat16"
-    early = None
     with turn(model.lock), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-        if model.hq is None:
-            embedding = (encode if model.compiled is None else model.compiled.encode)(model.sam, square)
+        if model.hq is not None:
+            features = encode_with_early(model.sam, square)
         else:
-            embedding, early = encode_with_early(model.sam, square)
+            features = (encode if model.compiled is None else model.compiled.encode)(model.sam, square)
         if model.device.type == "cuda" and keeps_spans():
             torch.cuda.synchronize(model.device)
-    embedding = embedding.float()
-    return ImageView(embedding, frame, image_side(model.sam, embedding), None if early is None else early.float())
+    features = features.map(torch.Tensor.float)
+    return ImageView(features, frame, image_side(model.sam, features))
 
 
 def predict(
@@ -160,9 +159,9 @@ def _predict_chunk_fast(model: LoadedModel, view: ImageView, prompts: PromptArra
 def _predict_chunk(model: LoadedModel, view: ImageView, prompts: PromptArrays) -> Chunk:
     count = len(prompts)
     boxes, points = _prompt_tensors(model, view, prompts)
-    early = view.early if model.hq is not None and model.hq.enabled else None
-    embeddings = view.embedding.expand(count, -1, -1, -1)
-    output = decode_prompts(model.sam, embeddings, boxes=boxes, points=points, early=early)
+    hq = model.hq is not None and model.hq.enabled
+    features = view.features if hq else replace(view.features, early=None)
+    output = decode_prompts(model.sam, features, boxes=boxes, points=points)
     row = torch.arange(count, device=model.device)
     token = output.iou[:, 1:].argmax(dim=1) + 1 if prompts.ambiguous else torch.zeros_like(row)
     weight = torch.zeros_like(output.iou[:, 0]) if output.trace is None else output.trace.alpha[:, 0]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stable_sam.modeling.fast_decoder import ChosenMasks, ImageSide, decode_image
 from stable_sam.modeling.fast_encoder import encode
+from stable_sam.modeling.features import ImageFeatures
 
 COMPILED_TOKENS = 2
 """Prompts of so many tokens, a box or one point, are compiled for; others are rare, and each number is a shape more."""
@@ -35,14 +36,14 @@ class CompiledPasses:
         self._decode = torch.compile(decode_image, dynamic=False, mode=mode, backend=backend)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compiled")
 
-    def encode(self, sam: Sam, images: Tensor) -> Tensor:
+    def encode(self, sam: Sam, images: Tensor) -> ImageFeatures:
         """`fast_encoder.encode` in the caller's arithmetic."""
         device = images.device.type
         half = torch.is_autocast_enabled(device)
 
-        def call() -> Tensor:
+        def call() -> ImageFeatures:
             with torch.autocast(device, torch.bfloat16, enabled=half):
-                return self._encode(sam, images).clone()
+                return self._encode(sam, images).map(torch.clone)
 
         return self._run(call)
 

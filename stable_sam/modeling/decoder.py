@@ -12,6 +12,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor
 
+from stable_sam.modeling.features import FineFeatures, ImageFeatures
 from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, PluginTrace
 
@@ -29,19 +30,19 @@ class DecoderOutput:
 
 def decode_prompts(
     sam: Sam,
-    image_embeddings: Tensor,
+    features: ImageFeatures,
     *,
     boxes: Tensor | None = None,
     points: tuple[Tensor, Tensor] | None = None,
-    early: Tensor | None = None,
+    masks: Tensor | None = None,
 ) -> DecoderOutput:
     """Predict the masks of P prompts.
 
-    image_embeddings: (P, C, H, W), the embedding of each prompt's image (an expanded view is fine).
-    boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N) (1 object, 0 background, -1 padding), in pixels of the
-    model's square input. early: (P, E, h, w), or (1, E, h, w) for prompts of one image, the encoder's early features:
-    they switch the HQ branch of `sam` on, which never runs together with an enabled plugin.
+    features: of P images, each prompt's own, or of the one image of all prompts. boxes: (P, 4) XYXY, and points:
+    (P, N, 2) with labels (P, N) (1 object, 0 background, -1 padding), in pixels of the model's square input. Early
+    features switch the HQ branch of `sam` on, which never runs together with an enabled plugin.
     """
+    early = features.early
     host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     if early is not None and isinstance(host, PluginHost) and host.enabled:
         raise ValueError("expected HQ-SAM or the plugin, got both: disable one")
@@ -49,19 +50,19 @@ def decode_prompts(
     output_tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]  # (5, C); with HQ-SAM (6, C)
     if early is not None:
         output_tokens.append(sam.hq.hf_token.weight)
-    source, position, tokens = decoder_inputs(sam, image_embeddings, torch.cat(output_tokens), boxes, points)
+    source, position, tokens = decoder_inputs(sam, features.embedding, torch.cat(output_tokens), boxes, points, masks)
     tokens_out, source_out = decoder.transformer(source, position, tokens)
 
-    logits, upscaled = read_masks(decoder, tokens_out, source_out)
+    logits, upscaled = read_masks(decoder, tokens_out, source_out, features.fine)
     iou = decoder.iou_prediction_head(tokens_out[:, 0])
     hq_logits = None
     if early is not None:
-        hq_logits = sam.hq(image_embeddings, early, upscaled, tokens_out[:, 1 + decoder.num_mask_tokens])
+        hq_logits = sam.hq(features.embedding, early, upscaled, tokens_out[:, 1 + decoder.num_mask_tokens])
 
     return DecoderOutput(logits, iou, host.trace if isinstance(host, PluginHost) else None, hq_logits)
 
 
-def route_prompts(sam: Sam, image_embeddings: Tensor, boxes: Tensor) -> Tensor:
+def route_prompts(sam: Sam, embeddings: Tensor, boxes: Tensor) -> Tensor:
     """alpha (P, 2) of P boxes, as in `decode_prompts`, for half of its cost: the decoder stops where the plugin begins.
 
     Only the plugin gets gradients. Raises `ValueError` unless `sam` hosts a plugin in layer 2 alone.
@@ -73,7 +74,7 @@ def route_prompts(sam: Sam, image_embeddings: Tensor, boxes: Tensor) -> Tensor:
     decoder = sam.mask_decoder
     with torch.no_grad():
         output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-        source, position, tokens = decoder_inputs(sam, image_embeddings, output_tokens, boxes, None)
+        source, position, tokens = decoder_inputs(sam, embeddings, output_tokens, boxes, None)
         keys, key_pe = source.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
         queries, keys = first(queries=tokens, keys=keys, query_pe=tokens, key_pe=key_pe)
         queries_pe = queries + tokens
@@ -81,14 +82,21 @@ def route_prompts(sam: Sam, image_embeddings: Tensor, boxes: Tensor) -> Tensor:
     return host.calibrate(queries, keys + key_pe, keys)[2].alpha
 
 
-def read_masks(decoder: MaskDecoder, tokens: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+def read_masks(
+    decoder: MaskDecoder, tokens: Tensor, source: Tensor, fine: FineFeatures | None
+) -> tuple[Tensor, Tensor]:
     """The logits (P, 4, h, w) of SAM's masks, and the features (P, C/8, h, w) they are read from.
 
-    tokens: (P, T, C) and source: (P, HW, C), the outputs of the transformer, on a square grid.
+    tokens: (P, T, C) and source: (P, HW, C), the outputs of the transformer, on a square grid. fine: of P images, or of
+    the one image of all prompts, added as SAM 2 adds them.
     """
     side = int(source.shape[1] ** 0.5)
     grid = source.transpose(1, 2).reshape(source.shape[0], source.shape[2], side, side)
-    upscaled = decoder.output_upscaling(grid)
+    if fine is None:
+        upscaled = decoder.output_upscaling(grid)
+    else:
+        first, norm, activation, second, last_activation = decoder.output_upscaling
+        upscaled = last_activation(second(activation(norm(first(grid) + fine[1]))) + fine[0])
     mask_tokens = tokens[:, 1 : 1 + decoder.num_mask_tokens]
     kernels = torch.stack(
         [mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
@@ -98,15 +106,22 @@ def read_masks(decoder: MaskDecoder, tokens: Tensor, source: Tensor) -> tuple[Te
 
 def decoder_inputs(
     sam: Sam,
-    image_embeddings: Tensor,
+    embeddings: Tensor,
     output_tokens: Tensor,
     boxes: Tensor | None,
     points: tuple[Tensor, Tensor] | None,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the transformer gets: features with the mask prompt (P, C, H, W), their positions, tokens (P, T + N, C)."""
-    masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
+    drawn = sam.drawn if isinstance(sam, NanoSam) else 0.0
+    if masks is None and drawn:
+        masks = sam.drawn_prompts(boxes, points)
+    else:
+        drawn = 1.0
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
+    if drawn < 1:
+        dense = dense * drawn + sam.prompt_encoder.no_mask_embed.weight[:, :, None, None] * (1 - drawn)
     prompts = sparse.shape[0]
     position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
     tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)
-    return image_embeddings + dense, position, tokens
+    return embeddings + dense, position, tokens

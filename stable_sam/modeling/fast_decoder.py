@@ -29,6 +29,7 @@ from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
+from stable_sam.modeling.features import FineFeatures, ImageFeatures
 from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost, StableSamPlugin
 from stable_sam.modeling.prompt_tokens import prompt_tokens
@@ -53,6 +54,8 @@ class ImageSide:
     """(h, D, N), of layer 1's attention of the image to the tokens."""
     projected: tuple[StableSamPlugin, Tensor] | None
     """The plugin that was attached, and (N, C) of its projection: see `_projection`."""
+    fine: FineFeatures | None
+    """(N, 4, 4, C/8) and (N, 4, C/4), in the order of what `_upscaled` returns; None of an encoder that makes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +96,11 @@ class _Drawn:
     """(C, M)"""
 
 
-def image_side(sam: Sam, embedding: Tensor) -> ImageSide:
-    """What `decode_image` needs of an image's `embedding` (1, C, H, W)."""
+def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
+    """What `decode_image` needs of the features of one image."""
     encoder, layer = sam.prompt_encoder, sam.mask_decoder.transformer.layers[0]
     constant = encoder.mask_downscaling[-1].bias if isinstance(sam, NanoSam) else encoder.no_mask_embed.weight[0]
-    features = embedding[0].flatten(1).T + constant
+    features = image.embedding[0].flatten(1).T + constant
     position = encoder.get_dense_pe()[0].flatten(1).T.contiguous()
     read, written = _own(layer.cross_attn_token_to_image), _own(layer.cross_attn_image_to_token)
     keys, values, queries = (
@@ -112,7 +115,8 @@ def image_side(sam: Sam, embedding: Tensor) -> ImageSide:
     attached = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     if isinstance(attached, PluginHost):
         projected = attached.plugin, features @ _projection(layer.norm4, attached.plugin)[0]
-    return ImageSide(features, position, keys.mT, values, queries.mT, projected)
+    fine = None if image.fine is None else (_quarters(image.fine[0], 2), _quarters(image.fine[1], 1))
+    return ImageSide(features, position, keys.mT, values, queries.mT, projected, fine)
 
 
 def can_decode(sam: Sam, tokens: int) -> bool:
@@ -151,7 +155,7 @@ def decode_image(
 
     iou = decoder.iou_prediction_head(queries[:, 0])
     chosen = iou[:, 1:].argmax(dim=1) + 1 if ambiguous else torch.zeros_like(iou[:, 0], dtype=torch.long)
-    logits = _mask_logits(decoder, features, _kernels(decoder, queries[:, 1:], chosen))
+    logits = _mask_logits(decoder, features, image.fine, _kernels(decoder, queries[:, 1:], chosen))
     return ChosenMasks(logits, iou.gather(1, chosen[:, None])[:, 0], chosen, alpha)
 
 
@@ -305,15 +309,29 @@ def _kernels(decoder: MaskDecoder, queries: Tensor, chosen: Tensor) -> Tensor:
     return kernels[torch.arange(len(chosen), device=chosen.device), chosen]
 
 
-def _mask_logits(decoder: MaskDecoder, features: Tensor, kernels: Tensor) -> Tensor:
+def _mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | None, kernels: Tensor) -> Tensor:
     """The logits (P, 4H, 4W) that `kernels` (P, C/8) read from the upscaled `features` (P, N, C)."""
     first, norm, _, second, _ = decoder.output_upscaling
     prompts, cells, _ = features.shape
     side = isqrt(cells)
-    x = F.gelu(F.layer_norm(_upscaled(first, features), norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    x = F.gelu(_upscaled(second, x))  # (P, N, 4, 4, C/8): the cell, then which quarter, then which quarter of that
+    x = _upscaled(first, features)
+    if fine is not None:
+        x = x.add_(fine[1])
+    x = _upscaled(second, F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)))
+    if fine is not None:
+        x = x.add_(fine[0])
+    x = F.gelu(x)  # (P, N, 4, 4, C/8): the cell, then which quarter, then which quarter of that
     quarters = (kernels[:, None] @ x.flatten(1, 3).mT).view(prompts, side, side, 2, 2, 2, 2)
     return quarters.permute(0, 1, 3, 5, 2, 4, 6).reshape(prompts, 4 * side, 4 * side)
+
+
+def _quarters(grid: Tensor, halvings: int) -> Tensor:
+    """(1, C, H * 2^n, W * 2^n) to (H * W, 4, ..., C): the cell, then n times which quarter of it."""
+    parts = (-1,) + (2,) * halvings
+    split = grid[0].unflatten(2, parts).unflatten(1, parts)  # C, then the rows' parts, then the columns'
+    rows, columns = range(1, 2 + halvings), range(2 + halvings, 3 + 2 * halvings)
+    order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
+    return split.permute(*order, 0).reshape(-1, *(4,) * halvings, grid.shape[1])
 
 
 def _upscaled(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from segment_anything.modeling.image_encoder import (
 )
 from torch import Tensor
 
+from stable_sam.modeling.features import ImageFeatures
+from stable_sam.modeling.nano import NanoImageEncoder
+
 SCORES_AT_A_TIME = 2**21
 """Largest number of scores whose relative positions exist at a time: 8 MB."""
 ALIGNED_CHANNELS = 8
@@ -29,18 +32,20 @@ Tables = tuple[Tensor, Tensor]
 """(H, H, D) and (W, W, D): what a query of a row meets in a key of a row, and the same of columns."""
 
 
-def encode(sam: Sam, images: Tensor) -> Tensor:
-    """The embedding (B, C, S/16, S/16) of images (B, 3, S, S), normalised, by any encoder of the registry."""
+def encode(sam: Sam, images: Tensor) -> ImageFeatures:
+    """The features of images (B, 3, S, S), normalised, by any encoder of the registry."""
     encoder = sam.image_encoder
+    if isinstance(encoder, NanoImageEncoder):
+        return encoder.features(images)
     if not isinstance(encoder, ImageEncoderViT):
-        return cast(Tensor, encoder(images))
+        return ImageFeatures(encoder(images))
     x = encoder.patch_embed(images)
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     for block in encoder.blocks:
         x = x + _attended(block, block.norm1(x))
         x = x + block.mlp(block.norm2(x))
-    return cast(Tensor, encoder.neck(x.permute(0, 3, 1, 2)))
+    return ImageFeatures(encoder.neck(x.permute(0, 3, 1, 2)))
 
 
 def _attended(block: Block, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the sum of the logits of SAM's mask and of the HQ mask.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from segment_anything.modeling import ImageEncoderViT, Sam
@@ -14,6 +15,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import STAGE_CHANNELS, NanoImageEncoder
 
 EMBEDDING_STRIDE = 16
@@ -81,21 +83,23 @@ def attach_hq(sam: Sam, branch: HqBranch) -> HqBranch:
     return branch
 
 
-def encode_with_early(sam: Sam, images: Tensor) -> tuple[Tensor, Tensor]:
+def encode_with_early(sam: Sam, images: Tensor) -> ImageFeatures:
     """One pass of the image encoder that keeps the early features HQ-SAM fuses, at no other cost.
 
-    images: (B, 3, S, S), normalised. Returns the embedding (B, C, S/16, S/16) and the early features (B, E, h, w): of a
-    ViT the output of the first block with global attention (S/16), of nano the stride-8 stage of the backbone.
+    images: (B, 3, S, S), normalised. The early features (B, E, h, w) are of a ViT the output of the first block with
+    global attention (S/16), of nano the stride-8 stage of the backbone.
     """
     kept: list[Tensor] = []
     layer, _, _ = _early_layer(sam.image_encoder)
     handle = layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
     try:
-        embedding = sam.image_encoder(images)
+        encoder = sam.image_encoder
+        nano = isinstance(encoder, NanoImageEncoder)
+        features = encoder.features(images) if nano else ImageFeatures(encoder(images))
     finally:
         handle.remove()
     early = kept[0]
-    return embedding, early.permute(0, 3, 1, 2) if isinstance(sam.image_encoder, ImageEncoderViT) else early
+    return replace(features, early=early.permute(0, 3, 1, 2) if isinstance(encoder, ImageEncoderViT) else early)
 
 
 def _early_layer(encoder: nn.Module) -> tuple[nn.Module, int, int]:

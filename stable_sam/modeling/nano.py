@@ -11,6 +11,8 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.models import shufflenet_v2_x1_0
 
+from stable_sam.modeling.features import FineFeatures, ImageFeatures
+
 MASK_STRIDE = 4
 """SAM's mask prompts and mask logits have a cell for every 4 x 4 input pixels."""
 SPOT_SIGMA = 8.0
@@ -24,6 +26,8 @@ class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
 
     From tokens alone a small base needs far longer training than a CPU gives it to keep a mask where its prompt is.
     """
+
+    drawn = 1.0
 
     def drawn_prompts(self, boxes: Tensor | None, points: tuple[Tensor, Tensor] | None) -> Tensor:
         """The mask prompt that shows the prompts, (P, 1, S/4, S/4), from -1 (not the object) to 1 (the object).
@@ -116,13 +120,53 @@ class NanoImageEncoder(nn.Module):
         self.lateral32 = _lateral(STAGE_CHANNELS[3], out_channels, stride=1)
         self.blocks = nn.Sequential(ConvBlock(out_channels), ConvBlock(out_channels))
         self.norm = ChannelNorm(out_channels)
+        self.fine = FineBranch(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, S, S) normalised as SAM does. Returns (B, out_channels, S/16, S/16)."""
-        stride4, stride8, stride16, stride32 = self.backbone(image)
-        coarse = F.interpolate(self.lateral32(stride32), scale_factor=2.0, mode="bilinear", align_corners=False)
+        """image: (B, 3, S, S) normalised as SAM does. Returns the embedding (B, out_channels, S/16, S/16) alone."""
+        return self._embedding(self.backbone(image))
+
+    def features(self, image: Tensor) -> ImageFeatures:
+        """image: (B, 3, S, S) normalised as SAM does. Returns the embedding and the fine features."""
+        stages = self.backbone(image)
+        embedding = self._embedding(stages)
+        return ImageFeatures(embedding, self.fine(stages[0], stages[1], embedding))
+
+    def _embedding(self, stages: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        stride4, stride8, stride16, stride32 = stages
+        coarse = _doubled(self.lateral32(stride32))
         summed = self.lateral4(stride4) + self.lateral8(stride8) + self.lateral16(stride16) + coarse
         return cast(Tensor, self.norm(self.blocks(summed))).contiguous()
+
+
+class FineBranch(nn.Module):
+    """Features at stride 4 and 8 for borders and small objects: what they are comes from the embedding, where from the
+    backbone's fine stages."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half, quarter = channels // 4, channels // 8
+        self.lateral8 = _lateral(STAGE_CHANNELS[1], half, stride=1)
+        self.down16 = nn.Conv2d(channels, half, 1)
+        self.block8 = ConvBlock(half)
+        self.lateral4 = _lateral(STAGE_CHANNELS[0], quarter, stride=1)
+        self.down8 = nn.Conv2d(half, quarter, 1)
+        self.block4 = ConvBlock(quarter)
+        self.out8, self.out4 = nn.Conv2d(half, half, 1), nn.Conv2d(quarter, quarter, 1)
+        for layer in (self.out8, self.out4):  # starts as if there were no fine features
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # torch types bias as optional
+
+    def forward(self, stride4: Tensor, stride8: Tensor, embedding: Tensor) -> FineFeatures:
+        """stride4, stride8: stages of the backbone; embedding: (B, C, S/16, S/16). See `FineFeatures`."""
+        eight = self.block8(self.lateral8(stride8) + _doubled(self.down16(embedding)))
+        four = self.block4(self.lateral4(stride4) + _doubled(self.down8(eight)))
+        return self.out4(four), self.out8(eight)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
 
 
 def _lateral(channels: int, out_channels: int, stride: int) -> nn.Sequential:

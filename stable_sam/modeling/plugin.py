@@ -57,6 +57,10 @@ class StableSamPlugin(nn.Module):
         sampled, offsets, hidden = self.sampling(features)
         alpha = self._alpha(token, hidden)
         used = torch.where(alpha[:, :1] < self.regular_below, alpha.new_tensor((0.0, 1.0)), alpha)
+        if self.training and self.regular_below > 0:
+            # Every prompt shows what the deformed path would make of it; alpha learns from that, not from the mask.
+            open_ = alpha[:, :1].detach().clamp_min(self.regular_below)
+            used = torch.cat((open_, 1 - open_), dim=1)
         dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
             positions = dsp * bilinear_sample(positions, offsets) + own * positions

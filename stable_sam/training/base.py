@@ -48,6 +48,7 @@ def train_base(
         _start_from(backbone, encoder_path, "a backbone of nano")
     if start is not None:
         _start_from(sam, start, "weights of nano")
+    sam.drawn = 1.0
 
     def export(module: nn.Module, step: int, _: Figures) -> Path:
         metadata = {"model": "nano", "size": str(size), "step": str(step), "settings": settings.model_dump_json()}
@@ -56,6 +57,7 @@ def train_base(
     def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:
         size = batch.images.shape[-1]
         set_input_size(sam, size)
+        sam.drawn = settings.drawn(step)
         value, figures = base_loss(sam, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
         return value, {"size": size, **figures}
 
@@ -73,16 +75,16 @@ def base_loss(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tenso
     """Loss of one step: every object by its slightly jittered box, the first of each picture also by points."""
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
-    embeddings = sam.image_encoder((batch.images.float() - sam.pixel_mean) / sam.pixel_std)
+    features = sam.image_encoder.features((batch.images.float() - sam.pixel_mean) / sam.pixel_std)
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 
     boxes = jitter_boxes(batch.boxes, size, generator).flatten(0, 1)
-    by_box = decode_prompts(sam, embeddings.repeat_interleave(objects, 0), boxes=boxes)
+    by_box = decode_prompts(sam, features.repeat(objects), boxes=boxes)
     box_loss, box_iou = single_mask_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1))
 
     count = POINT_COUNTS[int(torch.randint(len(POINT_COUNTS), (), generator=generator))]
     points = batch.points[:, 0, :count]
-    by_points = decode_prompts(sam, embeddings, points=(points, torch.ones(points.shape[:2], device=points.device)))
+    by_points = decode_prompts(sam, features, points=(points, torch.ones(points.shape[:2], device=points.device)))
     point_loss, point_iou = single_mask_loss(by_points, batch.coverage[:, 0], near[:, 0])
     loss = box_loss + point_loss
     if count > 1:
@@ -123,6 +125,6 @@ def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor
 def _start_from(module: nn.Module, file: Path, expected: str) -> None:
     tensors, _ = read_safetensors(read_bytes(str(file)), str(file))
     try:
-        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+        module.load_state_dict(module.state_dict() | {name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     except RuntimeError as error:
         raise WeightsError(f"{file}: not {expected}: {' '.join(str(error).split())[:300]}") from None

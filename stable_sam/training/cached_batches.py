@@ -15,6 +15,7 @@ from torch import Tensor
 from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.prompts import tight_box
 from stable_sam.frames import Frame
+from stable_sam.modeling.features import ImageFeatures, stack_features
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 from stable_sam.training.dataset import MIN_OBJECT_FRACTION, TrainingImage, set_share
@@ -28,10 +29,8 @@ Sets = dict[str, list[TrainingImage]]
 class EmbeddedBatch:
     """B pictures, whole, with M objects each; coordinates in pixels of the model's S x S input."""
 
-    embeddings: Tensor
-    """(B, C, S/16, S/16)"""
-    early: Tensor | None
-    """(B, C', h, w), the early features HQ-SAM fuses, where they were asked for."""
+    features: ImageFeatures
+    """Of B images, with early ones where they were asked for."""
     coverage: Tensor
     """(B, M, S/4, S/4), part of each cell the object covers."""
     boxes: Tensor
@@ -41,9 +40,8 @@ class EmbeddedBatch:
 
     def to(self, device: torch.device) -> EmbeddedBatch:
         """The same batch on `device`, everything in float32: half precision is for the disk."""
-        early = None if self.early is None else self.early.to(device).float()
         return EmbeddedBatch(
-            embeddings=self.embeddings.to(device).float(), early=early, coverage=self.coverage.to(device),
+            features=self.features.map(lambda part: part.to(device).float()), coverage=self.coverage.to(device),
             boxes=self.boxes.to(device), points=self.points.to(device),
         )  # fmt: skip
 
@@ -72,10 +70,8 @@ class EmbeddedBatches:
         items = self.schedule[step * count : (step + 1) * count]
         targets = [self._targets(item, rng) for item in items]
         coverage, boxes, points = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
-        stored = [self.cache.read(item.path) for item in items]
-        early = torch.stack([s["early"] for s in stored]) if self.cache.early else None
-        embeddings = torch.stack([s["embedding"] for s in stored])
-        return EmbeddedBatch(embeddings=embeddings, early=early, coverage=coverage, boxes=boxes, points=points)
+        features = stack_features([self.cache.read(item.path) for item in items])
+        return EmbeddedBatch(features=features, coverage=coverage, boxes=boxes, points=points)
 
     def _targets(self, item: TrainingImage, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
         """(M, S/4, S/4) coverage, (M, 4) boxes, (M, N, 2) points of the objects asked for; a picture with fewer objects

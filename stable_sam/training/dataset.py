@@ -24,8 +24,12 @@ from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 from stable_sam.training.paste import paste_object
 
-MIN_OBJECT_FRACTION = 0.003
-"""Smaller objects, in parts of the square input, are a cell or two of the embedding: nothing to learn a shape from."""
+MIN_OBJECT_FRACTION = 0.001
+"""Smaller objects, in parts of the square input, are a few cells of the mask: nothing to learn a shape from."""
+WINDOW_SCALES = 1.5, 8.0
+"""Side of a window around an object, in longest sides of its box."""
+SMALLEST_WINDOW = 48
+"""Pixels of the picture: nearer than that there is nothing more to see."""
 SAMPLE_TRIES = 1000
 """Pictures that may turn out without an object of that size, one after the other, before the data is refused."""
 SAM_PIXEL_MEAN = (124, 116, 104)
@@ -148,7 +152,7 @@ class TrainingBatches:
         for _ in range(SAMPLE_TRIES):
             item = self._draw(rng)
             chosen = rng.permutation(len(item.rles))[: 2 * self.objects]
-            window = random_window(item.size_hw, rng)
+            window = random_window(item.size_hw, coco_mask.toBbox(item.rles[chosen[0]]), rng)
             masks = coco_mask.decode([item.rles[i] for i in chosen])
             flip = bool(rng.random() < 0.5)
             cut = cut_masks(masks, window, self.size, flip)
@@ -194,17 +198,29 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     return picture.astype(np.uint8, copy=False)
 
 
-def random_window(size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """The part (x, y, width, height) of a picture that is shown: all of it in half of the samples, else a random
-    crop."""
+def random_window(
+    size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """The part (x, y, width, height) of a picture that is shown.
+
+    All of it in two samples of five, a random crop in one, and in two a square around the object of `bbox_xywh`, so
+    that a small object is seen as large as a tile shows it, and every object at many sizes.
+    """
     height, width = size_hw
-    if rng.random() < 0.5:
+    kind = rng.random()
+    if kind < 0.4:
         return 0, 0, width, height
-    zoom = rng.uniform(0.5, 1.0)
-    aspect = np.exp(rng.uniform(-0.2, 0.2))
-    w = int(min(width, max(32, width * zoom * aspect)))
-    h = int(min(height, max(32, height * zoom / aspect)))
-    return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+    if kind < 0.6:
+        zoom, aspect = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.2, 0.2))
+        w, h = width * zoom * aspect, height * zoom / aspect
+        x, y = rng.uniform(0, max(width - w, 0)), rng.uniform(0, max(height - h, 0))
+    else:
+        left, top, box_w, box_h = bbox_xywh
+        longest = max(box_w, box_h)
+        w = h = max(longest * np.exp(rng.uniform(*np.log(WINDOW_SCALES))), SMALLEST_WINDOW)
+        x, y = left - rng.uniform(0, w - box_w), top - rng.uniform(0, h - box_h)
+    x, y = max(0, int(x)), max(0, int(y))
+    return x, y, int(min(max(w, 32), width - x)), int(min(max(h, 32), height - y))
 
 
 def cut_masks(

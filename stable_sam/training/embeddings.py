@@ -1,7 +1,7 @@
 """The embeddings of training pictures on disk: the base is frozen, so each picture is encoded once, not in every step.
 
-A file holds one picture, whole, in the frame and arithmetic of inference, as float16: "embedding" (C, S/16, S/16) and,
-when they were asked for, the "early" features (C', h, w). It is used again only for the same base, input size and
+A file holds one picture, whole, in the frame and arithmetic of inference, as float16: the tensors of `ImageFeatures`
+by their names (early ones when they were asked for). It is used again only for the same base, input size and
 arithmetic, and as long as the picture's file has the same modification time and size.
 """
 
@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from stable_sam.data.storage import write_bytes
 from stable_sam.errors import ImageError, StorageError
+from stable_sam.modeling.features import ImageFeatures, feature_names, named_features
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.predict import embed_image
 from stable_sam.training.dataset import TrainingImage, read_annotated
@@ -64,21 +64,18 @@ class EmbeddingCache:
                 write_bytes(str(self._file(item.path)), data)
                 advance()
 
-    def read(self, picture: Path) -> dict[str, Tensor]:
-        """The tensors of a picture that `fill` has encoded: "embedding" and, where asked for, "early", float16.
+    def read(self, picture: Path) -> ImageFeatures:
+        """The features of one picture that `fill` has encoded, float16.
 
         Raises `StorageError` when its file has gone or was damaged since.
         """
         file = self._file(picture)
         try:
             with safe_open(file, "pt") as stored:
-                return {name: stored.get_tensor(name).clone() for name in self._names}  # not a map of the file
+                names = [name for name in stored.keys() if self.early or name != "early"]
+                return named_features({name: stored.get_tensor(name)[None].clone() for name in names})  # not a map
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{file}: embedding of {picture} lost, start again to make it anew: {error}") from None
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return ("embedding", "early") if self.early else ("embedding",)
 
     def _file(self, picture: Path) -> Path:
         return self.folder / f"{hashlib.sha256(str(picture.resolve()).encode()).hexdigest()[:32]}.safetensors"
@@ -89,7 +86,7 @@ class EmbeddingCache:
             return False
         try:
             with safe_open(file, "pt") as stored:
-                return stored.metadata() == self._metadata(picture) and set(self._names) <= set(stored.keys())
+                return stored.metadata() == self._metadata(picture) and (not self.early or "early" in stored.keys())
         except (OSError, SafetensorError) as error:
             log.warning("%s: broken, the picture is encoded again: %s", file, error)
             return False
@@ -105,10 +102,8 @@ class EmbeddingCache:
 
     def _encode(self, item: TrainingImage, pixels: NDArray[np.uint8]) -> bytes:
         view = embed_image(self.model, pixels)
-        tensors = {"embedding": view.embedding[0].to("cpu", torch.float16).contiguous()}
-        if self.early and view.early is not None:
-            tensors["early"] = view.early[0].to("cpu", torch.float16).contiguous()
-        return bytes(save(tensors, self._metadata(item.path)))
+        stored = view.features.map(lambda part: part[0].to("cpu", torch.float16).contiguous())
+        return bytes(save(feature_names(stored), self._metadata(item.path)))
 
     def _check_room(self, need: int, pictures: int) -> None:
         try:

@@ -52,21 +52,20 @@ def hq_loss(
 
     The prompts of a step are those of `rts.plugin_loss`. `batch` has early features.
     """
-    if batch.early is None:
+    if batch.features.early is None:
         raise ValueError("the batch has no early features")
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 
     boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
-    embeddings, early = (part.repeat_interleave(objects, 0) for part in (batch.embeddings, batch.early))
-    by_box = decode_prompts(sam, embeddings, boxes=boxes, early=early)
+    by_box = decode_prompts(sam, batch.features.repeat(objects), boxes=boxes)
     loss, figures = _hq_mask_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), "box")
 
     count = settings.point_counts[int(torch.randint(len(settings.point_counts), (), generator=generator))]
     points = batch.points[:, 0, :count]
     labels = torch.ones(points.shape[:2], device=points.device)
-    by_points = decode_prompts(sam, batch.embeddings, points=(points, labels), early=batch.early)
+    by_points = decode_prompts(sam, batch.features, points=(points, labels))
     point_loss, point_figures = _hq_mask_loss(by_points, batch.coverage[:, 0], near[:, 0], f"points{count}")
     return loss + 0.5 * point_loss, {**figures, **point_figures}
 

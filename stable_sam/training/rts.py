@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor
-from torchvision.ops import box_iou
 
-from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, route_prompts
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import MASK_STRIDE
+from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost
 from stable_sam.training.base import multimask_loss
 from stable_sam.training.cached_batches import EmbeddedBatch
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
 from stable_sam.training.settings import PluginTraining
 
+WORTH = 0.005
+"""IoU that the deformed path must gain on average for alpha to open: less is within the noise of its own training."""
+
 
 def plugin_loss(
-    sam: Sam, settings: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, progress: float
+    sam: Sam, settings: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, _progress: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a step: every object by a box of random noise, the first of each picture also by points.
-
-    progress: part of the run that is done, from 0 to 1; up to `routing_share` the boxes' quality alone is taught.
-    """
+    """Loss of a step: every object by a box of random noise, the first of each picture also by points."""
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 
     boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
-    embeddings = batch.embeddings.repeat_interleave(objects, 0)
-    quality = box_iou(boxes, batch.boxes.flatten(0, 1)).diagonal()
-    if progress < settings.routing_share:
-        loss = routing_loss(route_prompts(sam, embeddings, boxes)[:, 0], quality)
-        return loss, {"routing_loss": loss.item()}
-    by_box = decode_prompts(sam, embeddings, boxes=boxes)
-    weight = settings.routing_weight
-    loss, figures = _calibration_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), quality, weight, "box")
+    prompts = _Prompts(batch.features.repeat(objects), batch.coverage.flatten(0, 1), near.flatten(0, 1), boxes=boxes)
+    loss, figures = _calibration_loss(sam, prompts, settings.routing_weight, "box")
 
     count = settings.point_counts[int(torch.randint(len(settings.point_counts), (), generator=generator))]
-    points = batch.points[:, 0, :count]
-    labels = torch.ones(points.shape[:2], device=points.device)
-    by_points = decode_prompts(sam, batch.embeddings, points=(points, labels))
-    quality = torch.full((len(points),), points_quality(count), device=points.device)
-    point_loss, point_figures = _calibration_loss(
-        by_points, batch.coverage[:, 0], near[:, 0], quality, weight, f"points{count}"
-    )
-    loss = loss + 0.5 * point_loss
-    if count == 1:
-        loss = loss + 0.5 * multimask_loss(by_points, batch.coverage[:, 0], near[:, 0])[0]
-    return loss, {**figures, **point_figures}
+    xy = batch.points[:, 0, :count]
+    points = (xy, torch.ones(xy.shape[:2], device=xy.device))
+    prompts = _Prompts(batch.features, batch.coverage[:, 0], near[:, 0], points=points)
+    point_loss, point_figures = _calibration_loss(sam, prompts, settings.routing_weight, f"points{count}")
+    return loss + 0.5 * point_loss, {**figures, **point_figures}
 
 
 def mixed_boxes(boxes: Tensor, scales: tuple[float, ...], size: int, generator: torch.Generator) -> Tensor:
@@ -62,29 +52,63 @@ def mixed_boxes(boxes: Tensor, scales: tuple[float, ...], size: int, generator: 
     return torch.cat((center - half, center + half), dim=1).clamp(0, size)
 
 
-def points_quality(count: int) -> float:
-    """Quality of a prompt of `count` points, on the scale of a box's IoU: 0 for the ambiguous one, near 1 for many."""
-    return 1.0 - 1.0 / count
+def routing_loss(alpha: Tensor, gain: Tensor) -> Tensor:
+    """How wrong alpha_1 (P,) is about the gain (P,), the IoU of the deformed path less that of SAM's path.
 
-
-def routing_loss(alpha: Tensor, quality: Tensor) -> Tensor:
-    """Squared error of alpha_1 (P,) against 1 - quality (P,), what the prompt lacks.
-
-    Without it alpha settles at one value for all prompts: the mask's loss asks nothing else of it.
+    Cross-entropy of alpha_1 with "the gain is worth it", weighted by how much is at stake: the best alpha_1 is above a
+    half exactly where the expected gain is above `WORTH`, whatever its spread.
     """
-    return (alpha - (1.0 - quality)).square().mean()
+    stake = gain - WORTH
+    error = F.binary_cross_entropy(alpha.float(), (stake > 0).float(), reduction="none")
+    return (error * stake.abs()).sum() / stake.abs().sum().clamp_min(1e-6)
+
+
+class _Prompts:
+    """P prompts of one kind, with what they are compared with."""
+
+    def __init__(
+        self, features: ImageFeatures, coverage: Tensor, near: Tensor, *, boxes: Tensor | None = None,
+        points: tuple[Tensor, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.features, self.coverage, self.near, self.boxes, self.points = features, coverage, near, boxes, points
+        self.ambiguous = points is not None and points[0].shape[1] == 1
+
+    def decode(self, sam: Sam) -> DecoderOutput:
+        return decode_prompts(sam, self.features, boxes=self.boxes, points=self.points)
+
+    def iou(self, output: DecoderOutput) -> Tensor:
+        """(P,), of the masks that inference would choose."""
+        if not self.ambiguous:
+            return mask_iou(output.logits[:, 0], self.coverage)
+        chosen = output.iou[:, 1:].argmax(dim=1) + 1
+        return mask_iou(output.logits[torch.arange(len(chosen)), chosen], self.coverage)
 
 
 def _calibration_loss(
-    output: DecoderOutput, coverage: Tensor, near: Tensor, quality: Tensor, routing_weight: float, name: str
+    sam: Sam, prompts: _Prompts, routing_weight: float, name: str
 ) -> tuple[Tensor, dict[str, float]]:
-    logits = output.logits[:, 0]
-    if output.trace is None:
+    host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
+    if not isinstance(host, PluginHost):
+        raise ValueError("the model hosts no plugin")
+    output = prompts.decode(sam)
+    trace = host.trace
+    if trace is None:
         raise ValueError("the model hosts no enabled plugin")
-    alpha = output.trace.alpha[:, 0]
-    figures = {
-        f"{name}_iou": mask_iou(logits, coverage).mean().item(),
-        f"{name}_alpha": alpha.mean().item(),
-        f"{name}_offset": output.trace.offsets.abs().mean().item(),
-    }
-    return mask_loss(logits, coverage, near).mean() + routing_weight * routing_loss(alpha, quality), figures
+    loss = mask_loss(output.logits[:, 0], prompts.coverage, prompts.near).mean()
+    if prompts.ambiguous:
+        loss = loss + multimask_loss(output, prompts.coverage, prompts.near)[0]
+    iou = prompts.iou(output)
+    figures = {f"{name}_iou": iou.mean().item(), f"{name}_offset": trace.offsets.abs().mean().item()}
+    if routing_weight > 0:
+        host.enabled = False
+        with torch.no_grad():
+            gain = iou - prompts.iou(prompts.decode(sam))
+        host.enabled = True
+        alpha = trace.alpha[:, 0]
+        loss = loss + routing_weight * routing_loss(alpha, gain)
+        routed = torch.where(alpha >= 0.5, gain, 0).mean().item()
+        figures |= {
+            f"{name}_gain": gain.mean().item(), f"{name}_routed_gain": routed,
+            f"{name}_best_gain": gain.clamp_min(0).mean().item(), f"{name}_alpha": alpha.mean().item(),
+        }  # fmt: skip
+    return loss, figures

@@ -91,7 +91,7 @@ def test_answers_of_compiled_passes_stay_as_they_were() -> None:
     first = predict(model, views[0], arrays, 64)
     predict(model, views[1], arrays, 64)
     np.testing.assert_array_equal(predict(model, views[0], arrays, 64).logits, first.logits)
-    assert not torch.equal(views[0].embedding, views[1].embedding)
+    assert not torch.equal(views[0].features.embedding, views[1].features.embedding)
 
 
 @pytest.mark.parametrize("window", [14, 0], ids=["windows", "global"])

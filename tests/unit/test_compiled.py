@@ -66,7 +66,7 @@ def test_compiled_by_torch_is_eager(fresh_compiler):
     ours = Refiner(RefinerConfig(model="tiny", device="cpu", plugin=False, compile=True)).model
     ours.compiled._run(compile_lightly)
     views = [embed_image(model, pixels()) for model in (ours, eager)]
-    torch.testing.assert_close(views[0].embedding, views[1].embedding, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(views[0].features.embedding, views[1].features.embedding, rtol=1e-4, atol=1e-5)
     prompts = PromptArrays(**BOX)
     assert_equal(predict(ours, views[0], prompts, 8), predict(eager, views[1], prompts, 8))
 
@@ -103,9 +103,9 @@ def test_prompts_of_other_kinds_are_not_compiled(monkeypatch):
 
 def test_the_encoder_keeps_the_callers_arithmetic(fresh_compiler):
     eager, ours = traced(dtype="bfloat16")
-    half, expected = (embed_image(model, pixels()).embedding for model in (ours, eager))
+    half, expected = (embed_image(model, pixels()).features.embedding for model in (ours, eager))
     assert torch.equal(half, expected)
-    full = embed_image(replace(eager, identity=replace(eager.identity, dtype="float32")), pixels()).embedding
+    full = embed_image(replace(eager, identity=replace(eager.identity, dtype="float32")), pixels()).features.embedding
     assert not torch.equal(half, full)
 
 

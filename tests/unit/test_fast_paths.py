@@ -17,6 +17,7 @@ from stable_sam.modeling import fast_encoder
 from stable_sam.modeling.build import build_nano, build_tiny
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast_decoder import MOST_TOKENS, can_decode, decode_image, image_side
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import ChannelNorm
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, detach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
@@ -53,10 +54,17 @@ def models() -> list[Sam]:
     return [build_tiny(), build_nano(64)]
 
 
-def embedding_of(sam: Sam) -> Tensor:
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 255
+def features_of(sam: Sam) -> ImageFeatures:
+    """With fine features also where the encoder makes none, and not those of an untrained nano, which are 0."""
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(1, 3, 64, 64, generator=generator) * 255
+    channels = sam.prompt_encoder.embed_dim
+    fine = (
+        torch.randn(1, channels // 8, 16, 16, generator=generator),
+        torch.randn(1, channels // 4, 8, 8, generator=generator),
+    )
     with torch.no_grad():
-        return sam.image_encoder(sam.preprocess(image))
+        return ImageFeatures(sam.image_encoder(sam.preprocess(image)), fine)
 
 
 def random_plugin(sam: Sam, spec: PluginSpec) -> StableSamPlugin:
@@ -72,14 +80,14 @@ def random_plugin(sam: Sam, spec: PluginSpec) -> StableSamPlugin:
 def test_the_decoders_masks_are_the_references(models, plugin, kind):
     """Within 1e-4 of the logits' scale."""
     for sam in models:
-        embedding, spec = embedding_of(sam), PLUGINS[plugin]
+        features, spec = features_of(sam), PLUGINS[plugin]
         if spec is not None:
             attach_plugin(sam, random_plugin(sam, spec))
         try:
             with torch.no_grad():
-                expected = decode_prompts(sam, embedding.expand(3, -1, -1, -1), **PROMPTS[kind])
+                expected = decode_prompts(sam, features, **PROMPTS[kind])
                 ambiguous = kind == "one point"
-                masks = decode_image(sam, image_side(sam, embedding), ambiguous=ambiguous, **PROMPTS[kind])
+                masks = decode_image(sam, image_side(sam, features), ambiguous=ambiguous, **PROMPTS[kind])
         finally:
             detach_plugin(sam)
         row = torch.arange(3)
@@ -97,14 +105,14 @@ def test_the_decoders_masks_are_the_references(models, plugin, kind):
 @pytest.mark.parametrize("spec", ["default", "paper", "amplitude", "no routing"])
 def test_the_regular_path_of_good_prompts_is_the_references(models, spec, share):
     for sam in models:
-        embedding, host = embedding_of(sam), attach_plugin(sam, random_plugin(sam, PLUGINS[spec]))
+        features, host = features_of(sam), attach_plugin(sam, random_plugin(sam, PLUGINS[spec]))
         try:
             with torch.no_grad():
-                side = image_side(sam, embedding)
+                side = image_side(sam, features)
                 alpha = decode_image(sam, side, boxes=BOXES).alpha[:, 0]
                 limit = {"none": 1e-6, "one": alpha.median(), "all": 1.0}[share]
                 host.plugin.regular_below = float(limit)
-                expected = decode_prompts(sam, embedding.expand(3, -1, -1, -1), boxes=BOXES)
+                expected = decode_prompts(sam, features, boxes=BOXES)
                 masks = decode_image(sam, side, boxes=BOXES)
         finally:
             detach_plugin(sam)
@@ -116,14 +124,14 @@ def test_the_regular_path_of_good_prompts_is_the_references(models, spec, share)
 def test_a_plugin_that_came_after_the_image_projects_it_itself(models):
     """Within 1e-4 of the logits' scale: what is prepared for an image is prepared for one plugin."""
     sam = models[0]
-    embedding = embedding_of(sam)
+    features = features_of(sam)
     with torch.no_grad():
         attach_plugin(sam, random_plugin(sam, PluginSpec())).plugin.sampling.project.weight.mul_(2.0)
-        sides = [image_side(sam, embedding)]
+        sides = [image_side(sam, features)]
         detach_plugin(sam)
-        sides.append(image_side(sam, embedding))
+        sides.append(image_side(sam, features))
         attach_plugin(sam, random_plugin(sam, PluginSpec()))
-        expected = decode_image(sam, image_side(sam, embedding), boxes=BOXES).logits
+        expected = decode_image(sam, image_side(sam, features), boxes=BOXES).logits
         for side in sides:
             logits = decode_image(sam, side, boxes=BOXES).logits
             torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
@@ -132,7 +140,7 @@ def test_a_plugin_that_came_after_the_image_projects_it_itself(models):
 
 def test_a_disabled_plugin_is_passed_by(models):
     sam = models[0]
-    side = image_side(sam, embedding_of(sam))
+    side = image_side(sam, features_of(sam))
     with torch.no_grad():
         expected = decode_image(sam, side, boxes=BOXES)
         attach_plugin(sam, random_plugin(sam, PluginSpec())).enabled = False
@@ -189,7 +197,7 @@ def test_the_vision_transformer_is_sams(monkeypatch, scores):
     sam, images = some_transformer(0, heads=2), torch.randn(2, 3, 80, 80)
     monkeypatch.setattr(fast_encoder, "SCORES_AT_A_TIME", scores)
     with torch.no_grad():
-        torch.testing.assert_close(fast_encoder.encode(sam, images), sam.image_encoder(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fast_encoder.encode(sam, images).embedding, sam.image_encoder(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
@@ -199,9 +207,9 @@ def test_the_vision_transformer_of_a_gpu_is_sams(monkeypatch, heads):
     monkeypatch.setattr(fast_encoder, "read_in_parts", fast_encoder.read_by_channels)
     with torch.no_grad():
         expected = sam.image_encoder(images)
-        torch.testing.assert_close(fast_encoder.encode(sam, images), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fast_encoder.encode(sam, images).embedding, expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", torch.bfloat16):
-            half, sams_half = fast_encoder.encode(sam, images), sam.image_encoder(images)
+            half, sams_half = fast_encoder.encode(sam, images).embedding, sam.image_encoder(images)
     assert not torch.equal(half, expected)
     assert (half - expected).abs().mean() <= 1.2 * (sams_half - expected).abs().mean()
 

@@ -1,6 +1,7 @@
 """HQ-SAM as published: its token in the decoder, its mask, the sum; and SAM bit for bit when it is off."""
 
 import copy
+from dataclasses import replace
 import hashlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.errors import WeightsError
 from stable_sam.modeling.build import build_nano, build_tiny
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.hq import HqBranch, attach_hq, build_hq, encode_with_early
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.modeling.nano import NanoSam
@@ -48,7 +50,7 @@ def sam(built) -> Sam:
     return copy.deepcopy(built)
 
 
-def features_of(sam: Sam) -> tuple[Tensor, Tensor]:
+def features_of(sam: Sam) -> ImageFeatures:
     size = sam.image_encoder.img_size
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2)) * 255
     with torch.no_grad():
@@ -56,14 +58,19 @@ def features_of(sam: Sam) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def by_this_project(sam: Sam, embedding: Tensor, early: Tensor | None, prompts: dict) -> DecoderOutput:
-    return decode_prompts(sam, embedding.expand(3, -1, -1, -1), early=early, **prompts)
+def by_this_project(sam: Sam, features: ImageFeatures, prompts: dict) -> DecoderOutput:
+    return decode_prompts(sam, features, **prompts)
+
+
+def without_early(features: ImageFeatures) -> ImageFeatures:
+    return replace(features, early=None)
 
 
 @torch.no_grad()
-def as_published(sam: Sam, embedding: Tensor, early: Tensor, boxes=None, points=None) -> tuple[Tensor, Tensor, Tensor]:
+def as_published(sam: Sam, features: ImageFeatures, boxes=None, points=None) -> tuple[Tensor, Tensor, Tensor]:
     """segment_anything's own decoder with a fifth mask token, the HQ one, as HQ-SAM's `MaskDecoderHQ` has it.
 
+    It knows no fine features; those of an untrained nano are 0.
     Returns SAM's masks and IoU and the HQ mask, which is read from the fused features.
     """
     decoder, branch = copy.deepcopy(sam.mask_decoder), sam.hq
@@ -75,46 +82,45 @@ def as_published(sam: Sam, embedding: Tensor, early: Tensor, boxes=None, points=
     decoder.output_hypernetworks_mlps[4].register_forward_hook(lambda _m, _i, output: seen.update(kernel=output))
     masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-    logits, iou = decoder.predict_masks(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+    logits, iou = decoder.predict_masks(features.embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)
 
-    hq_features = branch.embedding_encoder(embedding) + branch.compress_vit_feat(early)
-    features = branch.embedding_maskfeature(seen["upscaled"]) + hq_features.repeat(len(sparse), 1, 1, 1)
-    return logits[:, :4], iou, torch.einsum("pc,pchw->phw", seen["kernel"], features)[:, None]
+    hq_features = branch.embedding_encoder(features.embedding) + branch.compress_vit_feat(features.early)
+    fused = branch.embedding_maskfeature(seen["upscaled"]) + hq_features.repeat(len(sparse), 1, 1, 1)
+    return logits[:, :4], iou, torch.einsum("pc,pchw->phw", seen["kernel"], fused)[:, None]
 
 
 @pytest.mark.parametrize("kind", list(PROMPTS))
 def test_masks_are_those_of_the_published_decoder(sam, kind):
-    embedding, early = features_of(sam)
-    logits, iou, hq_logits = as_published(sam, embedding, early, **PROMPTS[kind])
-    output = by_this_project(sam, embedding, early, PROMPTS[kind])
+    features = features_of(sam)
+    logits, iou, hq_logits = as_published(sam, features, **PROMPTS[kind])
+    output = by_this_project(sam, features, PROMPTS[kind])
     assert torch.equal(output.logits, logits)
     assert torch.equal(output.iou, iou)
     torch.testing.assert_close(output.hq_logits, hq_logits, rtol=1e-4, atol=1e-5)
-    off = by_this_project(sam, embedding, None, PROMPTS[kind])
+    off = by_this_project(sam, without_early(features), PROMPTS[kind])
     assert not torch.equal(off.logits, logits), "the HQ token takes part in the decoder's attention"
 
 
 @pytest.mark.parametrize("kind", list(PROMPTS))
 def test_off_is_sam_bit_for_bit(sam, kind):
-    embedding, _ = features_of(sam)
-    with_branch = by_this_project(sam, embedding, None, PROMPTS[kind])
+    features = without_early(features_of(sam))
+    with_branch = by_this_project(sam, features, PROMPTS[kind])
     del sam.hq
-    without = by_this_project(sam, embedding, None, PROMPTS[kind])
+    without = by_this_project(sam, features, PROMPTS[kind])
     assert torch.equal(with_branch.logits, without.logits)
     assert torch.equal(with_branch.iou, without.iou)
     assert with_branch.hq_logits is None
 
 
 def test_early_features_of_one_image_serve_all_its_prompts(sam):
-    embedding, early = features_of(sam)
-    shared = by_this_project(sam, embedding, early, PROMPTS["boxes"])
-    repeated = by_this_project(sam, embedding, early.repeat(3, 1, 1, 1), PROMPTS["boxes"])
+    features = features_of(sam)
+    shared = by_this_project(sam, features, PROMPTS["boxes"])
+    repeated = by_this_project(sam, features.repeat(3), PROMPTS["boxes"])
     torch.testing.assert_close(shared.hq_logits, repeated.hq_logits, rtol=1e-3, atol=1e-3)
 
 
 def test_hq_masks_have_the_decoders_grid_whatever_the_stride_of_the_early_features(sam):
-    embedding, early = features_of(sam)
-    output = by_this_project(sam, embedding, early, PROMPTS["boxes"])
+    output = by_this_project(sam, features_of(sam), PROMPTS["boxes"])
     assert output.hq_logits is not None
     assert output.hq_logits.shape == (3, 1, *output.logits.shape[2:])
 
@@ -122,8 +128,7 @@ def test_hq_masks_have_the_decoders_grid_whatever_the_stride_of_the_early_featur
 def test_keeping_the_early_features_does_not_change_the_embedding(sam):
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        embedding, _ = encode_with_early(sam, image)
-        assert torch.equal(embedding, sam.image_encoder(image))
+        assert torch.equal(encode_with_early(sam, image).embedding, sam.image_encoder(image))
     hooks = [module for module in sam.image_encoder.modules() if module._forward_hooks]
     assert hooks == []
 
@@ -136,7 +141,7 @@ def test_early_features_of_a_vit_are_those_of_its_first_global_block():
     sam.image_encoder = encoder.eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        _, early = encode_with_early(sam, image)
+        early = encode_with_early(sam, image).early
         x = encoder.patch_embed(image) + encoder.pos_embed
         expected = encoder.blocks[1](encoder.blocks[0](x))
     assert torch.equal(early, expected.permute(0, 3, 1, 2))
@@ -150,11 +155,11 @@ def test_only_the_branch_learns(sam):
 
 def test_never_together_with_an_enabled_plugin(sam):
     host = attach_plugin(sam, StableSamPlugin(sam.prompt_encoder.embed_dim))
-    embedding, early = features_of(sam)
+    features = features_of(sam)
     with pytest.raises(ValueError, match="got both"):
-        by_this_project(sam, embedding, early, PROMPTS["boxes"])
+        by_this_project(sam, features, PROMPTS["boxes"])
     host.enabled = False
-    assert by_this_project(sam, embedding, early, PROMPTS["boxes"]).hq_logits is not None
+    assert by_this_project(sam, features, PROMPTS["boxes"]).hq_logits is not None
 
 
 # From a file to masks
@@ -181,8 +186,7 @@ def test_the_final_mask_is_the_chosen_sam_mask_plus_the_hq_mask(branch_file, amb
     else:
         prompts = PromptArrays(boxes_xyxy=np.array([[3.0, 4.0, 50.0, 40.0]]))
         tensors = {"boxes": torch.tensor([[3.0, 4.0, 50.0, 40.0]])}
-    assert view.early is not None
-    logits, iou, hq_logits = as_published(model.sam, view.embedding, view.early, **tensors)
+    logits, iou, hq_logits = as_published(model.sam, view.features, **tensors)
     chosen = 1 + int(iou[0, 1:].argmax()) if ambiguous else 0
     found = predict(model, view, prompts, 8)
     np.testing.assert_allclose(found.logits[0], (logits[0, chosen] + hq_logits[0, 0]).numpy(), rtol=1e-4, atol=1e-5)

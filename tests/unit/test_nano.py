@@ -7,6 +7,7 @@ from segment_anything.modeling import Sam
 from stable_sam.errors import ConfigError
 from stable_sam.modeling.build import build_model, build_nano, set_input_size
 from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import MASK_STRIDE, STAGE_CHANNELS, NanoSam
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, count_parameters, detach_plugin
 
@@ -47,11 +48,13 @@ def test_backbone_gives_four_stages(nano):
 def test_every_multiple_of_32_is_an_input_size(nano, size):
     set_input_size(nano, size)
     with torch.no_grad():
-        embedding = nano.image_encoder(torch.randn(1, 3, size, size))
-        assert embedding.shape == (1, 256, size // 16, size // 16)
+        features = nano.image_encoder.features(torch.randn(1, 3, size, size))
+        assert features.embedding.shape == (1, 256, size // 16, size // 16)
+        assert features.fine is not None
+        assert [tuple(part.shape) for part in features.fine] == [(1, 32, size // 4, size // 4), (1, 64, size // 8, size // 8)]
         box, point = torch.tensor([[4.0, 8.0, 40.0, 50.0]]), (torch.tensor([[[9.0, 9.0]]]), torch.ones(1, 1))
         for prompt in ({"boxes": box}, {"points": point}, {"boxes": box, "points": point}):
-            output = decode_prompts(nano, embedding, **prompt)
+            output = decode_prompts(nano, features, **prompt)
             assert output.logits.shape == (1, 4, size // 4, size // 4)
             assert output.iou.shape == (1, 4)
     assert nano.image_encoder.img_size == size
@@ -109,7 +112,7 @@ def test_the_filled_box_reaches_the_decoder(nano):
         by_hand, _ = nano.mask_decoder.predict_masks(embedding, nano.prompt_encoder.get_dense_pe(), sparse, dense)
         plain = nano.prompt_encoder(points=None, boxes=box, masks=None)
         without, _ = nano.mask_decoder.predict_masks(embedding, nano.prompt_encoder.get_dense_pe(), *plain)
-        ours = decode_prompts(nano, embedding, boxes=box).logits
+        ours = decode_prompts(nano, ImageFeatures(embedding), boxes=box).logits
     torch.testing.assert_close(ours, by_hand)
     assert not torch.allclose(ours, without)
 

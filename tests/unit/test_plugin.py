@@ -10,6 +10,7 @@ from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, route_pro
 from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.nano import NanoSam
+from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.plugin import (
     PLUGIN_LAYER,
     PluginHost,
@@ -67,7 +68,7 @@ def by_segment_anything(sam: Sam, embedding: Tensor, boxes=None, points=None) ->
 
 @torch.no_grad()
 def by_this_project(sam: Sam, embedding: Tensor, boxes=None, points=None) -> DecoderOutput:
-    return decode_prompts(sam, embedding.expand(3, -1, -1, -1), boxes=boxes, points=points)
+    return decode_prompts(sam, ImageFeatures(embedding), boxes=boxes, points=points)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_the_plugins_of_two_prompts_do_not_mix(sam):
     together = by_this_project(sam, embedding, boxes=BOXES)
     for row in range(3):
         with torch.no_grad():
-            alone = decode_prompts(sam, embedding, boxes=BOXES[row : row + 1])
+            alone = decode_prompts(sam, ImageFeatures(embedding), boxes=BOXES[row : row + 1])
         torch.testing.assert_close(alone.logits[0], together.logits[row], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(alone.trace.alpha[0], together.trace.alpha[row], rtol=1e-4, atol=1e-5)
 
@@ -153,7 +154,7 @@ def test_a_training_step_moves_the_plugin_and_nothing_else(sam):
     moved_from = [p.detach().clone() for p in plugin.parameters()]
 
     optimizer = torch.optim.SGD([p for p in sam.parameters() if p.requires_grad], lr=0.1)
-    output = decode_prompts(sam, embedding.expand(3, -1, -1, -1), boxes=BOXES)
+    output = decode_prompts(sam, ImageFeatures(embedding), boxes=BOXES)
     (output.logits.square().mean() + output.iou.square().mean()).backward()
     optimizer.step()
 
@@ -264,7 +265,7 @@ def test_routing_alone_gives_the_alpha_of_a_whole_pass_and_teaches_the_plugin_al
     plugin = random_plugin(32, SPECS[spec])
     attach_plugin(sam, plugin)
     alpha = route_prompts(sam, embedding, BOXES)
-    torch.testing.assert_close(alpha, decode_prompts(sam, embedding, boxes=BOXES).trace.alpha)
+    torch.testing.assert_close(alpha, decode_prompts(sam, ImageFeatures(embedding), boxes=BOXES).trace.alpha)
     alpha[:, 0].sum().backward()
     assert plugin.routing.route.weight.grad.abs().sum() > 0
     assert all(p.grad is None for name, p in sam.named_parameters() if ".plugin." not in name)

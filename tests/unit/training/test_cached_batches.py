@@ -76,10 +76,10 @@ def test_parts_of_a_batch_are_in_the_frame_of_inference(data, cache):
     made = batches(data, cache, steps=6)
     for step in range(6):
         batch = made[step].to(torch.device("cpu"))
-        assert batch.early is None
+        assert batch.features.early is None
         for place, item in enumerate(made.schedule[step * 2 : step * 2 + 2]):
-            stored = cache.read(item.path)["embedding"]
-            assert torch.equal(batch.embeddings[place], stored.float())
+            stored = cache.read(item.path).embedding[0]
+            assert torch.equal(batch.features.embedding[place], stored.float())
             frame = Frame(item.size_hw, 64)
             masks = [coco_mask.decode(rle).astype(bool) for rle in item.rles]
             boxes = [frame.to_model_xyxy(tight_box(mask)) for mask in masks]

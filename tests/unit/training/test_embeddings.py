@@ -58,9 +58,9 @@ def test_an_embedding_is_that_of_inference_in_half_precision(items, tmp_path):
     cache.fill(items)
     for item in items:
         stored = cache.read(item.path)
-        assert stored.keys() == {"embedding"}
-        expected = embed_image(model, read_picture(item.path)).embedding[0]
-        assert torch.equal(stored["embedding"], expected.half())
+        assert stored.early is None
+        expected = embed_image(model, read_picture(item.path)).features.embedding
+        assert torch.equal(stored.embedding, expected.half())
 
 
 def test_encoding_goes_on_after_a_kill(items, tmp_path):
@@ -73,11 +73,11 @@ def test_a_changed_picture_is_encoded_anew(items, tmp_path):
     encoder = Encoder()
     cache = EmbeddingCache(tmp_path / "cache", encoder.model)
     cache.fill(items)
-    before = cache.read(items[1].path)["embedding"]
+    before = cache.read(items[1].path).embedding
     cv2.imwrite(str(items[1].path), 255 - read_picture(items[1].path)[:, :, ::-1])
     assert encoder.fill(tmp_path / "cache", items) == 1
-    after = cache.read(items[1].path)["embedding"]
-    assert torch.equal(after, embed_image(encoder.model, read_picture(items[1].path)).embedding[0].half())
+    after = cache.read(items[1].path).embedding
+    assert torch.equal(after, embed_image(encoder.model, read_picture(items[1].path)).features.embedding.half())
     assert not torch.equal(after, before)
     assert len(list(cache.folder.iterdir())) == 3  # in the place of the old ones
 
@@ -104,12 +104,12 @@ def test_a_broken_file_is_made_again(items, tmp_path, part):
     encoder = Encoder()
     encoder.fill(tmp_path, items)
     cache = EmbeddingCache(tmp_path, encoder.model)
-    before = cache.read(items[0].path)["embedding"]
+    before = cache.read(items[0].path).embedding
     file = cache.folder / f"{hashlib.sha256(str(items[0].path.resolve()).encode()).hexdigest()[:32]}.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: int(part * len(content)) if part < 1 else int(part)])
     assert encoder.fill(tmp_path, items) == 1
-    assert torch.equal(cache.read(items[0].path)["embedding"], before)
+    assert torch.equal(cache.read(items[0].path).embedding, before)
 
 
 def test_a_file_that_breaks_during_training_is_named(items, tmp_path):
@@ -153,5 +153,5 @@ def test_early_features_are_stored_where_the_base_has_hq_sam(items, tmp_path):
     assert plain.fill(tmp_path, items) == 0
     stored = EmbeddingCache(tmp_path, hq.model).read(items[0].path)
     view = embed_image(hq.model, read_picture(items[0].path))
-    assert torch.equal(stored["early"], view.early[0].half())
-    assert EmbeddingCache(tmp_path, plain.model).read(items[0].path).keys() == {"embedding"}
+    assert torch.equal(stored.early, view.features.early.half())
+    assert EmbeddingCache(tmp_path, plain.model).read(items[0].path).early is None

@@ -1,0 +1,54 @@
+"""What an image encoder makes of images: all that the mask decoder reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+FineFeatures = tuple[Tensor, Tensor]
+"""(B, C/8, S/4, S/4) and (B, C/4, S/8, S/8), added inside the mask decoder's upscaling, as in SAM 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """The features of B images of S x S input pixels; C is the width of the decoder, 256."""
+
+    embedding: Tensor
+    """(B, C, S/16, S/16)"""
+    fine: FineFeatures | None = None
+    """None for encoders that make none, such as SAM's own."""
+    early: Tensor | None = None
+    """(B, E, h, w), the encoder's early features that HQ-SAM fuses; None where HQ-SAM is off."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same features after `change` of each tensor."""
+        fine = None if self.fine is None else (change(self.fine[0]), change(self.fine[1]))
+        return type(self)(change(self.embedding), fine, None if self.early is None else change(self.early))
+
+    def repeat(self, count: int) -> Self:
+        """Each image's features `count` times, one after the other: one for each of its prompts."""
+        return self.map(lambda part: part.repeat_interleave(count, 0))
+
+
+def stack_features(images: Sequence[ImageFeatures]) -> ImageFeatures:
+    """The features of several images, each (1, ...), as those of one batch."""
+    named = [feature_names(image) for image in images]
+    return named_features({name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})
+
+
+def feature_names(features: ImageFeatures) -> dict[str, Tensor]:
+    """The tensors by the names that a file of features has them under."""
+    tensors = {"embedding": features.embedding}
+    if features.fine is not None:
+        tensors |= {"fine4": features.fine[0], "fine8": features.fine[1]}
+    return tensors if features.early is None else tensors | {"early": features.early}
+
+
+def named_features(tensors: Mapping[str, Tensor]) -> ImageFeatures:
+    """The features whose `feature_names` are `tensors`."""
+    fine = (tensors["fine4"], tensors["fine8"]) if "fine4" in tensors else None
+    return ImageFeatures(tensors["embedding"], fine, tensors.get("early"))
