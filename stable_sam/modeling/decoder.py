@@ -34,7 +34,6 @@ def decode_prompts(
     *,
     boxes: Tensor | None = None,
     points: tuple[Tensor, Tensor] | None = None,
-    masks: Tensor | None = None,
 ) -> DecoderOutput:
     """Predict the masks of P prompts.
 
@@ -50,7 +49,7 @@ def decode_prompts(
     output_tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]  # (5, C); with HQ-SAM (6, C)
     if early is not None:
         output_tokens.append(sam.hq.hf_token.weight)
-    source, position, tokens = decoder_inputs(sam, features.embedding, torch.cat(output_tokens), boxes, points, masks)
+    source, position, tokens = decoder_inputs(sam, features.embedding, torch.cat(output_tokens), boxes, points)
     tokens_out, source_out = decoder.transformer(source, position, tokens)
 
     logits, upscaled = read_masks(decoder, tokens_out, source_out, features.fine)
@@ -110,17 +109,13 @@ def decoder_inputs(
     output_tokens: Tensor,
     boxes: Tensor | None,
     points: tuple[Tensor, Tensor] | None,
-    masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the transformer gets: features with the mask prompt (P, C, H, W), their positions, tokens (P, T + N, C)."""
-    drawn = sam.drawn if isinstance(sam, NanoSam) else 0.0
-    if masks is None and drawn:
-        masks = sam.drawn_prompts(boxes, points)
-    else:
-        drawn = 1.0
+    masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) and sam.drawn > 0 else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-    if drawn < 1:
-        dense = dense * drawn + sam.prompt_encoder.no_mask_embed.weight[:, :, None, None] * (1 - drawn)
+    if masks is not None and sam.drawn < 1:
+        shown = torch.rand(len(dense), 1, 1, 1, generator=sam.draws) < sam.drawn
+        dense = torch.where(shown, dense, sam.prompt_encoder.no_mask_embed.weight[:, :, None, None])
     prompts = sparse.shape[0]
     position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
     tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)

@@ -27,7 +27,11 @@ class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
     From tokens alone a small base needs far longer training than a CPU gives it to keep a mask where its prompt is.
     """
 
-    drawn = 1.0
+    drawn: float = 1.0
+    """Share of the prompts that are drawn as well; the others enter as tokens alone, as SAM's do. In inference 1 or
+    0."""
+    draws: torch.Generator | None = None
+    """In training with a share between them: what decides which."""
 
     def drawn_prompts(self, boxes: Tensor | None, points: tuple[Tensor, Tensor] | None) -> Tensor:
         """The mask prompt that shows the prompts, (P, 1, S/4, S/4), from -1 (not the object) to 1 (the object).

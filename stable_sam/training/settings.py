@@ -46,6 +46,9 @@ class Stage(Section):
     """Optimiser steps in this stage."""
     batch_images: int = Field(default=16, ge=1)
     """Pictures in a step."""
+    drawn: float = Field(default=1.0, ge=0, le=1)
+    """Share of the prompts that are drawn as a mask prompt beside their tokens. Drawn prompts teach soonest where a
+    prompt points; the plugin, which stands in the attention of tokens, reaches only what comes by tokens."""
 
 
 class BaseTraining(TrainingSettings):
@@ -57,6 +60,14 @@ class BaseTraining(TrainingSettings):
     """Part of the samples with an object of another picture laid over them."""
     backbone_rate: float = Field(default=0.2, ge=0)
     """The pretrained backbone learns at this part of the rate."""
+
+    def stage_of(self, step: int) -> Stage:
+        """The stage that `step`, counted from 0 over all stages, is in."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
 
     @property
     def total_steps(self) -> int:
