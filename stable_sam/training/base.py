@@ -48,7 +48,6 @@ def train_base(
         _start_from(backbone, encoder_path, "a backbone of nano")
     if start is not None:
         _start_from(sam, start, "weights of nano")
-    sam.drawn = 1.0
 
     def export(module: nn.Module, step: int, _: Figures) -> Path:
         metadata = {"model": "nano", "size": str(size), "step": str(step), "settings": settings.model_dump_json()}
@@ -57,7 +56,7 @@ def train_base(
     def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:
         size = batch.images.shape[-1]
         set_input_size(sam, size)
-        sam.drawn = settings.drawn(step)
+        sam.drawn, sam.draws = settings.stage_of(step).drawn, torch.Generator().manual_seed(step)
         value, figures = base_loss(sam, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
         return value, {"size": size, **figures}
 
