@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import cast
 
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, Sam
@@ -99,7 +100,7 @@ class _Drawn:
 def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
     """What `decode_image` needs of the features of one image."""
     encoder, layer = sam.prompt_encoder, sam.mask_decoder.transformer.layers[0]
-    constant = encoder.mask_downscaling[-1].bias if isinstance(sam, NanoSam) else encoder.no_mask_embed.weight[0]
+    constant = encoder.mask_downscaling[-1].bias if _draws(sam) else encoder.no_mask_embed.weight[0]
     features = image.embedding[0].flatten(1).T + constant
     position = encoder.get_dense_pe()[0].flatten(1).T.contiguous()
     read, written = _own(layer.cross_attn_token_to_image), _own(layer.cross_attn_image_to_token)
@@ -142,7 +143,7 @@ def decode_image(
     sparse = prompt_tokens(sam.prompt_encoder, boxes, points)
     output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
     tokens = torch.cat((output_tokens.expand(len(sparse), -1, -1), sparse), dim=1)
-    drawn = _drawn(sam, sam.drawn_prompts(boxes, points)) if isinstance(sam, NanoSam) else None
+    drawn = _drawn(sam, sam.drawn_prompts(boxes, points)) if _draws(sam) else None
 
     transformer = decoder.transformer
     first = _first_layer(transformer.layers[0], image, tokens, drawn)
@@ -167,6 +168,11 @@ def _host(sam: Sam) -> PluginHost | None:
 def _own(attention: nn.Module) -> Attention:
     """SAM's attention, where the plugin may host it."""
     return cast(Attention, attention.attention if isinstance(attention, PluginHost | ImageStreamHost) else attention)
+
+
+def _draws(sam: Sam) -> bool:
+    """Whether the prompts of `sam` are drawn as well."""
+    return isinstance(sam, NanoSam) and sam.drawn > 0
 
 
 def _drawn(sam: NanoSam, masks: Tensor) -> _Drawn:

@@ -90,6 +90,7 @@ def _load_nano(sam: Sam, weights: WeightFiles) -> None:
     tensors, metadata = read_safetensors(weights.base, weights.base_name)
     try:
         set_input_size(sam, int(metadata.get("size", NANO_SIZE)))
+        sam.drawn = float(metadata.get("drawn", 1))
     except (ValueError, ConfigError) as error:
         raise WeightsError(f"{weights.base_name}: metadata: {error}") from None
     _load_tensors(sam, tensors, weights.base_name, "nano")

@@ -43,6 +43,7 @@ class PluginSpec(Section):
     calibrates: Literal["attention", "stream"] = "stream"
     """What the calibrated features are given to: the token-to-image attention alone, as in the paper, or the image
     stream too, from which the rest of the decoder and the mask are made."""
-    regular_below: float = Field(default=0.0, ge=0, le=1)
-    """alpha_1 under which a prompt is so good that it takes SAM's regular path: as with alpha = (0, 1), and no offsets
-    are computed. The paper mixes for every prompt: 0. Prompts under it teach the plugin's offsets nothing."""
+    regular_below: float = Field(default=0.5, ge=0, le=1)
+    """alpha_1 under which a prompt takes SAM's regular path: as with alpha = (0, 1), bit for bit, and no offsets are
+    computed. The paper mixes for every prompt: 0. With alpha taught by gain it is a half: see
+    `PluginTraining.routing_weight`."""

@@ -50,7 +50,10 @@ def train_base(
         _start_from(sam, start, "weights of nano")
 
     def export(module: nn.Module, step: int, _: Figures) -> Path:
-        metadata = {"model": "nano", "size": str(size), "step": str(step), "settings": settings.model_dump_json()}
+        drawn = str(int(settings.stages[-1].drawn > 0))
+        metadata = {
+            "model": "nano", "size": str(size), "drawn": drawn, "step": str(step), "settings": settings.model_dump_json()
+        }  # fmt: skip
         return save_weights(module, out_dir / "nano.safetensors", metadata)
 
     def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:

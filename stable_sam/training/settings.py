@@ -119,18 +119,13 @@ class PluginTraining(FrozenBaseTraining):
 
     plugin: PluginSpec = PluginSpec()
     """The plugin's architecture."""
-    routing_weight: float = Field(default=5.0, ge=0)
-    """Of the squared error of alpha_1 against what the prompt lacks (1 - its quality); 0 trains alpha by the mask
-    alone, as in the paper, and alpha then knows nothing of the prompt."""
-    routing_share: float = Field(default=0.4, ge=0, lt=1)
-    """First part of the steps, in which alpha and the features it reads learn the prompts' quality and nothing else,
-    at a third of the cost of a whole step: quality needs more steps than masks."""
+    routing_weight: float = Field(default=1.0, ge=0)
+    """Of the loss that teaches alpha_1 the gain: whether, and by how much, the deformed path's mask is better than
+    SAM's own for this prompt. 0 trains alpha by the mask alone, as in the paper; alpha then knows nothing of the
+    prompt, so that `plugin.regular_below` must be 0."""
 
     @model_validator(mode="after")
     def _alpha_can_be_taught(self) -> Self:
-        alone = self.routing_share > 0
-        if alone and (self.plugin.routing == "none" or self.plugin.layers == "both" or self.routing_weight == 0):
-            raise ValueError(
-                "routing_share: expected 0 without routing, with both layers or with a routing_weight of 0"
-            )
+        if (self.plugin.routing == "none" or self.routing_weight == 0) and self.plugin.regular_below > 0:
+            raise ValueError("plugin.regular_below: expected 0 without routing or with a routing_weight of 0")
         return self
