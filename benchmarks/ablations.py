@@ -36,13 +36,9 @@ KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "attention only (paper)": {"plugin": {"calibrates": "attention"}},
-    "attention only, no routing loss": {
-        "plugin": {"calibrates": "attention"},
-        "routing_weight": 0.0,
-        "routing_share": 0.0,
-    },
+    "attention only, no routing loss": {"plugin": {"calibrates": "attention", "regular_below": 0.0}, "routing_weight": 0.0},
     "alpha from t_o alone (paper)": {"plugin": {"routing_reads": "token"}},
-    "DSP without DRP": {"plugin": {"routing": "none"}, "routing_share": 0.0},
+    "DSP without DRP": {"plugin": {"routing": "none", "regular_below": 0.0}, "routing_weight": 0.0},
     "DRP without DSP (no offsets)": {"plugin": {"offsets": "none"}},
     "amplitude": {"plugin": {"amplitude": True}},
     "free offsets": {"plugin": {"offsets": "free"}},
@@ -50,9 +46,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "t_o: first multimask token": {"plugin": {"routing_token": 2}},
     "positional encoding moved": {"plugin": {"move_positions": True}},
     "sigmoid alpha": {"plugin": {"routing": "sigmoid"}},
-    "both layers, no steps for alpha alone": {"plugin": {"layers": "both"}, "routing_share": 0.0},
-    "no routing loss": {"routing_weight": 0.0, "routing_share": 0.0},
-    "no steps for alpha alone": {"routing_share": 0.0},
+    "both layers": {"plugin": {"layers": "both"}},
+    "no routing loss": {"plugin": {"regular_below": 0.0}, "routing_weight": 0.0},
+    "mixed for every prompt": {"plugin": {"regular_below": 0.0}},
+    "five samples a cell": {"plugin": {"samples": 5}},
     "trained on accurate boxes and noise 0.4": {"noise_scales": (0.0, 0.4)},
     "trained on noise 0.4 only": {"noise_scales": (0.4,)},
     "trained on noise 0.2": {"noise_scales": (0.0, 0.2)},
@@ -90,8 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--config", type=Path, default=Path("configs/train_plugin.yaml"), help="settings of the default"
     )
-    parser.add_argument("--steps", type=int, default=100, help="after those for alpha alone")
-    parser.add_argument("--routing-steps", type=int, default=150, help="for alpha alone")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-images", type=int, default=8)
     parser.add_argument("--objects", type=int, default=120, help="evaluated")
     parser.add_argument("--random-prompts", type=int, default=3)
@@ -103,11 +99,9 @@ def _options() -> argparse.Namespace:
 def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     change = VARIANTS[name]
     default = PluginTraining.from_yaml(options.config).model_dump()
-    alone = 0 if change.get("routing_share") == 0.0 else options.routing_steps
-    steps = options.steps + alone
     settings = PluginTraining.from_dict(
         default
-        | {"batch_images": options.batch_images, "seed": seed, "steps": steps, "routing_share": alone / steps}
+        | {"batch_images": options.batch_images, "seed": seed, "steps": options.steps}
         | {**change, "plugin": default["plugin"] | change.get("plugin", {})}
     )
     base = load_model(RefinerConfig(model="nano", plugin=False))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from dataclasses import dataclass
+from math import isqrt, log
 from typing import Literal
 
 import torch
@@ -10,13 +11,37 @@ import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+RING = 2.0
+"""Distance, in feature cells, at which the samples after the first start."""
+FIRST_SHARE = 0.9
+"""Weight that the first sample starts with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the features of each cell are read from: the weighted sum of K samples at p + dp."""
+
+    offsets: Tensor
+    """dp (..., K, 2), x then y, in feature cells."""
+    weights: Tensor | None
+    """(..., K); None: a single sample of weight 1."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean displacement (..., 2) in feature cells."""
+        if self.weights is None:
+            return self.offsets[..., 0, :]
+        shares = self.weights / self.weights.sum(-1, keepdim=True)
+        return (self.offsets * shares[..., None]).sum(-2)
+
 
 class DeformableSampling(nn.Module):
     """x*_{p+dp}: features sampled at positions that a small offset network moves.
 
     x_p -> Conv 1x1 = x*_p -> DWConv 5x5, LayerNorm, GELU -> Conv 1x1 = dp; then x*_p is read at p + dp.
 
-    Initialised so that x*_{p+dp} = x_p: the plugin starts as SAM and has to learn to leave it.
+    Initialised so that x*_{p+dp} = x_p, but for the small weight of the samples after the first: the plugin starts as
+    SAM and has to learn to leave it.
     """
 
     def __init__(
@@ -26,41 +51,56 @@ class DeformableSampling(nn.Module):
         *,
         bound: Literal["tanh", "free", "none"] = "tanh",
         amplitude: bool = False,
+        samples: int = 1,
     ) -> None:
         """`max_offset`: reach of an offset in feature cells; dp = max_offset * tanh(.); the rest as in
         `PluginSpec`."""
         super().__init__()
-        self.max_offset, self.bound, self.amplitude = max_offset, bound, amplitude
+        self.max_offset, self.bound, self.amplitude, self.samples = max_offset, bound, amplitude, samples
         self.project = nn.Conv2d(channels, channels, 1)
         self.context = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.norm = LayerNorm2d(channels)
-        self.offset = nn.Conv2d(channels, 3 if amplitude else 2, 1)
+        weights = samples if samples > 1 else int(amplitude)
+        self.offset = nn.Conv2d(channels, 2 * samples + weights, 1)
         nn.init.dirac_(self.project.weight)
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]  # torch types bias as optional
         nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.offset.bias.copy_(self._start())  # type: ignore[union-attr]
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _start(self) -> Tensor:
+        """The bias of `offset`: the first sample at the cell itself, the others on a ring around it."""
+        if self.samples == 1:
+            return torch.zeros(2 + int(self.amplitude))
+        angles = torch.arange(self.samples - 1) * (2 * torch.pi / (self.samples - 1))
+        ring = torch.stack((angles.cos(), angles.sin()), dim=-1) * (RING / self.max_offset)
+        places = torch.cat((torch.zeros(1, 2), torch.atanh(ring) if self.bound == "tanh" else ring * self.max_offset))
+        logits = torch.zeros(self.samples)
+        logits[0] = log(FIRST_SHARE / (1 - FIRST_SHARE) * (self.samples - 1))
+        return torch.cat((places.flatten(), logits))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Places, Tensor]:
         """Sample the features.
 
         features: (B, C, H, W), the image features entering decoder layer 2.
-        Returns x*_{p+dp} (B, C, H, W), the offsets dp (B, 2, H, W), x then y, in feature cells, and what the offsets
-        are computed from (B, C, H, W).
+        Returns x*_{p+dp} (B, C, H, W), the places of cells (B, H, W), and what the offsets are computed from
+        (B, C, H, W).
         """
         projected = self.project(features)
         hidden = F.gelu(self.norm(self.context(projected)))
-        predicted = self.offset(hidden)
-        offsets = predicted[:, :2].float()  # bfloat16 would round positions to a quarter of a cell
-        if self.bound == "tanh":
-            offsets = self.max_offset * torch.tanh(offsets)
-        sampled = projected
-        if self.bound == "none":
-            offsets = torch.zeros_like(offsets)
-        else:
-            sampled = bilinear_sample(projected, offsets)
-        if self.amplitude:
-            sampled = sampled * (2.0 * torch.sigmoid(predicted[:, 2:]))
-        return sampled, offsets, hidden
+        # bfloat16 would round positions to a quarter of a cell
+        places = self._places(self.offset(hidden).permute(0, 2, 3, 1).float())
+        return self.read(projected, places), places, hidden
+
+    def read(self, features: Tensor, places: Places) -> Tensor:
+        """`features` (B, C, H, W) read at the places of cells (B, H, W); the same shape."""
+        if self.bound == "none" and places.weights is None:
+            return features
+        samples = (bilinear_sample(features, dp.permute(0, 3, 1, 2)) for dp in places.offsets.unbind(-2))
+        if places.weights is None:
+            return next(samples)
+        weighted = (x * weight[:, None] for x, weight in zip(samples, places.weights.unbind(-1), strict=True))
+        return torch.stack(list(weighted)).sum(0).to(features.dtype)
 
     def project_tokens(self, features: Tensor) -> Tensor:
         """x*_p (B, HW, C) of features (B, HW, C) of a square grid."""
@@ -73,35 +113,45 @@ class DeformableSampling(nn.Module):
         context = self.context(torch.unflatten(projected.mT, 2, (side, side))).flatten(2).mT
         return F.gelu(F.layer_norm(context, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
 
-    def offset_tokens(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """dp (B, HW, 2) and the amplitudes (B, HW, 1) from what `context_tokens` returns."""
-        predicted = F.linear(hidden, self.offset.weight.flatten(1), self.offset.bias)
-        offsets = predicted[..., :2]
+    def token_places(self, hidden: Tensor) -> Places:
+        """The places of cells (B, HW) from what `context_tokens` returns."""
+        return self._places(F.linear(hidden, self.offset.weight.flatten(1), self.offset.bias))
+
+    def _places(self, predicted: Tensor) -> Places:
+        """predicted: (..., 2 * K and the weights), what the offset network says."""
+        offsets = predicted[..., : 2 * self.samples].unflatten(-1, (self.samples, 2))
         if self.bound == "tanh":
             offsets = self.max_offset * torch.tanh(offsets)
         elif self.bound == "none":
             offsets = torch.zeros_like(offsets)
-        return offsets, 2.0 * torch.sigmoid(predicted[..., 2:]) if self.amplitude else None
+        weights = predicted[..., 2 * self.samples :]
+        if self.samples > 1:
+            return Places(offsets, weights.softmax(-1))
+        return Places(offsets, 2.0 * torch.sigmoid(weights) if self.amplitude else None)
 
 
-def sample_tokens(features: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
-    """`bilinear_sample`, times `scale` (broadcast to (B, HW, 1)), of features (B, HW, C) at offsets (B, HW, 2)."""
+def sample_tokens(features: Tensor, places: Places, scale: Tensor) -> Tensor:
+    """`DeformableSampling.read`, times `scale` (B, 1, 1), of features (B, HW, C) at the places of cells (B, HW)."""
     batch, cells, channels = features.shape
-    side = isqrt(cells)
-    steps = torch.arange(side, dtype=offsets.dtype, device=offsets.device)
+    side, count = isqrt(cells), places.offsets.shape[2]
+    steps = torch.arange(side, dtype=places.offsets.dtype, device=places.offsets.device)
     ys, xs = torch.meshgrid(steps, steps, indexing="ij")
-    positions = (torch.stack((xs, ys), dim=-1).flatten(0, 1) + offsets).clamp(0, side - 1)  # (B, HW, 2)
+    centers = torch.stack((xs, ys), dim=-1).flatten(0, 1)[:, None]
+    positions = (centers + places.offsets).clamp(0, side - 1)  # (B, HW, K, 2)
     low = positions.floor()
     part = positions - low
-    columns, rows = (torch.stack((low, (low + 1).clamp(max=side - 1)), dim=-1).long()).unbind(2)  # (B, HW, 2)
-    across, down = torch.stack((1 - part, part), dim=-1).unbind(2)
-    first = torch.arange(batch, device=offsets.device).view(batch, 1, 1, 1) * cells
-    corners = first + rows[..., :, None] * side + columns[..., None, :]  # (B, HW, 2, 2)
-    weights = down[..., :, None] * across[..., None, :] * scale[..., None]
+    columns, rows = (torch.stack((low, (low + 1).clamp(max=side - 1)), dim=-1).long()).unbind(3)  # (B, HW, K, 2)
+    across, down = torch.stack((1 - part, part), dim=-1).unbind(3)
+    first = torch.arange(batch, device=features.device).view(batch, 1, 1, 1, 1) * cells
+    corners = first + rows[..., :, None] * side + columns[..., None, :]  # (B, HW, K, 2, 2)
+    if places.weights is not None:
+        scale = scale * places.weights
+    weights = down[..., :, None] * across[..., None, :] * scale[..., None, None]
     # A weighted sum of whole rows: a cell's channels lie together.
     sampled = F.embedding_bag(
-        corners.view(-1, 4), features.reshape(-1, channels), per_sample_weights=weights.reshape(-1, 4), mode="sum"
-    )
+        corners.view(-1, 4 * count), features.reshape(-1, channels), mode="sum",
+        per_sample_weights=weights.reshape(-1, 4 * count),
+    )  # fmt: skip
     return sampled.view(batch, cells, channels)
 
 

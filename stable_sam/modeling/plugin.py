@@ -12,7 +12,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample, sample_tokens
+from stable_sam.modeling.deformable_sampling import DeformableSampling, sample_tokens
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.plugin_spec import PluginSpec
 
@@ -22,7 +22,8 @@ PLUGIN_LAYER = 1
 
 @dataclass(frozen=True, slots=True)
 class PluginTrace:
-    """What the plugin did in one decoder pass: alpha (B, 2) and offsets (B, 2, H, W) in feature cells."""
+    """What the plugin did in one decoder pass: alpha (B, 2) and the mean displacement dp of each cell's
+    samples (B, 2, H, W) in feature cells."""
 
     alpha: Tensor
     offsets: Tensor
@@ -40,7 +41,9 @@ class StableSamPlugin(nn.Module):
         """Replaces the routing's own alpha: (0, 1) is SAM, (1, 0) the deformed features alone."""
         self.regular_below = spec.regular_below
         """See `PluginSpec`."""
-        self.sampling = DeformableSampling(channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude)
+        self.sampling = DeformableSampling(
+            channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude, samples=spec.samples
+        )
         self.routing = None
         if spec.routing != "none":
             self.routing = DynamicRouting(
@@ -54,7 +57,7 @@ class StableSamPlugin(nn.Module):
         features and positions (their positional encoding): (B, C, H, W); token: (B, C). Returns the calibrated features
         and positions, both (B, C, H, W), and the trace.
         """
-        sampled, offsets, hidden = self.sampling(features)
+        sampled, places, hidden = self.sampling(features)
         alpha = self._alpha(token, hidden)
         used = torch.where(alpha[:, :1] < self.regular_below, alpha.new_tensor((0.0, 1.0)), alpha)
         if self.training and self.regular_below > 0:
@@ -63,8 +66,8 @@ class StableSamPlugin(nn.Module):
             used = torch.cat((open_, 1 - open_), dim=1)
         dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
-            positions = dsp * bilinear_sample(positions, offsets) + own * positions
-        return dsp * sampled + own * features, positions, PluginTrace(alpha, offsets)
+            positions = dsp * self.sampling.read(positions, places) + own * positions
+        return dsp * sampled + own * features, positions, PluginTrace(alpha, places.mean.permute(0, 3, 1, 2))
 
     def calibrate_tokens(self, features: Tensor, projected: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, for inference: features x_p and projected x*_p, both (B, HW, C) of a square grid, token (B, C).
@@ -75,22 +78,13 @@ class StableSamPlugin(nn.Module):
         if self.routing is not None and self.spec.routing_reads == "features":
             hidden = self.sampling.context_tokens(projected)
         alpha = self._alpha(token, None if hidden is None else _as_grid(hidden))
-        if self.regular_below == 0:
-            return self._deformed(features, projected, hidden, alpha), alpha
-        rows = torch.nonzero(~(alpha[:, 0] < self.regular_below))[:, 0]  # as in `forward` where alpha is not a number
-        if len(rows) == 0:
-            return features, alpha
-        some = self._deformed(features[rows], projected[rows], None if hidden is None else hidden[rows], alpha[rows])
-        return features.index_copy(0, rows, some), alpha
-
-    def _deformed(self, features: Tensor, projected: Tensor, hidden: Tensor | None, alpha: Tensor) -> Tensor:
-        """alpha_1 * x*_{p+dp} + alpha_2 * x_p (B, HW, C); hidden: where it is known, what dp is computed from."""
-        offsets, amplitude = self.sampling.offset_tokens(
-            self.sampling.context_tokens(projected) if hidden is None else hidden
-        )
+        places = self.sampling.token_places(self.sampling.context_tokens(projected) if hidden is None else hidden)
         dsp, own = alpha[:, :, None, None].unbind(1)
-        sampled = sample_tokens(projected, offsets, dsp if amplitude is None else dsp * amplitude)
-        return sampled.addcmul_(features, own)
+        sampled = sample_tokens(projected, places, dsp)
+        calibrated = sampled.addcmul_(features, own)
+        if self.regular_below > 0:  # to compute the offsets of some prompts alone saves nothing: docs/results.md
+            calibrated = torch.where(dsp < self.regular_below, features, calibrated)
+        return calibrated, alpha
 
     def _alpha(self, token: Tensor, hidden: Tensor | None) -> Tensor:
         if self.forced_alpha is not None or self.routing is None:

@@ -23,6 +23,8 @@ class PluginSpec(Section):
     bound."""
     max_offset: float = Field(default=4.0, gt=0)
     """Reach of bounded offsets in feature cells: 4 cells are 64 input pixels."""
+    samples: int = Field(default=1, ge=1, le=16)
+    """Places that each cell is read from; their weights sum to 1, as in deformable attention. The paper shows one."""
     amplitude: bool = False
     """A factor for each sampled location, 2 * sigmoid(.), learnt by the offset network; later versions of the paper
     name "sampling locations and amplitudes" without a definition."""
@@ -43,7 +45,7 @@ class PluginSpec(Section):
     calibrates: Literal["attention", "stream"] = "stream"
     """What the calibrated features are given to: the token-to-image attention alone, as in the paper, or the image
     stream too, from which the rest of the decoder and the mask are made."""
-    regular_below: float = Field(default=0.5, ge=0, le=1)
+    regular_below: float = Field(default=0.0, ge=0, le=1)
     """alpha_1 under which a prompt takes SAM's regular path: as with alpha = (0, 1), bit for bit, and no offsets are
     computed. The paper mixes for every prompt: 0. With alpha taught by gain it is a half: see
     `PluginTraining.routing_weight`."""

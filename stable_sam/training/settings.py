@@ -117,7 +117,7 @@ class FrozenBaseTraining(TrainingSettings):
 class PluginTraining(FrozenBaseTraining):
     """The Stable-SAM plugin alone learns."""
 
-    plugin: PluginSpec = PluginSpec()
+    plugin: PluginSpec = PluginSpec(regular_below=0.5)
     """The plugin's architecture."""
     routing_weight: float = Field(default=1.0, ge=0)
     """Of the loss that teaches alpha_1 the gain: whether, and by how much, the deformed path's mask is better than

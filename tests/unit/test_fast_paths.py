@@ -44,6 +44,7 @@ PLUGINS = {
     "amplitude": PluginSpec(amplitude=True, offsets="free"),
     "no offsets": PluginSpec(offsets="none", routing="sigmoid", routing_token=0),
     "no routing": PluginSpec(routing="none"),
+    "five samples": PluginSpec(samples=5),
 }
 SIZES = [(100, 150), (151, 100), (64, 64), (13, 700), (40, 31), (301, 222), (480, 640), (1, 1), (2, 3000)]
 

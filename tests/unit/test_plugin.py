@@ -6,7 +6,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from stable_sam.modeling.build import build_nano, build_tiny
-from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, route_prompts
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.nano import NanoSam
@@ -40,6 +40,7 @@ SPECS = {
     "no offsets": PluginSpec(offsets="none", routing="sigmoid", routing_token=0),
     "no routing": PluginSpec(routing="none"),
     "moved positions": PluginSpec(move_positions=True),
+    "five samples": PluginSpec(samples=5),
 }
 
 
@@ -250,31 +251,22 @@ def test_samples_are_read_where_the_offset_points():
 def test_offsets_reach_at_most_max_offset():
     sampling = DeformableSampling(8, max_offset=1.5)
     nn.init.normal_(sampling.offset.weight, std=50)
-    _, offsets, _ = sampling(torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0)))
-    assert 1.0 < offsets.abs().max() <= 1.5
+    _, places, _ = sampling(torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0)))
+    assert 1.0 < places.offsets.abs().max() <= 1.5
+
+
+@pytest.mark.parametrize("bound", ["tanh", "free"])
+def test_several_samples_start_at_the_cell_and_on_a_ring_around_it(bound):
+    sampling = DeformableSampling(8, bound=bound, samples=5)
+    features = torch.randn(1, 8, 9, 9, generator=torch.Generator().manual_seed(0))
+    sampled, places, _ = sampling(features)
+    torch.testing.assert_close(places.offsets[0, 4, 4, 0], torch.zeros(2))
+    torch.testing.assert_close(places.offsets[0, 4, 4, 1:].norm(dim=-1), torch.full((4,), 2.0))
+    torch.testing.assert_close(places.weights[0, 4, 4], torch.tensor([0.9, 0.025, 0.025, 0.025, 0.025]))
+    around = features[0, :, 4, 6] + features[0, :, 4, 2] + features[0, :, 2, 4] + features[0, :, 6, 4]
+    torch.testing.assert_close(sampled[0, :, 4, 4], 0.9 * features[0, :, 4, 4] + 0.025 * around)
 
 
 def test_routing_starts_at_the_given_weight():
     alpha = DynamicRouting(8, initial_dsp_weight=0.3)(torch.randn(5, 8), torch.zeros(5, 8, 2, 2))
     torch.testing.assert_close(alpha, torch.tensor([0.3, 0.7]).expand(5, 2))
-
-
-@pytest.mark.parametrize("spec", ["default", "stream"])
-def test_routing_alone_gives_the_alpha_of_a_whole_pass_and_teaches_the_plugin_alone(sam, spec):
-    embedding = embedding_of(sam).expand(3, -1, -1, -1)
-    plugin = random_plugin(32, SPECS[spec])
-    attach_plugin(sam, plugin)
-    alpha = route_prompts(sam, embedding, BOXES)
-    torch.testing.assert_close(alpha, decode_prompts(sam, ImageFeatures(embedding), boxes=BOXES).trace.alpha)
-    alpha[:, 0].sum().backward()
-    assert plugin.routing.route.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for name, p in sam.named_parameters() if ".plugin." not in name)
-
-
-def test_routing_alone_needs_a_plugin_in_layer_2_alone(sam):
-    embedding = embedding_of(sam).expand(3, -1, -1, -1)
-    with pytest.raises(ValueError, match="layer 2 alone"):
-        route_prompts(sam, embedding, BOXES)
-    attach_plugin(sam, StableSamPlugin(32, PluginSpec(layers="both")))
-    with pytest.raises(ValueError, match="layer 2 alone"):
-        route_prompts(sam, embedding, BOXES)

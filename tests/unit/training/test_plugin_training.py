@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import sys
@@ -14,15 +13,17 @@ from flows import cli
 from stable_sam.errors import WeightsError
 from stable_sam.modeling.build import build_nano
 from stable_sam.modeling.load import load_model
-from stable_sam.modeling.plugin import StableSamPlugin, count_parameters, detach_plugin
+from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.features import ImageFeatures
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, count_parameters, detach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import save_weights
 from stable_sam.training.plugin import train_plugin
-from stable_sam.training.rts import mixed_boxes
+from stable_sam.training.rts import mixed_boxes, routing_loss
 from stable_sam.training.settings import PluginTraining
 from tests.unit.training.ellipses import metadata_of, nano, settings_of, tensors_of
 
-SPEC = PluginSpec(hidden=8, max_offset=2.5)
+SPEC = PluginSpec(hidden=8, max_offset=2.5, regular_below=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +59,26 @@ def test_plugin_training_moves_the_plugin(plugin_run):
     assert all(value.isfinite().all() for value in trained.values())
 
 
-def test_the_first_steps_teach_alpha_alone(whole_run, data, tmp_path):
-    """The offset network's last layer is not in alpha's way, so nothing moves it; what alpha reads moves."""
+def test_alpha_opens_exactly_where_the_expected_gain_is_worth_it():
+    """Of prompts that look alike, so that they share one alpha, the best alpha is that of their mean gain."""
+    for gains, opens in (([0.2, -0.05, -0.05], True), ([0.05, 0.05, -0.3], False), ([0.001, 0.002], False)):
+        gain = torch.tensor(gains)
+        alphas = torch.linspace(0.01, 0.99, 99)
+        losses = torch.stack([routing_loss(alpha.expand(len(gain)), gain) for alpha in alphas])
+        assert (alphas[losses.argmin()] > 0.5) == opens
+
+
+def test_the_mask_does_not_move_alpha_and_every_prompt_takes_the_deformed_path(whole_run):
+    """In training by gain: alpha learns from the gain alone, which must be known of closed prompts, too."""
     loaded = load_model(nano(whole_run[0]))
-    settings = settings_of(PluginTraining, plugin={"routing_reads": "features"}, routing_share=0.99, learning_rate=0.01)
-    trained = tensors_of(train_plugin(loaded, data, tmp_path, settings))
-    assert not trained["sampling.offset.weight"].any()
-    assert trained["routing.route.weight"].any()
-    with (tmp_path / "log.csv").open(newline="") as stream:
-        assert "routing_loss" in next(csv.reader(stream))
+    plugin = StableSamPlugin(256, PluginSpec(regular_below=0.5, initial_dsp_weight=0.1))
+    torch.nn.init.normal_(plugin.sampling.offset.weight)
+    plugin.train()
+    attach_plugin(loaded.sam, plugin)
+    features, box = ImageFeatures(torch.randn(1, 256, 4, 4)), torch.tensor([[8.0, 8.0, 40.0, 40.0]])
+    decode_prompts(loaded.sam, features, boxes=box).logits.sum().backward()
+    assert plugin.sampling.offset.weight.grad.abs().sum() > 0
+    assert plugin.routing.route.weight.grad is None
 
 
 def test_a_trained_plugin_fits_its_own_base_only(plugin_run, whole_run, tmp_path):
