@@ -41,6 +41,9 @@ class StableSamPlugin(nn.Module):
         """Replaces the routing's own alpha: (0, 1) is SAM, (1, 0) the deformed features alone."""
         self.regular_below = spec.regular_below
         """See `PluginSpec`."""
+        self.always_deforms = False
+        """True while alpha is taught the gain: every prompt takes the deformed path, with alpha_1 of at least
+        `regular_below`, and what becomes of its mask does not move alpha."""
         self.sampling = DeformableSampling(
             channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude, samples=spec.samples
         )
@@ -60,10 +63,9 @@ class StableSamPlugin(nn.Module):
         sampled, places, hidden = self.sampling(features)
         alpha = self._alpha(token, hidden)
         used = torch.where(alpha[:, :1] < self.regular_below, alpha.new_tensor((0.0, 1.0)), alpha)
-        if self.training and self.regular_below > 0:
-            # Every prompt shows what the deformed path would make of it; alpha learns from that, not from the mask.
-            open_ = alpha[:, :1].detach().clamp_min(self.regular_below)
-            used = torch.cat((open_, 1 - open_), dim=1)
+        if self.always_deforms:
+            deformed = alpha[:, :1].detach().clamp_min(self.regular_below)
+            used = torch.cat((deformed, 1 - deformed), dim=1)
         dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
             positions = dsp * self.sampling.read(positions, places) + own * positions

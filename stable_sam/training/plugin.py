@@ -26,6 +26,7 @@ def train_plugin(
     channels = model.sam.prompt_encoder.embed_dim
     plugin = StableSamPlugin(channels, settings.plugin).to(model.device)
     attach_plugin(model.sam, plugin)
+    plugin.always_deforms = settings.plugin.regular_below > 0
     built = {"channels": str(channels), "plugin": settings.plugin.model_dump_json()}
     return train_frozen(
         model, plugin, partial(plugin_loss, model.sam, settings), settings,

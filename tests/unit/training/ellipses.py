@@ -73,8 +73,10 @@ def metadata_of(file: Path) -> dict[str, str]:
 
 def same(one, other) -> bool:
     """Whether two batches hold the same tensors."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
     names = [name for name in type(one).__dataclass_fields__ if getattr(one, name) is not None]
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+    return all(same(getattr(one, name), getattr(other, name)) for name in names)
 
 
 class Killed(BaseException):

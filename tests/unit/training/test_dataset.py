@@ -75,7 +75,7 @@ def test_picture_and_masks_are_cut_alike(flip):
     picture = np.repeat(mask[:, :, None] * 255, 3, axis=2)
     shown = 0
     for _ in range(20):
-        window = random_window(mask.shape, rng)
+        window = random_window(mask.shape, np.array([15.0, 16.0, 50.0, 28.0]), rng)
         x, y, w, h = window
         assert 0 <= x <= x + w <= 96
         assert 0 <= y <= y + h <= 72

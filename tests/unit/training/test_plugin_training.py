@@ -72,12 +72,11 @@ def test_the_mask_does_not_move_alpha_and_every_prompt_takes_the_deformed_path(w
     """In training by gain: alpha learns from the gain alone, which must be known of closed prompts, too."""
     loaded = load_model(nano(whole_run[0]))
     plugin = StableSamPlugin(256, PluginSpec(regular_below=0.5, initial_dsp_weight=0.1))
-    torch.nn.init.normal_(plugin.sampling.offset.weight)
-    plugin.train()
+    plugin.always_deforms = True
     attach_plugin(loaded.sam, plugin)
     features, box = ImageFeatures(torch.randn(1, 256, 4, 4)), torch.tensor([[8.0, 8.0, 40.0, 40.0]])
     decode_prompts(loaded.sam, features, boxes=box).logits.sum().backward()
-    assert plugin.sampling.offset.weight.grad.abs().sum() > 0
+    assert plugin.sampling.project.weight.grad.abs().sum() > 0
     assert plugin.routing.route.weight.grad is None
 
 
