@@ -36,7 +36,10 @@ KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "attention only (paper)": {"plugin": {"calibrates": "attention"}},
-    "attention only, no routing loss": {"plugin": {"calibrates": "attention", "regular_below": 0.0}, "routing_weight": 0.0},
+    "attention only, no routing loss": {
+        "plugin": {"calibrates": "attention", "regular_below": 0.0},
+        "routing_weight": 0.0,
+    },
     "alpha from t_o alone (paper)": {"plugin": {"routing_reads": "token"}},
     "DSP without DRP": {"plugin": {"routing": "none", "regular_below": 0.0}, "routing_weight": 0.0},
     "DRP without DSP (no offsets)": {"plugin": {"offsets": "none"}},

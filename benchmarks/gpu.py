@@ -198,7 +198,9 @@ def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if step.tf32 else "highest")
     reference = (
-        mock.patch.multiple(stable_sam.predict, encode=lambda sam, x: ImageFeatures(sam.image_encoder(x)), can_decode=lambda *_: False)
+        mock.patch.multiple(
+            stable_sam.predict, encode=lambda sam, x: ImageFeatures(sam.image_encoder(x)), can_decode=lambda *_: False
+        )
         if step.reference
         else nullcontext()
     )

@@ -23,8 +23,8 @@ import torch
 from stable_sam.evaluation.methods import count_method, select_method
 from stable_sam.evaluation.settings import BASELINE, METHODS
 from stable_sam.identity import ModelIdentity
-from stable_sam.modeling.build import MODELS, build_model, set_input_size
 from stable_sam.modeling import fast_encoder
+from stable_sam.modeling.build import MODELS, build_model, set_input_size
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.hq import attach_hq, build_hq, encode_with_early
 from stable_sam.modeling.load import LoadedModel

@@ -119,7 +119,7 @@ class DeformableSampling(nn.Module):
 
     def _places(self, predicted: Tensor) -> Places:
         """predicted: (..., 2 * K and the weights), what the offset network says."""
-        offsets = predicted[..., : 2 * self.samples].unflatten(-1, (self.samples, 2))
+        offsets = torch.unflatten(predicted[..., : 2 * self.samples], -1, (self.samples, 2))
         if self.bound == "tanh":
             offsets = self.max_offset * torch.tanh(offsets)
         elif self.bound == "none":

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import cast
 
-
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, Sam
@@ -334,7 +333,7 @@ def _mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | No
 def _quarters(grid: Tensor, halvings: int) -> Tensor:
     """(1, C, H * 2^n, W * 2^n) to (H * W, 4, ..., C): the cell, then n times which quarter of it."""
     parts = (-1,) + (2,) * halvings
-    split = grid[0].unflatten(2, parts).unflatten(1, parts)  # C, then the rows' parts, then the columns'
+    split = torch.unflatten(torch.unflatten(grid[0], 2, parts), 1, parts)  # C, then the rows' parts, then the columns'
     rows, columns = range(1, 2 + halvings), range(2 + halvings, 3 + 2 * halvings)
     order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
     return split.permute(*order, 0).reshape(-1, *(4,) * halvings, grid.shape[1])

@@ -172,7 +172,6 @@ def _doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-
 def _lateral(channels: int, out_channels: int, stride: int) -> nn.Sequential:
     # The pretrained features are small (0.02-0.07): the norm brings all stages to one scale.
     return nn.Sequential(ChannelNorm(channels), nn.Conv2d(channels, out_channels, stride, stride=stride))

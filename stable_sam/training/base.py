@@ -52,7 +52,8 @@ def train_base(
     def export(module: nn.Module, step: int, _: Figures) -> Path:
         drawn = str(int(settings.stages[-1].drawn > 0))
         metadata = {
-            "model": "nano", "size": str(size), "drawn": drawn, "step": str(step), "settings": settings.model_dump_json()
+            "model": "nano", "size": str(size), "drawn": drawn, "step": str(step),
+            "settings": settings.model_dump_json(),
         }  # fmt: skip
         return save_weights(module, out_dir / "nano.safetensors", metadata)
 
@@ -127,6 +128,8 @@ def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor
 def _start_from(module: nn.Module, file: Path, expected: str) -> None:
     tensors, _ = read_safetensors(read_bytes(str(file)), str(file))
     try:
-        module.load_state_dict(module.state_dict() | {name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+        module.load_state_dict(
+            module.state_dict() | {name: tensor.float() for name, tensor in tensors.items()}, strict=True
+        )
     except RuntimeError as error:
         raise WeightsError(f"{file}: not {expected}: {' '.join(str(error).split())[:300]}") from None

@@ -18,7 +18,7 @@ from stable_sam.frames import Frame
 from stable_sam.modeling.features import ImageFeatures, stack_features
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
-from stable_sam.training.dataset import MIN_OBJECT_FRACTION, TrainingImage, set_share
+from stable_sam.training.dataset import MIN_OBJECT_FRACTION, TrainingImage, cut_window, set_share, window_around
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.settings import FrozenBaseTraining
 
@@ -27,7 +27,7 @@ Sets = dict[str, list[TrainingImage]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedBatch:
-    """B pictures, whole, with M objects each; coordinates in pixels of the model's S x S input."""
+    """B pictures or windows with M objects each; coordinates in pixels of the model's S x S input."""
 
     features: ImageFeatures
     """Of B images, with early ones where they were asked for."""
@@ -57,8 +57,11 @@ class EmbeddedBatches:
         self.settings, self.cache = settings, cache
         pools, share = _pools(sets, settings.set_weights)
         self.steps = settings.steps or max(1, round(settings.epochs * sum(map(len, pools)) / settings.batch_images))
-        self.schedule = _schedule(pools, share, self.steps * settings.batch_images, settings.seed)
-        """The pictures in the order in which they come."""
+        schedule = _schedule(pools, share, self.steps * settings.batch_images, settings.seed)
+        rng = np.random.default_rng((settings.seed, 1))
+        shown = {item.path: _shown(item, settings.windows, rng) for item in {i.path: i for i in schedule}.values()}
+        self.schedule = [shown[item.path] for item in schedule]
+        """The pictures, or their windows, in the order in which they come."""
 
     def fill_cache(self) -> None:
         """Encode the pictures that will come and have not been encoded before."""
@@ -70,7 +73,7 @@ class EmbeddedBatches:
         items = self.schedule[step * count : (step + 1) * count]
         targets = [self._targets(item, rng) for item in items]
         coverage, boxes, points = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
-        features = stack_features([self.cache.read(item.path) for item in items])
+        features = stack_features([self.cache.read(item) for item in items])
         return EmbeddedBatch(features=features, coverage=coverage, boxes=boxes, points=points)
 
     def _targets(self, item: TrainingImage, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
@@ -86,6 +89,14 @@ class EmbeddedBatches:
             frame.to_model_xyxy(np.stack([tight_box(mask.astype(bool)) for mask in chosen])),
             frame.to_model_xy(np.stack([random_points(mask.astype(bool), count, rng) for mask in chosen])),
         )
+
+
+def _shown(item: TrainingImage, share: float, rng: np.random.Generator) -> TrainingImage:
+    """The whole picture, or in `share` of the cases a window around one of its objects."""
+    if rng.random() >= share:
+        return item
+    bbox_xywh = coco_mask.toBbox(item.rles[rng.integers(len(item.rles))])
+    return cut_window(item, window_around(item.size_hw, bbox_xywh, rng))
 
 
 def cell_coverage(mask: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ A sample is a function of (seed, step) alone, so a run that is resumed sees what
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,33 @@ WINDOW_SCALES = 1.5, 8.0
 """Side of a window around an object, in longest sides of its box."""
 SMALLEST_WINDOW = 48
 """Pixels of the picture: nearer than that there is nothing more to see."""
+MIN_VISIBLE_PART = 0.4
+"""An object of which a window shows a smaller part is not asked for."""
 SAMPLE_TRIES = 1000
 """Pictures that may turn out without an object of that size, one after the other, before the data is refused."""
 SAM_PIXEL_MEAN = (124, 116, 104)
 """segment_anything's pixel_mean, rounded."""
 
 
+Window = tuple[int, int, int, int]
+"""Part of a picture: x, y, width, height in its pixels."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingImage:
-    """A picture of a training set and the masks people drew on it."""
+    """A picture of a training set, or a window of it, and the masks people drew on it."""
 
     path: Path
-    size_hw: tuple[int, int]
+    picture_hw: tuple[int, int]
     rles: list[dict[str, Any]]
+    """Compressed RLE of `size_hw`."""
+    window: Window | None = None
+    """None: the whole picture."""
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of what is shown."""
+        return self.picture_hw if self.window is None else (self.window[3], self.window[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +196,24 @@ class TrainingBatches:
 
 
 def read_annotated(item: TrainingImage) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB; raises `ImageError` when it cannot be read or has not the size of its masks."""
+    """(H, W, 3) RGB of `item.size_hw`; raises `ImageError` when it cannot be read or has not the annotated size."""
     picture = read_picture(item.path)
-    if picture.shape[:2] != item.size_hw:
-        (height, width), (h, w) = item.size_hw, picture.shape[:2]
+    if picture.shape[:2] != item.picture_hw:
+        (height, width), (h, w) = item.picture_hw, picture.shape[:2]
         raise ImageError(f"{item.path}: expected {width} x {height} pixels as annotated, got {w} x {h}")
-    return picture
+    if item.window is None:
+        return picture
+    x, y, w, h = item.window
+    return np.ascontiguousarray(picture[y : y + h, x : x + w])
+
+
+def cut_window(item: TrainingImage, window: Window) -> TrainingImage:
+    """`window` of a whole picture, with the objects that are still mostly visible in it."""
+    x, y, w, h = window
+    cut = coco_mask.decode(item.rles)[y : y + h, x : x + w]
+    visible = cut.sum((0, 1)) >= MIN_VISIBLE_PART * coco_mask.area(item.rles)
+    rles = coco_mask.encode(np.asfortranarray(cut[:, :, visible]))
+    return replace(item, rles=rles, window=window)
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -198,10 +224,8 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     return picture.astype(np.uint8, copy=False)
 
 
-def random_window(
-    size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """The part (x, y, width, height) of a picture that is shown.
+def random_window(size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng: np.random.Generator) -> Window:
+    """The part of a picture that is shown.
 
     All of it in two samples of five, a random crop in one, and in two a square around the object of `bbox_xywh`, so
     that a small object is seen as large as a tile shows it, and every object at many sizes.
@@ -215,24 +239,27 @@ def random_window(
         w, h = width * zoom * aspect, height * zoom / aspect
         x, y = rng.uniform(0, max(width - w, 0)), rng.uniform(0, max(height - h, 0))
     else:
-        left, top, box_w, box_h = bbox_xywh
-        longest = max(box_w, box_h)
-        w = h = max(longest * np.exp(rng.uniform(*np.log(WINDOW_SCALES))), SMALLEST_WINDOW)
-        x, y = left - rng.uniform(0, w - box_w), top - rng.uniform(0, h - box_h)
-    x, y = max(0, int(x)), max(0, int(y))
-    return x, y, int(min(max(w, 32), width - x)), int(min(max(h, 32), height - y))
+        return window_around(size_hw, bbox_xywh, rng)
+    return int(x), int(y), int(min(max(w, 32), width - int(x))), int(min(max(h, 32), height - int(y)))
 
 
-def cut_masks(
-    masks: NDArray[np.uint8], window: tuple[int, int, int, int], size: int, flip: bool
-) -> list[NDArray[np.bool_]]:
+def window_around(size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng: np.random.Generator) -> Window:
+    """A square window of a random size with all of the box at a random place in it, cut to the picture."""
+    height, width = size_hw
+    left, top, box_w, box_h = bbox_xywh
+    side = max(max(box_w, box_h) * np.exp(rng.uniform(*np.log(WINDOW_SCALES))), SMALLEST_WINDOW)
+    x, y = (max(0, int(low - rng.uniform(0, side - length))) for low, length in ((left, box_w), (top, box_h)))
+    return x, y, int(min(side + 1, width - x)), int(min(side + 1, height - y))
+
+
+def cut_masks(masks: NDArray[np.uint8], window: Window, size: int, flip: bool) -> list[NDArray[np.bool_]]:
     """The objects (H, W, K) that are still mostly visible in the window, each (size, size), padded bottom right."""
     x, y, w, h = window
     result = []
     for index in range(masks.shape[2]):
         whole = int(masks[:, :, index].sum())
         part = np.ascontiguousarray(masks[y : y + h, x : x + w, index])
-        if part.sum() < 0.4 * whole:
+        if part.sum() < MIN_VISIBLE_PART * whole:
             continue
         resized = _pad(_resize(part * 255, size, flip), size) > 127
         if resized.sum() >= MIN_OBJECT_FRACTION * size**2:
@@ -240,9 +267,7 @@ def cut_masks(
     return result
 
 
-def cut_image(
-    picture: NDArray[np.uint8], window: tuple[int, int, int, int], size: int, flip: bool
-) -> NDArray[np.uint8]:
+def cut_image(picture: NDArray[np.uint8], window: Window, size: int, flip: bool) -> NDArray[np.uint8]:
     """The window of the picture, longest side `size`, not padded."""
     x, y, w, h = window
     return _resize(np.ascontiguousarray(picture[y : y + h, x : x + w]), size, flip)

@@ -1,8 +1,8 @@
 """The embeddings of training pictures on disk: the base is frozen, so each picture is encoded once, not in every step.
 
-A file holds one picture, whole, in the frame and arithmetic of inference, as float16: the tensors of `ImageFeatures`
-by their names (early ones when they were asked for). It is used again only for the same base, input size and
-arithmetic, and as long as the picture's file has the same modification time and size.
+A file holds one picture, or a window of it, in the frame and arithmetic of inference, as float16: the tensors of
+`ImageFeatures` by their names (early ones when they were asked for). It is used again only for the same base, input
+size and arithmetic, and as long as the picture's file has the same modification time and size.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EmbeddingCache:
         Raises `ImageError` for a picture that cannot be used and `StorageError` when the disk has no room.
         """
         items = list(items)
-        missing = [item for item in items if not self._holds(item.path)]
+        missing = [item for item in items if not self._holds(item)]
         log.info("embeddings: %d of %d pictures are in %s", len(items) - len(missing), len(items), self.folder)
         if not missing:
             return
@@ -61,49 +61,53 @@ class EmbeddingCache:
                 data = self._encode(item, pixels)
                 if number == 0:
                     self._check_room(len(data) * len(missing), len(missing))
-                write_bytes(str(self._file(item.path)), data)
+                write_bytes(str(self._file(item)), data)
                 advance()
 
-    def read(self, picture: Path) -> ImageFeatures:
-        """The features of one picture that `fill` has encoded, float16.
+    def read(self, item: TrainingImage) -> ImageFeatures:
+        """The features of one picture or window that `fill` has encoded, float16.
 
         Raises `StorageError` when its file has gone or was damaged since.
         """
-        file = self._file(picture)
+        file = self._file(item)
         try:
             with safe_open(file, "pt") as stored:
-                names = [name for name in stored.keys() if self.early or name != "early"]
-                return named_features({name: stored.get_tensor(name)[None].clone() for name in names})  # not a map
+                tensors = {name: stored.get_tensor(name)[None].clone() for name in stored.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise StorageError(f"{file}: embedding of {picture} lost, start again to make it anew: {error}") from None
+            raise StorageError(f"{file}: embedding of {item.path} lost, start again to make it anew: {error}") from None
+        if not self.early:
+            tensors.pop("early", None)
+        return named_features(tensors)
 
-    def _file(self, picture: Path) -> Path:
-        return self.folder / f"{hashlib.sha256(str(picture.resolve()).encode()).hexdigest()[:32]}.safetensors"
+    def _file(self, item: TrainingImage) -> Path:
+        name = str(item.path.resolve()) + ("" if item.window is None else f" {item.window}")
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
 
-    def _holds(self, picture: Path) -> bool:
-        file = self._file(picture)
+    def _holds(self, item: TrainingImage) -> bool:
+        file = self._file(item)
         if not file.exists():
             return False
         try:
             with safe_open(file, "pt") as stored:
-                return stored.metadata() == self._metadata(picture) and (not self.early or "early" in stored.keys())
+                complete = not self.early or "early" in stored.keys()  # noqa: SIM118 - not a mapping
+                return complete and stored.metadata() == self._metadata(item)
         except (OSError, SafetensorError) as error:
             log.warning("%s: broken, the picture is encoded again: %s", file, error)
             return False
 
-    def _metadata(self, picture: Path) -> dict[str, str]:
+    def _metadata(self, item: TrainingImage) -> dict[str, str]:
         try:
-            stat = picture.stat()
+            stat = item.path.stat()
         except OSError as error:
-            raise ImageError(f"{picture}: expected a training picture: {error.strerror}") from None
+            raise ImageError(f"{item.path}: expected a training picture: {error.strerror}") from None
         version = f"{stat.st_mtime_ns}-{stat.st_size}"
         base = self.model.identity.weights_sha256
-        return {"base_sha256": base, "picture": str(picture.resolve()), "version": version}
+        return {"base_sha256": base, "picture": str(item.path.resolve()), "version": version}
 
     def _encode(self, item: TrainingImage, pixels: NDArray[np.uint8]) -> bytes:
         view = embed_image(self.model, pixels)
         stored = view.features.map(lambda part: part[0].to("cpu", torch.float16).contiguous())
-        return bytes(save(feature_names(stored), self._metadata(item.path)))
+        return bytes(save(feature_names(stored), self._metadata(item)))
 
     def _check_room(self, need: int, pictures: int) -> None:
         try:

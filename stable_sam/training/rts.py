@@ -84,9 +84,7 @@ class _Prompts:
         return mask_iou(output.logits[torch.arange(len(chosen)), chosen], self.coverage)
 
 
-def _calibration_loss(
-    sam: Sam, prompts: _Prompts, routing_weight: float, name: str
-) -> tuple[Tensor, dict[str, float]]:
+def _calibration_loss(sam: Sam, prompts: _Prompts, routing_weight: float, name: str) -> tuple[Tensor, dict[str, float]]:
     host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     if not isinstance(host, PluginHost):
         raise ValueError("the model hosts no plugin")

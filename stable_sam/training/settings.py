@@ -99,6 +99,9 @@ class FrozenBaseTraining(TrainingSettings):
     """Last part of all steps, in which the rate falls linearly to 0."""
     ema: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the averaged weights, which are the ones exported."""
+    windows: float = Field(default=0.4, ge=0, le=1)
+    """Share of the pictures of which a window around an object is shown in the place of the whole, as tiles show small
+    objects in inference."""
     noise_scales: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 0.2, 0.4, 0.6), min_length=1)
     """Noise of the boxes, drawn anew for each box; 0 keeps good prompts good. The paper gives no scale."""
     point_counts: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 1, 3, 5), min_length=1)

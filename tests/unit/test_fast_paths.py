@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling.common import LayerNorm2d
-from torch import Tensor, nn
+from torch import nn
 
 from stable_sam import rle, stability
 from stable_sam.config import RefinerConfig
@@ -198,7 +198,9 @@ def test_the_vision_transformer_is_sams(monkeypatch, scores):
     sam, images = some_transformer(0, heads=2), torch.randn(2, 3, 80, 80)
     monkeypatch.setattr(fast_encoder, "SCORES_AT_A_TIME", scores)
     with torch.no_grad():
-        torch.testing.assert_close(fast_encoder.encode(sam, images).embedding, sam.image_encoder(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            fast_encoder.encode(sam, images).embedding, sam.image_encoder(images), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])

@@ -1,8 +1,8 @@
 """HQ-SAM as published: its token in the decoder, its mask, the sum; and SAM bit for bit when it is off."""
 
 import copy
-from dataclasses import replace
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np

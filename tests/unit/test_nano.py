@@ -51,7 +51,10 @@ def test_every_multiple_of_32_is_an_input_size(nano, size):
         features = nano.image_encoder.features(torch.randn(1, 3, size, size))
         assert features.embedding.shape == (1, 256, size // 16, size // 16)
         assert features.fine is not None
-        assert [tuple(part.shape) for part in features.fine] == [(1, 32, size // 4, size // 4), (1, 64, size // 8, size // 8)]
+        assert [tuple(part.shape) for part in features.fine] == [
+            (1, 32, size // 4, size // 4),
+            (1, 64, size // 8, size // 8),
+        ]
         box, point = torch.tensor([[4.0, 8.0, 40.0, 50.0]]), (torch.tensor([[[9.0, 9.0]]]), torch.ones(1, 1))
         for prompt in ({"boxes": box}, {"points": point}, {"boxes": box, "points": point}):
             output = decode_prompts(nano, features, **prompt)

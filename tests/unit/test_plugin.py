@@ -9,8 +9,8 @@ from stable_sam.modeling.build import build_nano, build_tiny
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
-from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.features import ImageFeatures
+from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import (
     PLUGIN_LAYER,
     PluginHost,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.prompts import tight_box
 from stable_sam.frames import Frame
+from stable_sam.predict import embed_image
 from stable_sam.training import cached_batches
 from stable_sam.training.cached_batches import EmbeddedBatches, cell_coverage
-from stable_sam.training.dataset import read_training_sets
+from stable_sam.training.dataset import TrainingImage, cut_window, read_picture, read_training_sets, window_around
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.settings import PluginTraining
 from tests.unit.training.ellipses import same, settings_of, tiny
@@ -78,7 +82,7 @@ def test_parts_of_a_batch_are_in_the_frame_of_inference(data, cache):
         batch = made[step].to(torch.device("cpu"))
         assert batch.features.early is None
         for place, item in enumerate(made.schedule[step * 2 : step * 2 + 2]):
-            stored = cache.read(item.path).embedding[0]
+            stored = cache.read(item).embedding[0]
             assert torch.equal(batch.features.embedding[place], stored.float())
             frame = Frame(item.size_hw, 64)
             masks = [coco_mask.decode(rle).astype(bool) for rle in item.rles]
@@ -90,6 +94,47 @@ def test_parts_of_a_batch_are_in_the_frame_of_inference(data, cache):
                 assert masks[index][rows, columns].all()
                 area = masks[index].sum() * scale.prod()
                 assert batch.coverage[place, m].sum().item() * 16 == pytest.approx(area, rel=0.03)
+
+
+def test_windows_show_an_object_as_the_cut_out_picture_would(data, tmp_path):
+    made = batches(data, EmbeddingCache(tmp_path, tiny()), steps=3, windows=1)
+    assert all(item.window is not None for item in made.schedule)
+    for step in range(3):
+        batch = made[step].to(torch.device("cpu"))
+        for place, item in enumerate(made.schedule[step * 2 : step * 2 + 2]):
+            x, y, w, h = item.window
+            cut = read_picture(item.path)[y : y + h, x : x + w]
+            expected = embed_image(made.cache.model, np.ascontiguousarray(cut)).features.embedding[0]
+            assert torch.equal(batch.features.embedding[place], expected.half().float())
+            masks = coco_mask.decode(item.rles)
+            assert masks.shape[:2] == (h, w)
+            boxes = [Frame((h, w), 64).to_model_xyxy(tight_box(mask > 0)) for mask in masks.transpose(2, 0, 1)]
+            assert any(np.allclose(box, batch.boxes[place, 0]) for box in boxes)
+
+
+def test_a_window_leaves_out_objects_that_it_hardly_shows():
+    masks = np.zeros((40, 60, 3), np.uint8, order="F")
+    masks[5:15, 5:15, 0] = masks[5:15, 14:34, 1] = masks[30:38, 50:58, 2] = 1
+    cut = cut_window(TrainingImage(Path("x.png"), (40, 60), coco_mask.encode(masks)), (2, 3, 20, 18))
+    assert cut.size_hw == (18, 20)
+    assert [int(coco_mask.area(rle)) for rle in cut.rles] == [100, 80]
+
+
+@given(
+    size=st.tuples(st.integers(20, 300), st.integers(20, 300)),
+    corners=st.tuples(*(st.floats(0, 1) for _ in range(4))),
+    seed=st.integers(0, 1000),
+)
+def test_a_window_around_a_box_lies_in_the_picture_and_holds_the_box(size, corners, seed):
+    (height, width), (x0, x1), (y0, y1) = size, sorted(corners[:2]), sorted(corners[2:])
+    box = np.array([x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height])
+    x, y, w, h = window_around(size, box, np.random.default_rng(seed))
+    assert 0 <= x <= x + w <= width
+    assert 0 <= y <= y + h <= height
+    assert x <= box[0]
+    assert y <= box[1]
+    assert x + w >= min(box[0] + box[2], width) - 1e-6
+    assert y + h >= min(box[1] + box[3], height) - 1e-6
 
 
 def test_two_objects_of_a_picture_are_different_ones(data, cache):

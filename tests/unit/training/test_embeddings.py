@@ -57,7 +57,7 @@ def test_an_embedding_is_that_of_inference_in_half_precision(items, tmp_path):
     cache = EmbeddingCache(tmp_path, model)
     cache.fill(items)
     for item in items:
-        stored = cache.read(item.path)
+        stored = cache.read(item)
         assert stored.early is None
         expected = embed_image(model, read_picture(item.path)).features.embedding
         assert torch.equal(stored.embedding, expected.half())
@@ -73,10 +73,10 @@ def test_a_changed_picture_is_encoded_anew(items, tmp_path):
     encoder = Encoder()
     cache = EmbeddingCache(tmp_path / "cache", encoder.model)
     cache.fill(items)
-    before = cache.read(items[1].path).embedding
+    before = cache.read(items[1]).embedding
     cv2.imwrite(str(items[1].path), 255 - read_picture(items[1].path)[:, :, ::-1])
     assert encoder.fill(tmp_path / "cache", items) == 1
-    after = cache.read(items[1].path).embedding
+    after = cache.read(items[1]).embedding
     assert torch.equal(after, embed_image(encoder.model, read_picture(items[1].path)).features.embedding.half())
     assert not torch.equal(after, before)
     assert len(list(cache.folder.iterdir())) == 3  # in the place of the old ones
@@ -104,12 +104,12 @@ def test_a_broken_file_is_made_again(items, tmp_path, part):
     encoder = Encoder()
     encoder.fill(tmp_path, items)
     cache = EmbeddingCache(tmp_path, encoder.model)
-    before = cache.read(items[0].path).embedding
+    before = cache.read(items[0]).embedding
     file = cache.folder / f"{hashlib.sha256(str(items[0].path.resolve()).encode()).hexdigest()[:32]}.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: int(part * len(content)) if part < 1 else int(part)])
     assert encoder.fill(tmp_path, items) == 1
-    assert torch.equal(cache.read(items[0].path).embedding, before)
+    assert torch.equal(cache.read(items[0]).embedding, before)
 
 
 def test_a_file_that_breaks_during_training_is_named(items, tmp_path):
@@ -118,7 +118,7 @@ def test_a_file_that_breaks_during_training_is_named(items, tmp_path):
     for file in cache.folder.iterdir():
         file.write_bytes(b"")
     with pytest.raises(StorageError, match=r"safetensors: embedding of .*0\.png lost, start again") as raised:
-        cache.read(items[0].path)
+        cache.read(items[0])
     assert len(str(raised.value).splitlines()) == 1
 
 
@@ -151,7 +151,7 @@ def test_early_features_are_stored_where_the_base_has_hq_sam(items, tmp_path):
     assert plain.fill(tmp_path, items) == 3
     assert hq.fill(tmp_path, items) == 3
     assert plain.fill(tmp_path, items) == 0
-    stored = EmbeddingCache(tmp_path, hq.model).read(items[0].path)
+    stored = EmbeddingCache(tmp_path, hq.model).read(items[0])
     view = embed_image(hq.model, read_picture(items[0].path))
     assert torch.equal(stored.early, view.features.early.half())
-    assert EmbeddingCache(tmp_path, plain.model).read(items[0].path).early is None
+    assert EmbeddingCache(tmp_path, plain.model).read(items[0]).early is None

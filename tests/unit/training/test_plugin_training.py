@@ -12,9 +12,9 @@ import torch
 from flows import cli
 from stable_sam.errors import WeightsError
 from stable_sam.modeling.build import build_nano
-from stable_sam.modeling.load import load_model
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
+from stable_sam.modeling.load import load_model
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, count_parameters, detach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import save_weights
