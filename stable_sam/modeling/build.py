@@ -17,9 +17,13 @@ EMBED_DIM = 256
 NANO_SIZE = 384
 
 
-def build_nano(size: int = NANO_SIZE) -> Sam:
-    """SAM's prompt encoder and mask decoder at their true size behind a small encoder; input `size` x `size` pixels."""
-    return _build(NanoSam, NanoImageEncoder(size, EMBED_DIM), size, dim=EMBED_DIM, mlp_dim=2048, heads=8)
+def build_nano(size: int = NANO_SIZE, *, fine: bool = True) -> Sam:
+    """SAM's prompt encoder and mask decoder at their true size behind a small encoder; input `size` x `size` pixels.
+
+    fine: whether the encoder makes fine features, as those of version 0.2.0 did not.
+    """
+    encoder = NanoImageEncoder(size, EMBED_DIM, fine=fine)
+    return _build(NanoSam, encoder, size, dim=EMBED_DIM, mlp_dim=2048, heads=8)
 
 
 def build_tiny(size: int = 64) -> Sam:

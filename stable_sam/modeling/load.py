@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import ModelIdentity, WeightFiles, identify, read_weights
-from stable_sam.modeling.build import NANO_SIZE, build_model, set_input_size
+from stable_sam.modeling.build import NANO_SIZE, build_model, build_nano, set_input_size
 from stable_sam.modeling.compiled import CompiledPasses
 from stable_sam.modeling.hq import HqBranch, attach_hq, build_hq
 from stable_sam.modeling.plugin import PluginHost, StableSamPlugin, attach_plugin
@@ -51,10 +51,8 @@ def load_model(config: RefinerConfig) -> LoadedModel:
     """
     device = resolve_device(config.device)
     weights = read_weights(config)
-    sam = build_model(config.model)
-    if config.model == "nano":
-        _load_nano(sam, weights)
-    elif config.model != "tiny":
+    sam = _load_nano(weights) if config.model == "nano" else build_model(config.model)
+    if config.model not in ("nano", "tiny"):
         _load_tensors(sam, _read_checkpoint(weights.base, weights.base_name), weights.base_name, config.model)
     sam.requires_grad_(False)
     hq = None if weights.hq is None else _read_hq(sam, weights, config.model)
@@ -86,14 +84,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _load_nano(sam: Sam, weights: WeightFiles) -> None:
+def _load_nano(weights: WeightFiles) -> Sam:
+    """The nano that the file's metadata describe; one without them is of version 0.2.0."""
     tensors, metadata = read_safetensors(weights.base, weights.base_name)
+    sam = build_nano(fine=metadata.get("fine") == "1")
     try:
         set_input_size(sam, int(metadata.get("size", NANO_SIZE)))
         sam.drawn = float(metadata.get("drawn", 1))
     except (ValueError, ConfigError) as error:
         raise WeightsError(f"{weights.base_name}: metadata: {error}") from None
     _load_tensors(sam, tensors, weights.base_name, "nano")
+    return sam
 
 
 def _read_checkpoint(data: bytes, name: str) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ class ConvBlock(nn.Module):
 class NanoImageEncoder(nn.Module):
     """Backbone and neck: (B, 3, S, S) to SAM's embedding (B, 256, S/16, S/16)."""
 
-    def __init__(self, img_size: int = 512, out_channels: int = 256) -> None:
+    def __init__(self, img_size: int = 512, out_channels: int = 256, *, fine: bool = True) -> None:
         super().__init__()
         self.img_size = img_size
         """Side of the square input in pixels; `segment_anything.Sam` reads it by this name."""
@@ -124,17 +124,18 @@ class NanoImageEncoder(nn.Module):
         self.lateral32 = _lateral(STAGE_CHANNELS[3], out_channels, stride=1)
         self.blocks = nn.Sequential(ConvBlock(out_channels), ConvBlock(out_channels))
         self.norm = ChannelNorm(out_channels)
-        self.fine = FineBranch(out_channels)
+        self.fine = FineBranch(out_channels) if fine else None
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, S, S) normalised as SAM does. Returns the embedding (B, out_channels, S/16, S/16) alone."""
         return self._embedding(self.backbone(image))
 
     def features(self, image: Tensor) -> ImageFeatures:
-        """image: (B, 3, S, S) normalised as SAM does. Returns the embedding and the fine features."""
+        """image: (B, 3, S, S) normalised as SAM does. Returns the embedding and, where it has them, fine features."""
         stages = self.backbone(image)
         embedding = self._embedding(stages)
-        return ImageFeatures(embedding, self.fine(stages[0], stages[1], embedding))
+        fine = None if self.fine is None else self.fine(stages[0], stages[1], embedding)
+        return ImageFeatures(embedding, fine)
 
     def _embedding(self, stages: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         stride4, stride8, stride16, stride32 = stages

@@ -52,7 +52,7 @@ def train_base(
     def export(module: nn.Module, step: int, _: Figures) -> Path:
         drawn = str(int(settings.stages[-1].drawn > 0))
         metadata = {
-            "model": "nano", "size": str(size), "drawn": drawn, "step": str(step),
+            "model": "nano", "size": str(size), "fine": "1", "drawn": drawn, "step": str(step),
             "settings": settings.model_dump_json(),
         }  # fmt: skip
         return save_weights(module, out_dir / "nano.safetensors", metadata)

@@ -22,7 +22,9 @@ SPEC = PluginSpec(hidden=8, max_offset=2.0)
 @pytest.fixture(scope="module")
 def nano_file(tmp_path_factory) -> Path:
     torch.manual_seed(3)
-    return save_weights(build_nano(128), tmp_path_factory.mktemp("nano") / "nano.safetensors", {"size": "128"})
+    return save_weights(
+        build_nano(128), tmp_path_factory.mktemp("nano") / "nano.safetensors", {"size": "128", "fine": "1"}
+    )
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_other_keys_or_shapes_are_refused_in_one_line(nano_file, tmp_path, chang
     state = load(nano_file.read_bytes())
     change(state)
     broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(save(state, {"size": "128"}))
+    broken.write_bytes(save(state, {"size": "128", "fine": "1"}))
     with pytest.raises(
         WeightsError, match=r"broken\.safetensors: expected the weights of nano, got " + message
     ) as raised:
@@ -105,7 +107,7 @@ def test_other_keys_or_shapes_are_refused_in_one_line(nano_file, tmp_path, chang
 @pytest.mark.parametrize("size", ["100", "big"])
 def test_an_impossible_input_size_is_refused(nano_file, tmp_path, size):
     broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(save(load(nano_file.read_bytes()), {"size": size}))
+    broken.write_bytes(save(load(nano_file.read_bytes()), {"size": size, "fine": "1"}))
     with pytest.raises(WeightsError, match=r"broken\.safetensors: metadata"):
         load_model(nano(broken))
 

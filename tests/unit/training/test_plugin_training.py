@@ -90,7 +90,7 @@ def test_a_trained_plugin_fits_its_own_base_only(plugin_run, whole_run, tmp_path
     state = loaded.host.plugin.state_dict()
     assert all(torch.equal(state[key], value) for key, value in tensors_of(file).items())
 
-    other = save_weights(build_nano(64), tmp_path / "other.safetensors", {"size": "64"})
+    other = save_weights(build_nano(64, fine=False), tmp_path / "other.safetensors", {"size": "64"})
     with pytest.raises(WeightsError, match=r"plugin\.safetensors: this plugin was trained on the base .*other"):
         load_model(nano(other, plugin=True, plugin_uri=str(file)))
 
@@ -108,7 +108,7 @@ def test_the_plugins_file_says_how_it_came_about(plugin_run):
 
 def test_a_checkpoint_of_another_base_is_refused(whole_run, data, tmp_path):
     """Also in the same folder and of the same shape, the plugin of another base is another run."""
-    other = save_weights(build_nano(64), tmp_path / "other.safetensors", {"size": "64"})
+    other = save_weights(build_nano(64, fine=False), tmp_path / "other.safetensors", {"size": "64"})
     settings = settings_of(PluginTraining, steps=1)
     train_plugin(load_model(nano(other)), data, tmp_path / "out", settings)
     with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a checkpoint of this run.*the base"):
