@@ -107,8 +107,8 @@ def evaluate(
     for shown in _tables(evaluation):
         console.print(shown)
     console.print(
-        f"{evaluation.model.model} at {evaluation.model.input_size} px, objects of at least {min_area:.2%} of their "
-        f"picture, {random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the plugin; "
+        f"{evaluation.model.model} at {evaluation.model.input_size} px, objects {settings.object_sizes}, "
+        f"{random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the plugin; "
         "to SAM: difference in mIoU with its 95 % interval. "
         f"Sizes, parts, the bound of routing and all numbers: {out}"
     )

@@ -15,8 +15,8 @@ ABOUT_ROUTING = f"""\
 Best of both: mIoU of the better mask of SAM's and the method's for each prompt, chosen with the true mask; no rule that
 chooses between the two can do better. Helps, hurts: shares of the prompts for which the method's IoU is more than
 {DIFFERENT} above or below SAM's. Share of the bound: of what the best of both gains over SAM, the part that the method
-gains when it answers every prompt. Gap closed: of what SAM loses against its own masks of the true boxes, the part that
-the method gets back."""
+gains when it answers every prompt; below 0 where it loses. Gap closed: of what SAM loses against its own masks of the
+true boxes, the part that the method gets back."""
 ABOUT_DETECTIONS = f"""\
 Detections with an IoU of at least {MATCHED} with a true box are the prompts of `detector-boxes`, one for each object,
 the highest score first. The unmatched ones are not asked for."""
@@ -26,9 +26,8 @@ NAMES = {"box": "box, filled", "sam": "SAM (the base)", "hq-sam": "HQ-SAM", "sta
 def markdown(evaluation: Evaluation) -> str:
     """All tables: each set, all objects, the bound of routing, the sizes, parts of wholes, alpha_1 and the models."""
     settings = evaluation.settings
-    smallest = f"of at least {settings.min_area_fraction:.2%} of their picture" if settings.min_area_fraction else ""
     sections = [
-        f"{evaluation.model.model} at {evaluation.model.input_size} px; objects {smallest or 'of all sizes'}; "
+        f"{evaluation.model.model} at {evaluation.model.input_size} px; objects {settings.object_sizes}; "
         f"{settings.random_prompts} prompts for each object and random kind; seed {settings.seed}. "
         "Brackets: 95 % intervals, bootstrap over objects, paired for differences."
     ]
@@ -86,7 +85,7 @@ def _scores(lines: Sequence[Score]) -> str:
 
 
 def _routing(lines: Sequence[RoutingBound]) -> str:
-    header = ["set", "prompts", "method", "SAM", "method alone", "best of both"]
+    header = ["set", "prompts", "method", "SAM", "method alone", "best of both", "best to SAM"]
     header += ["helps", "hurts", "share of the bound", "gap closed"]
     rows = (
         (
@@ -96,6 +95,7 @@ def _routing(lines: Sequence[RoutingBound]) -> str:
             _interval(line.sam_miou),
             _interval(line.method_miou),
             _interval(line.best_miou),
+            _interval(line.best_gain, signed=True),
             _interval(line.helps),
             _interval(line.hurts),
             _interval(line.share_of_bound),

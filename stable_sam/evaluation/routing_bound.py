@@ -30,13 +30,15 @@ class RoutingBound:
     method_miou: Estimate
     best_miou: Estimate | None
     """mIoU of the better mask of the two for each prompt, by IoU with the true mask: what perfect routing reaches."""
+    best_gain: Estimate | None
+    """Paired difference of best_miou and sam_miou: what perfect routing gains."""
     helps: Estimate | None
     """Share of the prompts for which the method's IoU is more than 0.02 above SAM's."""
     hurts: Estimate | None
     """Share of the prompts for which it is more than 0.02 below SAM's."""
     share_of_bound: Estimate | None
-    """(method_miou - sam_miou) / (best_miou - sam_miou): of what perfect routing gains, the part that the method gains
-    when it answers every prompt. None where routing gains nothing."""
+    """(method_miou - sam_miou) / best_gain: of what perfect routing gains, the part that the method gains when it
+    answers every prompt; below 0 where it loses. None where routing gains nothing."""
     gap_closed: Estimate | None
     """(method_miou - sam_miou) / (SAM's mIoU with the true boxes of these objects - sam_miou): of what SAM loses
     by weak prompts, the part that the method gets back. None for `gt-box`, where `gt-box` was not evaluated, and where
@@ -88,6 +90,7 @@ def _bounds(
             sam_miou=own["sam"],
             method_miou=own["method"],
             best_miou=own.get("best_iou"),
+            best_gain=own.get("best_gain"),
             helps=own.get("helps"),
             hurts=own.get("hurts"),
             share_of_bound=_share("gained", "best_gain", measured, drawn_of),

@@ -70,6 +70,12 @@ class EvaluationConfig(Section):
         """The methods that a model answers."""
         return tuple(method for method in self.methods if method in METHODS)
 
+    @property
+    def object_sizes(self) -> str:
+        """The sizes of the objects that count, in words."""
+        smallest = self.min_area_fraction
+        return f"of at least {smallest:.2%} of their picture" if smallest else "of all sizes"
+
     @model_validator(mode="after")
     def _detections_with_their_kind(self) -> EvaluationConfig:
         if DETECTOR_BOXES in self.prompts and self.detections_uri is None:

@@ -81,6 +81,8 @@ def test_figures_of_a_case_worked_out_by_hand() -> None:
     figures = (bound.sam_miou, bound.method_miou, bound.best_miou, bound.helps, bound.hurts)
     # Better masks: 0.8 and 0.6 of the first object, 0.51 (too little to help) and 0.5 of the second.
     assert [figure and figure.value for figure in figures] == pytest.approx([0.5, 0.5275, 0.6025, 0.25, 0.5])
+    assert bound.best_gain is not None
+    assert bound.best_gain.value == pytest.approx(0.1025)
     assert bound.share_of_bound is not None
     assert bound.share_of_bound.value == pytest.approx(0.0275 / 0.1025)
     assert bound.gap_closed is not None
