@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from stable_sam.config import RefinerConfig
+from stable_sam.evaluation.by_object import ALL_SETS
 from stable_sam.evaluation.run import evaluate
 from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.summary import ALL_SETS, WHOLE_SLICE
+from stable_sam.evaluation.summary import WHOLE_SLICE
 from stable_sam.modeling.build import set_input_size
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
@@ -116,7 +117,7 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             EvaluationConfig(
                 refiner=RefinerConfig(model="nano", plugin_uri=str(file)), prompts=KINDS, size=options.size,
                 methods=METHODS if name == DEFAULT else METHODS[1:], random_prompts=options.random_prompts,
-                max_objects=options.objects, resamples=2,
+                max_objects=options.objects, min_area_fraction=0.005, resamples=2,
             ),
         )  # fmt: skip
         ratio = _decoder_ratio(load_model(RefinerConfig(model="nano", plugin_uri=str(file))), options.size)

@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     refiner = RefinerConfig.from_dict({"model": options.model, "checkpoint_uri": options.checkpoint, "plugin": False})
-    settings = EvaluationConfig(refiner=refiner, methods=("sam",), max_objects=options.objects)
+    settings = EvaluationConfig(refiner=refiner, methods=("sam",), max_objects=options.objects, min_area_fraction=0.005)
     model = load_model(refiner)
     kind = PromptKind.parse(f"noisy-box-{options.noise}")
     scores: Scores = {}

@@ -26,16 +26,25 @@ def evaluate(
     alpha_plot: Annotated[str | None, typer.Option(help="alpha_1 against the prompt's quality (PNG).")] = None,
     records: Annotated[str | None, typer.Option(help="One row for each mask (Parquet), for questions in SQL.")] = None,
     model: Annotated[str, typer.Option(help="nano, vit_b, vit_l or vit_h.")] = "nano",
-    methods: Annotated[str, typer.Option(help="Some of sam, hq-sam, stable-sam.")] = "sam,stable-sam",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of sam, hq-sam, stable-sam, and box, the prompt box filled. Default: sam,stable-sam, and box "
+            "with detector-boxes."
+        ),
+    ] = None,
     prompts: Annotated[
         str,
         typer.Option(
             help="Kinds: gt-box, noisy-box (0.4), noisy-box-0.2, shifted-box, truncated-box, loose-box, detector-box, "
-            "two-objects-box, 1-point, 3-points, 10-points ..."
+            "two-objects-box, worst-box, detector-boxes, 1-point, 3-points, 10-points ..."
         ),
     ] = "gt-box,noisy-box,1-point,3-points",
+    detections: Annotated[
+        str | None, typer.Option(help="COCO detection results (path or URI): the boxes of detector-boxes.")
+    ] = None,
     random_prompts: Annotated[int, typer.Option(min=1, help="B, prompts for each object and random kind.")] = 20,
-    min_area: Annotated[float, typer.Option(help="Smallest object, as a part of its picture.")] = 0.005,
+    min_area: Annotated[float, typer.Option(help="Smallest object, as a part of its picture; all by default.")] = 0.0,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Pictures of each set, evenly spread; all by default.")
     ] = None,
@@ -71,8 +80,9 @@ def evaluate(
                 "hq_uri": hq,
                 "device": device,
             },
-            "methods": _split(methods),
             "prompts": _split(prompts),
+            **({} if methods is None else {"methods": _split(methods)}),
+            "detections_uri": detections,
             "random_prompts": random_prompts,
             "min_area_fraction": min_area,
             "limit": limit,
@@ -97,10 +107,17 @@ def evaluate(
     for shown in _tables(evaluation):
         console.print(shown)
     console.print(
-        f"{evaluation.model.model} at {evaluation.model.input_size} px, objects of at least {min_area:.2%} of their "
-        f"picture, {random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the plugin; "
-        f"to SAM: difference in mIoU with its 95 % interval. Sizes, parts and all numbers: {out}"
+        f"{evaluation.model.model} at {evaluation.model.input_size} px, objects {settings.object_sizes}, "
+        f"{random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the plugin; "
+        "to SAM: difference in mIoU with its 95 % interval. "
+        f"Sizes, parts, the bound of routing and all numbers: {out}"
     )
+    for name, of in evaluation.sets.items():
+        if (counts := of.detections) is not None:
+            console.print(
+                f"{name}: {counts.matched} detections matched to true objects, {counts.unmatched} not, "
+                f"{counts.other_pictures} on pictures that are not evaluated"
+            )
 
 
 def _evaluate_here(data: list[Path], settings: EvaluationConfig, threads: int | None) -> tuple[Evaluation, pa.Table]:
@@ -165,14 +182,14 @@ def _tables(evaluation: Evaluation) -> Iterator[Table]:
         for column in ("mIoU", "to SAM", "mBIoU", "mSF", "own IoU", "alpha 1"):
             table.add_column(column, justify="right", no_wrap=True)
         for line in lines:
-            numbers = [None if part is None else part.value for part in (line.mbiou, line.msf)]
+            numbers = [line.mbiou.value, None if line.msf is None else line.msf.value, line.predicted_iou]
             change = line.to_sam.get("miou")
             table.add_row(
                 line.prompts,
                 line.method,
                 f"{line.miou.value:.3f}",
                 "" if change is None else f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
-                *("-" if number is None else f"{number:.3f}" for number in (*numbers, line.predicted_iou)),
+                *("-" if number is None else f"{number:.3f}" for number in numbers),
                 f"{line.dsp_weight:.3f}",
             )
         yield table

@@ -19,8 +19,8 @@ from stable_sam.evaluation.summary import WHOLE_SLICE, Score
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {"sam": "#9aa5b1", "hq-sam": "#e0a030", "stable-sam": "#1e78d0"}
-LABELS = {"sam": "SAM", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
+COLOURS = {"box": "#d8c9b0", "sam": "#9aa5b1", "hq-sam": "#e0a030", "stable-sam": "#1e78d0"}
+LABELS = {"box": "box, filled", "sam": "SAM", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
 MAX_DOTS = 5000
 """Prompts drawn one by one; the binned means are of all."""
 BINS = 10
@@ -41,10 +41,11 @@ def bar_chart(evaluation: Evaluation) -> bytes:
     axes = figure.subplots()
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
-        scores = [line.miou for line in lines if line.method == method]
+        of_kind = {line.prompts: line.miou for line in lines if line.method == method}
+        scores = list(of_kind.values())
         values = np.array([score.value for score in scores])
         ends = np.array([(score.value - score.low, score.high - score.value) for score in scores])
-        places = np.arange(len(kinds)) + (number - (len(methods) - 1) / 2) * width
+        places = np.array([kinds.index(kind) for kind in of_kind]) + (number - (len(methods) - 1) / 2) * width
         axes.bar(places, values, width, color=COLOURS[method], label=LABELS[method])
         axes.errorbar(places, values, yerr=np.maximum(ends.T, 0), fmt="none", ecolor="black", capsize=2, elinewidth=1)
     if (level := _level(lines)) is not None:

@@ -5,29 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from stable_sam.evaluation.bootstrap import Estimate
+from stable_sam.evaluation.by_object import DIFFERENT
+from stable_sam.evaluation.detections import MATCHED
+from stable_sam.evaluation.routing_bound import RoutingBound
 from stable_sam.evaluation.run import Evaluation
-from stable_sam.evaluation.summary import PARTS, SIZES, WHOLE_SLICE, Score
+from stable_sam.evaluation.summary import CELLS, PARTS, SHARES, WHOLE_SLICE, Score
 
-NAMES = {"sam": "SAM (the base)", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
+ABOUT_ROUTING = f"""\
+Best of both: mIoU of the better mask of SAM's and the method's for each prompt, chosen with the true mask; no rule that
+chooses between the two can do better. Helps, hurts: shares of the prompts for which the method's IoU is more than
+{DIFFERENT} above or below SAM's. Share of the bound: of what the best of both gains over SAM, the part that the method
+gains when it answers every prompt; below 0 where it loses. Gap closed: of what SAM loses against its own masks of the
+true boxes, the part that the method gets back."""
+ABOUT_DETECTIONS = f"""\
+Detections with an IoU of at least {MATCHED} with a true box are the prompts of `detector-boxes`, one for each object,
+the highest score first. The unmatched ones are not asked for."""
+NAMES = {"box": "box, filled", "sam": "SAM (the base)", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """All tables: each set, all objects, the sizes, parts of wholes, alpha_1 and the models."""
+    """All tables: each set, all objects, the bound of routing, the sizes, parts of wholes, alpha_1 and the models."""
     settings = evaluation.settings
     sections = [
-        f"{evaluation.model.model} at {evaluation.model.input_size} px; objects of at least "
-        f"{settings.min_area_fraction:.2%} of their picture; {settings.random_prompts} prompts for each object and "
-        f"random kind; seed {settings.seed}. Brackets: 95 % intervals, bootstrap over objects, paired for differences."
+        f"{evaluation.model.model} at {evaluation.model.input_size} px; objects {settings.object_sizes}; "
+        f"{settings.random_prompts} prompts for each object and random kind; seed {settings.seed}. "
+        "Brackets: 95 % intervals, bootstrap over objects, paired for differences."
     ]
     whole = [score for score in evaluation.scores if score.slice == WHOLE_SLICE]
     for name in dict.fromkeys(score.set for score in whole):
         lines = [score for score in whole if score.set == name]
         sections.append(f"## {name} ({_objects(lines)} objects)\n\n{_scores(lines)}")
-    for size, (low, high) in SIZES.items():
-        lines = [score for score in evaluation.scores if score.slice == size]
-        if lines:
-            title = f"{size.capitalize()}, {low:.0%} to {high:.0%} of the picture ({_objects(lines)} objects)"
-            sections.append(f"## {title}\n\n{_scores(lines)}")
+    if evaluation.routing:
+        sections.append(f"## What routing could reach\n\n{ABOUT_ROUTING}\n\n{_routing(evaluation.routing)}")
+    for title, slices in (
+        ("By the object's part of its picture", SHARES),
+        ("By the longer side of the object's box, in cells of the image embedding", CELLS),
+    ):
+        lines = [score for score in evaluation.scores if score.slice in slices]
+        sections.append(f"## {title}\n\nmIoU.\n\n{_sizes(lines, settings.methods)}")
     if parts := [score for score in evaluation.scores if score.slice == PARTS]:
         about = "Objects of which 90 % lie in another one. Drift: masks nearer (by IoU) to the whole than to the part."
         sections.append(f"## Parts of wholes\n\n{about}\n\n{_parts(parts)}")
@@ -39,9 +54,11 @@ def markdown(evaluation: Evaluation) -> str:
         ]
         header = ("prompts", "masks", "mean alpha_1", "rho")
         sections.append(f"## alpha_1 and the prompt's quality\n\n{about}\n\n{_table(header, rows)}")
+    if settings.detections_uri is not None:
+        sections.append(f"## Detections\n\n{_detections(evaluation)}")
     if evaluation.skipped:
         skipped = ", ".join(f"{kind}: {count}" for kind, count in evaluation.skipped.items())
-        sections.append(f"Objects without another one in their picture, not asked for by: {skipped}.")
+        sections.append(f"Objects not asked for, because they have no such prompt: {skipped}.")
     models = [(NAMES[name], f"{count:,}") for name, count in evaluation.model.parameters.items()]
     hashes = "; ".join(f"{name} {digest[:16]}" for name, digest in evaluation.model.weights_sha256.items())
     sections.append(f"## Models\n\n{_table(('method', 'parameters'), models)}\n\nWeights (SHA-256): {hashes}.")
@@ -59,12 +76,63 @@ def _scores(lines: Sequence[Score]) -> str:
             _interval(line.msf),
             _interval(line.to_sam.get("miou"), signed=True),
             _interval(line.to_sam.get("msf"), signed=True),
-            f"{line.predicted_iou:.3f}",
+            "" if line.predicted_iou is None else f"{line.predicted_iou:.3f}",
             f"{line.dsp_weight:.3f}" if line.method == "stable-sam" else "",
         )
         for line in lines
     )
     return _table(header, rows)
+
+
+def _routing(lines: Sequence[RoutingBound]) -> str:
+    header = ["set", "prompts", "method", "SAM", "method alone", "best of both", "best to SAM"]
+    header += ["helps", "hurts", "share of the bound", "gap closed"]
+    rows = (
+        (
+            line.set,
+            line.prompts,
+            NAMES[line.method],
+            _interval(line.sam_miou),
+            _interval(line.method_miou),
+            _interval(line.best_miou),
+            _interval(line.best_gain, signed=True),
+            _interval(line.helps),
+            _interval(line.hurts),
+            _interval(line.share_of_bound),
+            _interval(line.gap_closed),
+        )
+        for line in lines
+    )
+    return _table(header, rows)
+
+
+def _sizes(lines: Sequence[Score], methods: Sequence[str]) -> str:
+    """A row for each size and kind of prompt, the methods side by side."""
+    differing = [method for method in methods if any(line.to_sam for line in lines if line.method == method)]
+    header = ["size", "objects", "prompts", *(NAMES[method] for method in methods)]
+    header += [f"{NAMES[method]} to SAM" for method in differing]
+    of: dict[tuple[str, str], dict[str, Score]] = {}
+    for line in lines:
+        of.setdefault((line.slice, line.prompts), {})[line.method] = line
+    rows = []
+    for (size, prompts), by_method in of.items():
+        figures = [by_method[method].miou if method in by_method else None for method in methods]
+        changes = [by_method[method].to_sam.get("miou") if method in by_method else None for method in differing]
+        objects = str(_objects(list(by_method.values())))
+        rows.append(
+            [size, objects, prompts, *map(_interval, figures), *(_interval(one, signed=True) for one in changes)]
+        )
+    return _table(header, rows)
+
+
+def _detections(evaluation: Evaluation) -> str:
+    header = ("set", "objects", "matched", "unmatched", "on pictures not evaluated")
+    rows = [
+        (name, str(of.objects), str(counts.matched), str(counts.unmatched), str(counts.other_pictures))
+        for name, of in evaluation.sets.items()
+        if (counts := of.detections) is not None
+    ]
+    return f"{ABOUT_DETECTIONS}\n\n{_table(header, rows)}"
 
 
 def _parts(lines: Sequence[Score]) -> str:

@@ -47,6 +47,34 @@ class ReferenceMask:
             _iou(boundary, self.boundary[window], self.boundary_area),
         )
 
+    def iou(self, mask: Mask) -> float:
+        """IoU of `mask` (H, W, same size) with this one, without the cost of the boundary."""
+        window = tight_window(mask)
+        if window is None:
+            return 1.0 if self.area == 0 else 0.0
+        return _iou(mask.view(np.uint8)[window], self.mask[window], self.area)
+
+
+class MaskUnion:
+    """The union of masks (H, W) that are seen one at a time, because masks of large pictures do not fit together."""
+
+    def __init__(self, image_hw: tuple[int, int]) -> None:
+        self._union = np.zeros(image_hw, dtype=np.bool_)
+        self._areas: list[int] = []
+
+    def add(self, mask: Mask) -> None:
+        """Take in `mask` (H, W)."""
+        self._areas.append(int(np.count_nonzero(mask)))
+        np.logical_or(self._union, mask, out=self._union)
+
+    def ious(self) -> list[float]:
+        """IoU of each mask with the union, in the order they were added; their mean is mSF.
+
+        Every mask lies inside the union, as in `stability.prompt_stability`: IoU(M_i, M_union) = |M_i| / |M_union|.
+        """
+        union_area = int(np.count_nonzero(self._union))
+        return [area / union_area if union_area else 0.0 for area in self._areas]
+
 
 def tight_window(mask: Mask) -> tuple[slice, slice] | None:
     """The rows and columns that hold all of `mask` (H, W); None for an empty mask."""

@@ -1,4 +1,4 @@
-"""The kinds of prompts of the paper's tables, and of people and detectors, drawn from a ground-truth mask.
+"""The kinds of prompts: those of the paper's tables, and those of people and detectors.
 
     gt-box            the tight box
     noisy-box-<s>     HQ-SAM's uniform noise of scale s on centre and size; noisy-box is scale 0.4
@@ -8,6 +8,12 @@
     detector-box      the tight box as an object detector finds it (see `DETECTOR_ERROR`)
     two-objects-box   the box around the object and the nearest other one of the picture; the object is the target
     <n>-points        n points, uniform over the mask
+
+These are drawn from a ground-truth mask. Two kinds need more than the mask:
+
+    worst-box         the worst box that a careful person might draw, searched for each method
+                      (see `stable_sam.evaluation.worst_box`)
+    detector-boxes    what a real detector found, read from a file (see `stable_sam.evaluation.detections`)
 
 All boxes are clipped to the picture, where annotators and detectors stop as well.
 """
@@ -40,9 +46,10 @@ heavy tails. The boxes' mean IoU is 0.80."""
 DETECTED = 0.5
 """IoU under which a detector's box counts as a miss: such a one is drawn again."""
 GT_BOX, TWO_OBJECTS_BOX = "gt-box", "two-objects-box"
+WORST_BOX, DETECTOR_BOXES = "worst-box", "detector-boxes"
 _EXPECTED = (
-    "gt-box, noisy-box, noisy-box-<scale>, shifted-box, truncated-box, loose-box, detector-box, two-objects-box "
-    "or <n>-point(s)"
+    "gt-box, noisy-box, noisy-box-<scale>, shifted-box, truncated-box, loose-box, detector-box, two-objects-box, "
+    "worst-box, detector-boxes or <n>-point(s)"
 )
 
 Boxes = NDArray[np.float64]
@@ -62,7 +69,7 @@ class PromptKind:
     @classmethod
     def parse(cls, name: str) -> Self:
         """Read a name; raises `ConfigError` for one that is no kind of prompt."""
-        if name in (GT_BOX, TWO_OBJECTS_BOX) or name in _REALISTIC:
+        if name in (GT_BOX, TWO_OBJECTS_BOX, WORST_BOX, DETECTOR_BOXES) or name in _REALISTIC:
             return cls(name=name)
         if match := re.fullmatch(r"noisy-box(?:-(\d?\.\d+|1|1\.0))?", name):
             scale = float(match[1]) if match[1] else NOISE_SCALE
@@ -75,12 +82,12 @@ class PromptKind:
     @property
     def is_noisy(self) -> bool:
         """Whether this is a box with noise of any sort around the true one."""
-        return not self.points and self.is_random
+        return not self.points and self.name not in (GT_BOX, TWO_OBJECTS_BOX)
 
     @property
     def is_random(self) -> bool:
-        """False when the masks alone give the prompt, so that drawing it again is of no use."""
-        return self.name not in (GT_BOX, TWO_OBJECTS_BOX)
+        """False when an object has one prompt of this kind, so that drawing it again is of no use."""
+        return self.name not in (GT_BOX, TWO_OBJECTS_BOX, WORST_BOX, DETECTOR_BOXES)
 
     def draw(
         self, mask: Mask, rng: np.random.Generator, count: int, nearest_xyxy: Boxes | None = None
@@ -88,7 +95,10 @@ class PromptKind:
         """Draw `count` prompts, or the only one, of a non-empty mask (H, W): boxes (B, 4) XYXY or points (B, N, 2).
 
         nearest_xyxy: tight box (4,) of the nearest other object; without one there is no `two-objects-box`: None.
+        Raises `ConfigError` for `worst-box` and `detector-boxes`, which no mask alone gives.
         """
+        if self.name in (WORST_BOX, DETECTOR_BOXES):
+            raise ConfigError(f"prompts: expected a kind that a mask alone gives, got {self.name!r} (evaluate has it)")
         if self.points:
             return random_points(mask, count * self.points, rng).reshape(count, self.points, 2)
         box = tight_box(mask)
@@ -109,6 +119,14 @@ def tight_box(mask: Mask) -> NDArray[np.float64]:
         raise ValueError("an empty mask has no box")
     rows, columns = window
     return np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float64)
+
+
+def fill_box(box_xyxy: Boxes, image_hw: tuple[int, int]) -> Mask:
+    """The mask (H, W) of the pixels whose centres lie in a box (4,)."""
+    mask = np.zeros(image_hw, dtype=np.bool_)
+    left, top, right, bottom = np.ceil(np.maximum(box_xyxy, 0) - 0.5).astype(int)
+    mask[top:bottom, left:right] = True
+    return mask
 
 
 def prompt_rng(seed: int, *key: str) -> np.random.Generator:

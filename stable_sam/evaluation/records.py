@@ -25,10 +25,12 @@ SCHEMA = pa.schema(
         "annotation": _NAME,
         "category": _NAME,
         "area_fraction": pa.float64(),
+        "box_cells": pa.float64(),
         "whole": _NAME,
         "method": _NAME,
         "prompt": _NAME,
         "number": pa.int32(),
+        "box_xyxy": pa.list_(pa.float64()),
         "prompt_quality": pa.float64(),
         "iou": pa.float64(),
         "boundary_iou": pa.float64(),
@@ -38,10 +40,13 @@ SCHEMA = pa.schema(
         "dsp_weight": pa.float64(),
     }
 )
-"""area_fraction: of the object in its picture. whole: annotation of the object that this one is a part of, or null.
-number: of the prompt among its kind's. prompt_quality: IoU of the weak box with the true one, or the number of points.
-union_iou: IoU of the mask with the union of the object's masks of this method and kind (its mean is mSF); null for a
-single prompt. whole_iou: IoU with the whole, where there is one. dsp_weight: alpha_1."""
+"""area_fraction: of the object in its picture. box_cells: longer side of the object's true box, in cells of the image
+embedding. whole: annotation of the object that this one is a part of, or null. number: of the prompt among its kind's.
+box_xyxy: the weak box in pixels of the picture; null for points. prompt_quality: IoU of the weak box with the true one,
+or the number of points. union_iou: IoU of the mask with the union of the object's masks of this method and kind (its
+mean is mSF); null for a single prompt; for worst-box, which has one record for each object and method, the mean over
+the masks of the boxes that the search starts from. whole_iou: IoU with the whole, where there is one. predicted_iou:
+null for the method box. dsp_weight: alpha_1, 0 for methods without the plugin."""
 
 
 def record_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -11,13 +11,16 @@ import pyarrow as pa
 
 from stable_sam.errors import ConfigError
 from stable_sam.evaluation.alpha import AlphaCorrelation, correlate_alpha
+from stable_sam.evaluation.by_object import object_means
+from stable_sam.evaluation.detections import match_detections
 from stable_sam.evaluation.methods import ModelFacts, method_config
 from stable_sam.evaluation.records import join_records
+from stable_sam.evaluation.routing_bound import RoutingBound, routing_bounds
 from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.scoring import Scorer
 from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.summary import WHOLE_SLICE, Score, summarise
-from stable_sam.evaluation.truth import TruthSet, read_truth
+from stable_sam.evaluation.summary import Score, summarise
+from stable_sam.evaluation.truth import DetectionCounts, TruthSet, read_truth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,8 @@ class SetCounts:
     objects: int
     left_out_crowd: int
     left_out_small: int
+    detections: DetectionCounts | None
+    """None: no detections were read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +43,11 @@ class Evaluation:
     settings: EvaluationConfig
     sets: dict[str, SetCounts]
     skipped: dict[str, int]
-    """Objects that a kind of prompt could not ask for: there is no other object to share a box with."""
+    """Objects that a kind of prompt could not ask for: there is no other object to share a box with, or no detection
+    was matched."""
     scores: tuple[Score, ...]
+    routing: tuple[RoutingBound, ...]
+    """What could be gained by a choice between SAM's mask and another method's, for each prompt."""
     alpha: tuple[AlphaCorrelation, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def evaluate(
 
     data_dirs: folders for `read_truth`. on_image: called with pictures done and in all. The records of all pictures are
     held in memory, about 100 bytes a mask; pixels and masks of one picture at a time.
-    Raises `ConfigError`, `AnnotationError`, `ImageError` or `WeightsError` with one line.
+    Raises `ConfigError`, `AnnotationError`, `ImageError`, `StorageError` or `WeightsError` with one line.
     """
     sets = read_sets(data_dirs, settings)
     scorer = Scorer(settings)
@@ -71,8 +79,8 @@ def evaluate(
 
 
 def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[TruthSet]:
-    """The pictures and objects to evaluate; raises `AnnotationError` and `ConfigError`."""
-    method_config(settings.refiner, settings.methods)  # before hours of reading, not after
+    """The pictures and objects to evaluate; raises `AnnotationError`, `ConfigError` and `StorageError`."""
+    method_config(settings.refiner, settings.models)  # before hours of reading, not after
     sets = [
         part
         for folder in data_dirs
@@ -84,6 +92,8 @@ def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[Tru
         raise ConfigError(f"data: expected sets of different names, got {', '.join(repeated)} more than once")
     if not any(part.images for part in sets):
         raise ConfigError(f"data: no object left to evaluate in {', '.join(names) or 'nothing'}")
+    if settings.detections_uri is not None:
+        sets = match_detections(sets, settings.detections_uri)
     return sets if settings.max_objects is None else sample_objects(sets, settings.max_objects, settings.seed)
 
 
@@ -92,23 +102,25 @@ def conclude(
 ) -> tuple[Evaluation, pa.Table]:
     """The figures of the pictures' records, in the order of `sets`, and these records as one table."""
     records = join_records(tables)
-    scores = summarise(records, settings)
+    by_kind = list(object_means(records, settings))
     objects = sum(part.objects for part in sets)
-    asked = dict.fromkeys(settings.prompts, 0)
-    for score in scores:
-        if score.slice == WHOLE_SLICE and score.method == settings.methods[0] and score.set in {s.name for s in sets}:
-            asked[score.prompts] += score.objects
+    asked = dict.fromkeys(settings.prompts, 0) | {means.prompts: len(means.keys) for means in by_kind}
     evaluation = Evaluation(
         model=facts,
         settings=settings,
         sets={
             part.name: SetCounts(
-                images=len(part.images), objects=part.objects, left_out_crowd=part.crowd, left_out_small=part.small
+                images=len(part.images),
+                objects=part.objects,
+                left_out_crowd=part.crowd,
+                left_out_small=part.small,
+                detections=part.detections,
             )
             for part in sets
         },
         skipped={kind: objects - count for kind, count in asked.items() if count < objects},
-        scores=tuple(scores),
+        scores=tuple(summarise(by_kind, settings)),
+        routing=tuple(routing_bounds(by_kind, settings)),
         alpha=tuple(correlate_alpha(records, settings.prompts)),
     )
     return evaluation, records

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,23 @@ from numpy.typing import NDArray
 from stable_sam.data.images import Picture, decode_picture
 from stable_sam.errors import ImageError
 from stable_sam.evaluation.methods import load_methods, select_method
-from stable_sam.evaluation.metrics import Mask, ReferenceMask
+from stable_sam.evaluation.metrics import Mask, MaskUnion, ReferenceMask
 from stable_sam.evaluation.neighbours import find_neighbours
-from stable_sam.evaluation.prompts import PromptKind, box_iou, prompt_rng, tight_box
+from stable_sam.evaluation.prompts import (
+    DETECTOR_BOXES,
+    WORST_BOX,
+    Boxes,
+    PromptKind,
+    box_iou,
+    fill_box,
+    prompt_rng,
+    tight_box,
+)
 from stable_sam.evaluation.records import record_table
-from stable_sam.evaluation.settings import EvaluationConfig
+from stable_sam.evaluation.settings import BOX, EvaluationConfig
 from stable_sam.evaluation.truth import TruthImage
+from stable_sam.evaluation.worst_box import START, search_worst_box
+from stable_sam.frames import Frame
 from stable_sam.predict import ImageView, PromptArrays, embed_image, predict
 
 DECODER_CHUNK = 8
@@ -33,8 +45,21 @@ class _Object:
     truth: ReferenceMask
     whole: ReferenceMask | None
     nearest_xyxy: NDArray[np.float64] | None
+    detected_xyxy: NDArray[np.float64] | None
+    """(1, 4), the box that a detector found."""
     annotation_id: str
     columns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a method answered to one prompt."""
+
+    mask: Callable[[], Mask]
+    """Gives the mask (H, W). It is made when it is asked for: masks of original size are large."""
+    predicted_iou: float | None
+    """None for the box, which estimates nothing."""
+    dsp_weight: float
 
 
 class Scorer:
@@ -43,7 +68,7 @@ class Scorer:
     def __init__(self, settings: EvaluationConfig) -> None:
         self.settings = settings
         self.kinds = [PromptKind.parse(name) for name in settings.prompts]
-        self.model, self.facts = load_methods(settings.refiner, settings.methods, settings.size)
+        self.model, self.facts = load_methods(settings.refiner, settings.models, settings.size)
 
     def score(self, set_name: str, image: TruthImage) -> pa.Table:
         """The records of one picture of a set; they depend on the settings, the picture and the names alone.
@@ -53,61 +78,139 @@ class Scorer:
         side = int(self.model.sam.image_encoder.img_size)
         view = embed_image(self.model, _read_picture(image, self.settings.refiner.max_image_pixels, side))
         rows: list[dict[str, Any]] = []
-        for item in _objects(set_name, image):
+        for item in _objects(set_name, image, view.embedding.shape[-1]):
             for kind in self.kinds:
+                score = self._score_worst if kind.name == WORST_BOX else self._score_drawn
                 rng = prompt_rng(self.settings.seed, set_name, item.annotation_id, kind.name)
-                count = self.settings.random_prompts if kind.is_random else 1
-                drawn = kind.draw(item.mask, rng, count, item.nearest_xyxy)
-                if drawn is None:
-                    continue
-                qualities = np.full(len(drawn), kind.points) if kind.points else box_iou(drawn, tight_box(item.mask))
-                for method in self.settings.methods:
-                    select_method(self.model, method)
-                    known = {**item.columns, "method": method, "prompt": kind.name}
-                    for number, answer in enumerate(self._answers(view, item, _arrays(kind, drawn))):
-                        rows.append({**known, "number": number, "prompt_quality": float(qualities[number]), **answer})
+                rows += score(view, item, kind, rng)
         return record_table(rows)
 
-    def _answers(self, view: ImageView, item: _Object, prompts: PromptArrays) -> list[dict[str, Any]]:
-        """What came of each prompt. Of the masks of original size only one and the union exist at a time."""
+    def _score_drawn(
+        self, view: ImageView, item: _Object, kind: PromptKind, rng: np.random.Generator
+    ) -> Iterator[dict[str, Any]]:
+        """Records of prompts that are the same for every method."""
+        if kind.name == DETECTOR_BOXES:
+            drawn = item.detected_xyxy
+        else:
+            drawn = kind.draw(item.mask, rng, self.settings.random_prompts if kind.is_random else 1, item.nearest_xyxy)
+        if drawn is None:
+            return
+        qualities = np.full(len(drawn), kind.points) if kind.points else box_iou(drawn, tight_box(item.mask))
+        prompts = _arrays(kind, drawn)
+        for method in self.settings.models if kind.points else self.settings.methods:
+            compared = _compare(item, self._ask(view, method, prompts))
+            for number, (figures, quality) in enumerate(zip(compared, qualities.tolist(), strict=True)):
+                box = None if kind.points else drawn[number].tolist()
+                yield _record(item, method, kind, figures, number=number, quality=quality, box_xyxy=box)
+
+    def _score_worst(
+        self, view: ImageView, item: _Object, kind: PromptKind, rng: np.random.Generator
+    ) -> Iterator[dict[str, Any]]:
+        """One record for each method: of its own worst box."""
+        seed = rng.integers(2**63)
+        for method in self.settings.methods:
+            yield self._worst_record(view, item, kind, method, np.random.default_rng(seed))
+
+    def _worst_record(
+        self, view: ImageView, item: _Object, kind: PromptKind, method: str, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """The worst answer, with mSF over the boxes that the search starts from: they are the same for every method."""
+        answers: list[_Answer] = []
+        union = MaskUnion(view.frame.original_hw)
+
+        def mask_iou(boxes: Boxes) -> NDArray[np.float64]:
+            ious = []
+            for answer in self._ask(view, method, PromptArrays(boxes_xyxy=boxes)):
+                mask = answer.mask()
+                ious.append(item.truth.iou(mask))
+                if len(answers) < START:
+                    union.add(mask)
+                answers.append(answer)
+            return np.array(ious)
+
+        true_box = tight_box(item.mask)
+        boxes, ious = search_worst_box(true_box, view.frame.original_hw, rng, mask_iou)
+        worst = int(ious.argmin())
+        [figures] = _compare(item, [answers[worst]])
+        figures["union_iou"] = float(np.mean(union.ious()))
+        quality = float(box_iou(boxes[worst : worst + 1], true_box)[0])
+        return _record(item, method, kind, figures, number=0, quality=quality, box_xyxy=boxes[worst].tolist())
+
+    def _ask(self, view: ImageView, method: str, prompts: PromptArrays) -> list[_Answer]:
+        """What `method` answers to each of the prompts."""
+        hw = view.frame.original_hw
+        if method == BOX:
+            assert prompts.boxes_xyxy is not None, "points have no box"
+            return [_Answer(partial(fill_box, box, hw), None, 0.0) for box in prompts.boxes_xyxy]
+        select_method(self.model, method)
         prediction = predict(self.model, view, prompts, DECODER_CHUNK)
-        union = np.zeros_like(item.mask)
-        areas: list[int] = []
-        answers: list[dict[str, Any]] = []
-        for row, logits in enumerate(prediction.logits):
-            mask = np.ascontiguousarray(view.frame.to_original(logits) > 0)
-            iou, boundary_iou = item.truth.compare(mask)
-            answers.append(
-                {
-                    "iou": iou,
-                    "boundary_iou": boundary_iou,
-                    "whole_iou": None if item.whole is None else item.whole.compare(mask)[0],
-                    "predicted_iou": float(prediction.iou[row]),
-                    "dsp_weight": float(prediction.dsp_weight[row]),
-                }
+        return [
+            _Answer(partial(_to_mask, view.frame, logits), iou, weight)
+            for logits, iou, weight in zip(
+                prediction.logits, prediction.iou.tolist(), prediction.dsp_weight.tolist(), strict=True
             )
-            areas.append(int(np.count_nonzero(mask)))
-            np.logical_or(union, mask, out=union)
-        # Every mask lies inside the union, as in `stability.prompt_stability`: IoU(M_i, M_union) = |M_i| / |M_union|.
-        union_area = int(np.count_nonzero(union))
-        for answer, area in zip(answers, areas, strict=True):
-            answer["union_iou"] = None if len(areas) == 1 else area / union_area if union_area else 0.0
-        return answers
+        ]
 
 
-def _objects(set_name: str, image: TruthImage) -> Iterator[_Object]:
-    """The objects to evaluate, one after the other: masks of original size are large."""
+def _compare(item: _Object, answers: Sequence[_Answer]) -> list[dict[str, Any]]:
+    """The figures of each answer. Of the masks of original size only one and the union exist at a time."""
+    union = MaskUnion((item.mask.shape[0], item.mask.shape[1]))
+    compared: list[dict[str, Any]] = []
+    for answer in answers:
+        mask = answer.mask()
+        iou, boundary_iou = item.truth.compare(mask)
+        compared.append(
+            {
+                "iou": iou,
+                "boundary_iou": boundary_iou,
+                "whole_iou": None if item.whole is None else item.whole.compare(mask)[0],
+                "predicted_iou": answer.predicted_iou,
+                "dsp_weight": answer.dsp_weight,
+            }
+        )
+        union.add(mask)
+    for figures, union_iou in zip(compared, union.ious(), strict=True):
+        figures["union_iou"] = None if len(answers) == 1 else union_iou
+    return compared
+
+
+def _record(
+    item: _Object,
+    method: str,
+    kind: PromptKind,
+    figures: Mapping[str, Any],
+    *,
+    number: int,
+    quality: float,
+    box_xyxy: list[float] | None,
+) -> dict[str, Any]:
+    prompt = {"prompt": kind.name, "number": number, "prompt_quality": quality, "box_xyxy": box_xyxy}
+    return {**item.columns, "method": method, **prompt, **figures}
+
+
+def _to_mask(frame: Frame, logits: NDArray[np.float32]) -> Mask:
+    return np.ascontiguousarray(frame.to_original(logits) > 0)
+
+
+def _objects(set_name: str, image: TruthImage, embedding_side: int) -> Iterator[_Object]:
+    """The objects to evaluate, one after the other: masks of original size are large.
+
+    embedding_side: side of the image embedding in cells.
+    """
+    cells_per_pixel = embedding_side / max(image.size_hw)
     pixels = image.size_hw[0] * image.size_hw[1]
     for item, near in zip(image.objects, find_neighbours(image.objects), strict=True):
         if not image.is_asked(item):
             continue
         mask = item.mask()
+        box = tight_box(mask)
         whole = None if near.whole is None else image.objects[near.whole]
         yield _Object(
             mask=mask,
             truth=ReferenceMask(mask),
             whole=None if whole is None else ReferenceMask(whole.mask()),
             nearest_xyxy=None if near.nearest is None else image.objects[near.nearest].box_xyxy(),
+            detected_xyxy=None if item.detected_xyxy is None else np.array([item.detected_xyxy]),
             annotation_id=item.annotation_id,
             columns={
                 "set": set_name,
@@ -115,6 +218,7 @@ def _objects(set_name: str, image: TruthImage) -> Iterator[_Object]:
                 "annotation": item.annotation_id,
                 "category": item.category,
                 "area_fraction": np.count_nonzero(mask) / pixels,
+                "box_cells": float((box[2:] - box[:2]).max()) * cells_per_pixel,
                 "whole": None if whole is None else whole.annotation_id,
             },
         )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from stable_sam.data.source_annotation import id_text
 from stable_sam.errors import AnnotationError
 from stable_sam.evaluation.metrics import Mask
 
@@ -23,7 +24,10 @@ class TruthObject:
     annotation_id: str
     category: str
     """Its id where the file names no categories; empty where it has none."""
+    category_id: str | None = None
     rle: dict[str, Any]
+    detected_xyxy: tuple[float, float, float, float] | None = None
+    """The detector's box that was matched to this object, in pixels of the picture; None: there is none."""
 
     def mask(self) -> Mask:
         """The mask (H, W)."""
@@ -42,6 +46,7 @@ class TruthImage:
     path: Path
     name: str
     """Its file_name in the file."""
+    image_id: str = ""
     size_hw: tuple[int, int]
     objects: tuple[TruthObject, ...]
     asked: frozenset[str] | None = None
@@ -53,6 +58,18 @@ class TruthImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionCounts:
+    """What became of the detections of one set's pictures."""
+
+    matched: int
+    """Detections that are the box of a true object, whether or not the object is in the sample."""
+    unmatched: int
+    """Detections on evaluated pictures that are no object's box: false ones, doubles, and objects that do not count."""
+    other_pictures: int
+    """Detections on pictures that are not evaluated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TruthSet:
     """One `instances.json`, and how many of its annotations do not count."""
 
@@ -61,7 +78,13 @@ class TruthSet:
     crowd: int
     """Annotations with iscrowd: groups, not objects."""
     small: int
-    """Objects under the smallest area."""
+    """Objects under the smallest area, and empty masks."""
+    other_images: tuple[TruthImage, ...] = ()
+    """Pictures of the file that are not evaluated, without their objects."""
+    category_ids: frozenset[str] = frozenset()
+    """Ids of all categories that the file names or uses."""
+    detections: DetectionCounts | None = None
+    """None: no detections were read."""
 
     @property
     def objects(self) -> int:
@@ -98,6 +121,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
             image = TruthImage(
                 path=picture_path(file, record["file_name"]),
                 name=record["file_name"],
+                image_id=id_text(record["id"]) or "",
                 size_hw=(int(record["height"]), int(record["width"])),
                 objects=(),
             )
@@ -129,14 +153,20 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
         if area == 0 or area < min_area_fraction * image.size_hw[0] * image.size_hw[1]:
             small += 1
             continue
-        objects.setdefault(image_id, []).append(TruthObject(annotation_id=name, category=category, rle=rle))
+        category_id = id_text(record.get("category_id"))
+        objects.setdefault(image_id, []).append(
+            TruthObject(annotation_id=name, category=category, category_id=category_id, rle=rle)
+        )
 
     chosen = _spread([image_id for image_id in by_id if image_id in objects], limit)
+    category_ids = [*categories, *(record.get("category_id") for record in annotations)]
     return TruthSet(
         name=file.parent.resolve().name,
         images=tuple(replace(by_id[image_id], objects=tuple(objects[image_id])) for image_id in chosen),
         crowd=crowd,
         small=small,
+        other_images=tuple(by_id[image_id] for image_id in by_id.keys() - set(chosen)),
+        category_ids=frozenset(filter(None, map(id_text, category_ids))),
     )
 
 

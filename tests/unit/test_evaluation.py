@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import AnnotationError, ConfigError, ImageError, StorageError
+from stable_sam.evaluation.by_object import ALL_SETS
 from stable_sam.evaluation.metrics import ReferenceMask
 from stable_sam.evaluation.neighbours import Neighbours, find_neighbours
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
@@ -25,7 +26,7 @@ from stable_sam.evaluation.run import Evaluation, SetCounts, conclude, evaluate,
 from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.scoring import Scorer
 from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.summary import ALL_SETS, PARTS, SIZES, WHOLE_SLICE, Score
+from stable_sam.evaluation.summary import CELLS, PARTS, SHARES, WHOLE_SLICE, Score
 from stable_sam.evaluation.truth import read_truth
 from stable_sam.stability import prompt_stability
 from tasks import evaluation_actor
@@ -181,7 +182,11 @@ def test_slices_by_size_and_parts_with_their_drift(tmp_path: Path) -> None:
     large = boxed(3, 15, 5, 79, 59)
     result = run(write_set(tmp_path / "a", [speck, part, large]), prompts=("gt-box", "two-objects-box", "1-point"))
     objects = {(s.slice, s.prompts): s.objects for s in result.scores if s.method == "sam"}
-    assert [objects[name, "gt-box"] for name in (WHOLE_SLICE, *SIZES, PARTS)] == [3, 1, 1, 1, 1]
+    assert [objects[name, "gt-box"] for name in (WHOLE_SLICE, PARTS)] == [3, 1]
+    shares, cells = ([objects.get((name, "gt-box"), 0) for name in slices] for slices in (SHARES, CELLS))
+    assert shares == [0, 0, 1, 1, 1]
+    # The tiny model's input has 64 pixels and its embedding 4 cells, for the 80 pixels of the pictures.
+    assert cells == [1, 1, 1, 0, 0], "sides of 7, 20 and 64 pixels are 0.35, 1 and 3.2 cells"
     assert objects[WHOLE_SLICE, "two-objects-box"] == 3
     for score in result.scores:
         assert (score.drift is not None) == (score.slice == PARTS)
@@ -229,8 +234,9 @@ def test_limit_and_smallest_area_are_kept_and_counted(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "a", [square(n, image=n) for n in range(5)] + [speck, crowd], pictures=5)
     part = read_truth(folder, min_area_fraction=0.005, limit=2)[0]
     assert (len(part.images), part.objects, part.small, part.crowd) == (2, 2, 1, 1)
-    counts = SetCounts(images=2, objects=2, left_out_crowd=1, left_out_small=1)
-    assert run(folder, limit=2).sets == {"a": counts}
+    counts = SetCounts(images=2, objects=2, left_out_crowd=1, left_out_small=1, detections=None)
+    assert run(folder, limit=2, min_area_fraction=0.005).sets == {"a": counts}
+    assert run(folder, limit=1).sets["a"].objects == 2, "by default the smallest object counts"
 
 
 def test_all_forms_of_segmentation_are_one_mask(tmp_path: Path) -> None:
@@ -300,8 +306,10 @@ def test_kinds_of_prompts() -> None:
 
 
 def test_methods_and_sets_are_checked(data: Path) -> None:
-    with pytest.raises(ConfigError, match="methods: expected some of sam, hq-sam, stable-sam, got magic"):
-        run(data, methods=("sam", "magic"))
+    expected = "methods: expected some of sam, hq-sam, stable-sam, and box besides, got"
+    for methods, got in ((("sam", "magic"), "magic"), (("box",), "box"), ((), "none")):
+        with pytest.raises(ConfigError, match=f"{expected} {got}"):
+            run(data, methods=methods)
     with pytest.raises(ConfigError, match="needs a plugin"):
         run(data, refiner=RefinerConfig(model="tiny", plugin=False))
     with pytest.raises(ConfigError, match=r"hq-sam needs the URI of its weights for tiny \(--hq\), got none"):

@@ -35,7 +35,7 @@ def made_up_records(settings: EvaluationConfig, objects: int = 12) -> pa.Table:
                     alpha = rng.uniform() if points else 1 - quality
                     row = dict.fromkeys(SCHEMA.names, 0.5) | {
                         "set": "a", "picture": "p", "annotation": str(number), "category": "", "whole": None,
-                        "method": method, "prompt": kind, "number": prompt, "prompt_quality": quality,
+                        "method": method, "prompt": kind, "number": prompt, "prompt_quality": quality, "box_xyxy": None,
                         "iou": rng.uniform(0.4, 0.9), "dsp_weight": alpha if method == "stable-sam" else 0.0,
                         "union_iou": None if kind == "gt-box" else 0.7, "whole_iou": None,
                     }  # fmt: skip
@@ -69,7 +69,7 @@ def test_bars_of_every_method_grow_with_their_figure(made_up: tuple[Evaluation, 
 
     evaluation, _ = made_up
     chart = pixels(bar_chart(evaluation))
-    sizes = {method: coloured(chart, colour) for method, colour in COLOURS.items()}
+    sizes = {method: coloured(chart, COLOURS[method]) for method in evaluation.settings.methods}
     assert min(sizes.values()) > 1000
     halved = [
         replace(score, miou=replace(score.miou, value=score.miou.value / 2, low=0.0))

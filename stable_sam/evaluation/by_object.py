@@ -1,0 +1,106 @@
+"""Records to means over each object's prompts, by kind of prompt: what every figure over objects is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stable_sam.evaluation.prompts import WORST_BOX
+from stable_sam.evaluation.records import codes, numbers
+from stable_sam.evaluation.settings import BASELINE, EvaluationConfig
+
+ALL_SETS = "all objects"
+"""Name of the lines that average over the objects of all sets."""
+DIFFERENT = 0.02
+"""Difference in IoU above which a method helps or hurts; smaller ones nobody sees."""
+_COLUMNS = "iou", "boundary_iou", "union_iou", "whole_iou", "predicted_iou", "dsp_weight"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMeans:
+    """The N objects that one kind of prompt asks for, and the M methods that answer it."""
+
+    prompts: str
+    methods: tuple[str, ...]
+    """Of the settings, without those that do not answer this kind: the box has nothing to say to points."""
+    keys: NDArray[np.int64]
+    """(N,), ascending; one object has the same key in all kinds."""
+    sets: NDArray[np.str_]
+    """(N,), name of each object's set, as the next four."""
+    area_fraction: NDArray[np.float64]
+    box_cells: NDArray[np.float64]
+    is_part: NDArray[np.bool_]
+    masks: NDArray[np.int64]
+    """Prompts of each object."""
+    means: dict[str, NDArray[np.float64]]
+    """By column (M, N): of each method, the mean over an object's prompts; NaN where it was not measured. Besides the
+    columns of the records: drift (the mask is nearer to the whole), best_iou (of this mask and SAM's for the same
+    prompt, the better one's), helps and hurts (by more than DIFFERENT from SAM's). The last three are NaN for
+    `worst-box`, where each method has a box of its own."""
+
+
+def object_means(records: pa.Table, settings: EvaluationConfig) -> Iterator[ObjectMeans]:
+    """The means for each kind of prompt of `settings` that has records.
+
+    records: of `join_records`; the methods that answer a kind have the same objects and prompts.
+    """
+    set_codes, sets = codes(records, "set")
+    annotations, names = codes(records, "annotation")
+    wholes, _ = codes(records, "whole")
+    methods, method_names = codes(records, "method")
+    kinds, kind_names = codes(records, "prompt")
+    keys = set_codes * max(len(names), 1) + annotations
+    columns = {name: numbers(records, name) for name in _COLUMNS}
+    columns["drift"] = _where_known(columns["whole_iou"] > columns["iou"], columns["whole_iou"])
+    area_fraction, box_cells = numbers(records, "area_fraction"), numbers(records, "box_cells")
+    number = numbers(records, "number")
+    for kind in settings.prompts:
+        if kind not in kind_names:
+            continue
+        of_kind = kinds == kind_names.index(kind)
+        rows_of = {
+            method: np.flatnonzero(of_kind & (methods == method_names.index(method)))
+            for method in settings.methods
+            if method in method_names
+        }
+        # By object and number, so that one place is one prompt in the rows of every method.
+        rows_of = {m: rows[np.lexsort((number[rows], keys[rows]))] for m, rows in rows_of.items() if len(rows)}
+        same_prompts = BASELINE in rows_of and kind != WORST_BOX
+        sam_iou = columns["iou"][rows_of[BASELINE]] if same_prompts else np.array(np.nan)
+        means: dict[str, list[NDArray[np.float64]]] = {}
+        for rows in rows_of.values():
+            found, first, inverse, counts = np.unique(
+                keys[rows], return_index=True, return_inverse=True, return_counts=True
+            )
+            values = {name: column[rows] for name, column in columns.items()}
+            gain = values["iou"] - sam_iou
+            values["best_iou"] = np.maximum(values["iou"], sam_iou)
+            values["helps"], values["hurts"] = (_where_known(sign * gain > DIFFERENT, gain) for sign in (1, -1))
+            for name, column in values.items():
+                means.setdefault(name, []).append(np.bincount(inverse, column) / counts)
+        yield ObjectMeans(
+            prompts=kind,
+            methods=tuple(rows_of),
+            keys=found,
+            sets=np.array(sets)[set_codes[rows][first]],
+            area_fraction=area_fraction[rows][first],
+            box_cells=box_cells[rows][first],
+            is_part=wholes[rows][first] >= 0,
+            masks=counts,
+            means={name: np.stack(column) for name, column in means.items()},
+        )
+
+
+def set_names(by_kind: Sequence[ObjectMeans]) -> list[str]:
+    """The sets in their order, and last the name of all their objects together: of a single set, its own."""
+    names = list(dict.fromkeys(str(name) for objects in by_kind for name in objects.sets))
+    return names if len(names) == 1 else [*names, ALL_SETS]
+
+
+def _where_known(condition: NDArray[np.bool_], known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 where the condition holds and 0 where it does not; NaN where `known` is NaN."""
+    return np.where(np.isnan(known), np.nan, condition.astype(np.float64))

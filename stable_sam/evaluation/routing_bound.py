@@ -1,0 +1,107 @@
+"""What a choice between SAM's mask and another method's could reach: a bound for every rule that routes prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stable_sam.evaluation.bootstrap import Estimate, bootstrap_means, estimate
+from stable_sam.evaluation.by_object import ALL_SETS, ObjectMeans, set_names
+from stable_sam.evaluation.prompts import GT_BOX
+from stable_sam.evaluation.settings import BASELINE, EvaluationConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingBound:
+    """One method beside SAM on the same prompts of a set: means over objects, each the mean over its prompts.
+
+    The fields `best_miou` to `share_of_bound` are None for `worst-box`, where each method has a box of its own, so that
+    there are no two masks of one prompt to choose from.
+    """
+
+    set: str
+    prompts: str
+    method: str
+    objects: int
+    sam_miou: Estimate
+    method_miou: Estimate
+    best_miou: Estimate | None
+    """mIoU of the better mask of the two for each prompt, by IoU with the true mask: what perfect routing reaches."""
+    best_gain: Estimate | None
+    """Paired difference of best_miou and sam_miou: what perfect routing gains."""
+    helps: Estimate | None
+    """Share of the prompts for which the method's IoU is more than 0.02 above SAM's."""
+    hurts: Estimate | None
+    """Share of the prompts for which it is more than 0.02 below SAM's."""
+    share_of_bound: Estimate | None
+    """(method_miou - sam_miou) / best_gain: of what perfect routing gains, the part that the method gains when it
+    answers every prompt; below 0 where it loses. None where routing gains nothing."""
+    gap_closed: Estimate | None
+    """(method_miou - sam_miou) / (SAM's mIoU with the true boxes of these objects - sam_miou): of what SAM loses
+    by weak prompts, the part that the method gets back. None for `gt-box`, where `gt-box` was not evaluated, and where
+    SAM does not clearly lose anything."""
+
+
+def routing_bounds(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -> list[RoutingBound]:
+    """A line for each set and all together, each kind of prompt, and each method but SAM; none without SAM."""
+    true_box = next((objects for objects in by_kind if objects.prompts == GT_BOX), None)
+    return [
+        bound
+        for name in set_names(by_kind)
+        for objects in by_kind
+        if BASELINE in objects.methods
+        for bound in _bounds(objects, true_box, name, settings)
+    ]
+
+
+def _bounds(
+    objects: ObjectMeans, true_box: ObjectMeans | None, name: str, settings: EvaluationConfig
+) -> Iterator[RoutingBound]:
+    chosen = np.full(len(objects.keys), True) if name == ALL_SETS else objects.sets == name
+    if not chosen.any():
+        return
+    base = objects.methods.index(BASELINE)
+    sam = objects.means["iou"][base, chosen]
+    lost = None
+    if true_box is not None and objects is not true_box:
+        same = np.searchsorted(true_box.keys, objects.keys[chosen])
+        lost = true_box.means["iou"][true_box.methods.index(BASELINE), same] - sam
+    for index, method in enumerate(objects.methods):
+        if index == base:
+            continue
+        means = {column: values[index, chosen] for column, values in objects.means.items()}
+        measured = {"sam": sam, "method": means["iou"], "gained": means["iou"] - sam}
+        if not np.isnan(means["best_iou"]).any():
+            measured |= {column: means[column] for column in ("best_iou", "helps", "hurts")}
+            measured["best_gain"] = means["best_iou"] - sam
+        if lost is not None:
+            measured["lost"] = lost
+        drawn = bootstrap_means(np.stack(list(measured.values())), settings.resamples, settings.seed)
+        drawn_of = dict(zip(measured, drawn.T, strict=True))
+        own = {column: estimate(float(values.mean()), drawn_of[column]) for column, values in measured.items()}
+        yield RoutingBound(
+            set=name,
+            prompts=objects.prompts,
+            method=method,
+            objects=int(chosen.sum()),
+            sam_miou=own["sam"],
+            method_miou=own["method"],
+            best_miou=own.get("best_iou"),
+            best_gain=own.get("best_gain"),
+            helps=own.get("helps"),
+            hurts=own.get("hurts"),
+            share_of_bound=_share("gained", "best_gain", measured, drawn_of),
+            gap_closed=_share("gained", "lost", measured, drawn_of),
+        )
+
+
+def _share(
+    part: str, whole: str, measured: dict[str, NDArray[np.float64]], drawn_of: dict[str, NDArray[np.float64]]
+) -> Estimate | None:
+    """The mean of `part` over the mean of `whole`; None unless every bootstrap sample has some of the whole."""
+    if whole not in measured or drawn_of[whole].min() <= 0 or measured[whole].mean() <= 0:
+        return None
+    return estimate(float(measured[part].mean() / measured[whole].mean()), drawn_of[part] / drawn_of[whole])
