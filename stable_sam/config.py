@@ -54,10 +54,27 @@ class RefinerConfig(Section):
     second_pass_dsp_weight: float = Field(default=0.25, ge=0, le=1)
     """alpha_1 of the dynamic routing plugin from which a prompt counts as poor: the masks of the bundled model gain
     0.003 of IoU below, 0.010 up to 0.5 and 0.023 above. 0: every prompt."""
+    tiles: Literal["auto", "off"] = "auto"
+    """`auto`: a small object is asked in a window of the image that is encoded by itself (`stable_sam.tiles`), so that
+    it spans enough of the embedding to have a border. Costs the encoder once more for each window, which prompts of
+    like size share that lie together. `off`: every prompt is asked in the whole image."""
+    tile_below_cells: float = Field(default=5.0, gt=0)
+    """TODO"""
+    tile_scale: float = Field(default=4.0, ge=2)
+    """TODO"""
+    max_tiles: int = Field(default=32, ge=1)
+    """TODO"""
     stability_offset: float = Field(default=1.0, gt=0)
     """Logit offset of SAM's stability_score (SAM's own default)."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
     """A larger image is refused before it is decoded: a decompression bomb must not end the night."""
+
+    @property
+    def tile_rule(self) -> str | None:
+        """What a score depends on of the tiles, in words to compare; None when there are none."""
+        if self.tiles == "off":
+            return None
+        return f"below {self.tile_below_cells:g} cells, {self.tile_scale:g} times as wide"
 
     @property
     def second_pass_from(self) -> float | None:
@@ -118,8 +135,8 @@ class RayConfig(Section):
     max_retries: int = Field(default=2, ge=0)
     """How often a shard is tried again whose actor or node is gone, before its images are tried one by one."""
     image_timeout_s: float = Field(default=300, gt=0)
-    """Time that refining an image of up to 100 prompts may take, in proportion for more; it is then tried once more,
-    alone, before its prompts fail. Far above what any image needs, so that only one that hangs meets it."""
+    """Time that refining an image of up to 100 prompts and 4 tiles may take, in proportion for more; it is then tried
+    once more, alone, before its prompts fail. Far above what any image needs, so that only one that hangs meets it."""
     image_memory_mb: int = Field(default=4000, ge=1)
     """Memory (not the GPU's) that refining an image may take on top of the model's; a PNG of 100 megapixels takes
     about 700, with transparency or in floats up to 2500, a JPEG much less. An actor's node needs the model and this
@@ -206,6 +223,9 @@ class RunConfig(Section):
         if self.refiner.second_pass == "off":  # as before there was one
             content["refiner"].pop("second_pass")
             content["refiner"].pop("second_pass_dsp_weight")
+        if self.refiner.tiles == "off":  # as before there were any
+            for name in ("tiles", "tile_below_cells", "tile_scale", "max_tiles"):
+                content["refiner"].pop(name)
         content["routing"].pop("calibration_uri")  # its content counts
         if self.routing.calibration is None:
             content["routing"].pop("calibration")  # as before there were calibrations
