@@ -58,11 +58,11 @@ class RefinerConfig(Section):
     """`auto`: a small object is asked in a window of the image that is encoded by itself (`stable_sam.tiles`), so that
     it spans enough of the embedding to have a border. Costs the encoder once more for each window, which prompts of
     like size share that lie together. `off`: every prompt is asked in the whole image."""
-    tile_below_cells: float = Field(default=5.0, gt=0)
+    tile_below_cells: float = Field(default=4.0, gt=0)
     """TODO"""
-    tile_scale: float = Field(default=4.0, ge=2)
+    tile_scale: float = Field(default=3.0, ge=2)
     """TODO"""
-    max_tiles: int = Field(default=32, ge=1)
+    max_tiles: int = Field(default=64, ge=1)
     """TODO"""
     stability_offset: float = Field(default=1.0, gt=0)
     """Logit offset of SAM's stability_score (SAM's own default)."""

@@ -4,11 +4,12 @@ A model answers from an embedding whose cells are 16 pixels of its square input 
 spans one or two of them, too few for a mask. It is therefore asked in a tile: a window of the image that is encoded by
 itself.
 
-Windows lie on a fixed pyramid. Those of level j are squares of `SMALLEST` * 2^j original pixels, cut to the image where
-it is lower or narrower, and spread evenly from border to border in steps of at most half a window. A prompt takes the
-first level whose windows are at least `TileRule.scale` times as wide as the longer side of its object, and of these
-windows the one whose centre is nearest to the object's, the left or upper one of two. The object then lies inside with
-at least a window's side times 1/4 - 1/(2 scale) around it, or as much as the image has.
+Windows lie on a fixed pyramid. The first level's are squares of half the image's longer side, each further level's of
+half as much, cut to the image where it is narrower and spread evenly from border to border in steps of at most half a
+window. A prompt takes the last level whose windows are at least `TileRule.scale` times as wide as the longer side of
+its object and are not enlarged by more than `MOST_ENLARGED`. Of these windows it takes the one whose centre is nearest
+to the object's, the left or upper one of two. The object then lies inside with at least 1/4 - 1/(2 scale) of a window's
+side around it, or as much as the image has.
 
 So a prompt's tile depends on the size of the image and on the prompt alone, and prompts of like size that lie together
 share one. Images whose prompts would take more than `TileRule.max_tiles` tiles are the exception: all their small
@@ -34,8 +35,9 @@ if TYPE_CHECKING:  # as types alone: planning asks for windows and needs no Open
 
 CELL = 16
 """Pixels of the model's input, along each axis, that become one cell of its embedding."""
-SMALLEST = 48
-"""Side of the narrowest windows, in original pixels: fewer show too little of what is around the object."""
+MOST_ENLARGED = 3.2
+"""Pixels of the model's input that one of the image may become: more show nothing new, and a narrower window less of
+what is around the object. SAM's input has 3.2 times the pixels of half of a COCO image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,8 @@ class TileRule:
     below_cells: float
     """An object is small whose longer side spans fewer cells of the whole image's embedding."""
     scale: float
-    """Width of a tile in longer sides of its object: at least so many, and less than twice as many where the tile is
-    wider than `SMALLEST`."""
+    """A tile is at least so many times as wide as the longer side of its object; less than twice as many times, unless
+    `MOST_ENLARGED` makes it wider."""
     max_tiles: int
     """Tiles that one image may take."""
 
@@ -58,10 +60,11 @@ class TileRule:
         size, longest = max(x1 - x0, y1 - y0), max(image_hw)
         if size * self.input_side >= self.below_cells * CELL * longest:
             return None
-        level = next(level for level in count() if SMALLEST * 2**level >= self.scale * size)
-        side = SMALLEST * 2 ** (level + levels_up)
-        if side >= longest:
+        least = max(self.scale * size, self.input_side / MOST_ENLARGED)
+        level = next(level for level in count() if longest / 2 ** (level + 1) < least) - levels_up
+        if level < 1:
             return None
+        side = ceil(longest / 2**level)
         x, width = _nearest((x0 + x1) / 2, side, image_hw[1])
         y, height = _nearest((y0 + y1) / 2, side, image_hw[0])
         return x, y, width, height

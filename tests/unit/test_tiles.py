@@ -23,13 +23,13 @@ from stable_sam.records import BoxXYXY, Prompt, RefinedMask
 from stable_sam.refiner import Refiner
 from stable_sam.rle import decode_mask, encode_patch
 from stable_sam.stages import InferredImage, PreparedImage
-from stable_sam.tiles import INPUT_SIDES, SMALLEST, TilePlan, TileRule, prompt_in, tile_rule
+from stable_sam.tiles import INPUT_SIDES, MOST_ENLARGED, TilePlan, TileRule, prompt_in, tile_rule
 
 CONFIG = RunConfig(
     refiner=RefinerConfig(model="tiny", jitter_count=3, stability_offset=0.002, second_pass_dsp_weight=0.3)
 )
 leaves_window = Frame.leaves_window
-NANO = TileRule(input_side=384, below_cells=5.0, scale=4.0, max_tiles=32)
+NANO = TileRule(input_side=384, below_cells=4.0, scale=3.0, max_tiles=64)
 HW = (300, 400)
 
 
@@ -95,18 +95,18 @@ def test_every_small_box_lies_well_inside_its_tile(
     (x0, y0, x1, y1), (height, width) = box, hw = placed
     rule = replace(NANO, scale=scale)
     size = max(x1 - x0, y1 - y0)
-    small = size * 24 < 5 * max(hw)
+    small = size * 24 < 4 * max(hw)
+    least = max(scale * size, 384 / MOST_ENLARGED) * 2**levels_up
     tile = rule.window(box, hw, levels_up)
     if tile is None:
-        assert not small or max(scale * size, SMALLEST) * 2 ** (levels_up + 1) > max(hw)
+        assert not small or least > max(hw) / 2
         return
     x, y, w, h = tile
     side = max(w, h)
     assert small
     assert 0 <= x <= x + w <= width
     assert 0 <= y <= y + h <= height
-    assert side >= 2**levels_up * max(SMALLEST, scale * size)
-    assert side < 2 ** (levels_up + 1) * max(SMALLEST, scale * size)
+    assert least <= side < 2 * least + 1
     margin = side * (1 / 4 - 1 / (2 * scale)) - 1  # a pixel for rounding
     assert min(x0 - x if x else margin, y0 - y if y else margin) >= margin
     assert min(x + w - x1 if x + w < width else margin, y + h - y1 if y + h < height else margin) >= margin
@@ -114,7 +114,7 @@ def test_every_small_box_lies_well_inside_its_tile(
 
 @given(st.floats(200, 500), st.integers(1, 20), st.sampled_from([10.0, 20.0, 45.0]))
 def test_a_box_moved_by_a_step_of_the_grid_takes_the_tile_moved_by_a_step(x: float, steps: int, size: float) -> None:
-    hw = (48 * 64, 48 * 64)
+    hw = (3072, 3072)
     first = NANO.window((x, 100, x + size, 110), hw)
     assert first is not None
     step = first[2] // 2  # the sides of this image are whole steps
@@ -170,7 +170,7 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     hw = (1000, 1500)
     plan = TilePlan(NANO, hw, [boxed("corner", 0, 0, 10, 10)])
     [(window, _)] = [view for view, _ in zip(plan.views(), range(1), strict=False)]
-    assert window == (0, 0, 48, 48)
+    assert window == (0, 0, 188, 188)
     left, right = (np.full((96, 96), -1, np.float32) for _ in range(2))
     left[:, :4] = right[:, -1] = 1
     frame = Frame(hw, 384, window)
@@ -180,14 +180,14 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     monkeypatch.setattr(Frame, "leaves_window", leaves_window)
     assert plan.asks_again(0, frame, right)
     [(wider, indices)] = plan.views()
-    assert (wider, indices) == ((0, 0, 96, 96), [0])
+    assert (wider, indices) == ((0, 0, 375, 375), [0])
     assert plan.view(0, wider) == "wider"
 
 
 def test_background_points_outside_of_a_tile_are_left_out_and_those_on_the_object_make_it_larger() -> None:
     prompt = boxed("p", 100, 100, 110, 110, points_xy=((105, 105), (118, 105), (900, 900)), point_labels=(1, 1, 0))
     [window] = TilePlan(NANO, (1000, 1500), [prompt]).first_tiles()
-    assert window[2] >= 4 * 18
+    assert window[2] >= 3 * 18
     asked = prompt_in(window, prompt)
     assert (asked.points_xy, asked.point_labels) == (((105, 105), (118, 105)), (1, 1))
     assert prompt_in(None, prompt) is prompt
@@ -284,7 +284,7 @@ def test_points_are_asked_in_the_tile_of_their_first_answer(monkeypatch: pytest.
     assert row.view == "tile"
     assert row.tile_xywh is not None
     x, y, width, height = row.tile_xywh
-    assert width == height == 96
+    assert width == height == 100
     alone = Refiner(CONFIG.refiner.model_copy(update={"tiles": "off"}))
     [expected] = alone.refine_image(
         photograph(HW)[y : y + height, x : x + width], [pointed("p", [(100 - x, 100 - y)], [1])]
