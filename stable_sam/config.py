@@ -55,15 +55,19 @@ class RefinerConfig(Section):
     """alpha_1 of the dynamic routing plugin from which a prompt counts as poor: the masks of the bundled model gain
     0.003 of IoU below, 0.010 up to 0.5 and 0.023 above. 0: every prompt."""
     tiles: Literal["auto", "off"] = "auto"
-    """`auto`: a small object is asked in a window of the image that is encoded by itself (`stable_sam.tiles`), so that
-    it spans enough of the embedding to have a border. Costs the encoder once more for each window, which prompts of
-    like size share that lie together. `off`: every prompt is asked in the whole image."""
+    """`auto`: a small object is asked in a tile, a window of the image that is encoded by itself, in which it spans
+    enough of the embedding to have a border (`stable_sam.tiles`). Costs the encoder once more for each tile; prompts of
+    like size that lie together share one. `off`: every prompt is asked in the whole image."""
     tile_below_cells: float = Field(default=4.0, gt=0)
-    """TODO"""
+    """An object is small whose longer side spans fewer cells of the whole image's embedding, which has 24 cells a side
+    for `nano` and 64 for `vit_*`. Boxes of more cells gained nothing in tiles of `nano` (docs/results.md)."""
     tile_scale: float = Field(default=3.0, ge=2)
-    """TODO"""
+    """A tile is at least so many times as wide as the longer side of its object, and in most cases less than twice as
+    many times: narrower ones show too little of what is around the object, wider ones too little of the object."""
     max_tiles: int = Field(default=64, ge=1)
-    """TODO"""
+    """Tiles that one image may take. Where its small prompts would take more, all of them take wider windows, so that
+    only there a row depends on the image's other prompts. Bounds the time that an image takes: 64 tiles are 8 s of
+    `nano` on one core; an image of 640 x 480 pixels has 6, one of 4000 x 3000 has 919."""
     stability_offset: float = Field(default=1.0, gt=0)
     """Logit offset of SAM's stability_score (SAM's own default)."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)

@@ -2,7 +2,7 @@
 
 The dynamic routing plugin says which prompts are poor: see `RefinerConfig.second_pass`. What nearby prompts on the same
 embedding say (consensus of the jittered masks, the mask's own box as a prompt) did not raise the IoU of the bundled
-model's masks, nor did a look at the object from nearer: docs/results.md.
+model's masks, nor did a look from nearer at objects that are large enough: docs/results.md. For small ones: `tiles`.
 """
 
 from __future__ import annotations

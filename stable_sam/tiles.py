@@ -35,9 +35,9 @@ if TYPE_CHECKING:  # as types alone: planning asks for windows and needs no Open
 
 CELL = 16
 """Pixels of the model's input, along each axis, that become one cell of its embedding."""
-MOST_ENLARGED = 3.2
-"""Pixels of the model's input that one of the image may become: more show nothing new, and a narrower window less of
-what is around the object. SAM's input has 3.2 times the pixels of half of a COCO image."""
+MOST_ENLARGED = 2.0
+"""Pixels of the model's input, along each axis, that one of the image may become. Narrower windows than that showed
+`nano` less of what is around the object and nothing more of the object (docs/results.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

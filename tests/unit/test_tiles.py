@@ -170,7 +170,7 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     hw = (1000, 1500)
     plan = TilePlan(NANO, hw, [boxed("corner", 0, 0, 10, 10)])
     [(window, _)] = [view for view, _ in zip(plan.views(), range(1), strict=False)]
-    assert window == (0, 0, 188, 188)
+    assert window == (0, 0, 375, 375)
     left, right = (np.full((96, 96), -1, np.float32) for _ in range(2))
     left[:, :4] = right[:, -1] = 1
     frame = Frame(hw, 384, window)
@@ -180,7 +180,7 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     monkeypatch.setattr(Frame, "leaves_window", leaves_window)
     assert plan.asks_again(0, frame, right)
     [(wider, indices)] = plan.views()
-    assert (wider, indices) == ((0, 0, 375, 375), [0])
+    assert (wider, indices) == ((0, 0, 750, 750), [0])
     assert plan.view(0, wider) == "wider"
 
 
