@@ -109,16 +109,17 @@ def answered(prepared: PreparedImage) -> InferredImage:
     logits = (0.3 * cells - np.hypot(y - cells / 2.5, x - cells / 2.5)).astype(np.float32)
     return InferredImage(
         image_uri=prepared.image_uri,
-        frame=Frame(prepared.frame.original_hw, prepared.frame.side),
         prompts=prepared.prompts,
         inferred=(
             InferredPrompts(
+                frame=Frame(prepared.frame.original_hw, prepared.frame.side),
                 indices=tuple(range(count)),
                 logits=np.repeat(logits[None], count, axis=0),
                 iou=np.full(count, 0.9, np.float32),
                 dsp_weight=np.zeros(count, np.float32),
                 prompt_stability=(0.9,) * count,
                 second_pass=(None,) * count,
+                view=(None,) * count,
             ),
         ),
     )

@@ -54,10 +54,31 @@ class RefinerConfig(Section):
     second_pass_dsp_weight: float = Field(default=0.25, ge=0, le=1)
     """alpha_1 of the dynamic routing plugin from which a prompt counts as poor: the masks of the bundled model gain
     0.003 of IoU below, 0.010 up to 0.5 and 0.023 above. 0: every prompt."""
+    tiles: Literal["auto", "off"] = "auto"
+    """`auto`: a small object is asked in a tile, a window of the image that is encoded by itself, in which it spans
+    enough of the embedding to have a border (`stable_sam.tiles`). Costs the encoder once more for each tile; prompts of
+    like size that lie together share one. `off`: every prompt is asked in the whole image."""
+    tile_below_cells: float = Field(default=4.0, gt=0)
+    """An object is small whose longer side spans fewer cells of the whole image's embedding, which has 24 cells a side
+    for `nano` and 64 for `vit_*`. Boxes of more cells gained nothing in tiles of `nano` (docs/results.md)."""
+    tile_scale: float = Field(default=3.0, ge=2)
+    """A tile is at least so many times as wide as the longer side of its object, and in most cases less than twice as
+    many times: narrower ones show too little of what is around the object, wider ones too little of the object."""
+    max_tiles: int = Field(default=64, ge=1)
+    """Tiles that one image may take. Where its small prompts would take more, all of them take wider windows, so that
+    only there a row depends on the image's other prompts. Bounds the time that an image takes: 64 tiles are 8 s of
+    `nano` on one core; an image of 640 x 480 pixels has 6, one of 4000 x 3000 has 919."""
     stability_offset: float = Field(default=1.0, gt=0)
     """Logit offset of SAM's stability_score (SAM's own default)."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
     """A larger image is refused before it is decoded: a decompression bomb must not end the night."""
+
+    @property
+    def tile_rule(self) -> str | None:
+        """What a score depends on of the tiles, in words to compare; None when there are none."""
+        if self.tiles == "off":
+            return None
+        return f"below {self.tile_below_cells:g} cells, {self.tile_scale:g} times as wide"
 
     @property
     def second_pass_from(self) -> float | None:
@@ -118,8 +139,8 @@ class RayConfig(Section):
     max_retries: int = Field(default=2, ge=0)
     """How often a shard is tried again whose actor or node is gone, before its images are tried one by one."""
     image_timeout_s: float = Field(default=300, gt=0)
-    """Time that refining an image of up to 100 prompts may take, in proportion for more; it is then tried once more,
-    alone, before its prompts fail. Far above what any image needs, so that only one that hangs meets it."""
+    """Time that refining an image of up to 100 prompts and 4 tiles may take, in proportion for more; it is then tried
+    once more, alone, before its prompts fail. Far above what any image needs, so that only one that hangs meets it."""
     image_memory_mb: int = Field(default=4000, ge=1)
     """Memory (not the GPU's) that refining an image may take on top of the model's; a PNG of 100 megapixels takes
     about 700, with transparency or in floats up to 2500, a JPEG much less. An actor's node needs the model and this
@@ -206,6 +227,9 @@ class RunConfig(Section):
         if self.refiner.second_pass == "off":  # as before there was one
             content["refiner"].pop("second_pass")
             content["refiner"].pop("second_pass_dsp_weight")
+        if self.refiner.tiles == "off":  # as before there were any
+            for name in ("tiles", "tile_below_cells", "tile_scale", "max_tiles"):
+                content["refiner"].pop(name)
         content["routing"].pop("calibration_uri")  # its content counts
         if self.routing.calibration is None:
             content["routing"].pop("calibration")  # as before there were calibrations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt, sqrt
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,14 @@ from stable_sam.data.images import Picture
 from stable_sam.errors import ConfigError, PromptError
 from stable_sam.frames import Frame
 from stable_sam.modeling.plugin import PluginHost, PluginTrace
-from stable_sam.predict import ImageView, embed_image, predict
+from stable_sam.predict import ImageView, embed_resized, predict
 from stable_sam.prompt_check import check_prompt
-from stable_sam.records import Prompt, RefinedMask
+from stable_sam.records import Prompt, RefinedMask, View
 from stable_sam.refiner import Refiner, prompt_arrays, rgb_pixels
 from stable_sam.rle import decode_mask
+from stable_sam.stages import prepare
+from stable_sam.tile_pixels import TilePixels
+from stable_sam.tiles import prompt_in
 
 if TYPE_CHECKING:  # as a type alone: stable_sam.modeling imports segment_anything lightly
     from segment_anything.modeling.transformer import Attention
@@ -78,8 +81,9 @@ def explain(
 ) -> Explanation:
     """Answer `prompt` without and with the refiner's plugin, in the first pass, and keep what the decoder looked at.
 
-    image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here. The encoder runs
-    once, and the model is left as it was.
+    image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here. picture: the same as
+    it is decoded for the model. Both methods are asked in the view that the refiner takes for this prompt, a tile for a
+    small object; the model is left as it was.
     Raises `ConfigError` when the refiner has no plugin, `PromptError` for a prompt that cannot be used, `ImageError`.
     """
     host = refiner.model.host
@@ -88,10 +92,15 @@ def explain(
     if refiner.model.hq is not None:
         raise ConfigError("explain: expected SAM and its plugin alone, got HQ-SAM's branch, too (hq_uri)")
     pixels = rgb_pixels(image)
-    prompt = check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
-    view = embed_image(refiner.model, picture or pixels)
-    sam, _ = _answer(refiner, host, view, prompt, plugin=False)
-    stable_sam, trace = _answer(refiner, host, view, prompt, plugin=True)
+    whole = Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+    prompt = check_prompt(prompt, whole.original_hw)
+    prepared = prepare(picture or whole, [prompt], refiner.input_side, refiner.config, TilePixels(whole))
+    [inferred] = refiner.infer(prepared)
+    frame = inferred.frame
+    view = embed_resized(refiner.model, prepared.pixels_of(frame), frame)
+    asked = prompt_in(frame.window_xywh, prompt)
+    sam, _ = _answer(refiner, host, view, asked, inferred.view[0], plugin=False)
+    stable_sam, trace = _answer(refiner, host, view, asked, inferred.view[0], plugin=True)
     if trace is None:
         raise RuntimeError("the plugin was enabled and left no trace")
     alpha_1, alpha_2 = trace.alpha[0].tolist()
@@ -118,7 +127,7 @@ def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _answer(
-    refiner: Refiner, host: PluginHost, view: ImageView, prompt: Prompt, *, plugin: bool
+    refiner: Refiner, host: PluginHost, view: ImageView, prompt: Prompt, name: View | None, *, plugin: bool
 ) -> tuple[Answer, PluginTrace | None]:
     was_enabled, host.enabled = host.enabled, plugin
     try:
@@ -133,7 +142,7 @@ def _answer(
     row = weights[0][0, :, FIRST_MASK_TOKEN + int(prediction.token[0])].mean(dim=0)
     side = isqrt(len(row))
     return Answer(
-        refined=refined,
+        refined=replace(refined, view=name),
         mask=decode_mask(refined.mask_size, refined.mask_counts),
         attention=row.reshape(side, side).float().cpu().numpy(),
     ), trace

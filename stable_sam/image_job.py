@@ -23,6 +23,7 @@ from stable_sam.records import Prompt, RefinedMask
 from stable_sam.routing import failed_mask
 from stable_sam.stage_clock import timed
 from stable_sam.stages import InferredImage, InferredPrompts, PreparedImage, finish, prepare
+from stable_sam.tile_pixels import TilePixels
 
 if TYPE_CHECKING:
     from stable_sam.identity import ModelIdentity
@@ -92,7 +93,7 @@ def prepare_job(config: RefinerConfig, side: int, job: ImageJob) -> PreparedImag
         return failed_masks(job, job.error)
 
     def prepared() -> PreparedImage | list[RefinedMask]:
-        image = _prepared(config, side, job)
+        image = _prepared(config, side, job, cut_ahead=True)
         return image if any(prompt.error is None for prompt in image.prompts) else failed_masks(image, "")
 
     return _guarded(job, prepared)
@@ -106,7 +107,6 @@ def infer_job(refiner: StagedRefiner, image: PreparedImage) -> InferredImage | l
             return refiner.refine_prepared(image)
         return InferredImage(
             image_uri=image.image_uri,
-            frame=image.frame,
             prompts=image.prompts,
             inferred=tuple(refiner.infer(image)),
         )
@@ -157,8 +157,10 @@ def _refine(refiner: ImageRefiner, config: RefinerConfig, job: ImageJob) -> list
     return masks
 
 
-def _prepared(config: RefinerConfig, side: int, job: ImageJob) -> PreparedImage:
-    return prepare(_decoded(config, side, job), job.prompts, side, image_uri=job.image_uri)
+def _prepared(config: RefinerConfig, side: int, job: ImageJob, *, cut_ahead: bool = False) -> PreparedImage:
+    picture = _decoded(config, side, job)
+    tiles = TilePixels(picture, file=job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
+    return prepare(picture, job.prompts, side, config, tiles, image_uri=job.image_uri, cut_ahead=cut_ahead)
 
 
 def _decoded(config: RefinerConfig, side: int | None, job: ImageJob) -> Picture:

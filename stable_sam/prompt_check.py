@@ -29,6 +29,14 @@ def check_prompt(prompt: Prompt, image_hw: tuple[int, int] | None, *, box_as_giv
     return prompt if box is None else replace(prompt, box_xyxy=_clipped(box, image_hw))
 
 
+def checked(prompt: Prompt, image_hw: tuple[int, int]) -> Prompt:
+    """`prompt` as `check_prompt` gives it, or with what is wrong with it as its `error`."""
+    try:
+        return check_prompt(prompt, image_hw)
+    except PromptError as error:
+        return replace(prompt, error=str(error))
+
+
 def _box_problem(box: BoxXYXY, image_hw: tuple[int, int] | None, as_given: str | None) -> str | None:
     x0, y0, x1, y1 = box
     shown = as_given or f"{_numbers(box)} (XYXY)"

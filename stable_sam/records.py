@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 BoxXYXY = tuple[float, float, float, float]
+Window = tuple[int, int, int, int]
+"""A part of an image: x, y, width, height in whole pixels."""
 Status = Literal["ok", "failed", "withdrawn", "reviewed"]
 """`withdrawn`: a tombstone. The annotation is no longer in the source; the row repeats the prompt as it last was.
 `reviewed`: somebody looked; `verdict` says what came of it, and no later night refines the prompt again."""
 Route = Literal["accept", "review", "reject"]
+View = Literal["tile", "wider"]
+"""`tile`: the window of the image that the prompt's size asks for. `wider`: a wider one, or the whole image, because
+the mask reached the border of the narrower one or the image had small prompts for too many tiles."""
 Verdict = Literal["confirmed", "corrected", "rejected"]
 """Of a review: the mask as it was, another mask, or no mask (the object is not there)."""
 
@@ -84,6 +89,11 @@ class RefinedMask:
     """Probability that the mask's IoU with the true one is at least 0.75, by the run's calibration; None without."""
     second_pass: str | None = None
     """Where DRP's routing refined the prompt further: the pass whose mask this is; None where the first was good."""
+    view: View | None = None
+    """Where a small object was looked at closer; None for one that spans enough cells of the whole image's
+    embedding."""
+    tile_xywh: Window | None = None
+    """The tile that the mask was made in; None: the whole image."""
     route: Route | None = None
     route_reason: str | None = None
     verdict: Verdict | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
 from math import prod, sqrt
 
 import numpy as np
@@ -17,13 +18,15 @@ from stable_sam.device_stability import prompt_stabilities
 from stable_sam.errors import ImageError
 from stable_sam.frames import Frame
 from stable_sam.identity import ModelIdentity
-from stable_sam.modeling.load import load_model
+from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_resized, predict, predict_tensors
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.second_pass import ask_mirrored, consensus, mirrored_view
 from stable_sam.stability import jittered_prompts, prompt_stability
 from stable_sam.stage_clock import timed
 from stable_sam.stages import InferredPrompts, PreparedImage, finish_prompts, in_order, prepare
+from stable_sam.tile_pixels import TilePixels
+from stable_sam.tiles import TilePlan, prompt_in, tile_rule
 
 
 class Refiner:
@@ -53,22 +56,24 @@ class Refiner:
         """The masks of `prompts`, in their order, one for each; a prompt that cannot be used has status "failed".
 
         image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here.
-        Raises `ImageError` for another kind of array. The encoder runs once, or not at all without a usable prompt.
+        Raises `ImageError` for another kind of array. The encoder runs once for each view that a usable prompt needs:
+        the image, tiles of it, and these mirrored.
         """
         pixels = rgb_pixels(image)
         picture = Picture(pixels, (pixels.shape[0], pixels.shape[1]))
-        return self.refine_prepared(prepare(picture, prompts, self.input_side))
+        return self.refine_prepared(prepare(picture, prompts, self.input_side, self.config, TilePixels(picture)))
 
     def refine_file(self, data: bytes, prompts: Sequence[Prompt], *, name: str = "image") -> list[RefinedMask]:
         """The same for the bytes of an image file, read as the pipeline and the command line read it.
 
         A large JPEG is decoded at a reduced scale, which takes a fraction of the time and memory and gives masks that
-        differ a little from those of all its pixels; see `data.images.decode_picture`. `name` is what errors call it.
-        Raises `ImageError`.
+        differ a little from those of all its pixels; see `data.images.decode_picture`. Where tiles need all pixels, it
+        is decoded in full, too. `name` is what errors call it. Raises `ImageError`.
         """
         limit = self.config.max_image_pixels
         picture = decode_picture(data, name=name, max_pixels=limit, side=self.input_side)
-        return self.refine_prepared(prepare(picture, prompts, self.input_side))
+        tiles = TilePixels(picture, file=data, name=name, max_pixels=limit)
+        return self.refine_prepared(prepare(picture, prompts, self.input_side, self.config, tiles))
 
     def refine_prepared(self, image: PreparedImage) -> list[RefinedMask]:
         """The same for an image that is prepared; the logits of `prompt_chunk_size` prompts exist at a time."""
@@ -77,19 +82,24 @@ class Refiner:
             (
                 row
                 for some in self.infer(image)
-                for row in finish_prompts(image.frame, image.prompts, some, self.config, self.routing)
+                for row in finish_prompts(image.prompts, some, self.config, self.routing)
             ),
         )
 
     def infer(self, image: PreparedImage) -> Iterator[InferredPrompts]:
-        """All that takes the model, for at most `prompt_chunk_size` prompts at a time."""
-        groups = list(_groups(image.prompts, self.config.prompt_chunk_size))
-        if groups:
-            with timed("encode"):
-                view = embed_resized(self.model, image.pixels, image.frame)
-            mirrored = cache(lambda: mirrored_view(self.model, image.pixels, image.frame))  # only if a prompt is poor
-            for indices in groups:
-                yield self._infer_group(view, image.prompts, indices, mirrored)
+        """All that takes the model, one view of the image after the other, for at most `prompt_chunk_size` prompts at a
+        time; raises `ImageError` when a tile cannot be cut."""
+        rule = None if image.tiles is None else tile_rule(self.config, self.input_side)
+        plan = TilePlan(rule, image.frame.original_hw, image.prompts)
+        whole = cache(lambda: _Encoded(self.model, image.pixels, image.frame))
+        for window, indices in plan.views():
+            frame = replace(image.frame, window_xywh=window)
+            encoded = whole() if window is None else _Encoded(self.model, image.pixels_of(frame), frame)
+            asked = {index: prompt_in(window, image.prompts[index]) for index in indices}
+            for group in _groups(asked, self.config.prompt_chunk_size):
+                inferred = self._infer_group(encoded.view, group, encoded, plan)
+                if inferred.indices:
+                    yield inferred
 
     def refine_group(self, view: ImageView, prompts: list[Prompt]) -> Iterator[RefinedMask]:
         """The masks of checked prompts with equally many tokens, of one image whose embedding is at hand, after the
@@ -97,42 +107,58 @@ class Refiner:
 
         Only one mask of original size exists at a time.
         """
-        inferred = self._infer_group(view, prompts, list(range(len(prompts))))
-        for _, mask in finish_prompts(view.frame, prompts, inferred, self.config, self.routing):
+        inferred = self._infer_group(view, dict(enumerate(prompts)))
+        for _, mask in finish_prompts(prompts, inferred, self.config, self.routing):
             yield mask
 
     def _infer_group(
         self,
         view: ImageView,
-        prompts: Sequence[Prompt],
-        indices: list[int],
-        mirrored: Callable[[], ImageView] | None = None,
+        prompts: Mapping[int, Prompt],
+        encoded: _Encoded | None = None,
+        plan: TilePlan | None = None,
     ) -> InferredPrompts:
-        """The model's answers to some of the prompts; without the mirrored image there is no second pass."""
-        chosen = [prompts[index] for index in indices]
+        """The model's answers to prompts, by their places among the image's; without those that the plan has asked
+        again elsewhere. Without the image to mirror there is no second pass."""
+        indices, chosen = list(prompts), list(prompts.values())
         with timed("decode_prompts"):
             prediction = predict(self.model, view, prompt_arrays(chosen), self.config.prompt_chunk_size)
+        if plan is not None:
+            stays = [
+                row for row, index in enumerate(indices)
+                if not plan.asks_again(index, view.frame, prediction.logits[row])
+            ]  # fmt: skip
+            if len(stays) < len(indices):
+                indices, chosen = [indices[row] for row in stays], [chosen[row] for row in stays]
+                prediction = Prediction(
+                    prediction.logits[stays],
+                    prediction.iou[stays],
+                    prediction.dsp_weight[stays],
+                    prediction.token[stays],
+                )
         stabilities: Sequence[float | None] = [None] * len(chosen)
-        if self.config.jitter_count:
+        if self.config.jitter_count and chosen:
             with timed("jitter"):
                 stabilities = self._prompt_stabilities(view, chosen, prediction)
         passes: list[str | None] = [None] * len(chosen)
         poor = self._poor(prediction)
-        if mirrored is not None and len(poor):
+        if encoded is not None and len(poor):
             with timed("second_pass"):
                 arrays = prompt_arrays([chosen[row] for row in poor])
-                logits, iou = ask_mirrored(self.model, mirrored(), arrays, self.config.prompt_chunk_size)
+                logits, iou = ask_mirrored(self.model, encoded.mirrored, arrays, self.config.prompt_chunk_size)
                 prediction.logits[poor] = consensus(prediction.logits[poor], logits)
                 prediction.iou[poor] = (prediction.iou[poor] + iou) / 2
             for row in poor:
                 passes[row] = self.config.second_pass
         return InferredPrompts(
+            frame=view.frame,
             indices=tuple(indices),
             logits=prediction.logits,
             iou=prediction.iou,
             dsp_weight=prediction.dsp_weight,
             prompt_stability=tuple(stabilities),
             second_pass=tuple(passes),
+            view=tuple(None if plan is None else plan.view(index, view.frame.window_xywh) for index in indices),
         )
 
     def _poor(self, prediction: Prediction) -> NDArray[np.intp]:
@@ -152,6 +178,7 @@ class Refiner:
                 # A box says itself how far to move; the object's own size, then, need not be known.
                 object_side=0.0 if prompt.box_xyxy else _object_side(frame, logits),
                 image_hw=frame.original_hw,
+                window_xywh=frame.window_xywh,
             )
             for prompt, logits in zip(prompts, prediction.logits, strict=True)
         ]  # fmt: skip
@@ -170,24 +197,38 @@ class Refiner:
         return [prompt_stability(frame.masks_on_input(group.cpu().numpy())) for group in per_prompt]
 
 
+class _Encoded:
+    """A view of an image through the encoder; mirrored, too, when a poor prompt needs that."""
+
+    def __init__(self, model: LoadedModel, pixels: NDArray[np.uint8], frame: Frame) -> None:
+        self._model = model
+        self._pixels = pixels
+        with timed("encode"):
+            self.view = embed_resized(model, pixels, frame)
+
+    @cached_property
+    def mirrored(self) -> ImageView:
+        """The embedding of the mirrored view."""
+        return mirrored_view(self._model, self._pixels, self.view.frame)
+
+
 def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:
     """Side, in original pixels, of a square as large as the mask.
 
     Measured on the model's input: the mask of original size is made where the model is not.
     """
     [inside] = frame.masks_on_input(logits[None])
-    return sqrt(np.count_nonzero(inside) * prod(frame.original_hw) / prod(frame.resized_hw))
+    return sqrt(np.count_nonzero(inside) * prod(frame.region_hw) / prod(frame.resized_hw))
 
 
-def _groups(prompts: Sequence[Prompt], chunk_size: int) -> Iterator[list[int]]:
-    """Places of usable prompts with the same kind and number of tokens, at most `chunk_size` together, in order."""
+def _groups(prompts: Mapping[int, Prompt], chunk_size: int) -> Iterator[dict[int, Prompt]]:
+    """Prompts with the same kind and number of tokens, at most `chunk_size` together, in order."""
     kinds: dict[tuple[bool, int], list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        if prompt.error is None:
-            kinds.setdefault((prompt.box_xyxy is not None, len(prompt.points_xy)), []).append(index)
+    for index, prompt in prompts.items():
+        kinds.setdefault((prompt.box_xyxy is not None, len(prompt.points_xy)), []).append(index)
     for indices in kinds.values():
         for start in range(0, len(indices), chunk_size):
-            yield indices[start : start + chunk_size]
+            yield {index: prompts[index] for index in indices[start : start + chunk_size]}
 
 
 def prompt_arrays(prompts: Sequence[Prompt]) -> PromptArrays:

@@ -12,13 +12,13 @@ from stable_sam.frames import Frame
 
 
 def resize_image(pixels: NDArray[np.uint8], frame: Frame, scale: int = 1) -> NDArray[np.uint8]:
-    """`pixels` (H, W, 3) of the frame's original, RGB, to (h, w, 3) of `frame.resized_hw`.
+    """`pixels` (H, W, 3) of the frame's view, RGB, to (h, w, 3) of `frame.resized_hw`.
 
     scale: pixels of the original that one of `pixels` stands for along each axis, as `Picture.scale`.
     Antialiased bilinear, as Pillow's, with which SAM was trained; torch's does it in a fifth of the time.
     """
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    (height, width), (resized_h, resized_w) = frame.original_hw, frame.resized_hw
+    (height, width), (resized_h, resized_w) = frame.region_hw, frame.resized_hw
     if height % scale == 0 and width % scale == 0:
         resized = F.interpolate(image, (resized_h, resized_w), mode="bilinear", antialias=True, align_corners=False)
     else:

@@ -2,7 +2,7 @@
 
 The dynamic routing plugin says which prompts are poor: see `RefinerConfig.second_pass`. What nearby prompts on the same
 embedding say (consensus of the jittered masks, the mask's own box as a prompt) did not raise the IoU of the bundled
-model's masks, nor did a look at the object from nearer: docs/results.md.
+model's masks, nor did a look from nearer at objects that are large enough: docs/results.md. For small ones: `tiles`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ def ask_mirrored(
 
     Returns logits (P, h, w), mirrored back, and predicted IoU (P,).
     """
-    prediction = predict(model, view, mirror_prompts(prompts, view.frame.original_hw[1]), chunk_size)
+    left, _, width, _ = view.frame.region_xywh
+    prediction = predict(model, view, mirror_prompts(prompts, 2 * left + width), chunk_size)
     return mirror_logits(prediction.logits, view.frame), prediction.iou
 
 
 def mirror_prompts(prompts: PromptArrays, width: int) -> PromptArrays:
-    """The same prompts on the mirrored image of this width in original pixels."""
+    """The same prompts on the mirrored view: `width` is that of the image in original pixels, and for a window of it
+    the sum of its left and right edges."""
     boxes, points = prompts.boxes_xyxy, prompts.points_xy
     if boxes is not None:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)

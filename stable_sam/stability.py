@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.prompt_noise import noisy_box
-from stable_sam.records import Prompt
+from stable_sam.prompt_noise import clip_boxes, noisy_box
+from stable_sam.records import Prompt, Window
 
 VALUES_AT_ONCE = 2**18
 """Compared at a time: they and what comes of them stay in the processor's caches."""
@@ -48,12 +48,19 @@ def prompt_stability(masks: Iterable[NDArray[np.bool_]]) -> float:
 
 
 def jittered_prompts(
-    prompt: Prompt, count: int, scale: float, *, object_side: float, image_hw: tuple[int, int]
+    prompt: Prompt,
+    count: int,
+    scale: float,
+    *,
+    object_side: float,
+    image_hw: tuple[int, int],
+    window_xywh: Window | None = None,
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
     """`count` prompts near `prompt`, as a weak annotator could have drawn them: boxes (K, 4) and points (K, N, 2).
 
     Boxes get `noisy_box`'s noise. Each point moves by U(-1, 1) * scale * (w/2, h/2) of the box, as a box's centre does;
-    without a box, w and h are `object_side` pixels, the side of a square as large as the object. All stay in the image.
+    without a box, w and h are `object_side` pixels, the side of a square as large as the object. All stay in the image,
+    and in its window where the prompt is asked in one.
     Drawn from the prompt_id alone: the same prompt gets the same noise on any machine, in any order.
     """
     rng = np.random.default_rng(_seed(prompt.prompt_id))
@@ -67,6 +74,13 @@ def jittered_prompts(
     if prompt.points_xy:
         move = rng.uniform(-1.0, 1.0, size=(count, len(prompt.points_xy), 2)) * scale * side_wh / 2
         points = np.clip(np.array(prompt.points_xy) + move, 0.0, np.array(image_hw[::-1], dtype=np.float64))
+    if window_xywh is not None:
+        x, y, width, height = window_xywh
+        if boxes is not None:
+            start = np.array([x, y, x, y])
+            boxes = clip_boxes(boxes - start, (height, width)) + start
+        if points is not None:
+            points = np.clip(points, (x, y), (x + width, y + height))
     return boxes, points
 
 

@@ -2,8 +2,9 @@
 
     picture, prompts --prepare--> PreparedImage --Refiner.infer--> InferredImage --finish--> RefinedMask for each prompt
 
-What passes between them is small (3 MB of pixels, then 262 kB a prompt, for an input of 1024 pixels), whatever the
-size of the original, so that the stages may run on different machines. Their composition is `Refiner.refine_image`.
+What passes between them is small (3 MB of pixels for the image and each of its tiles, with the file for tiles that
+nobody foresees, then 262 kB a prompt, for an input of 1024 pixels), so that the stages may run on different machines.
+Their composition is `Refiner.refine_image`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from numpy.typing import NDArray
 
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.data.images import Picture
-from stable_sam.errors import PromptError
 from stable_sam.frames import Frame
-from stable_sam.prompt_check import check_prompt
-from stable_sam.records import BoxXYXY, Prompt, RefinedMask
+from stable_sam.prompt_check import checked
+from stable_sam.records import BoxXYXY, Prompt, RefinedMask, View
 from stable_sam.rle import encode_patch
 from stable_sam.routing import failed_mask, routed
 from stable_sam.stability import stability_score
 from stable_sam.stage_clock import timed
+from stable_sam.tile_pixels import TilePixels
+from stable_sam.tiles import TilePlan, tile_rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,12 +40,23 @@ class PreparedImage:
     prompts: tuple[Prompt, ...]
     """All, in their order, in original pixels; a box is clipped to the image, and what cannot be used has an
     `error`."""
+    tiles: TilePixels | None = None
+    """Pixels of the image's tiles; None: every prompt is asked in the whole image."""
+
+    def pixels_of(self, frame: Frame) -> NDArray[np.uint8]:
+        """The pixels (h, w, 3) of the view of `frame`, the whole image or a tile; raises `ImageError`."""
+        if frame.window_xywh is None:
+            return self.pixels
+        assert self.tiles is not None, "asked for a tile of an image that takes none"
+        return self.tiles.resized(frame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InferredPrompts:
-    """What the model says to P prompts of one image."""
+    """What the model says to P prompts of one image in one view of it."""
 
+    frame: Frame
+    """Of the view."""
     indices: tuple[int, ...]
     """(P,), their places among the image's prompts."""
     logits: NDArray[np.float32]
@@ -56,6 +69,8 @@ class InferredPrompts:
     """(P,); None where it was not asked for."""
     second_pass: tuple[str | None, ...]
     """(P,), the second pass that a poor prompt's logits and predicted IoU are from; None on the regular path."""
+    view: tuple[View | None, ...]
+    """(P,), see `RefinedMask.view`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,36 +79,56 @@ class InferredImage:
 
     image_uri: str
     """For messages."""
-    frame: Frame
     prompts: tuple[Prompt, ...]
     """As in `PreparedImage`."""
     inferred: tuple[InferredPrompts, ...]
     """Every usable prompt once."""
 
 
-def prepare(picture: Picture, prompts: Sequence[Prompt], side: int, *, image_uri: str = "") -> PreparedImage:
-    """The image and its prompts, which are in original pixels, for a model whose square input has this side."""
+def prepare(
+    picture: Picture,
+    prompts: Sequence[Prompt],
+    side: int,
+    config: RefinerConfig,
+    tiles: TilePixels,
+    *,
+    image_uri: str = "",
+    cut_ahead: bool = False,
+) -> PreparedImage:
+    """The image and its prompts, which are in original pixels, for a model whose square input has this side.
+
+    tiles: all pixels of the picture. cut_ahead: tiles of boxes are cut here and not where the model is.
+    """
     frame = Frame(picture.original_hw, side)
-    checked = tuple(_checked(prompt, picture.original_hw) for prompt in prompts)
+    asked = tuple(checked(prompt, picture.original_hw) for prompt in prompts)
     resized = np.empty((0, 0, 3), np.uint8)
-    if any(prompt.error is None for prompt in checked):
+    if any(prompt.error is None for prompt in asked):
         from stable_sam.resize import resize_image  # not above: whoever only finishes needs no torch
 
         with timed("resize"):
             resized = resize_image(picture.pixels, frame, picture.scale)
-    return PreparedImage(image_uri=image_uri, frame=frame, pixels=resized, prompts=checked)
+    plan = TilePlan(tile_rule(config, side), picture.original_hw, asked)
+    if cut_ahead:
+        tiles.cut_ahead(replace(frame, window_xywh=window) for window in plan.first_tiles())
+    return PreparedImage(
+        image_uri=image_uri,
+        frame=frame,
+        pixels=resized,
+        prompts=asked,
+        tiles=tiles if plan.may_take_tiles() else None,
+    )
 
 
 def finish(image: InferredImage, config: RefinerConfig, routing: RoutingConfig) -> list[RefinedMask]:
     """The masks of all prompts of an image, in their order."""
     return in_order(
         image.prompts,
-        (row for some in image.inferred for row in finish_prompts(image.frame, image.prompts, some, config, routing)),
+        (row for some in image.inferred for row in finish_prompts(image.prompts, some, config, routing)),
     )
 
 
 def finish_prompts(
-    frame: Frame, prompts: Sequence[Prompt], inferred: InferredPrompts, config: RefinerConfig, routing: RoutingConfig
+    prompts: Sequence[Prompt], inferred: InferredPrompts, config: RefinerConfig, routing: RoutingConfig
 ) -> Iterator[tuple[int, RefinedMask]]:
     """The masks of `inferred`, some of the image's `prompts`, with their places among these.
 
@@ -101,7 +136,7 @@ def finish_prompts(
     """
     for row, index in enumerate(inferred.indices):
         with timed("rle"):
-            mask = routed(prompts[index], _refined(prompts[index], frame, inferred, row, config), routing)
+            mask = routed(prompts[index], _refined(prompts[index], inferred, row, config), routing)
         yield index, mask
 
 
@@ -114,15 +149,8 @@ def in_order(prompts: Sequence[Prompt], masks: Iterator[tuple[int, RefinedMask]]
     ]
 
 
-def _checked(prompt: Prompt, image_hw: tuple[int, int]) -> Prompt:
-    try:
-        return check_prompt(prompt, image_hw)
-    except PromptError as error:
-        return replace(prompt, error=str(error))
-
-
-def _refined(prompt: Prompt, frame: Frame, inferred: InferredPrompts, row: int, config: RefinerConfig) -> RefinedMask:
-    logits, iou = inferred.logits[row], float(inferred.iou[row])
+def _refined(prompt: Prompt, inferred: InferredPrompts, row: int, config: RefinerConfig) -> RefinedMask:
+    frame, logits, iou = inferred.frame, inferred.logits[row], float(inferred.iou[row])
     if not (np.isfinite(logits).all() and np.isfinite(iou)):
         return failed_mask(prompt.prompt_id, f"expected finite numbers from {config.model}, got NaN or infinity")
     patch = frame.to_original_above(logits, -config.stability_offset)
@@ -139,6 +167,8 @@ def _refined(prompt: Prompt, frame: Frame, inferred: InferredPrompts, row: int, 
         prompt_stability=inferred.prompt_stability[row],
         dsp_weight=float(inferred.dsp_weight[row]),
         second_pass=inferred.second_pass[row],
+        view=inferred.view[row],
+        tile_xywh=frame.window_xywh,
         box_agreement=None if prompt.box_xyxy is None else _box_agreement(prompt.box_xyxy, encoded.bbox_xywh),
     )
 

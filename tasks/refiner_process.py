@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from stable_sam.config import RefinerConfig
 from stable_sam.errors import StableSamError
 from stable_sam.identity import ModelIdentity
 from stable_sam.image_job import ImageJob, Job, failed_masks
@@ -30,6 +31,8 @@ from tasks.refiner_child import Answer, ChildSettings, Hello
 
 PROMPTS_OF_A_LIMIT = 100
 """The time limit is for an image with so many prompts; one with more has more time, in proportion."""
+TILES_OF_A_LIMIT = 4
+"""The same for the tiles that its prompts may take: each costs the encoder once more, and once more mirrored."""
 _DEATHS_THAT_CONDEMN = 2
 _KILLS_THAT_CONDEMN = 3
 """A SIGKILL that this module did not send may have had nothing to do with the image."""
@@ -52,9 +55,11 @@ class Limits:
     seconds: float
     memory_mb: int
 
-    def seconds_for(self, job: Job) -> float:
-        """In proportion to the prompts, from `PROMPTS_OF_A_LIMIT` on."""
-        return self.seconds * max(1.0, len(job.prompts) / PROMPTS_OF_A_LIMIT)
+    def seconds_for(self, job: Job, refiner: RefinerConfig) -> float:
+        """In proportion to the prompts from `PROMPTS_OF_A_LIMIT` on, and to their tiles from `TILES_OF_A_LIMIT` on."""
+        prompts = len(job.prompts)
+        tiles = 0 if refiner.tiles == "off" else min(prompts, refiner.max_tiles)
+        return self.seconds * max(1.0, prompts / PROMPTS_OF_A_LIMIT, tiles / TILES_OF_A_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,7 @@ class _Child:
 
     def __init__(self, settings: ChildSettings, limits: Limits) -> None:
         self._limits = limits
+        self._refiner = settings.config.refiner
         self._hello: Hello | None = None
         self.flight: dict[int, Job] = {}
         self._changed = time.monotonic()
@@ -263,7 +269,7 @@ class _Child:
         jobs = list(self.flight.values())
         if not jobs:
             return None
-        seconds = sum(self._limits.seconds_for(job) for job in jobs)
+        seconds = sum(self._limits.seconds_for(job, self._refiner) for job in jobs)
         if time.monotonic() - self._changed > seconds:
             return f"refining this image took longer than its time limit, {seconds:g} s (image_timeout_s)"
         if self._memory_mb() - self._idle_mb > self._limits.memory_mb * len(jobs):

@@ -216,6 +216,8 @@ def print_plan(output_uri: str, settings: RunConfig, plan: NightPlan) -> None:
         lines.append("Nothing to do.")
     else:
         lines.append(f"To refine: {changes.planned} prompts on {plan.images} images, in {plan.shards} shards.")
+    if plan.tiles is not None:
+        lines.append(plan.tiles.line())
     if changes.planned:
         table = open_table(output_uri)
         speed = None if table is None else measured(list_runs(table), settings)

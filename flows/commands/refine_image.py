@@ -73,7 +73,8 @@ def _beside(out: str) -> str:
 def _score_table(refined: RefinedMask) -> Any:
     from rich.table import Table
 
-    names = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "area", "bbox_xywh")
+    names = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "area", "bbox_xywh",
+             "second_pass", "view", "tile_xywh")  # fmt: skip
     table = Table("score", "value")
     for name in names:
         value = getattr(refined, name)

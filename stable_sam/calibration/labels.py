@@ -128,6 +128,7 @@ def _made_by(refiner: RefinerConfig, model: ModelIdentity) -> dict[str, Any]:
         "jitter_count": refiner.jitter_count,
         "jitter_scale": refiner.jitter_scale,
         "second_pass_from": refiner.second_pass_from,
+        "tiles": refiner.tile_rule,
     }
 
 

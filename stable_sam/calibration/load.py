@@ -46,6 +46,7 @@ def misfit(calibration: Calibration, refiner: RefinerConfig, model: ModelIdentit
         ("jitter_count", calibration.jitter_count, refiner.jitter_count),
         ("jitter_scale", calibration.jitter_scale, refiner.jitter_scale),
         ("second_pass_from", calibration.second_pass_from, refiner.second_pass_from),
+        ("tiles", calibration.tiles, refiner.tile_rule),
     ):
         if theirs != ours:
             return f"calibrated for {name} {theirs}, the run has {ours}"

@@ -97,6 +97,8 @@ class Calibration(_Finite):
     jitter_scale: float
     second_pass_from: float | None = None
     """alpha_1 from which prompts took the second pass; None: there was none."""
+    tiles: str | None = None
+    """`RefinerConfig.tile_rule` of the masks; None: all were made in the whole image."""
     fitted_on: dict[str, int] = Field(default_factory=dict)
     """Masks of each set that the curves were fitted on."""
 

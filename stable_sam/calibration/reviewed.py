@@ -24,9 +24,10 @@ from stable_sam.records import Route
 _WAITING = """
     SELECT m.route, {condition} AND m.revision < coalesce(
                (SELECT max(revision) FROM masks WHERE status = 'reviewed' AND {condition}), 0) AS missing, count(*)
-    FROM masks m JOIN (SELECT run_id, jitter_count, jitter_scale FROM runs) r USING (run_id)
+    FROM masks m JOIN (SELECT run_id, jitter_count, jitter_scale, tiles FROM runs) r USING (run_id)
     WHERE m.status = 'ok' AND m.area > 0
         AND (m.weights_sha256, r.jitter_count, r.jitter_scale) = ($weights, $jitter_count, $jitter_scale)
+        AND r.tiles IS NOT DISTINCT FROM $tiles
         AND (m.second_pass IS NOT NULL) = coalesce(m.dsp_weight >= $second_pass_from, false)
     GROUP BY ALL
 """
@@ -46,7 +47,7 @@ class ReviewedLabels:
     confirmed: int = 0
     """Labels that say: the mask is right as it is."""
     left_out: int = 0
-    """Reviewed masks of other weights, K, scale or second pass."""
+    """Reviewed masks of other weights, K, scale, tiles or second pass."""
 
     def lines(self) -> list[str]:
         """What somebody should know who learns from it."""
@@ -68,8 +69,9 @@ class ReviewedLabels:
             )
         if self.left_out:
             lines.append(
-                f"{self.left_out} more are left out, of other weights, K, scale or second pass; as pictures with true "
-                "masks they still count: export --to coco --where \"status = 'reviewed'\", then calibrate --data."
+                f"{self.left_out} more are left out, of other weights, K, scale, tiles or second pass; as pictures "
+                "with true masks they still count: export --to coco --where \"status = 'reviewed'\", then "
+                "calibrate --data."
             )
         return lines
 
@@ -84,7 +86,7 @@ def reviewed_labels(
     """
     ours = {
         "weights": model.weights_sha256, "jitter_count": refiner.jitter_count, "jitter_scale": refiner.jitter_scale,
-        "second_pass_from": refiner.second_pass_from,
+        "tiles": refiner.tile_rule, "second_pass_from": refiner.second_pass_from,
     }  # fmt: skip
     condition = "false" if sample is None else in_sample(sample)
     waiting: Counter[str] = Counter()
@@ -98,7 +100,7 @@ def reviewed_labels(
     rows = reviewed_masks(table_uri).to_pylist()
     labels = [
         row for row in rows
-        if (row["weights_sha256"], row["jitter_count"], row["jitter_scale"]) == tuple(ours.values())[:3]
+        if (row["weights_sha256"], row["jitter_count"], row["jitter_scale"], row["tiles"]) == tuple(ours.values())[:4]
         and (row["second_pass"] is not None) == _is_poor(row["dsp_weight"], refiner.second_pass_from)
     ]  # fmt: skip
     some = any(row["prompt_id"] in sampled for row in labels)

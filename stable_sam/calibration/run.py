@@ -79,6 +79,7 @@ def calibrate(
         jitter_count=refiner.jitter_count,
         jitter_scale=refiner.jitter_scale,
         second_pass_from=refiner.second_pass_from,
+        tiles=refiner.tile_rule,
         fitted_on=dict(sorted(Counter(map(str, fitted.sets)).items())),
     )
     name = "random sample" if (checked.kinds == SAMPLE).all() else "kept apart"

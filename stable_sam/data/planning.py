@@ -31,9 +31,11 @@ from stable_sam.data.storage import (
     list_files,
     modified_since,
 )
+from stable_sam.data.tile_count import TileCount, count_tiles
 from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt
+from stable_sam.tiles import tile_rule
 
 _BATCH = 10_000
 """Prompts that are Python objects at one time, where they are given as such."""
@@ -55,6 +57,8 @@ class NightPlan:
     """As in `RunManifest`."""
     manifest: RunManifest | None = None
     """None when there is nothing to do, and for a dry run."""
+    tiles: TileCount | None = None
+    """For a dry run with tiles."""
 
 
 def plan_night(
@@ -100,6 +104,8 @@ def plan_night(
         live.load_live(connection, table, maker)
         found = night.compare(connection, refresh, partial=since is not None, source_looked_at=files.source_looked_at)
         plan = _cut(connection, found, config)
+        if dry_run and plan.images and (rule := tile_rule(config.refiner)) is not None:
+            return replace(plan, tiles=count_tiles(connection, rule))
         if found.changes.planned + found.changes.withdrawn == 0 or dry_run:
             return plan
         check_withdrawn(found.changes, config.max_withdrawn_fraction, annotations_uri)

@@ -131,8 +131,8 @@ def reviewed_masks(table_uri: str) -> pa.Table:
 
     A row for each prompt that is reviewed now: its prompt and image; `verdict`; `true_mask_size` and `true_mask_counts`
     (null for a rejected one); `mask_size`, `mask_counts` and `area`, the scores, `second_pass`, `model_route` and the
-    model of the row that was reviewed (the newest that a model made), with the `jitter_count` and `jitter_scale` of its
-    run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
+    model of the row that was reviewed (the newest that a model made), with the `jitter_count`, `jitter_scale` and
+    `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
     Raises what `stable_sam.data.query.query` raises.
     """
     theirs = ("mask_size", "mask_counts", "area", *SCORES, "second_pass", "model_id", "weights_sha256", "config_hash")
@@ -143,7 +143,8 @@ def reviewed_masks(table_uri: str) -> pa.Table:
         f"""
         SELECT {", ".join(f"m.{name}" for name in ours)},
                m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
-               {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale
+               {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale,
+               r.tiles
         FROM history h JOIN masks m ON h.prompt_id = m.prompt_id AND h.revision < m.revision AND h.status = 'ok'
         LEFT JOIN runs r ON r.run_id = h.run_id
         WHERE m.status = 'reviewed'
@@ -171,7 +172,8 @@ def _check_rejected(answers: Sequence[Answer], max_fraction: float) -> None:
 def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, RefinedMask]], made_by: str) -> RunManifest:
     """The run, which continues `parent` and leaves everything else as it found it."""
     measured = {"jitter_count": parent.jitter_count, "jitter_scale": parent.jitter_scale}
-    config = RunConfig.from_dict({"refiner": {name: value for name, value in measured.items() if value is not None}})
+    known = {name: value for name, value in measured.items() if value is not None}
+    config = RunConfig.from_dict({"refiner": known | {"tiles": "off" if parent.tiles is None else "auto"}})
     content = [[mask.prompt_id, mask.verdict, mask.mask_counts] for _, mask in rows]
     content_hash = _hash([made_by, stable_sam.__version__, content])
     current = parent.current_prompts

@@ -109,9 +109,11 @@ def reviewed_row(row: Mapping[str, Any], answer: Answer, verdict: str) -> tuple[
         route_reason=f"reviewed: {kind}",
     )
     if kind == "confirmed":
-        scores = {name: row[name] for name in (*SCORES, "second_pass", "area", "mask_counts")}
-        size, box = row["mask_size"], row["bbox_xywh"]
-        mask = replace(mask, **scores, mask_size=tuple(size), bbox_xywh=None if box is None else tuple(box))
+        scores = {name: row[name] for name in (*SCORES, "second_pass", "view", "area", "mask_counts")}
+        places: dict[str, Any] = {
+            name: None if row[name] is None else tuple(row[name]) for name in ("mask_size", "bbox_xywh", "tile_xywh")
+        }
+        mask = replace(mask, **scores, **places)
     elif answer.mask is not None:
         found = answer.mask
         mask = replace(

@@ -64,6 +64,8 @@ class RunInfo:
     """K behind each prompt_stability of the run: only equal K and scale compare. None for a run of an older version."""
     jitter_scale: float | None = None
     """Noise scale of the K moved prompts."""
+    tiles: str | None = None
+    """`RefinerConfig.tile_rule`: which objects were asked in tiles. None: none were."""
     truth_uri: str | None = None
     """True masks that the run was scored against; None where it was not. What follows: see `truth_score.TruthScore`."""
     truth_matched: int | None = None

@@ -52,6 +52,9 @@ MASKS_SCHEMA = pa.schema(
         ("box_agreement", pa.float64()),
         ("quality", pa.float64()),
         ("second_pass", pa.string()),
+        # the view of the image that the mask was made in
+        ("view", pa.string()),
+        ("tile_xywh", pa.list_(pa.int32())),
         ("route", pa.string()),
         ("route_reason", pa.string()),
         # what people and ground truth say
@@ -69,7 +72,7 @@ MASKS_SCHEMA = pa.schema(
 )
 """One row for each prompt of a run; null where the record says None."""
 
-LATER_COLUMNS = frozenset({"fingerprint", "quality", "second_pass", "verdict", "true_iou"})
+LATER_COLUMNS = frozenset({"fingerprint", "quality", "second_pass", "view", "tile_xywh", "verdict", "true_iou"})
 """Columns that a table written by an older version lacks; its rows are null there."""
 
 _PROMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Prompt))

@@ -47,6 +47,7 @@ def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> 
         "scores": {name: value for name in SCORES if (value := _finite(row[name])) is not None},
         "area": row["area"],
         "second_pass": row["second_pass"],
+        "view": _view(row),
         "attributes": _attributes(row["attributes"]),
         "revision": row["revision"],
         "night": row["logical_date"],
@@ -70,6 +71,17 @@ def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> 
         "mask": _mask(row["mask_size"], row["mask_counts"]) if row["area"] else None,
         "before": _mask(row["previous_size"], row["previous_counts"]) if known["change"] and same_size else None,
     }
+
+
+def _view(row: dict[str, Any]) -> str | None:
+    """In words, where the mask of a small object was made."""
+    if row["view"] is None:
+        return None
+    if row["tile_xywh"] is None:
+        return "the whole image, wider than the object asks for"
+    x, y, width, height = row["tile_xywh"]
+    wider = ", wider than the object asks for" if row["view"] == "wider" else ""
+    return f"a tile of {width} x {height} pixels at {x}, {y}{wider}"
 
 
 def _change(row: dict[str, Any]) -> float | None:

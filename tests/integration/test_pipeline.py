@@ -70,12 +70,15 @@ def trace_of(uri: str) -> tuple[set[str], dict[str, Any]]:
 
 
 def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]) -> None:
-    """Under a profile, which changes no row, as little as the run's identity."""
+    """Under a profile, which changes no row, as little as the run's identity. One object is small enough for a tile."""
+    document = json.loads(read_bytes(job["annotations_uri"]))
+    document["annotations"].append({"id": 90, "image_id": 0, "bbox": [30, 20, 8, 6]})
+    write_bytes(job["annotations_uri"], json.dumps(document).encode())
     profile_uri = f"{job['output_uri']}-trace.json"
     summary = refine_dataset(**job, profile_uri=profile_uri)
     table = rows(job)
     assert sorted(row["prompt_id"] for row in table) == prompt_ids(job)
-    assert (summary.prompts, summary.failed, summary.images) == (9, 0, 3)
+    assert (summary.prompts, summary.failed, summary.images) == (10, 0, 3)
     refiner = Refiner(RefinerConfig(**CONFIG["refiner"]))
     by_image: dict[str, list[Any]] = {}
     for prompt in read_prompts(job["annotations_uri"], images_uri=job["images_uri"]):
@@ -89,14 +92,19 @@ def test_every_prompt_becomes_the_row_that_the_library_gives(job: dict[str, Any]
         assert row["mask_counts"] == mask.mask_counts
         assert row["prompt_stability"] == pytest.approx(mask.prompt_stability, abs=1e-4)
         assert row["route"] == mask.route
+        assert row["view"] == mask.view
+        assert row["tile_xywh"] == (None if mask.tile_xywh is None else list(mask.tile_xywh))
     (run,) = rows(job, "runs --")
     assert any(row["second_pass"] for row in table), "so that every stage ran"
+    assert [row["prompt_id"] for row in table if row["view"]] == ["90"]
+    assert run["tiles"] == refiner.config.tile_rule
     assert [stage for stage in STAGES if run[f"{stage}_seconds"] > 0] == list(STAGES)
     assert summary.stages is not None
     assert summary.stages.seconds == {stage: run[f"{stage}_seconds"] for stage in STAGES}
     names, other = trace_of(profile_uri)
     assert {"plan", "refine", "publish", *STAGES} <= names
     assert (other["run_id"], other["shards_shown"], other["full"]) == (summary.run_id, 3, False)
+    assert refine_dataset(**job).up_to_date
 
 
 def test_the_same_input_again_is_up_to_date(job: dict[str, Any]) -> None:

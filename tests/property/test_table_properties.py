@@ -74,6 +74,8 @@ def rows(draw: st.DrawFn) -> tuple[Prompt, RefinedMask]:
         predicted_iou=draw(scores),
         prompt_stability=draw(scores),
         second_pass=draw(st.sampled_from([None, "mirror"])),
+        view=draw(st.sampled_from([None, "tile", "wider"])),
+        tile_xywh=draw(st.none() | st.tuples(sizes, sizes, sizes, sizes)),
         route=draw(st.sampled_from(["accept", "review", "reject"])),
         route_reason=draw(texts),
         true_iou=draw(scores),

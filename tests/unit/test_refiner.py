@@ -122,13 +122,13 @@ def test_the_decoder_never_sees_more_prompts_than_a_chunk(monkeypatch, image):
         return decode(sam, image, boxes=boxes, points=points, ambiguous=ambiguous)
 
     monkeypatch.setattr(predict, "decode_image", watched)
-    tiny(prompt_chunk_size=4, jitter_count=7).refine_image(image, PROMPTS)
+    tiny(prompt_chunk_size=4, jitter_count=7, tiles="off").refine_image(image, PROMPTS)
     assert max(seen) == 4
     assert sum(seen) == (1 + 7 + 1) * (len(PROMPTS) - 2), "itself, those nearby, and its second pass"
 
 
-def test_the_encoder_runs_once_and_only_when_needed(monkeypatch, refiner, image):
-    runs = []
+def test_without_tiles_the_encoder_runs_once_and_only_when_needed(monkeypatch, image):
+    runs, refiner = [], tiny(tiles="off")
     embed = refiner_module.embed_resized
     monkeypatch.setattr(refiner_module, "embed_resized", lambda *args: runs.append(1) or embed(*args))
     refiner.refine_image(image, PROMPTS)
@@ -141,7 +141,7 @@ def test_the_encoder_runs_once_and_only_when_needed(monkeypatch, refiner, image)
 @pytest.mark.parametrize("plugin", [True, False])
 def test_masks_are_sam_predictors(image, plugin):
     """Against segment_anything's own predictor: its resize by Pillow differs by a gray level here and there."""
-    refiner = tiny(plugin=plugin, second_pass="off")
+    refiner = tiny(plugin=plugin, second_pass="off", tiles="off")
     predictor = SamPredictor(refiner.model.sam)
     predictor.set_image(image)
     rows = {row.prompt_id: row for row in refiner.refine_image(image, PROMPTS)}

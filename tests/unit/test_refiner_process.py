@@ -116,7 +116,9 @@ def test_an_image_that_eats_memory_fails_alone() -> None:
 
 def test_more_prompts_have_more_time() -> None:
     limits = Limits(seconds=2, memory_mb=1)
-    assert [limits.seconds_for(job("a", prompts=count)) for count in (1, 100, 1000)] == [2, 2, 20]
+    whole, tiles = RefinerConfig(tiles="off"), RefinerConfig(max_tiles=32)
+    assert [limits.seconds_for(job("a", prompts=count), whole) for count in (1, 100, 1000)] == [2, 2, 20]
+    assert [limits.seconds_for(job("a", prompts=count), tiles) for count in (1, 4, 8, 100, 2000)] == [2, 2, 4, 16, 40]
 
 
 def test_a_death_that_was_not_the_images_costs_no_row(shared: RefinerProcess, tmp_path: Path) -> None:
