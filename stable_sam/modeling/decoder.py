@@ -95,7 +95,7 @@ def decoder_inputs(
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     if masks is not None and sam.drawn < 1:
         shown = torch.rand(len(dense), 1, 1, 1, generator=sam.draws) < sam.drawn
-        dense = torch.where(shown, dense, sam.prompt_encoder.no_mask_embed.weight[:, :, None, None])
+        dense = torch.where(shown.to(dense.device), dense, sam.prompt_encoder.no_mask_embed.weight[:, :, None, None])
     prompts = sparse.shape[0]
     position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
     tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)
