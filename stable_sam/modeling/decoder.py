@@ -61,6 +61,27 @@ def decode_prompts(
     return DecoderOutput(logits, iou, host.trace if isinstance(host, PluginHost) else None, hq_logits)
 
 
+def trace_prompts(sam: Sam, features: ImageFeatures, boxes: Tensor) -> PluginTrace:
+    """The plugin's trace for P boxes, as in `decode_prompts`, for half of its cost: the decoder stops where the plugin
+    begins.
+
+    Only the plugin gets gradients. Raises `ValueError` unless `sam` hosts a plugin in layer 2 alone.
+    """
+    first, second = sam.mask_decoder.transformer.layers
+    host = second.cross_attn_token_to_image
+    if not isinstance(host, PluginHost) or isinstance(first.cross_attn_token_to_image, PluginHost):
+        raise ValueError("expected a plugin in decoder layer 2 alone")
+    decoder = sam.mask_decoder
+    with torch.no_grad():
+        output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+        source, position, tokens = decoder_inputs(sam, features.embedding, output_tokens, boxes, None)
+        keys, key_pe = source.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
+        queries, keys = first(queries=tokens, keys=keys, query_pe=tokens, key_pe=key_pe)
+        queries_pe = queries + tokens
+        queries = second.norm1(queries + second.self_attn(q=queries_pe, k=queries_pe, v=queries)) + tokens
+    return host.calibrate(queries, keys + key_pe, keys)[2]
+
+
 def read_masks(
     decoder: MaskDecoder, tokens: Tensor, source: Tensor, fine: FineFeatures | None
 ) -> tuple[Tensor, Tensor]:
@@ -95,7 +116,7 @@ def decoder_inputs(
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     if masks is not None and sam.drawn < 1:
         shown = torch.rand(len(dense), 1, 1, 1, generator=sam.draws) < sam.drawn
-        dense = torch.where(shown, dense, sam.prompt_encoder.no_mask_embed.weight[:, :, None, None])
+        dense = torch.where(shown.to(dense.device), dense, sam.prompt_encoder.no_mask_embed.weight[:, :, None, None])
     prompts = sparse.shape[0]
     position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
     tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)

@@ -22,9 +22,10 @@ class DynamicRouting(nn.Module):
         *,
         sigmoid: bool = False,
         reads_features: bool = False,
+        estimates_quality: bool = False,
     ) -> None:
-        """`initial_dsp_weight`: alpha_1 before training, for every prompt; alpha_2 is the rest. `reads_features`: see
-        `PluginSpec.routing_reads`."""
+        """`initial_dsp_weight`: alpha_1 before training, for every prompt; alpha_2 is the rest. `reads_features` and
+        `estimates_quality`: see `PluginSpec`."""
         super().__init__()
         self.sigmoid = sigmoid
         self.attend = nn.Conv2d(channels, 1, 1, bias=False) if reads_features else None
@@ -32,20 +33,23 @@ class DynamicRouting(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.route = nn.Linear(hidden, 2)
         nn.init.zeros_(self.route.weight)
+        self.quality = nn.Linear(hidden, 1) if estimates_quality else None
         logit = torch.logit(torch.tensor(initial_dsp_weight))
         with torch.no_grad():
             self.route.bias.copy_(torch.stack((logit, -logit)) / (1 if sigmoid else 2))
 
-    def forward(self, token: Tensor, features: Tensor | None) -> Tensor:
+    def forward(self, token: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """token: (B, C), a mask output token after layer 2's self-attention; features: (B, C, H, W), what the offset
         network makes of the image features, which nobody needs but a routing that reads them.
 
-        Returns alpha (B, 2) in (0, 1); rows sum to 1 with softmax.
+        Returns alpha (B, 2) in (0, 1), whose rows sum to 1 with softmax, and the estimated quality (B,) in (0, 1).
         """
         if self.attend is not None:
             assert features is not None, "this routing reads them"
             cells = features.flatten(2)
             weights = (self.attend.weight.flatten(1).expand(len(cells), 1, -1) @ cells).softmax(dim=-1)  # (B, 1, HW)
             token = torch.cat((token, (weights @ cells.mT)[:, 0]), dim=1)
-        route: Tensor = self.route(F.gelu(self.norm(self.reduce(token))))
-        return route.sigmoid() if self.sigmoid else route.softmax(dim=-1)
+        hidden = F.gelu(self.norm(self.reduce(token)))
+        route: Tensor = self.route(hidden)
+        alpha = route.sigmoid() if self.sigmoid else route.softmax(dim=-1)
+        return alpha, None if self.quality is None else self.quality(hidden)[:, 0].sigmoid()

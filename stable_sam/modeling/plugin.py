@@ -27,6 +27,8 @@ class PluginTrace:
 
     alpha: Tensor
     offsets: Tensor
+    quality: Tensor | None
+    """(B,), of a plugin that estimates it."""
 
 
 class StableSamPlugin(nn.Module):
@@ -52,6 +54,7 @@ class StableSamPlugin(nn.Module):
             self.routing = DynamicRouting(
                 channels, spec.hidden, spec.initial_dsp_weight,
                 sigmoid=spec.routing == "sigmoid", reads_features=spec.routing_reads == "features",
+                estimates_quality=spec.estimates_quality,
             )  # fmt: skip
 
     def forward(self, features: Tensor, positions: Tensor, token: Tensor) -> tuple[Tensor, Tensor, PluginTrace]:
@@ -61,7 +64,7 @@ class StableSamPlugin(nn.Module):
         and positions, both (B, C, H, W), and the trace.
         """
         sampled, places, hidden = self.sampling(features)
-        alpha = self._alpha(token, hidden)
+        alpha, quality = self._alpha(token, hidden)
         used = torch.where(alpha[:, :1] < self.regular_below, alpha.new_tensor((0.0, 1.0)), alpha)
         if self.always_deforms:
             deformed = alpha[:, :1].detach().clamp_min(self.regular_below)
@@ -69,7 +72,7 @@ class StableSamPlugin(nn.Module):
         dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
             positions = dsp * self.sampling.read(positions, places) + own * positions
-        return dsp * sampled + own * features, positions, PluginTrace(alpha, places.mean.permute(0, 3, 1, 2))
+        return dsp * sampled + own * features, positions, PluginTrace(alpha, places.mean.permute(0, 3, 1, 2), quality)
 
     def calibrate_tokens(self, features: Tensor, projected: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, for inference: features x_p and projected x*_p, both (B, HW, C) of a square grid, token (B, C).
@@ -79,7 +82,7 @@ class StableSamPlugin(nn.Module):
         hidden = None
         if self.routing is not None and self.spec.routing_reads == "features":
             hidden = self.sampling.context_tokens(projected)
-        alpha = self._alpha(token, None if hidden is None else _as_grid(hidden))
+        alpha, _ = self._alpha(token, None if hidden is None else _as_grid(hidden))
         places = self.sampling.token_places(self.sampling.context_tokens(projected) if hidden is None else hidden)
         dsp, own = alpha[:, :, None, None].unbind(1)
         sampled = sample_tokens(projected, places, dsp)
@@ -88,11 +91,11 @@ class StableSamPlugin(nn.Module):
             calibrated = torch.where(dsp < self.regular_below, features, calibrated)
         return calibrated, alpha
 
-    def _alpha(self, token: Tensor, hidden: Tensor | None) -> Tensor:
+    def _alpha(self, token: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.forced_alpha is not None or self.routing is None:
-            return token.new_tensor(self.forced_alpha or (1.0, 0.0)).expand(len(token), 2)
-        alpha: Tensor = self.routing(token, hidden)
-        return alpha
+            return token.new_tensor(self.forced_alpha or (1.0, 0.0)).expand(len(token), 2), None
+        found: tuple[Tensor, Tensor | None] = self.routing(token, hidden)
+        return found
 
 
 class PluginHost(nn.Module):

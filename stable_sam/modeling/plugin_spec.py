@@ -38,6 +38,10 @@ class PluginSpec(Section):
     routing_reads: Literal["token", "features"] = "features"
     """What alpha is computed from: t_o alone, as in the paper, or t_o and what the offset network computes at each
     cell, in which the prompt and the picture have met, pooled by a learnt attention (4,352 values more)."""
+    estimates_quality: bool = False
+    """Whether the routing has a second output, the prompt's quality: the IoU of a box with the tight one. It teaches
+    the routing, in steps that cost a third, what good and bad prompts look like; inference does not use it. The paper
+    has no such output."""
     move_positions: bool = False
     """Whether the keys' positional encoding is sampled with the features. The paper does not say."""
     layers: Literal["second", "both"] = "second"

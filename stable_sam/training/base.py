@@ -127,9 +127,9 @@ def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor
 
 def _start_from(module: nn.Module, file: Path, expected: str) -> None:
     tensors, _ = read_safetensors(read_bytes(str(file)), str(file))
+    # Weights of version 0.2.0 have no fine branch, which starts as if it were not there.
+    new = {name: value for name, value in module.state_dict().items() if name.startswith("image_encoder.fine.")}
     try:
-        module.load_state_dict(
-            module.state_dict() | {name: tensor.float() for name, tensor in tensors.items()}, strict=True
-        )
+        module.load_state_dict(new | {name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     except RuntimeError as error:
         raise WeightsError(f"{file}: not {expected}: {' '.join(str(error).split())[:300]}") from None

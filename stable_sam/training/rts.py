@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, trace_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import MASK_STRIDE
-from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost
+from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, PluginTrace
 from stable_sam.training.base import multimask_loss
 from stable_sam.training.cached_batches import EmbeddedBatch
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
@@ -21,22 +22,31 @@ WORTH = 0.005
 
 
 def plugin_loss(
-    sam: Sam, settings: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, _progress: float
+    sam: Sam, settings: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, progress: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a step: every object by a box of random noise, the first of each picture also by points."""
+    """Loss of a step: every object by a box of random noise, the first of each picture also by points.
+
+    progress: part of the run that is done, from 0 to 1; up to `quality_alone` the boxes' quality alone is taught.
+    """
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 
     boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
-    prompts = _Prompts(batch.features.repeat(objects), batch.coverage.flatten(0, 1), near.flatten(0, 1), boxes=boxes)
-    loss, figures = _calibration_loss(sam, prompts, settings.routing_weight, "box")
+    quality = box_iou(boxes, batch.boxes.flatten(0, 1)).diagonal()
+    features = batch.features.repeat(objects)
+    if progress < settings.quality_alone:
+        loss = quality_loss(trace_prompts(sam, features, boxes), quality)
+        return loss, {"quality_loss": loss.item()}
+    prompts = _Prompts(features, batch.coverage.flatten(0, 1), near.flatten(0, 1), quality, boxes=boxes)
+    loss, figures = _calibration_loss(sam, prompts, settings, "box")
 
     count = settings.point_counts[int(torch.randint(len(settings.point_counts), (), generator=generator))]
     xy = batch.points[:, 0, :count]
     points = (xy, torch.ones(xy.shape[:2], device=xy.device))
-    prompts = _Prompts(batch.features, batch.coverage[:, 0], near[:, 0], points=points)
-    point_loss, point_figures = _calibration_loss(sam, prompts, settings.routing_weight, f"points{count}")
+    quality = torch.full((len(xy),), points_quality(count), device=xy.device)
+    prompts = _Prompts(batch.features, batch.coverage[:, 0], near[:, 0], quality, points=points)
+    point_loss, point_figures = _calibration_loss(sam, prompts, settings, f"points{count}")
     return loss + 0.5 * point_loss, {**figures, **point_figures}
 
 
@@ -50,6 +60,18 @@ def mixed_boxes(boxes: Tensor, scales: tuple[float, ...], size: int, generator: 
     center = (boxes[:, :2] + boxes[:, 2:]) / 2 + move[:, :2] * sides / 2
     half = (sides * (1.0 + move[:, 2:])).clamp_min(4.0) / 2
     return torch.cat((center - half, center + half), dim=1).clamp(0, size)
+
+
+def points_quality(count: int) -> float:
+    """Quality of a prompt of `count` points, on the scale of a box's IoU: 0 for the ambiguous one, near 1 for many."""
+    return 1.0 - 1.0 / count
+
+
+def quality_loss(trace: PluginTrace, quality: Tensor) -> Tensor:
+    """Squared error of the estimated quality against the prompts' own (P,)."""
+    if trace.quality is None:
+        raise ValueError("the plugin estimates no quality")
+    return (trace.quality - quality).square().mean()
 
 
 def routing_loss(alpha: Tensor, gain: Tensor) -> Tensor:
@@ -67,10 +89,11 @@ class _Prompts:
     """P prompts of one kind, with what they are compared with."""
 
     def __init__(
-        self, features: ImageFeatures, coverage: Tensor, near: Tensor, *, boxes: Tensor | None = None,
-        points: tuple[Tensor, Tensor] | None = None,
+        self, features: ImageFeatures, coverage: Tensor, near: Tensor, quality: Tensor, *,
+        boxes: Tensor | None = None, points: tuple[Tensor, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        self.features, self.coverage, self.near, self.boxes, self.points = features, coverage, near, boxes, points
+        self.features, self.coverage, self.near, self.quality = features, coverage, near, quality
+        self.boxes, self.points = boxes, points
         self.ambiguous = points is not None and points[0].shape[1] == 1
 
     def decode(self, sam: Sam) -> DecoderOutput:
@@ -84,7 +107,9 @@ class _Prompts:
         return mask_iou(output.logits[torch.arange(len(chosen)), chosen], self.coverage)
 
 
-def _calibration_loss(sam: Sam, prompts: _Prompts, routing_weight: float, name: str) -> tuple[Tensor, dict[str, float]]:
+def _calibration_loss(
+    sam: Sam, prompts: _Prompts, settings: PluginTraining, name: str
+) -> tuple[Tensor, dict[str, float]]:
     host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     if not isinstance(host, PluginHost):
         raise ValueError("the model hosts no plugin")
@@ -97,13 +122,15 @@ def _calibration_loss(sam: Sam, prompts: _Prompts, routing_weight: float, name: 
         loss = loss + multimask_loss(output, prompts.coverage, prompts.near)[0]
     iou = prompts.iou(output)
     figures = {f"{name}_iou": iou.mean().item(), f"{name}_offset": trace.offsets.abs().mean().item()}
-    if routing_weight > 0:
+    if trace.quality is not None:
+        loss = loss + settings.quality_weight * quality_loss(trace, prompts.quality)
+    if settings.routing_weight > 0:
         host.enabled = False
         with torch.no_grad():
             gain = iou - prompts.iou(prompts.decode(sam))
         host.enabled = True
         alpha = trace.alpha[:, 0]
-        loss = loss + routing_weight * routing_loss(alpha, gain)
+        loss = loss + settings.routing_weight * routing_loss(alpha, gain)
         routed = torch.where(alpha >= 0.5, gain, 0).mean().item()
         figures |= {
             f"{name}_gain": gain.mean().item(), f"{name}_routed_gain": routed,

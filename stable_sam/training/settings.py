@@ -120,12 +120,24 @@ class FrozenBaseTraining(TrainingSettings):
 class PluginTraining(FrozenBaseTraining):
     """The Stable-SAM plugin alone learns."""
 
-    plugin: PluginSpec = PluginSpec(regular_below=0.5)
+    plugin: PluginSpec = PluginSpec(regular_below=0.5, estimates_quality=True)
     """The plugin's architecture."""
     routing_weight: float = Field(default=1.0, ge=0)
     """Of the loss that teaches alpha_1 the gain: whether, and by how much, the deformed path's mask is better than
     SAM's own for this prompt. 0 trains alpha by the mask alone, as in the paper; alpha then knows nothing of the
     prompt, so that `plugin.regular_below` must be 0."""
+    quality_weight: float = Field(default=5.0, ge=0)
+    """Of the squared error of the estimated quality, for a plugin that has that output."""
+    quality_share: float = Field(default=0.4, ge=0, lt=1)
+    """First part of the steps, in which the quality of boxes is taught and nothing else, at a third of the cost of a
+    whole step: to tell good prompts from bad ones takes more steps than masks do. Of no effect for a plugin without
+    that output or in both layers."""
+
+    @property
+    def quality_alone(self) -> float:
+        """`quality_share` where it can be."""
+        possible = self.plugin.estimates_quality and self.plugin.layers == "second"
+        return self.quality_share if possible else 0.0
 
     @model_validator(mode="after")
     def _alpha_can_be_taught(self) -> Self:

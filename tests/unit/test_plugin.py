@@ -6,7 +6,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from stable_sam.modeling.build import build_nano, build_tiny
-from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, trace_prompts
 from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.features import ImageFeatures
@@ -268,5 +268,28 @@ def test_several_samples_start_at_the_cell_and_on_a_ring_around_it(bound):
 
 
 def test_routing_starts_at_the_given_weight():
-    alpha = DynamicRouting(8, initial_dsp_weight=0.3)(torch.randn(5, 8), torch.zeros(5, 8, 2, 2))
+    alpha, _ = DynamicRouting(8, initial_dsp_weight=0.3)(torch.randn(5, 8), torch.zeros(5, 8, 2, 2))
     torch.testing.assert_close(alpha, torch.tensor([0.3, 0.7]).expand(5, 2))
+
+
+@pytest.mark.parametrize("calibrates", ["attention", "stream"])
+def test_the_trace_alone_is_that_of_a_whole_pass_and_teaches_the_plugin_alone(sam, calibrates):
+    features = ImageFeatures(embedding_of(sam))
+    plugin = random_plugin(32, PluginSpec(calibrates=calibrates, estimates_quality=True))
+    attach_plugin(sam, plugin)
+    trace = trace_prompts(sam, features, BOXES)
+    whole = decode_prompts(sam, features, boxes=BOXES).trace
+    torch.testing.assert_close(trace.alpha, whole.alpha)
+    torch.testing.assert_close(trace.quality, whole.quality)
+    trace.quality.sum().backward()
+    assert plugin.routing.quality.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for name, p in sam.named_parameters() if ".plugin." not in name)
+
+
+def test_the_trace_alone_needs_a_plugin_in_layer_2_alone(sam):
+    features = ImageFeatures(embedding_of(sam))
+    with pytest.raises(ValueError, match="layer 2 alone"):
+        trace_prompts(sam, features, BOXES)
+    attach_plugin(sam, StableSamPlugin(32, PluginSpec(layers="both")))
+    with pytest.raises(ValueError, match="layer 2 alone"):
+        trace_prompts(sam, features, BOXES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import sys
@@ -23,7 +24,7 @@ from stable_sam.training.rts import mixed_boxes, routing_loss
 from stable_sam.training.settings import PluginTraining
 from tests.unit.training.ellipses import metadata_of, nano, settings_of, tensors_of
 
-SPEC = PluginSpec(hidden=8, max_offset=2.5, regular_below=0.5)
+SPEC = PluginSpec(hidden=8, max_offset=2.5, regular_below=0.5, estimates_quality=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,20 @@ def test_plugin_training_moves_the_plugin(plugin_run):
     moved = {key for key, value in start.state_dict().items() if not torch.equal(trained[key], value)}
     assert {"sampling.offset.weight", "sampling.project.weight", "routing.route.weight"} <= moved
     assert all(value.isfinite().all() for value in trained.values())
+
+
+def test_the_first_steps_teach_quality_alone(whole_run, data, tmp_path):
+    """The offset network's last layer and alpha are not in its way, so nothing moves them; what quality reads moves."""
+    loaded = load_model(nano(whole_run[0]))
+    file = train_plugin(loaded, data, tmp_path, settings_of(PluginTraining, quality_share=0.99, learning_rate=0.01))
+    trained = tensors_of(file)
+    assert not trained["sampling.offset.weight"].any()
+    assert not trained["routing.route.weight"].any()
+    torch.manual_seed(3)
+    start = StableSamPlugin(256, PluginTraining().plugin).state_dict()
+    assert not torch.equal(trained["routing.quality.weight"], start["routing.quality.weight"])
+    with (tmp_path / "log.csv").open(newline="") as stream:
+        assert "quality_loss" in next(csv.reader(stream))
 
 
 def test_alpha_opens_exactly_where_the_expected_gain_is_worth_it():
