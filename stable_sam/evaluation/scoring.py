@@ -78,7 +78,7 @@ class Scorer:
         side = int(self.model.sam.image_encoder.img_size)
         view = embed_image(self.model, _read_picture(image, self.settings.refiner.max_image_pixels, side))
         rows: list[dict[str, Any]] = []
-        for item in _objects(set_name, image, view.embedding.shape[-1]):
+        for item in _objects(set_name, image, view.features.embedding.shape[-1]):
             for kind in self.kinds:
                 score = self._score_worst if kind.name == WORST_BOX else self._score_drawn
                 rng = prompt_rng(self.settings.seed, set_name, item.annotation_id, kind.name)
