@@ -33,7 +33,9 @@ def refined() -> dict[str, dict[str, Any]]:
     return {
         f"{second_pass} {m.prompt_id}": {"size": m.mask_size, "counts": m.mask_counts, "predicted_iou": m.predicted_iou}
         for second_pass in ("off", "mirror")
-        for m in Refiner(RefinerConfig(device="cpu", second_pass=second_pass)).refine_image(data.chelsea(), PROMPTS)
+        for m in Refiner(RefinerConfig(device="cpu", second_pass=second_pass, tiles="off")).refine_image(
+            data.chelsea(), PROMPTS
+        )
     }
 
 
