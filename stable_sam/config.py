@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stable_sam.annotation_format import AnnotationFormat
 from stable_sam.calibration.model import Calibration
@@ -72,6 +72,12 @@ class RefinerConfig(Section):
     """Logit offset of SAM's stability_score (SAM's own default)."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
     """A larger image is refused before it is decoded: a decompression bomb must not end the night."""
+
+    @field_validator("second_pass", "tiles", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        """YAML reads an `off` without quotes as false."""
+        return "off" if value is False else value
 
     @property
     def tile_rule(self) -> str | None:

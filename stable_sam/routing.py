@@ -14,7 +14,7 @@ from stable_sam.records import Prompt, RefinedMask, Route
 
 def routed(prompt: Prompt, mask: RefinedMask, config: RoutingConfig) -> RefinedMask:
     """`mask` of `prompt` with its `quality`, where there is a calibration, and its `route` and `route_reason`."""
-    if config.calibration is not None and mask.status == "ok":
+    if config.calibration is not None and config.calibration.holds_for(mask):
         mask = replace(mask, quality=config.calibration.quality(scores_of(prompt, mask)))
     chosen, reason = route(mask, config)
     return replace(mask, route=chosen, route_reason=reason)

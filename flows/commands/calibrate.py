@@ -64,7 +64,7 @@ def calibrate(
     from stable_sam.calibration.drawing import chart as draw_chart
     from stable_sam.calibration.drawing import markdown as tables
     from stable_sam.calibration.drawing import promise_line
-    from stable_sam.calibration.labels import labelled, read_records, write_records
+    from stable_sam.calibration.labels import labelled, read_records, without_tiles, write_records
     from stable_sam.calibration.reviewed import reviewed_labels
     from stable_sam.calibration.run import CalibrationSettings, held
     from stable_sam.calibration.run import calibrate as fit
@@ -88,6 +88,8 @@ def calibrate(
     )
     drawing = Drawing(prompts=prompts.split(","), min_area_fraction=min_area, max_objects=max_objects, seed=seed)
     refiner = read_settings(config, None).refiner
+    for uri in records or ():  # masks of whole images calibrate masks of whole images
+        refiner = without_tiles(uri, refiner)
     model = model_identity(refiner)
     reviewed = [reviewed_labels(absolute_uri(uri), refiner, model, sample) for uri in table or ()]
     for line in (line for labels in reviewed for line in labels.lines()):

@@ -90,18 +90,20 @@ def read_records(uri: str, refiner: RefinerConfig, model: ModelIdentity) -> pa.T
 
     Raises `AnnotationError` for another file, `ConfigError` when another model made the masks, `StorageError`.
     """
-    path = bundled_path(BUNDLED_RECORDS) if uri == BUNDLED else uri
-    try:
-        table = pq.read_table(pa.BufferReader(read_bytes(path)))
-        there = json.loads((table.schema.metadata or {}).get(_MADE_BY, b"{}"))
-    except (pa.ArrowInvalid, ValueError) as error:
-        raise AnnotationError(f"{path}: expected labelled masks as Parquet: {one_line(error)[:200]}") from None
-    if table.schema != RECORDS_SCHEMA:
-        raise AnnotationError(f"{path}: expected the columns {', '.join(RECORDS_SCHEMA.names)}")
+    table, there = _read(uri)
     for name, ours in _made_by(refiner, model).items():
         if there.get(name) != ours:
-            raise ConfigError(f"{path}: masks made with {name} {there.get(name)}, the configuration has {ours}")
+            raise ConfigError(f"{uri}: masks made with {name} {there.get(name)}, the configuration has {ours}")
     return table.replace_schema_metadata()
+
+
+def without_tiles(uri: str, refiner: RefinerConfig) -> RefinerConfig:
+    """`refiner` as it made the records that `read_records` reads at `uri`, where these are all of whole images.
+
+    Raises as `read_records`.
+    """
+    _, made_by = _read(uri)
+    return refiner if made_by.get("tiles") else refiner.model_copy(update={"tiles": "off"})
 
 
 def labelled(records: pa.Table) -> LabelledMasks:
@@ -120,6 +122,19 @@ def labelled(records: pa.Table) -> LabelledMasks:
         sets=sets,
         kinds=column("kind").astype(np.str_),
     )
+
+
+def _read(uri: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Records and what made them."""
+    path = bundled_path(BUNDLED_RECORDS) if uri == BUNDLED else uri
+    try:
+        table = pq.read_table(pa.BufferReader(read_bytes(path)))
+        made_by = json.loads((table.schema.metadata or {}).get(_MADE_BY, b"{}"))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise AnnotationError(f"{path}: expected labelled masks as Parquet: {one_line(error)[:200]}") from None
+    if table.schema != RECORDS_SCHEMA:
+        raise AnnotationError(f"{path}: expected the columns {', '.join(RECORDS_SCHEMA.names)}")
+    return table, made_by
 
 
 def _made_by(refiner: RefinerConfig, model: ModelIdentity) -> dict[str, Any]:

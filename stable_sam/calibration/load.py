@@ -40,13 +40,14 @@ def calibrated_routing(routing: RoutingConfig, refiner: RefinerConfig, model: Mo
 
 
 def misfit(calibration: Calibration, refiner: RefinerConfig, model: ModelIdentity) -> str | None:
-    """Why the scores of this model are not those that were calibrated; None: they are."""
+    """Why the scores of this model are not those that were calibrated; None: they are, of masks that the calibration
+    `holds_for`."""
     for name, theirs, ours in (
         ("weights_sha256", calibration.weights_sha256, model.weights_sha256),
         ("jitter_count", calibration.jitter_count, refiner.jitter_count),
         ("jitter_scale", calibration.jitter_scale, refiner.jitter_scale),
         ("second_pass_from", calibration.second_pass_from, refiner.second_pass_from),
-        ("tiles", calibration.tiles, refiner.tile_rule),
+        ("tiles", calibration.tiles, refiner.tile_rule if calibration.tiles else None),
     ):
         if theirs != ours:
             return f"calibrated for {name} {theirs}, the run has {ours}"

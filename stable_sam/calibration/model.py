@@ -98,7 +98,8 @@ class Calibration(_Finite):
     second_pass_from: float | None = None
     """alpha_1 from which prompts took the second pass; None: there was none."""
     tiles: str | None = None
-    """`RefinerConfig.tile_rule` of the masks; None: all were made in the whole image."""
+    """`RefinerConfig.tile_rule` of the masks. None: all were made in the whole image, and the calibration holds for
+    such masks alone."""
     fitted_on: dict[str, int] = Field(default_factory=dict)
     """Masks of each set that the curves were fitted on."""
 
@@ -118,6 +119,10 @@ class Calibration(_Finite):
         if not isinstance(raw, dict):
             raise ConfigError(f"{source}: expected a calibration, got {type(raw).__name__}")
         return cls.from_dict(raw, source=source)
+
+    def holds_for(self, mask: RefinedMask) -> bool:
+        """Whether the mask is of the kind that was calibrated."""
+        return mask.status == "ok" and (self.tiles is not None or mask.view is None)
 
     def quality(self, scores: Mapping[str, float | None]) -> float:
         """Probability in (0, 1) that a mask with these scores is good; `scores` by their names in SCORES."""

@@ -27,7 +27,7 @@ _WAITING = """
     FROM masks m JOIN (SELECT run_id, jitter_count, jitter_scale, tiles FROM runs) r USING (run_id)
     WHERE m.status = 'ok' AND m.area > 0
         AND (m.weights_sha256, r.jitter_count, r.jitter_scale) = ($weights, $jitter_count, $jitter_scale)
-        AND r.tiles IS NOT DISTINCT FROM $tiles
+        AND CASE WHEN $tiles IS NULL THEN m.view IS NULL ELSE r.tiles = $tiles END
         AND (m.second_pass IS NOT NULL) = coalesce(m.dsp_weight >= $second_pass_from, false)
     GROUP BY ALL
 """
@@ -100,7 +100,8 @@ def reviewed_labels(
     rows = reviewed_masks(table_uri).to_pylist()
     labels = [
         row for row in rows
-        if (row["weights_sha256"], row["jitter_count"], row["jitter_scale"], row["tiles"]) == tuple(ours.values())[:4]
+        if (row["weights_sha256"], row["jitter_count"], row["jitter_scale"]) == tuple(ours.values())[:3]
+        and (row["view"] is None if refiner.tile_rule is None else row["tiles"] == refiner.tile_rule)
         and (row["second_pass"] is not None) == _is_poor(row["dsp_weight"], refiner.second_pass_from)
     ]  # fmt: skip
     some = any(row["prompt_id"] in sampled for row in labels)

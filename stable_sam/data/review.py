@@ -130,12 +130,13 @@ def reviewed_masks(table_uri: str) -> pa.Table:
     """What people decided, with what the model had said: labels for calibration and training.
 
     A row for each prompt that is reviewed now: its prompt and image; `verdict`; `true_mask_size` and `true_mask_counts`
-    (null for a rejected one); `mask_size`, `mask_counts` and `area`, the scores, `second_pass`, `model_route` and the
-    model of the row that was reviewed (the newest that a model made), with the `jitter_count`, `jitter_scale` and
-    `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
-    Raises what `stable_sam.data.query.query` raises.
+    (null for a rejected one); `mask_size`, `mask_counts` and `area`, the scores, `second_pass`, `view`, `model_route`
+    and the model of the row that was reviewed (the newest that a model made), with the `jitter_count`, `jitter_scale`
+    and `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt). Raises what
+    `stable_sam.data.query.query` raises.
     """
-    theirs = ("mask_size", "mask_counts", "area", *SCORES, "second_pass", "model_id", "weights_sha256", "config_hash")
+    theirs = ("mask_size", "mask_counts", "area", *SCORES, "second_pass", "view", "model_id", "weights_sha256",
+              "config_hash")  # fmt: skip
     ours = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
             "points_xy", "point_labels", "verdict")  # fmt: skip
     table = query(

@@ -6,6 +6,7 @@ After new weights, write the golden masks again: python tests/golden/test_bundle
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from skimage import data
 
 from stable_sam.config import RefinerConfig
 from stable_sam.identity import BUNDLED_BASE, BUNDLED_PLUGIN, bundled_path
-from stable_sam.records import Prompt
+from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refiner import Refiner
 from stable_sam.rle import decode_mask
 
@@ -26,15 +27,27 @@ PROMPTS = (
         prompt_id="points", image_id="chelsea", image_uri="", points_xy=((230, 150), (99, 200)), point_labels=(1, 1)
     ),
 )
+SMALL = Prompt(prompt_id="pupil", image_id="chelsea", image_uri="", box_xyxy=(152, 98, 188, 134))
+"""Asked in a tile."""
 
 
 def refined() -> dict[str, dict[str, Any]]:
-    """Golden content: second pass and prompt_id -> mask and scores, made by the bundled model."""
-    return {
-        f"{second_pass} {m.prompt_id}": {"size": m.mask_size, "counts": m.mask_counts, "predicted_iou": m.predicted_iou}
+    """Golden content: second pass, or "tile", and prompt_id -> mask and scores, made by the bundled model."""
+    masks = {
+        f"{second_pass} {mask.prompt_id}": mask
         for second_pass in ("off", "mirror")
-        for m in Refiner(RefinerConfig(device="cpu", second_pass=second_pass)).refine_image(data.chelsea(), PROMPTS)
+        for mask in _refined(PROMPTS, second_pass=second_pass, tiles="off")
     }
+    [small] = _refined([SMALL])
+    masks[f"{small.view} {small.prompt_id}"] = small
+    return {
+        name: {"size": mask.mask_size, "counts": mask.mask_counts, "predicted_iou": mask.predicted_iou}
+        for name, mask in masks.items()
+    }
+
+
+def _refined(prompts: Sequence[Prompt], **settings: Any) -> list[RefinedMask]:
+    return Refiner(RefinerConfig(device="cpu", **settings)).refine_image(data.chelsea(), prompts)
 
 
 def test_masks_of_the_bundled_model_have_not_changed() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from stable_sam.calibration.fit import REVIEWED, SAMPLE, LabelledMasks, divide, fit_curves, promised
 from stable_sam.calibration.judge import aurc, judge, risk_coverage
-from stable_sam.calibration.labels import RECORDS_SCHEMA, labelled, read_records, write_records
+from stable_sam.calibration.labels import RECORDS_SCHEMA, labelled, read_records, without_tiles, write_records
 from stable_sam.calibration.load import calibrated_routing
 from stable_sam.calibration.model import SCORES, Calibration, Curve, Promise
 from stable_sam.calibration.reviewed import reviewed_labels
@@ -162,6 +162,14 @@ def test_quality_routes(iou: float, where: str) -> None:
     assert answer.route_reason.startswith(f"quality {answer.quality:.3f}")
 
 
+def test_a_mask_of_a_tile_has_a_quality_where_tiles_were_calibrated() -> None:
+    mask = RefinedMask(prompt_id="p", status="ok", mask_size=(10, 10), area=50, predicted_iou=0.95, view="tile")
+    prompt = Prompt(prompt_id="p", image_id="i", image_uri="i.jpg", box_xyxy=(0, 0, 5, 5))
+    of_whole_images, of_tiles = calibration(), calibration(tiles=RefinerConfig().tile_rule)
+    assert routed(prompt, mask, RoutingConfig(calibration=of_whole_images)).quality is None
+    assert routed(prompt, mask, RoutingConfig(calibration=of_tiles)).quality is not None
+
+
 def test_an_empty_mask_is_rejected_whatever_its_quality() -> None:
     mask = RefinedMask(prompt_id="p", status="ok", mask_size=(10, 10), area=0, predicted_iou=1.0, quality=0.99)
     assert route(mask, RoutingConfig(calibration=calibration())) == ("reject", "empty mask")
@@ -185,6 +193,9 @@ def test_a_calibration_for_another_model_is_refused(tmp_path) -> None:  # type: 
         calibrated_routing(routing, RefinerConfig(jitter_count=2), MODEL)
     with pytest.raises(ConfigError, match="calibrated for second_pass_from 0.25, the run has None"):
         calibrated_routing(routing, RefinerConfig(second_pass="off"), MODEL)
+    file.write_text(calibration(tiles="below 9 cells, 9 times as wide").model_dump_json())
+    with pytest.raises(ConfigError, match="calibrated for tiles below 9 cells, 9 times as wide, the run has"):
+        calibrated_routing(routing, RefinerConfig(), MODEL)
     file.write_text("[]")
     with pytest.raises(ConfigError, match="expected a calibration, got list"):
         calibrated_routing(routing, RefinerConfig(), MODEL)
@@ -374,6 +385,8 @@ def records(count: int) -> pa.Table:
 def test_records_of_another_model_are_refused(tmp_path: Path) -> None:
     file = str(tmp_path / "records.parquet")
     write_records(records(10), file, RefinerConfig(), MODEL)
+    assert without_tiles(file, RefinerConfig()) == RefinerConfig()
+    assert without_tiles("bundled", RefinerConfig()) == RefinerConfig(tiles="off")
     assert read_records(file, RefinerConfig(), MODEL) == records(10)
     with pytest.raises(ConfigError, match="masks made with jitter_count 8, the configuration has 2"):
         read_records(file, RefinerConfig(jitter_count=2), MODEL)

@@ -339,6 +339,7 @@ def test_tiles_are_settings_that_make_other_rows_and_off_is_what_was_before() ->
     changed = [{}, {"tiles": "off"}, {"max_tiles": 7}, {"tile_scale": 9}, {"tile_below_cells": 1}]
     assert len({hash_of(**settings) for settings in changed}) == len(changed)
     assert RefinerConfig(tiles="off").tile_rule is None
+    assert RefinerConfig.from_dict({"tiles": False}).tiles == "off", "as YAML reads it"
     assert tile_rule(RefinerConfig(tiles="off")) is None
 
 
