@@ -68,4 +68,5 @@ def train_frozen(
     if finish is None:
         return file
     module.load_state_dict(loop.average.module.state_dict())
-    return export(module, loop.step, finish(lambda step: batches[step % batches.steps].to(model.device)))
+    taught = finish(lambda step: batches[step % batches.steps].to(model.device))
+    return export(module, loop.step, loop.last_figures() | taught)

@@ -62,12 +62,11 @@ def test_plugin_training_moves_the_plugin(plugin_run):
 
 
 def test_the_first_steps_teach_quality_alone(whole_run, data, tmp_path):
-    """The offset network's last layer and alpha are not in its way, so nothing moves them; what quality reads moves."""
+    """The offset network's last layer is not in its way, so nothing moves it; what quality reads moves."""
     loaded = load_model(nano(whole_run[0]))
     file = train_plugin(loaded, data, tmp_path, settings_of(PluginTraining, quality_share=0.99, learning_rate=0.01))
     trained = tensors_of(file)
     assert not trained["sampling.offset.weight"].any()
-    assert not trained["routing.route.weight"].any()
     torch.manual_seed(3)
     start = StableSamPlugin(256, PluginTraining().plugin).state_dict()
     assert not torch.equal(trained["routing.quality.weight"], start["routing.quality.weight"])
@@ -92,9 +91,7 @@ def test_the_routing_is_taught_last_and_alone(whole_run, data, tmp_path, monkeyp
     left = tensors_of(train_plugin(load_model(nano(whole_run[0])), data, tmp_path / "left", settings))
     changed = {name for name, value in left.items() if not torch.equal(taught[name], value)}
     assert changed
-    assert all(
-        name.startswith(("routing.reduce", "routing.norm", "routing.route", "routing.quality")) for name in changed
-    )
+    assert {name.split(".")[1] for name in changed} <= {"reduce", "norm", "route", "quality"}
     metrics = json.loads(metadata_of(tmp_path / "taught" / "plugin.safetensors")["metrics"])
     assert metrics["routed_gain"] <= metrics["best_gain"]
 
