@@ -39,12 +39,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention only (paper)": {"plugin": {"calibrates": "attention"}},
     "attention only, no routing loss": {
         "plugin": {"calibrates": "attention", "regular_below": 0.0},
-        "routing_weight": 0.0,
+        "routing_steps": 0,
     },
     "alpha from t_o alone (paper)": {"plugin": {"routing_reads": "token"}},
     "DSP without DRP": {
         "plugin": {"routing": "none", "regular_below": 0.0, "estimates_quality": False},
-        "routing_weight": 0.0,
+        "routing_steps": 0,
     },
     "DRP without DSP (no offsets)": {"plugin": {"offsets": "none"}},
     "amplitude": {"plugin": {"amplitude": True}},
@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "positional encoding moved": {"plugin": {"move_positions": True}},
     "sigmoid alpha": {"plugin": {"routing": "sigmoid"}},
     "both layers, no steps for quality alone": {"plugin": {"layers": "both"}},
-    "no routing loss": {"plugin": {"regular_below": 0.0}, "routing_weight": 0.0},
+    "no routing loss": {"plugin": {"regular_below": 0.0}, "routing_steps": 0},
     "no quality taught": {"plugin": {"estimates_quality": False}},
     "mixed for every prompt": {"plugin": {"regular_below": 0.0}},
     "five samples a cell": {"plugin": {"samples": 5}},

@@ -44,12 +44,20 @@ class DynamicRouting(nn.Module):
 
         Returns alpha (B, 2) in (0, 1), whose rows sum to 1 with softmax, and the estimated quality (B,) in (0, 1).
         """
-        if self.attend is not None:
-            assert features is not None, "this routing reads them"
-            cells = features.flatten(2)
-            weights = (self.attend.weight.flatten(1).expand(len(cells), 1, -1) @ cells).softmax(dim=-1)  # (B, 1, HW)
-            token = torch.cat((token, (weights @ cells.mT)[:, 0]), dim=1)
-        hidden = F.gelu(self.norm(self.reduce(token)))
+        return self.judge(self.read(token, features))
+
+    def read(self, token: Tensor, features: Tensor | None) -> Tensor:
+        """What the routing knows of the prompts: (B, C), or (B, 2 C) when it reads features; arguments of `forward`."""
+        if self.attend is None:
+            return token
+        assert features is not None, "this routing reads them"
+        cells = features.flatten(2)
+        weights = (self.attend.weight.flatten(1).expand(len(cells), 1, -1) @ cells).softmax(dim=-1)  # (B, 1, HW)
+        return torch.cat((token, (weights @ cells.mT)[:, 0]), dim=1)
+
+    def judge(self, known: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The alpha and quality of `forward` from what `read` returns."""
+        hidden = F.gelu(self.norm(self.reduce(known)))
         route: Tensor = self.route(hidden)
         alpha = route.sigmoid() if self.sigmoid else route.softmax(dim=-1)
         return alpha, None if self.quality is None else self.quality(hidden)[:, 0].sigmoid()

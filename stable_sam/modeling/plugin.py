@@ -44,8 +44,8 @@ class StableSamPlugin(nn.Module):
         self.regular_below = spec.regular_below
         """See `PluginSpec`."""
         self.always_deforms = False
-        """True while alpha is taught the gain: every prompt takes the deformed path, with alpha_1 of at least
-        `regular_below`, and what becomes of its mask does not move alpha."""
+        """True while alpha is taught the gain: every prompt takes the deformed path, also where `regular_below` would
+        give it SAM's."""
         self.sampling = DeformableSampling(
             channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude, samples=spec.samples
         )
@@ -65,10 +65,10 @@ class StableSamPlugin(nn.Module):
         """
         sampled, places, hidden = self.sampling(features)
         alpha, quality = self._alpha(token, hidden)
-        used = torch.where(alpha[:, :1] < self.regular_below, alpha.new_tensor((0.0, 1.0)), alpha)
-        if self.always_deforms:
-            deformed = alpha[:, :1].detach().clamp_min(self.regular_below)
-            used = torch.cat((deformed, 1 - deformed), dim=1)
+        used = alpha
+        if self.regular_below > 0:
+            regular = (alpha[:, :1] < self.regular_below) & (not self.always_deforms)
+            used = torch.where(regular, alpha.new_tensor((0.0, 1.0)), alpha.new_tensor((1.0, 0.0)))
         dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
             positions = dsp * self.sampling.read(positions, places) + own * positions
@@ -85,11 +85,11 @@ class StableSamPlugin(nn.Module):
         alpha, _ = self._alpha(token, None if hidden is None else _as_grid(hidden))
         places = self.sampling.token_places(self.sampling.context_tokens(projected) if hidden is None else hidden)
         dsp, own = alpha[:, :, None, None].unbind(1)
-        sampled = sample_tokens(projected, places, dsp)
-        calibrated = sampled.addcmul_(features, own)
-        if self.regular_below > 0:  # to compute the offsets of some prompts alone saves nothing: docs/results.md
-            calibrated = torch.where(dsp < self.regular_below, features, calibrated)
-        return calibrated, alpha
+        if self.regular_below == 0:
+            return sample_tokens(projected, places, dsp).addcmul_(features, own), alpha
+        # To compute the offsets of the other prompts alone was measured to save nothing.
+        sampled = sample_tokens(projected, places, torch.ones_like(dsp))
+        return torch.where(dsp < self.regular_below, features, sampled), alpha
 
     def _alpha(self, token: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.forced_alpha is not None or self.routing is None:

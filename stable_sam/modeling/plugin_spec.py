@@ -50,6 +50,6 @@ class PluginSpec(Section):
     """What the calibrated features are given to: the token-to-image attention alone, as in the paper, or the image
     stream too, from which the rest of the decoder and the mask are made."""
     regular_below: float = Field(default=0.0, ge=0, le=1)
-    """alpha_1 under which a prompt takes SAM's regular path: as with alpha = (0, 1), bit for bit, and no offsets are
-    computed. The paper mixes for every prompt: 0. With alpha taught by gain it is a half: see
-    `PluginTraining.routing_weight`."""
+    """Above 0 alpha is a switch: a prompt whose alpha_1 is lower takes SAM's regular path, as with alpha = (0, 1), bit
+    for bit, and every other one the deformed features alone, alpha = (1, 0). 0: the features are mixed for every
+    prompt, as in the paper. For an alpha that was taught the gain a half is right: see `PluginTraining`."""

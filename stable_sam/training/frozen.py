@@ -31,13 +31,15 @@ def train_frozen(
     out_file: Path,
     metadata: dict[str, str],
     cache_dir: Path | None = None,
+    finish: Callable[[Callable[[int], EmbeddedBatch]], Figures] | None = None,
 ) -> Path:
     """Train `module` alone and return `out_file`: its averaged weights (float32) and how they came about.
 
     model: the frozen base, hosting `module`; with HQ-SAM's branch the batches have early features. loss: (batch,
     generator of the step, part of the run that is done) -> loss and figures. metadata: what builds `module` again.
-    cache_dir: folder for the embeddings, `embeddings` beside `out_file` unless named. Resumes from `checkpoint.pt`
-    beside `out_file`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
+    finish: what is done at last to `module`, which then has the averaged weights; gets the batches by step number and
+    returns figures. cache_dir: folder for the embeddings, `embeddings` beside `out_file` unless named. Resumes from
+    `checkpoint.pt` beside `out_file`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
     """
     torch.set_flush_denormal(True)
     out_dir = out_file.parent
@@ -60,6 +62,11 @@ def train_frozen(
     built = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
     run = f"the base {base[:16]}, architecture {built[:8]}"
     loop = TrainingLoop(module, groups, settings, out_dir, export, steps=batches.steps, run=run)
-    if loop.step < loop.steps:
+    if loop.step < loop.steps or finish is not None:
         batches.fill_cache()
-    return loop.run(batches.__getitem__, step_loss)
+    file = loop.run(batches.__getitem__, step_loss)
+    if finish is None:
+        return file
+    module.load_state_dict(loop.average.module.state_dict())
+    taught = finish(lambda step: batches[step % batches.steps].to(model.device))
+    return export(module, loop.step, loop.last_figures() | taught)

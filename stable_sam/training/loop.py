@@ -125,10 +125,13 @@ class TrainingLoop:
         if self.step % self.settings.checkpoint_steps == 0 or ended:
             self._checkpoint()
 
-    def _export_average(self) -> Path:
+    def last_figures(self) -> Figures:
+        """The figures of the log's last row, without times."""
         last = self.rows[-1] if self.rows else {}
-        figures = {name: value for name, value in last.items() if name not in ("step", "seconds")}
-        return self._export(self.average.module, self.step, figures)
+        return {name: value for name, value in last.items() if name not in ("step", "seconds")}
+
+    def _export_average(self) -> Path:
+        return self._export(self.average.module, self.step, self.last_figures())
 
     def _checkpoint(self) -> None:
         state = {

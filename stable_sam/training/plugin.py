@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import torch
 
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
+from stable_sam.training.cached_batches import EmbeddedBatch
 from stable_sam.training.frozen import train_frozen
+from stable_sam.training.loop import Figures
+from stable_sam.training.routing import teach_routing
 from stable_sam.training.rts import plugin_loss
 from stable_sam.training.settings import PluginTraining
 
@@ -26,9 +30,15 @@ def train_plugin(
     channels = model.sam.prompt_encoder.embed_dim
     plugin = StableSamPlugin(channels, settings.plugin).to(model.device)
     attach_plugin(model.sam, plugin)
-    plugin.always_deforms = settings.plugin.regular_below > 0
+    switched = settings.plugin.regular_below > 0
+    plugin.always_deforms = switched
     built = {"channels": str(channels), "plugin": settings.plugin.model_dump_json()}
+
+    def finish(batches: Callable[[int], EmbeddedBatch]) -> Figures:
+        return teach_routing(model.sam, plugin, settings, map(batches, range(settings.routing_steps)))
+
     return train_frozen(
         model, plugin, partial(plugin_loss, model.sam, settings), settings,
         data_dir=data_dir, out_file=out_dir / "plugin.safetensors", metadata=built, cache_dir=cache_dir,
+        finish=finish if switched else None,
     )  # fmt: skip

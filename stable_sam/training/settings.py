@@ -122,10 +122,10 @@ class PluginTraining(FrozenBaseTraining):
 
     plugin: PluginSpec = PluginSpec(regular_below=0.5, estimates_quality=True)
     """The plugin's architecture."""
-    routing_weight: float = Field(default=1.0, ge=0)
-    """Of the loss that teaches alpha_1 the gain: whether, and by how much, the deformed path's mask is better than
-    SAM's own for this prompt. 0 trains alpha by the mask alone, as in the paper; alpha then knows nothing of the
-    prompt, so that `plugin.regular_below` must be 0."""
+    routing_steps: int = Field(default=150, ge=0)
+    """Steps' worth of pictures on whose prompts alpha_1 is taught the gain at the end: whether, and by how much, the
+    deformed path's mask is better than SAM's own. For an alpha that is a switch (`plugin.regular_below`); one that
+    mixes is taught by the masks' loss, as in the paper."""
     quality_weight: float = Field(default=5.0, ge=0)
     """Of the squared error of the estimated quality, for a plugin that has that output."""
     quality_share: float = Field(default=0.4, ge=0, lt=1)
@@ -141,6 +141,6 @@ class PluginTraining(FrozenBaseTraining):
 
     @model_validator(mode="after")
     def _alpha_can_be_taught(self) -> Self:
-        if (self.plugin.routing == "none" or self.routing_weight == 0) and self.plugin.regular_below > 0:
-            raise ValueError("plugin.regular_below: expected 0 without routing or with a routing_weight of 0")
+        if (self.plugin.routing == "none" or self.routing_steps == 0) and self.plugin.regular_below > 0:
+            raise ValueError("plugin.regular_below: expected 0 without routing or with 0 routing_steps")
         return self

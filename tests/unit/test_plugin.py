@@ -211,12 +211,14 @@ def test_both_layers_share_one_plugin(sam):
 
 
 @pytest.mark.parametrize("spec", ["default", "paper", "moved positions"])
-def test_good_prompts_take_sams_path_and_the_others_stay_as_they_were(sam, spec):
+def test_good_prompts_take_sams_path_and_the_others_the_deformed_features(sam, spec):
     embedding = embedding_of(sam)
     plain = by_this_project(sam, embedding, boxes=BOXES)
     host = attach_plugin(sam, random_plugin(32, SPECS[spec]))
+    alpha = by_this_project(sam, embedding, boxes=BOXES).trace.alpha[:, 0]
+    host.plugin.forced_alpha = (1.0, 0.0)
     before = by_this_project(sam, embedding, boxes=BOXES)
-    alpha = before.trace.alpha[:, 0]
+    host.plugin.forced_alpha = None
     host.plugin.regular_below = float(alpha.median())
     good = alpha < host.plugin.regular_below
     assert 0 < good.sum() < 3
@@ -224,7 +226,7 @@ def test_good_prompts_take_sams_path_and_the_others_stay_as_they_were(sam, spec)
     assert torch.equal(after.logits[good], plain.logits[good])
     assert torch.equal(after.logits[~good], before.logits[~good])
     assert not torch.equal(before.logits[good], plain.logits[good])
-    assert torch.equal(after.trace.alpha, before.trace.alpha)
+    assert torch.equal(after.trace.alpha[:, 0], alpha)
 
 
 def test_a_new_plugin_starts_as_sam(sam):

@@ -20,6 +20,7 @@ from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, count_par
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import save_weights
 from stable_sam.training.plugin import train_plugin
+from stable_sam.training.routing import _scale_input
 from stable_sam.training.rts import mixed_boxes, routing_loss
 from stable_sam.training.settings import PluginTraining
 from tests.unit.training.ellipses import metadata_of, nano, settings_of, tensors_of
@@ -61,12 +62,11 @@ def test_plugin_training_moves_the_plugin(plugin_run):
 
 
 def test_the_first_steps_teach_quality_alone(whole_run, data, tmp_path):
-    """The offset network's last layer and alpha are not in its way, so nothing moves them; what quality reads moves."""
+    """The offset network's last layer is not in its way, so nothing moves it; what quality reads moves."""
     loaded = load_model(nano(whole_run[0]))
     file = train_plugin(loaded, data, tmp_path, settings_of(PluginTraining, quality_share=0.99, learning_rate=0.01))
     trained = tensors_of(file)
     assert not trained["sampling.offset.weight"].any()
-    assert not trained["routing.route.weight"].any()
     torch.manual_seed(3)
     start = StableSamPlugin(256, PluginTraining().plugin).state_dict()
     assert not torch.equal(trained["routing.quality.weight"], start["routing.quality.weight"])
@@ -74,13 +74,35 @@ def test_the_first_steps_teach_quality_alone(whole_run, data, tmp_path):
         assert "quality_loss" in next(csv.reader(stream))
 
 
-def test_alpha_opens_exactly_where_the_expected_gain_is_worth_it():
-    """Of prompts that look alike, so that they share one alpha, the best alpha is that of their mean gain."""
-    for gains, opens in (([0.2, -0.05, -0.05], True), ([0.05, 0.05, -0.3], False), ([0.001, 0.002], False)):
+def test_alpha_opens_where_the_expected_gain_is_worth_more_than_the_harm():
+    """Of prompts that look alike, so that they share one alpha; a loss counts twice, and a gain from 0.02 on."""
+    for gains, opens in (([0.2, -0.02, -0.02], True), ([0.08, 0.02, -0.05], False), ([0.01, 0.015], False)):
         gain = torch.tensor(gains)
         alphas = torch.linspace(0.01, 0.99, 99)
         losses = torch.stack([routing_loss(alpha.expand(len(gain)), gain) for alpha in alphas])
         assert (alphas[losses.argmin()] > 0.5) == opens
+
+
+def test_the_routing_is_taught_last_and_alone(whole_run, data, tmp_path, monkeypatch):
+    """Where nobody teaches it, everything else is the same."""
+    settings = settings_of(PluginTraining, routing_steps=4)
+    taught = tensors_of(train_plugin(load_model(nano(whole_run[0])), data, tmp_path / "taught", settings))
+    monkeypatch.setattr("stable_sam.training.plugin.teach_routing", lambda *_: {})
+    left = tensors_of(train_plugin(load_model(nano(whole_run[0])), data, tmp_path / "left", settings))
+    changed = {name for name, value in left.items() if not torch.equal(taught[name], value)}
+    assert changed
+    assert {name.split(".")[1] for name in changed} <= {"reduce", "norm", "route", "quality"}
+    metrics = json.loads(metadata_of(tmp_path / "taught" / "plugin.safetensors")["metrics"])
+    assert metrics["routed_gain"] <= metrics["best_gain"]
+
+
+def test_scaling_a_layers_input_is_undone_by_its_inverse():
+    layer, x = torch.nn.Linear(5, 3), torch.randn(7, 5)
+    before, scale, shift = layer(x), torch.rand(5) + 0.5, torch.randn(5)
+    _scale_input(layer, scale, shift)
+    torch.testing.assert_close(layer((x - shift) / scale), before)
+    _scale_input(layer, 1 / scale, -shift / scale)
+    torch.testing.assert_close(layer(x), before)
 
 
 def test_the_mask_does_not_move_alpha_and_every_prompt_takes_the_deformed_path(whole_run):
