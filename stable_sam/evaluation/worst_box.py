@@ -24,9 +24,9 @@ ROUNDS = 2
 PARENTS, CHILDREN = 2, 6
 """In every round, so many variations of each of so many boxes: the worst ones found so far."""
 BOXES = START + ROUNDS * PARENTS * CHILDREN
-"""Boxes that are tried for each object and method: 48. For 40 objects of the validation sets, the mIoU of `nano` without
-plugin is 0.638 with the true boxes, 0.426 with the worst of these 48, and 0.430 with the worst of 300 boxes drawn
-without a search."""
+"""Boxes that are tried for each object and method: 48. For 40 objects of the validation sets, the mIoU of `nano`
+without plugin is 0.638 with the true boxes, 0.426 with the worst of these 48, and 0.430 with the worst of 300 boxes
+drawn without a search."""
 VARIATION = 0.2
 """Standard deviation of a variation of each side's move; those of the first boxes are uniform between -1 and 1."""
 BISECTIONS = 20
