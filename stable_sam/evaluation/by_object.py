@@ -42,6 +42,10 @@ class ObjectMeans:
     prompt, the better one's), helps and hurts (by more than DIFFERENT from SAM's). The last three are NaN for
     `worst-box`, where each method has a box of its own."""
 
+    def of_set(self, name: str) -> NDArray[np.bool_]:
+        """(N,): which of the objects are of the set `name`; all of them for ALL_SETS."""
+        return np.full(len(self.keys), True) if name == ALL_SETS else self.sets == name
+
 
 def object_means(records: pa.Table, settings: EvaluationConfig) -> Iterator[ObjectMeans]:
     """The means for each kind of prompt of `settings` that has records.

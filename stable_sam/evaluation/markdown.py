@@ -19,7 +19,7 @@ gains when it answers every prompt; below 0 where it loses. Gap closed: of what 
 true boxes, the part that the method gets back."""
 ABOUT_DETECTIONS = f"""\
 Detections with an IoU of at least {MATCHED} with a true box are the prompts of `detector-boxes`, one for each object,
-the highest score first. The unmatched ones are not asked for."""
+the highest score first. The unmatched ones are not asked for. The counts are those of all objects, sample or not."""
 NAMES = {"box": "box, filled", "sam": "SAM (the base)", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
 
 
@@ -126,9 +126,9 @@ def _sizes(lines: Sequence[Score], methods: Sequence[str]) -> str:
 
 
 def _detections(evaluation: Evaluation) -> str:
-    header = ("set", "objects", "matched", "unmatched", "on pictures not evaluated")
+    header = ("set", "matched", "unmatched", "on pictures not evaluated")
     rows = [
-        (name, str(of.objects), str(counts.matched), str(counts.unmatched), str(counts.other_pictures))
+        (name, str(counts.matched), str(counts.unmatched), str(counts.other_pictures))
         for name, of in evaluation.sets.items()
         if (counts := of.detections) is not None
     ]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stable_sam.evaluation.bootstrap import Estimate, bootstrap_means, estimate
-from stable_sam.evaluation.by_object import ALL_SETS, ObjectMeans, set_names
+from stable_sam.evaluation.by_object import ObjectMeans, set_names
 from stable_sam.evaluation.prompts import GT_BOX
 from stable_sam.evaluation.settings import BASELINE, EvaluationConfig
 
@@ -60,7 +60,7 @@ def routing_bounds(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -
 def _bounds(
     objects: ObjectMeans, true_box: ObjectMeans | None, name: str, settings: EvaluationConfig
 ) -> Iterator[RoutingBound]:
-    chosen = np.full(len(objects.keys), True) if name == ALL_SETS else objects.sets == name
+    chosen = objects.of_set(name)
     if not chosen.any():
         return
     base = objects.methods.index(BASELINE)

@@ -64,7 +64,7 @@ def evaluate(
     """Compare the methods of `settings` on prompts drawn from people's masks; returns the figures and the records.
 
     data_dirs: folders for `read_truth`. on_image: called with pictures done and in all. The records of all pictures are
-    held in memory, about 100 bytes a mask; pixels and masks of one picture at a time.
+    held in memory, about 150 bytes a mask; pixels and masks of one picture at a time.
     Raises `ConfigError`, `AnnotationError`, `ImageError`, `StorageError` or `WeightsError` with one line.
     """
     sets = read_sets(data_dirs, settings)

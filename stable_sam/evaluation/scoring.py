@@ -137,7 +137,7 @@ class Scorer:
         return _record(item, method, kind, figures, number=0, quality=quality, box_xyxy=boxes[worst].tolist())
 
     def _ask(self, view: ImageView, method: str, prompts: PromptArrays) -> list[_Answer]:
-        """What `method` answers to each of the prompts."""
+        """What `method` answers to each of the prompts: the only place where the model or the box is asked."""
         hw = view.frame.original_hw
         if method == BOX:
             assert prompts.boxes_xyxy is not None, "points have no box"

@@ -71,7 +71,7 @@ def summarise(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -> lis
 
 def _chosen(objects: ObjectMeans, name: str, part: str) -> NDArray[np.bool_]:
     """(N,): which of `objects` are of the set `name`, or of all, and of the slice `part`."""
-    of_set = np.full(len(objects.keys), True) if name == ALL_SETS else objects.sets == name
+    of_set = objects.of_set(name)
     if part == PARTS:
         return of_set & objects.is_part
     for values, ranges in ((objects.area_fraction, SHARES), (objects.box_cells, CELLS)):
