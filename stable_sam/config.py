@@ -58,10 +58,10 @@ class RefinerConfig(Section):
     """`auto`: a small object is asked in a tile, a window of the image that is encoded by itself, in which it spans
     enough of the embedding to have a border (`stable_sam.tiles`). Costs the encoder once more for each tile; prompts of
     like size that lie together share one. `off`: every prompt is asked in the whole image."""
-    tile_below_cells: float = Field(default=4.0, gt=0)
+    tile_below_cells: float = Field(default=3.0, gt=0)
     """An object is small whose longer side spans fewer cells of the whole image's embedding, which has 24 cells a side
     for `nano` and 64 for `vit_*`. Boxes of more cells gained nothing in tiles of `nano` (docs/results.md)."""
-    tile_scale: float = Field(default=3.0, ge=2)
+    tile_scale: float = Field(default=4.0, ge=2)
     """A tile is at least so many times as wide as the longer side of its object, and in most cases less than twice as
     many times: narrower ones show too little of what is around the object, wider ones too little of the object."""
     max_tiles: int = Field(default=64, ge=1)

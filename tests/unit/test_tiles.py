@@ -29,7 +29,7 @@ CONFIG = RunConfig(
     refiner=RefinerConfig(model="tiny", jitter_count=3, stability_offset=0.002, second_pass_dsp_weight=0.3)
 )
 leaves_window = Frame.leaves_window
-NANO = TileRule(input_side=384, below_cells=4.0, scale=3.0, max_tiles=64)
+NANO = TileRule(input_side=384, below_cells=3.0, scale=4.0, max_tiles=64)
 HW = (300, 400)
 
 
@@ -89,19 +89,21 @@ def boxes_in_images(draw: st.DrawFn) -> tuple[BoxXYXY, tuple[int, int]]:
 
 @settings(max_examples=500)
 @given(boxes_in_images(), st.floats(2, 9), st.integers(0, 3))
-def test_every_small_box_lies_well_inside_its_tile(
+def test_every_small_box_lies_well_inside_its_tile_and_inside_wider_ones(
     placed: tuple[BoxXYXY, tuple[int, int]], scale: float, levels_up: int
 ) -> None:
     (x0, y0, x1, y1), (height, width) = box, hw = placed
     rule = replace(NANO, scale=scale)
     size = max(x1 - x0, y1 - y0)
-    small = size * 24 < 4 * max(hw)
-    least = max(scale * size, 384 / MOST_ENLARGED) * 2**levels_up
-    tile = rule.window(box, hw, levels_up)
-    if tile is None:
+    small = size * 24 < 3 * max(hw)
+    least = max(scale * size, 384 / MOST_ENLARGED)
+    level = rule.level(box, hw)
+    if level == 0:
         assert not small or least > max(hw) / 2
+    if level <= levels_up:
         return
-    x, y, w, h = tile
+    x, y, w, h = rule.window(box, hw, level - levels_up)
+    least *= 2**levels_up
     side = max(w, h)
     assert small
     assert 0 <= x <= x + w <= width
@@ -115,10 +117,10 @@ def test_every_small_box_lies_well_inside_its_tile(
 @given(st.floats(200, 500), st.integers(1, 20), st.sampled_from([10.0, 20.0, 45.0]))
 def test_a_box_moved_by_a_step_of_the_grid_takes_the_tile_moved_by_a_step(x: float, steps: int, size: float) -> None:
     hw = (3072, 3072)
-    first = NANO.window((x, 100, x + size, 110), hw)
-    assert first is not None
+    level = NANO.level((x, 100, x + size, 110), hw)
+    first = NANO.window((x, 100, x + size, 110), hw, level)
     step = first[2] // 2  # the sides of this image are whole steps
-    moved = NANO.window((x + steps * step, 100, x + size + steps * step, 110), hw)
+    moved = NANO.window((x + steps * step, 100, x + size + steps * step, 110), hw, level)
     assert moved == (first[0] + steps * step, *first[1:])
 
 
@@ -152,16 +154,17 @@ def test_an_image_takes_no_more_tiles_than_the_bound(
     assert set(answers.values()) == {1}, "everyone is answered once, at last by the whole image"
 
 
-def test_a_bound_makes_all_small_prompts_of_an_image_go_wider_and_their_rows_say_so() -> None:
+def test_a_bound_keeps_the_prompts_of_an_image_from_the_deepest_levels_and_their_rows_say_so() -> None:
     prompts = [boxed(str(n), 150 * n, 300, 150 * n + 10, 310) for n in range(8)]
     prompts.append(boxed("large", 100, 100, 900, 900))
     few = TilePlan(replace(NANO, max_tiles=3), (1000, 1500), prompts)
     views = dict(few.views())
     assert views[None] == [8]
     assert len(views) == 1 + 3
-    assert {few.view(index, window) for window, indices in views.items() for index in indices} == {None, "wider"}
+    assert [few.view(index) for index in range(9)] == ["wider"] * 8 + [None]
     free = TilePlan(NANO, (1000, 1500), prompts)
-    assert {free.view(index, window) for window, indices in free.views() for index in indices} == {None, "tile"}
+    assert len(list(free.views())) > 4
+    assert [free.view(index) for index in range(9)] == ["tile"] * 8 + [None]
 
 
 def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not_at_the_images_border(
@@ -170,7 +173,7 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     hw = (1000, 1500)
     plan = TilePlan(NANO, hw, [boxed("corner", 0, 0, 10, 10)])
     [(window, _)] = [view for view, _ in zip(plan.views(), range(1), strict=False)]
-    assert window == (0, 0, 375, 375)
+    assert window == (0, 0, 188, 188)
     left, right = (np.full((96, 96), -1, np.float32) for _ in range(2))
     left[:, :4] = right[:, -1] = 1
     frame = Frame(hw, 384, window)
@@ -180,14 +183,14 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     monkeypatch.setattr(Frame, "leaves_window", leaves_window)
     assert plan.asks_again(0, frame, right)
     [(wider, indices)] = plan.views()
-    assert (wider, indices) == ((0, 0, 750, 750), [0])
-    assert plan.view(0, wider) == "wider"
+    assert (wider, indices) == ((0, 0, 375, 375), [0])
+    assert plan.view(0) == "wider"
 
 
 def test_background_points_outside_of_a_tile_are_left_out_and_those_on_the_object_make_it_larger() -> None:
     prompt = boxed("p", 100, 100, 110, 110, points_xy=((105, 105), (118, 105), (900, 900)), point_labels=(1, 1, 0))
     [window] = TilePlan(NANO, (1000, 1500), [prompt]).first_tiles()
-    assert window[2] >= 3 * 18
+    assert window[2] >= 4 * 18
     asked = prompt_in(window, prompt)
     assert (asked.points_xy, asked.point_labels) == (((105, 105), (118, 105)), (1, 1))
     assert prompt_in(None, prompt) is prompt
