@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -332,6 +335,31 @@ def test_only_what_the_tiles_need_travels(refiner: Refiner) -> None:
     assert prepared(large).tiles is None
     taken = len(pickle.dumps(prepared(small, large))) - len(pickle.dumps(prepared(large)))
     assert len(file.getvalue()) < taken < len(file.getvalue()) + 64 * 64 * 3 + 2000
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from stable_sam.config import RefinerConfig
+from stable_sam.image_job import ImageJob, prepare_job
+from stable_sam.records import Prompt
+import stable_sam.resize
+prompts = tuple(
+    Prompt(prompt_id=str(n), image_id="i", image_uri="/i", box_xyxy=(n, n, n + 90, n + 80)) for n in range(0, 9000, 900)
+)
+job = ImageJob(image_id="i", image_uri="/i", prompts=prompts, data=Path(sys.argv[1]).read_bytes())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepared = prepare_job(RefinerConfig(model="nano"), 384, job)
+assert len(prepared.tiles._ahead) == 10
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_tiles_of_a_hundred_megapixels_take_one_copy_of_them_beside_the_decoders(tmp_path: Path) -> None:
+    path = tmp_path / "big.jpg"
+    Image.new("RGB", (10_000, 10_000), "teal").save(path, quality=50)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 750, "MiB: 286 of the pixels, 381 of Pillow's own"
 
 
 def test_tiles_are_settings_that_make_other_rows_and_off_is_what_was_before() -> None:
