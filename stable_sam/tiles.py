@@ -4,12 +4,12 @@ A model answers from an embedding whose cells are 16 pixels of its square input 
 spans one or two of them, too few for a mask. It is therefore asked in a tile: a window of the image that is encoded by
 itself.
 
-Windows lie on a fixed pyramid. Those of level 1 are squares of half the image's longer side, those of each further
-level of half as much, cut to the image where it is narrower and spread evenly from border to border in steps of at most
-half a window. A prompt takes the deepest level whose windows are at least `TileRule.scale` times as wide as the longer
-side of its object and are enlarged at most `MOST_ENLARGED` times for the model. Of these windows it takes the one whose
-centre is nearest to the object's, the left or upper one of two. The object then lies inside with at least 1/4 - 1/(2
-scale) of a window's side around it, or as much as the image has.
+Windows lie on a fixed pyramid. Those of level 1 are squares of `WIDEST` of the image's longer side, those of each
+further level of half as much, cut to the image where it is narrower and spread evenly from border to border in steps of
+at most half a window. A prompt takes the deepest level whose windows are at least `TileRule.scale` times as wide as the
+longer side of its object and are enlarged at most `MOST_ENLARGED` times for the model. Of these windows it takes the
+one whose centre is nearest to the object's, the left or upper one of two. The object then lies inside with at least 1/4
+- 1/(2 scale) of a window's side around it, or as much as the image has.
 
 So a prompt's tile depends on the size of the image and on the prompt alone, and prompts of like size that lie together
 share one. Images whose prompts would take more than `TileRule.max_tiles` tiles are the exception: their prompts go no
@@ -35,10 +35,11 @@ if TYPE_CHECKING:  # as types alone: planning asks for windows and needs no Open
 
 CELL = 16
 """Pixels of the model's input, along each axis, that become one cell of its embedding."""
-MOST_ENLARGED = 3.2
+WIDEST = 0.4
+"""Side of the windows of level 1, as a part of the image's longer side: 12 of them cover an image of 4 : 3."""
+MOST_ENLARGED = 2.5
 """Pixels of the model's input, along each axis, that one of the image may become: more show nothing new, and a narrower
-window less of what is around the object. At this number SAM's input may hold half of a COCO image, `nano`'s a
-quarter."""
+window less of what is around the object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +63,12 @@ class TileRule:
         if size * self.input_side >= self.below_cells * CELL * longest:
             return 0
         least = max(self.scale * size, self.input_side / MOST_ENLARGED)
-        return next(level for level in count() if longest / 2 ** (level + 1) < least)
+        return next(level for level in count() if _side(image_hw, level + 1) < least)
 
     def window(self, box_xyxy: BoxXYXY, image_hw: tuple[int, int], level: int) -> Window:
         """The window of a level from 1 on for an object with this box."""
         x0, y0, x1, y1 = box_xyxy
-        side = ceil(max(image_hw) / 2**level)
+        side = ceil(_side(image_hw, level))
         x, width = _nearest((x0 + x1) / 2, side, image_hw[1])
         y, height = _nearest((y0 + y1) / 2, side, image_hw[0])
         return x, y, width, height
@@ -195,6 +196,11 @@ def prompt_in(window: Window | None, prompt: Prompt) -> Prompt:
         points_xy=tuple(point for point, _ in inside),
         point_labels=tuple(label for _, label in inside),
     )
+
+
+def _side(image_hw: tuple[int, int], level: int) -> float:
+    """Of the windows of a level from 1 on."""
+    return WIDEST * max(image_hw) / 2 ** (level - 1)
 
 
 def _nearest(centre: float, side: int, size: int) -> tuple[int, int]:
