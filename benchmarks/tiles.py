@@ -1,6 +1,6 @@
 """What tiles bring small objects in mIoU, and what they cost in encoder passes and time.
 
-    python benchmarks/tiles.py --data DIR [--limit 60] [--below-cells 5 --scale 4] [--model vit_b --checkpoint URI]
+    python benchmarks/tiles.py --data DIR [--limit 60] [--below-cells 3 --scale 3] [--model vit_b --checkpoint URI]
 
 DIR: pictures with people's masks, as for `stable-sam evaluate`; `--limit` of them, evenly spread. Every object gets a
 detector's box and is refined in the whole picture and with tiles. Prints mIoU by the object's share of the picture and

@@ -58,16 +58,16 @@ class RefinerConfig(Section):
     """`auto`: a small object is asked in a tile, a window of the image that is encoded by itself, in which it spans
     enough of the embedding to have a border (`stable_sam.tiles`). Costs the encoder once more for each tile; prompts of
     like size that lie together share one. `off`: every prompt is asked in the whole image."""
-    tile_below_cells: float = Field(default=4.0, gt=0)
+    tile_below_cells: float = Field(default=3.0, gt=0)
     """An object is small whose longer side spans fewer cells of the whole image's embedding, which has 24 cells a side
     for `nano` and 64 for `vit_*`. Boxes of more cells gained nothing in tiles of `nano` (docs/results.md)."""
     tile_scale: float = Field(default=3.0, ge=2)
     """A tile is at least so many times as wide as the longer side of its object, and in most cases less than twice as
     many times: narrower ones show too little of what is around the object, wider ones too little of the object."""
     max_tiles: int = Field(default=64, ge=1)
-    """Tiles that one image may take. Where its small prompts would take more, all of them take wider windows, so that
-    only there a row depends on the image's other prompts. Bounds the time that an image takes: 64 tiles are 8 s of
-    `nano` on one core; an image of 640 x 480 pixels has 6, one of 4000 x 3000 has 919."""
+    """Tiles that one image may take. Where its prompts would take more, those of the narrowest tiles take wider ones,
+    so that only there a row depends on the image's other prompts. Bounds the time that an image takes: 64 tiles are 8 s
+    of `nano` on one core. An image of 640 x 480 pixels has 12; a larger one full of small objects is worth more."""
     stability_offset: float = Field(default=1.0, gt=0)
     """Logit offset of SAM's stability_score (SAM's own default)."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)

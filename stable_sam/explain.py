@@ -1,6 +1,7 @@
 """Why a mask is as it is: the image features its token attends to, SAM beside Stable-SAM (the paper's teaser).
 
-Frames: a cell of the decoder's grid is 1/h of the model's square input; `positions_xy` gives original pixels.
+Frames: a cell of the decoder's grid is 1/h of the model's square input; `positions_xy` gives pixels of the view, which
+is the image, or for a small object its tile (`stable_sam.tiles`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Answer:
     refined: RefinedMask
     """The same record that a pipeline's row holds."""
     mask: NDArray[np.bool_]
-    """(H, W), original pixels."""
+    """(H, W), pixels of the view."""
     attention: NDArray[np.float32]
     """(h, w), sums to 1 over the model's square, padding included: the token-to-image attention of decoder layer 2,
     mean over its heads, of the mask token that made `mask`."""
@@ -55,9 +56,9 @@ class Explanation:
     """One prompt answered twice by the same base: without the plugin, and with it."""
 
     pixels: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
+    """(H, W, 3) RGB, of the view."""
     prompt: Prompt
-    """As checked: its box clipped to the image."""
+    """As asked in the view, in its pixels; a box is clipped to the image."""
     sam: Answer
     stable_sam: Answer
     alpha: tuple[float, float]
@@ -65,9 +66,10 @@ class Explanation:
     offsets: NDArray[np.float32]
     """(2, h, w), dp in cells, x then y."""
     frame: Frame
+    """Of the view as an image of its own."""
 
     def positions_xy(self, offsets: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-        """(h, w, 2): the cells' centres p, or p + dp, in original pixels; those in the padding lie outside."""
+        """(h, w, 2): the cells' centres p, or p + dp, in pixels of the view; those in the padding lie outside."""
         height, width = self.sam.attention.shape
         cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + 0.5
         if offsets is not None:
@@ -105,13 +107,13 @@ def explain(
         raise RuntimeError("the plugin was enabled and left no trace")
     alpha_1, alpha_2 = trace.alpha[0].tolist()
     return Explanation(
-        pixels=pixels,
-        prompt=prompt,
+        pixels=pixels[_of(frame)],
+        prompt=_moved(asked, -frame.region_xywh[0], -frame.region_xywh[1]),
         sam=sam,
         stable_sam=stable_sam,
         alpha=(alpha_1, alpha_2),
         offsets=trace.offsets[0].float().cpu().numpy(),
-        frame=view.frame,
+        frame=Frame(frame.region_hw, frame.side),
     )
 
 
@@ -143,9 +145,24 @@ def _answer(
     side = isqrt(len(row))
     return Answer(
         refined=replace(refined, view=name),
-        mask=decode_mask(refined.mask_size, refined.mask_counts),
+        mask=decode_mask(refined.mask_size, refined.mask_counts)[_of(view.frame)],
         attention=row.reshape(side, side).float().cpu().numpy(),
     ), trace
+
+
+def _of(frame: Frame) -> tuple[slice, slice]:
+    """The rows and columns of the image that are in the view."""
+    x, y, width, height = frame.region_xywh
+    return slice(y, y + height), slice(x, x + width)
+
+
+def _moved(prompt: Prompt, dx: float, dy: float) -> Prompt:
+    box = prompt.box_xyxy
+    return replace(
+        prompt,
+        box_xyxy=None if box is None else (box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy),
+        points_xy=tuple((x + dx, y + dy) for x, y in prompt.points_xy),
+    )
 
 
 def _token_to_image(host: PluginHost) -> Attention:

@@ -158,7 +158,7 @@ class Refiner:
             dsp_weight=prediction.dsp_weight,
             prompt_stability=tuple(stabilities),
             second_pass=tuple(passes),
-            view=tuple(None if plan is None else plan.view(index, view.frame.window_xywh) for index in indices),
+            view=tuple(None if plan is None else plan.view(index) for index in indices),
         )
 
     def _poor(self, prediction: Prediction) -> NDArray[np.intp]:

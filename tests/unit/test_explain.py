@@ -16,6 +16,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, PromptError
 from stable_sam.explain import Explanation, attention_weights, explain
 from stable_sam.explain_drawing import LARGEST_RADIUS, MARGIN, OWN_RGB, PANEL_SIDE, SAMPLED_RGB, TITLE_HEIGHT, draw
+from stable_sam.frames import Frame
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
 
@@ -55,6 +56,24 @@ def test_both_answers_are_the_rows_that_the_pipeline_would_write_after_the_first
     assert found.stable_sam.refined.dsp_weight == pytest.approx(found.alpha[0])
     assert found.sam.mask.shape == (HEIGHT, WIDTH)
     assert found.sam.mask.sum() == found.sam.refined.area
+
+
+def test_a_small_object_is_explained_in_its_tile(refiner, monkeypatch):
+    monkeypatch.setattr(Frame, "leaves_window", lambda frame, logits: False)  # the random model's masks are everywhere
+    image = np.random.default_rng(1).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    prompt = prompt_of(box_xyxy=(140.0, 90.0, 152.0, 99.0))
+    found = explain(refiner, image, prompt)
+    once = Refiner(refiner.config.model_copy(update={"second_pass": "off"}))
+    assert [found.stable_sam.refined] == once.refine_image(image, [prompt])
+    x, y, width, height = found.stable_sam.refined.tile_xywh
+    np.testing.assert_array_equal(found.pixels, image[y : y + height, x : x + width])
+    assert found.stable_sam.mask.shape == (height, width)
+    assert found.stable_sam.mask.sum() == found.stable_sam.refined.area
+    assert found.prompt.box_xyxy == (140 - x, 90 - y, 152 - x, 99 - y)
+    assert draw(found).size
+    inside = found.positions_xy().reshape(-1, 2)
+    assert inside.min() >= 0
+    assert (inside.max(axis=0) <= (width, height)).all()
 
 
 @pytest.mark.parametrize("parts", [BOX, ONE_POINT])

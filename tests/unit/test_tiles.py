@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +26,13 @@ from stable_sam.records import BoxXYXY, Prompt, RefinedMask
 from stable_sam.refiner import Refiner
 from stable_sam.rle import decode_mask, encode_patch
 from stable_sam.stages import InferredImage, PreparedImage
-from stable_sam.tiles import INPUT_SIDES, MOST_ENLARGED, TilePlan, TileRule, prompt_in, tile_rule
+from stable_sam.tiles import INPUT_SIDES, MOST_ENLARGED, WIDEST, TilePlan, TileRule, prompt_in, tile_rule
 
 CONFIG = RunConfig(
     refiner=RefinerConfig(model="tiny", jitter_count=3, stability_offset=0.002, second_pass_dsp_weight=0.3)
 )
 leaves_window = Frame.leaves_window
-NANO = TileRule(input_side=384, below_cells=4.0, scale=3.0, max_tiles=64)
+NANO = TileRule(input_side=384, below_cells=3.0, scale=3.0, max_tiles=64)
 HW = (300, 400)
 
 
@@ -89,19 +92,21 @@ def boxes_in_images(draw: st.DrawFn) -> tuple[BoxXYXY, tuple[int, int]]:
 
 @settings(max_examples=500)
 @given(boxes_in_images(), st.floats(2, 9), st.integers(0, 3))
-def test_every_small_box_lies_well_inside_its_tile(
+def test_every_small_box_lies_well_inside_its_tile_and_inside_wider_ones(
     placed: tuple[BoxXYXY, tuple[int, int]], scale: float, levels_up: int
 ) -> None:
     (x0, y0, x1, y1), (height, width) = box, hw = placed
     rule = replace(NANO, scale=scale)
     size = max(x1 - x0, y1 - y0)
-    small = size * 24 < 4 * max(hw)
-    least = max(scale * size, 384 / MOST_ENLARGED) * 2**levels_up
-    tile = rule.window(box, hw, levels_up)
-    if tile is None:
-        assert not small or least > max(hw) / 2
+    small = size * 24 < 3 * max(hw)
+    least = max(scale * size, 384 / MOST_ENLARGED)
+    level = rule.level(box, hw)
+    if level == 0:
+        assert not small or least > WIDEST * max(hw)
+    if level <= levels_up:
         return
-    x, y, w, h = tile
+    x, y, w, h = rule.window(box, hw, level - levels_up)
+    least *= 2**levels_up
     side = max(w, h)
     assert small
     assert 0 <= x <= x + w <= width
@@ -114,11 +119,11 @@ def test_every_small_box_lies_well_inside_its_tile(
 
 @given(st.floats(200, 500), st.integers(1, 20), st.sampled_from([10.0, 20.0, 45.0]))
 def test_a_box_moved_by_a_step_of_the_grid_takes_the_tile_moved_by_a_step(x: float, steps: int, size: float) -> None:
-    hw = (3072, 3072)
-    first = NANO.window((x, 100, x + size, 110), hw)
-    assert first is not None
+    hw = (3840, 3840)
+    level = NANO.level((x, 100, x + size, 110), hw)
+    first = NANO.window((x, 100, x + size, 110), hw, level)
     step = first[2] // 2  # the sides of this image are whole steps
-    moved = NANO.window((x + steps * step, 100, x + size + steps * step, 110), hw)
+    moved = NANO.window((x + steps * step, 100, x + size + steps * step, 110), hw, level)
     assert moved == (first[0] + steps * step, *first[1:])
 
 
@@ -152,16 +157,17 @@ def test_an_image_takes_no_more_tiles_than_the_bound(
     assert set(answers.values()) == {1}, "everyone is answered once, at last by the whole image"
 
 
-def test_a_bound_makes_all_small_prompts_of_an_image_go_wider_and_their_rows_say_so() -> None:
+def test_a_bound_keeps_the_prompts_of_an_image_from_the_deepest_levels_and_their_rows_say_so() -> None:
     prompts = [boxed(str(n), 150 * n, 300, 150 * n + 10, 310) for n in range(8)]
     prompts.append(boxed("large", 100, 100, 900, 900))
-    few = TilePlan(replace(NANO, max_tiles=3), (1000, 1500), prompts)
+    few = TilePlan(replace(NANO, max_tiles=5), (1000, 1500), prompts)
     views = dict(few.views())
     assert views[None] == [8]
-    assert len(views) == 1 + 3
-    assert {few.view(index, window) for window, indices in views.items() for index in indices} == {None, "wider"}
+    assert len(views) == 1 + 4
+    assert [few.view(index) for index in range(9)] == ["wider"] * 8 + [None]
     free = TilePlan(NANO, (1000, 1500), prompts)
-    assert {free.view(index, window) for window, indices in free.views() for index in indices} == {None, "tile"}
+    assert len(list(free.views())) > 1 + 5
+    assert [free.view(index) for index in range(9)] == ["tile"] * 8 + [None]
 
 
 def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not_at_the_images_border(
@@ -170,7 +176,7 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     hw = (1000, 1500)
     plan = TilePlan(NANO, hw, [boxed("corner", 0, 0, 10, 10)])
     [(window, _)] = [view for view, _ in zip(plan.views(), range(1), strict=False)]
-    assert window == (0, 0, 375, 375)
+    assert window == (0, 0, 300, 300)
     left, right = (np.full((96, 96), -1, np.float32) for _ in range(2))
     left[:, :4] = right[:, -1] = 1
     frame = Frame(hw, 384, window)
@@ -180,8 +186,8 @@ def test_a_mask_at_the_border_of_its_tile_is_asked_in_the_next_wider_one_but_not
     monkeypatch.setattr(Frame, "leaves_window", leaves_window)
     assert plan.asks_again(0, frame, right)
     [(wider, indices)] = plan.views()
-    assert (wider, indices) == ((0, 0, 750, 750), [0])
-    assert plan.view(0, wider) == "wider"
+    assert (wider, indices) == ((0, 0, 600, 600), [0])
+    assert plan.view(0) == "wider"
 
 
 def test_background_points_outside_of_a_tile_are_left_out_and_those_on_the_object_make_it_larger() -> None:
@@ -284,7 +290,7 @@ def test_points_are_asked_in_the_tile_of_their_first_answer(monkeypatch: pytest.
     assert row.view == "tile"
     assert row.tile_xywh is not None
     x, y, width, height = row.tile_xywh
-    assert width == height == 100
+    assert width == height == 80
     alone = Refiner(CONFIG.refiner.model_copy(update={"tiles": "off"}))
     [expected] = alone.refine_image(
         photograph(HW)[y : y + height, x : x + width], [pointed("p", [(100 - x, 100 - y)], [1])]
@@ -329,6 +335,31 @@ def test_only_what_the_tiles_need_travels(refiner: Refiner) -> None:
     assert prepared(large).tiles is None
     taken = len(pickle.dumps(prepared(small, large))) - len(pickle.dumps(prepared(large)))
     assert len(file.getvalue()) < taken < len(file.getvalue()) + 64 * 64 * 3 + 2000
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from stable_sam.config import RefinerConfig
+from stable_sam.image_job import ImageJob, prepare_job
+from stable_sam.records import Prompt
+import stable_sam.resize
+prompts = tuple(
+    Prompt(prompt_id=str(n), image_id="i", image_uri="/i", box_xyxy=(n, n, n + 90, n + 80)) for n in range(0, 9000, 900)
+)
+job = ImageJob(image_id="i", image_uri="/i", prompts=prompts, data=Path(sys.argv[1]).read_bytes())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepared = prepare_job(RefinerConfig(model="nano"), 384, job)
+assert len(prepared.tiles._ahead) == 10
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_tiles_of_a_hundred_megapixels_take_one_copy_of_them_beside_the_decoders(tmp_path: Path) -> None:
+    path = tmp_path / "big.jpg"
+    Image.new("RGB", (10_000, 10_000), "teal").save(path, quality=50)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 750, "MiB: 286 of the pixels, 381 of Pillow's own"
 
 
 def test_tiles_are_settings_that_make_other_rows_and_off_is_what_was_before() -> None:
