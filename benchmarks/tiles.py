@@ -4,9 +4,10 @@
 
 DIR: pictures with people's masks, as for `stable-sam evaluate`; `--limit` of them, evenly spread. Every object gets a
 detector's box and is refined in the whole picture and with tiles. Prints mIoU by the object's share of the picture and
-by the cells of the whole picture's embedding that its box spans (the true one for points), beside the box as a mask; gains with 95 %
-intervals by bootstrap over objects. Then a picture with 1, 8, 50 and 300 small boxes, scattered over it and side by
-side: encoder passes and CPU time in the whole picture, in tiles, and in a tile for each prompt, without a second pass.
+by the cells of the whole picture's embedding that its box spans (for points: its true box), beside the box as a mask;
+gains with 95 % intervals by bootstrap over objects. Then a picture with 1, 8, 50 and 300 small boxes, scattered over it
+and side by side: encoder passes and CPU time in the whole picture, in tiles, and in a tile for each prompt, without a
+second pass.
 """
 
 from __future__ import annotations
