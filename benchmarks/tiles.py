@@ -4,9 +4,10 @@
 
 DIR: pictures with people's masks, as for `stable-sam evaluate`; `--limit` of them, evenly spread. Every object gets a
 detector's box and is refined in the whole picture and with tiles. Prints mIoU by the object's share of the picture and
-by the cells of the whole picture's embedding that its box spans, beside the box itself as a mask; gains with 95 %
-intervals by bootstrap over objects. Then a picture with 1, 8, 50 and 300 small boxes, scattered over it and side by
-side: encoder passes and CPU time in the whole picture, in tiles, and in a tile for each prompt, without a second pass.
+by the cells of the whole picture's embedding that its box spans (for points: its true box), beside the box as a mask;
+gains with 95 % intervals by bootstrap over objects. Then a picture with 1, 8, 50 and 300 small boxes, scattered over it
+and side by side: encoder passes and CPU time in the whole picture, in tiles, and in a tile for each prompt, without a
+second pass.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.data.images import decode_image
 from stable_sam.evaluation.prompts import PromptKind
 from stable_sam.evaluation.truth import TruthImage, TruthSet, read_truth
-from stable_sam.records import BoxXYXY, Prompt
+from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
 from stable_sam.tiles import CELL
 
@@ -81,14 +82,15 @@ def _masks(sets: Sequence[TruthSet], whole: Refiner, in_tiles: Refiner, kind: Pr
                 passes[name] += count()
             for number, (item, _, prompt) in enumerate(asked):
                 there, near = found["whole"][number], found["tiles"][number]
+                box = item.box_xyxy() if prompt.box_xyxy is None else np.array(prompt.box_xyxy)
                 if there.status == near.status == "ok":
                     rows.append(
                         {
                             "share": float(coco_mask.area(item.rle)) / pixels[..., 0].size,
-                            "cells": _cells(prompt.box_xyxy, image.size_hw, whole.input_side),
+                            "cells": (box[2:] - box[:2]).max() * whole.input_side / CELL / max(image.size_hw),
                             "whole": rle_iou(there, item.rle),
                             "tiles": rle_iou(near, item.rle),
-                            "filled": _filled(prompt.box_xyxy, item.rle, image.size_hw),
+                            "filled": _filled(box, item.rle, image.size_hw),
                             "tile": near.tile_xywh is not None,
                             "wider": near.view == "wider",
                         }
@@ -201,14 +203,9 @@ def _encoder_passes() -> Iterator[Callable[[], int]]:
         yield lambda: len(runs)
 
 
-def _cells(box: BoxXYXY | None, image_hw: tuple[int, int], side: int) -> float:
-    assert box is not None
-    return max(box[2] - box[0], box[3] - box[1]) * side / CELL / max(image_hw)
-
-
-def _filled(box: BoxXYXY | None, truth: dict[str, object], image_hw: tuple[int, int]) -> float:
-    assert box is not None
-    x0, y0, x1, y1 = (round(value) for value in box)
+def _filled(box_xyxy: Floats, truth: dict[str, object], image_hw: tuple[int, int]) -> float:
+    """IoU of a box, as a mask, with the true one."""
+    x0, y0, x1, y1 = (round(value) for value in box_xyxy.tolist())
     mask = np.zeros(image_hw, np.uint8, order="F")
     mask[y0:y1, x0:x1] = 1
     return float(coco_mask.iou([coco_mask.encode(mask)], [truth], [0])[0, 0])
