@@ -1,12 +1,11 @@
-"""What the routing of prompts by alpha_1 brings in mIoU and costs in time: a second pass for poor ones, SAM's regular
-path for good ones.
+"""What the second pass of poor prompts brings in mIoU and costs in time.
 
     python benchmarks/second_pass.py --data DIR [--max-objects 300] [--prompts detector-box,noisy-box,...] [--threads 1]
 
 DIR: pictures with people's masks, as for `stable-sam evaluate`. Each picture is refined without a second pass, with the
-configured one, with one for every prompt, and with the configured one and no offsets for prompts under
-`--regular-below`, one after the other; each way comes first equally often. Prints mIoU by kind of prompt and by
-alpha_1, 95 % intervals by bootstrap over objects, and the medians over pictures of the ratios of the CPU times.
+configured one and with one for every prompt, one after the other; each way comes first equally often. Prints mIoU by
+kind of prompt and by alpha_1, 95 % intervals by bootstrap over objects, and the medians over pictures of the ratios of
+the CPU times.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.truth import read_truth
 from stable_sam.refiner import Refiner
 
-WAYS = {"off": {"second_pass": "off"}, "poor": {}, "all": {"second_pass_dsp_weight": 0.0}, "regular": {}}
+WAYS = {"off": {"second_pass": "off"}, "poor": {}, "all": {"second_pass_dsp_weight": 0.0}}
 ALPHA = (0.0, 0.25, 0.5, 1.01)
 Floats = NDArray[np.float64]
 
@@ -43,9 +42,6 @@ def main() -> None:
         sets = sample_objects(sets, options.max_objects, 0)
     kinds = [PromptKind.parse(name) for name in options.prompts.split(",")]
     refiners = {name: Refiner(RefinerConfig(**settings)) for name, settings in WAYS.items()}
-    regular = refiners["regular"].model.host
-    assert regular is not None, "the bundled model has a plugin"
-    regular.plugin.regular_below = options.regular_below
     rows: list[dict[str, object]] = []
     seconds: list[list[float]] = []
     pictures = 0
@@ -70,10 +66,10 @@ def main() -> None:
                      "alpha": masks["off"][number].dsp_weight, "poor": masks["poor"][number].second_pass is not None,
                      **{name: rle_iou(masks[name][number], item.rle) for name in WAYS}}
                 )  # fmt: skip
-    _report(rows, np.array(seconds), [kind.name for kind in kinds], options.regular_below)
+    _report(rows, np.array(seconds), [kind.name for kind in kinds])
 
 
-def _report(rows: Sequence[dict[str, object]], seconds: Floats, kinds: Sequence[str], limit: float) -> None:
+def _report(rows: Sequence[dict[str, object]], seconds: Floats, kinds: Sequence[str]) -> None:
     def column(name: str) -> NDArray[np.generic]:
         return np.array([row[name] for row in rows])
 
@@ -83,31 +79,22 @@ def _report(rows: Sequence[dict[str, object]], seconds: Floats, kinds: Sequence[
     groups += [(name, column("set") == name) for name in sorted(set(column("set")))]
     groups += [(f"{low:g} <= alpha_1 < {min(high, 1):g}", (alpha >= low) & (alpha < high))
                for low, high in itertools.pairwise(ALPHA)]  # fmt: skip
-    print(
-        "| prompts | masks | poor | no second pass | poor ones | gain | every one | gain | regular path, too | gain |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| prompts | masks | poor | no second pass | poor ones | gain | every one | gain |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, group in groups:
         if group.any():
-            off, poor, every, regular = (column(way)[group].astype(float) for way in WAYS)
+            off, poor, every = (column(way)[group].astype(float) for way in WAYS)
             of = column("object")[group]
             print(
                 f"| {name} | {group.sum()} | {column('poor')[group].mean():.0%} | {off.mean():.3f} | {poor.mean():.3f} "
-                f"| {_interval(poor - off, of)} | {every.mean():.3f} | {_interval(every - off, of)} "
-                f"| {regular.mean():.3f} | {_interval(regular - off, of)} |"
+                f"| {_interval(poor - off, of)} | {every.mean():.3f} | {_interval(every - off, of)} |"
             )
-    lighter = seconds[:, 3] / seconds[:, 1]
     ratios = seconds[:, 1:] / seconds[:, :1]
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0)
     total = seconds.sum(0)[1:] / seconds.sum(0)[0]
     print(f"\nCPU time of a picture ({len(rows) / len(seconds):.1f} prompts, K = 8), ratio to no second pass: ", end="")
     print("; ".join(f"{name} {middle[i]:.2f} [{low[i]:.2f}, {high[i]:.2f}], in all {total[i]:.2f}"
-                    for i, name in enumerate(("poor ones", "every one", "poor ones, and a regular path"))))  # fmt: skip
-    low, middle, high = np.quantile(lighter, (0.25, 0.5, 0.75))
-    print(
-        f"Under {limit:g}, where no offsets are computed: {np.mean(alpha.astype(float) < limit):.0%} of the prompts; "
-        f"time, ratio to the second pass alone: {middle:.3f} [{low:.3f}, {high:.3f}]"
-    )
+                    for i, name in enumerate(("poor ones", "every one"))))  # fmt: skip
 
 
 def _interval(gains: Floats, objects: NDArray[np.generic]) -> str:
@@ -131,7 +118,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--max-objects", type=int)
     parser.add_argument("--prompts", default="gt-box,detector-box,noisy-box-0.2,noisy-box,3-points,1-point")
-    parser.add_argument("--regular-below", type=float, default=0.22, help="alpha_1, see PluginSpec.regular_below")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
