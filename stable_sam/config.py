@@ -51,9 +51,9 @@ class RefinerConfig(Section):
     """What becomes of poor prompts, those from `second_pass_dsp_weight` on. `mirror`: the mirrored image is asked, too,
     and the mask is the mean of both answers; costs the encoder once more for an image with such prompts and the decoder
     once more for each. The other prompts take the regular path."""
-    second_pass_dsp_weight: float = Field(default=0.25, ge=0, le=1)
-    """alpha_1 of the dynamic routing plugin from which a prompt counts as poor: the masks of the bundled model gain
-    0.003 of IoU below, 0.010 up to 0.5 and 0.023 above. 0: every prompt."""
+    second_pass_dsp_weight: float = Field(default=0.5, ge=0, le=1)
+    """alpha_1 of the dynamic routing plugin from which a prompt counts as poor: a half is where it takes the deformed
+    path. 0: every prompt."""
     tiles: Literal["auto", "off"] = "auto"
     """`auto`: a small object is asked in a tile, a window of the image that is encoded by itself, in which it spans
     enough of the embedding to have a border (`stable_sam.tiles`). Costs the encoder once more for each tile; prompts of
