@@ -200,7 +200,7 @@ def prompt_in(window: Window | None, prompt: Prompt) -> Prompt:
 
 def _side(image_hw: tuple[int, int], level: int) -> float:
     """Of the windows of a level from 1 on."""
-    return WIDEST * max(image_hw) / 2 ** (level - 1)
+    return float(WIDEST * max(image_hw) / 2 ** (level - 1))
 
 
 def _nearest(centre: float, side: int, size: int) -> tuple[int, int]:

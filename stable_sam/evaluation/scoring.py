@@ -263,6 +263,7 @@ def _tile_rule(config: RefinerConfig, input_side: int) -> TileRule | None:
 
 
 def _read_picture(model: LoadedModel, image: TruthImage, max_pixels: int) -> _Picture:
+    """The picture, opened. Raises `ImageError` for a file that cannot be read, or is of another size than its masks."""
     side = int(model.sam.image_encoder.img_size)
     try:
         data = image.path.read_bytes()
