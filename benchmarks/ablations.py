@@ -119,7 +119,8 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         found, _ = evaluate(
             [options.val],
             EvaluationConfig(
-                refiner=RefinerConfig(model="nano", plugin_uri=str(file)), prompts=KINDS, size=options.size,
+                refiner=RefinerConfig(model="nano", plugin_uri=str(file), tiles="off"), prompts=KINDS,
+                size=options.size,
                 methods=METHODS if name == DEFAULT else METHODS[1:], random_prompts=options.random_prompts,
                 max_objects=options.objects, min_area_fraction=0.005, resamples=2,
             ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from math import prod, sqrt
@@ -20,7 +20,7 @@ from stable_sam.frames import Frame
 from stable_sam.identity import ModelIdentity
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.predict import ImageView, Prediction, PromptArrays, embed_resized, predict, predict_tensors
-from stable_sam.records import Prompt, RefinedMask
+from stable_sam.records import Prompt, RefinedMask, Window
 from stable_sam.second_pass import ask_mirrored, consensus, mirrored_view
 from stable_sam.stability import jittered_prompts, prompt_stability
 from stable_sam.stage_clock import timed
@@ -91,15 +91,16 @@ class Refiner:
         time; raises `ImageError` when a tile cannot be cut."""
         rule = None if image.tiles is None else tile_rule(self.config, self.input_side)
         plan = TilePlan(rule, image.frame.original_hw, image.prompts)
-        whole = cache(lambda: _Encoded(self.model, image.pixels, image.frame))
-        for window, indices in plan.views():
+        whole = cache(lambda: Encoded(self.model, image.pixels, image.frame))
+
+        def encode(window: Window | None) -> Encoded:
             frame = replace(image.frame, window_xywh=window)
-            encoded = whole() if window is None else _Encoded(self.model, image.pixels_of(frame), frame)
-            asked = {index: prompt_in(window, image.prompts[index]) for index in indices}
-            for group in _groups(asked, self.config.prompt_chunk_size):
-                inferred = self._infer_group(encoded.view, group, encoded, plan)
-                if inferred.indices:
-                    yield inferred
+            return whole() if window is None else Encoded(self.model, image.pixels_of(frame), frame)
+
+        for encoded, asked, prediction in ask_views(
+            self.model, plan, image.prompts, encode, self.config.prompt_chunk_size
+        ):
+            yield self._inferred(encoded.view, asked, prediction, encoded, plan)
 
     def refine_group(self, view: ImageView, prompts: list[Prompt]) -> Iterator[RefinedMask]:
         """The masks of checked prompts with equally many tokens, of one image whose embedding is at hand, after the
@@ -107,37 +108,24 @@ class Refiner:
 
         Only one mask of original size exists at a time.
         """
-        inferred = self._infer_group(view, dict(enumerate(prompts)))
+        prediction = _ask(self.model, view, prompts, self.config.prompt_chunk_size)
+        inferred = self._inferred(view, dict(enumerate(prompts)), prediction)
         for _, mask in finish_prompts(prompts, inferred, self.config, self.routing):
             yield mask
 
-    def _infer_group(
+    def _inferred(
         self,
         view: ImageView,
         prompts: Mapping[int, Prompt],
-        encoded: _Encoded | None = None,
+        prediction: Prediction,
+        encoded: Encoded | None = None,
         plan: TilePlan | None = None,
     ) -> InferredPrompts:
-        """The model's answers to prompts, by their places among the image's; without those that the plan has asked
-        again elsewhere. Without the image to mirror there is no second pass."""
-        indices, chosen = list(prompts), list(prompts.values())
-        with timed("decode_prompts"):
-            prediction = predict(self.model, view, prompt_arrays(chosen), self.config.prompt_chunk_size)
-        if plan is not None:
-            stays = [
-                row for row, index in enumerate(indices)
-                if not plan.asks_again(index, view.frame, prediction.logits[row])
-            ]  # fmt: skip
-            if len(stays) < len(indices):
-                indices, chosen = [indices[row] for row in stays], [chosen[row] for row in stays]
-                prediction = Prediction(
-                    prediction.logits[stays],
-                    prediction.iou[stays],
-                    prediction.dsp_weight[stays],
-                    prediction.token[stays],
-                )
+        """The model's answers to prompts, by their places among the image's, and what is asked besides. Without the
+        image to mirror there is no second pass."""
+        chosen = list(prompts.values())
         stabilities: Sequence[float | None] = [None] * len(chosen)
-        if self.config.jitter_count and chosen:
+        if self.config.jitter_count:
             with timed("jitter"):
                 stabilities = self._prompt_stabilities(view, chosen, prediction)
         passes: list[str | None] = [None] * len(chosen)
@@ -152,13 +140,13 @@ class Refiner:
                 passes[row] = self.config.second_pass
         return InferredPrompts(
             frame=view.frame,
-            indices=tuple(indices),
+            indices=tuple(prompts),
             logits=prediction.logits,
             iou=prediction.iou,
             dsp_weight=prediction.dsp_weight,
             prompt_stability=tuple(stabilities),
             second_pass=tuple(passes),
-            view=tuple(None if plan is None else plan.view(index) for index in indices),
+            view=tuple(None if plan is None else plan.view(index) for index in prompts),
         )
 
     def _poor(self, prediction: Prediction) -> NDArray[np.intp]:
@@ -197,7 +185,7 @@ class Refiner:
         return [prompt_stability(frame.masks_on_input(group.cpu().numpy())) for group in per_prompt]
 
 
-class _Encoded:
+class Encoded:
     """A view of an image through the encoder; mirrored, too, when a poor prompt needs that."""
 
     def __init__(self, model: LoadedModel, pixels: NDArray[np.uint8], frame: Frame) -> None:
@@ -210,6 +198,42 @@ class _Encoded:
     def mirrored(self) -> ImageView:
         """The embedding of the mirrored view."""
         return mirrored_view(self._model, self._pixels, self.view.frame)
+
+
+def ask_views(
+    model: LoadedModel,
+    plan: TilePlan,
+    prompts: Sequence[Prompt],
+    encode: Callable[[Window | None], Encoded],
+    chunk_size: int,
+) -> Iterator[tuple[Encoded, dict[int, Prompt], Prediction]]:
+    """Ask every prompt of `plan` in its view, and again in another one where its answer makes that necessary.
+
+    prompts: those that the plan was made for. encode: gives the view of a window, None: of the whole image.
+    Yields a view, at most `chunk_size` prompts as they were asked in it, by their places in `prompts`, and the answers
+    to these, which are final: every usable prompt comes once.
+    """
+    for window, indices in plan.views():
+        encoded = encode(window)
+        asked = {index: prompt_in(window, prompts[index]) for index in indices}
+        for group in _groups(asked, chunk_size):
+            prediction = _ask(model, encoded.view, list(group.values()), chunk_size)
+            stays = [
+                (row, index) for row, index in enumerate(group)
+                if not plan.asks_again(index, encoded.view.frame, prediction.logits[row])
+            ]  # fmt: skip
+            if len(stays) < len(group):
+                rows = [row for row, _ in stays]
+                prediction = Prediction(
+                    prediction.logits[rows], prediction.iou[rows], prediction.dsp_weight[rows], prediction.token[rows]
+                )
+            if stays:
+                yield encoded, {index: group[index] for _, index in stays}, prediction
+
+
+def _ask(model: LoadedModel, view: ImageView, prompts: Sequence[Prompt], chunk_size: int) -> Prediction:
+    with timed("decode_prompts"):
+        return predict(model, view, prompt_arrays(prompts), chunk_size)
 
 
 def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:

@@ -57,6 +57,9 @@ def evaluate(
     ] = None,
     plugin: Annotated[str | None, typer.Option(help="URI of the plugin's weights; the bundled ones for nano.")] = None,
     hq: Annotated[str | None, typer.Option(help="URI of HQ-SAM's weights; the bundled ones for nano.")] = None,
+    tiles: Annotated[
+        str, typer.Option(help="auto: small objects are asked in tiles, as by refine. off: in the whole picture.")
+    ] = "auto",
     size: Annotated[int | None, typer.Option(help="Side of nano's input; the one its weights name by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
@@ -79,6 +82,7 @@ def evaluate(
                 "plugin_uri": plugin,
                 "hq_uri": hq,
                 "device": device,
+                "tiles": tiles,
             },
             "prompts": _split(prompts),
             **({} if methods is None else {"methods": _split(methods)}),

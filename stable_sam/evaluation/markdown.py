@@ -28,7 +28,8 @@ def markdown(evaluation: Evaluation) -> str:
     settings = evaluation.settings
     sections = [
         f"{evaluation.model.model} at {evaluation.model.input_size} px; objects {settings.object_sizes}; "
-        f"{settings.random_prompts} prompts for each object and random kind; seed {settings.seed}. "
+        f"{settings.random_prompts} prompts for each object and random kind; seed {settings.seed}; "
+        f"tiles {settings.refiner.tiles}. "
         "Brackets: 95 % intervals, bootstrap over objects, paired for differences."
     ]
     whole = [score for score in evaluation.scores if score.slice == WHOLE_SLICE]

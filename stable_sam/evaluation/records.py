@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         "whole_iou": pa.float64(),
         "predicted_iou": pa.float64(),
         "dsp_weight": pa.float64(),
+        "view": _NAME,
     }
 )
 """area_fraction: of the object in its picture. box_cells: longer side of the object's true box, in cells of the image
@@ -46,7 +47,8 @@ box_xyxy: the weak box in pixels of the picture; null for points. prompt_quality
 or the number of points. union_iou: IoU of the mask with the union of the object's masks of this method and kind (its
 mean is mSF); null for a single prompt; for worst-box, which has one record for each object and method, the mean over
 the masks of the boxes that the search starts from. whole_iou: IoU with the whole, where there is one. predicted_iou:
-null for the method box. dsp_weight: alpha_1, 0 for methods without the plugin."""
+null for the method box. dsp_weight: alpha_1, 0 for methods without the plugin. view: null, or where a small object was
+looked at closer, tile or wider, see `RefinedMask.view`."""
 
 
 def record_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

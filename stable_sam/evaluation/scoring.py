@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stable_sam.data.images import Picture, decode_picture
+from stable_sam.config import RefinerConfig
+from stable_sam.data.images import decode_picture
 from stable_sam.errors import ImageError
 from stable_sam.evaluation.methods import load_methods, select_method
 from stable_sam.evaluation.metrics import Mask, MaskUnion, ReferenceMask
@@ -31,10 +33,28 @@ from stable_sam.evaluation.settings import BOX, EvaluationConfig
 from stable_sam.evaluation.truth import TruthImage
 from stable_sam.evaluation.worst_box import START, search_worst_box
 from stable_sam.frames import Frame
-from stable_sam.predict import ImageView, PromptArrays, embed_image, predict
+from stable_sam.modeling.load import LoadedModel
+from stable_sam.records import Prompt, View, Window
+from stable_sam.refiner import Encoded, ask_views
+from stable_sam.resize import resize_image
+from stable_sam.tile_pixels import TilePixels
+from stable_sam.tiles import CELL, TilePlan, TileRule, tile_rule
 
 DECODER_CHUNK = 8
 """Prompts that pass the decoder together; on a CPU a quarter faster than 32, because they stay in its caches."""
+VIEWS = 64
+"""Views of a picture, the whole of it and tiles, whose embeddings are kept for other prompts, objects and methods. What
+is asked about an object takes a few, and objects are asked about one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture that prompts are asked in."""
+
+    hw: tuple[int, int]
+    """Its height and width."""
+    encode: Callable[[Window | None], Encoded]
+    """Gives the view of a window, None: of the whole picture. The last `VIEWS` of them are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +80,8 @@ class _Answer:
     predicted_iou: float | None
     """None for the box, which estimates nothing."""
     dsp_weight: float
+    view: View | None
+    """As `RefinedMask.view`."""
 
 
 class Scorer:
@@ -69,24 +91,24 @@ class Scorer:
         self.settings = settings
         self.kinds = [PromptKind.parse(name) for name in settings.prompts]
         self.model, self.facts = load_methods(settings.refiner, settings.models, settings.size)
+        self.tile_rule = _tile_rule(settings.refiner, self.facts.input_size)
 
     def score(self, set_name: str, image: TruthImage) -> pa.Table:
         """The records of one picture of a set; they depend on the settings, the picture and the names alone.
 
         Raises `ImageError`.
         """
-        side = int(self.model.sam.image_encoder.img_size)
-        view = embed_image(self.model, _read_picture(image, self.settings.refiner.max_image_pixels, side))
+        picture = _read_picture(self.model, image, self.settings.refiner.max_image_pixels)
         rows: list[dict[str, Any]] = []
-        for item in _objects(set_name, image, view.features.embedding.shape[-1]):
+        for item in _objects(set_name, image, self.facts.input_size // CELL):
             for kind in self.kinds:
                 score = self._score_worst if kind.name == WORST_BOX else self._score_drawn
                 rng = prompt_rng(self.settings.seed, set_name, item.annotation_id, kind.name)
-                rows += score(view, item, kind, rng)
+                rows += score(picture, item, kind, rng)
         return record_table(rows)
 
     def _score_drawn(
-        self, view: ImageView, item: _Object, kind: PromptKind, rng: np.random.Generator
+        self, picture: _Picture, item: _Object, kind: PromptKind, rng: np.random.Generator
     ) -> Iterator[dict[str, Any]]:
         """Records of prompts that are the same for every method."""
         if kind.name == DETECTOR_BOXES:
@@ -96,31 +118,31 @@ class Scorer:
         if drawn is None:
             return
         qualities = np.full(len(drawn), kind.points) if kind.points else box_iou(drawn, tight_box(item.mask))
-        prompts = _arrays(kind, drawn)
+        prompts = _prompts(drawn)
         for method in self.settings.models if kind.points else self.settings.methods:
-            compared = _compare(item, self._ask(view, method, prompts))
+            compared = _compare(item, self._ask(picture, method, prompts))
             for number, (figures, quality) in enumerate(zip(compared, qualities.tolist(), strict=True)):
                 box = None if kind.points else drawn[number].tolist()
                 yield _record(item, method, kind, figures, number=number, quality=quality, box_xyxy=box)
 
     def _score_worst(
-        self, view: ImageView, item: _Object, kind: PromptKind, rng: np.random.Generator
+        self, picture: _Picture, item: _Object, kind: PromptKind, rng: np.random.Generator
     ) -> Iterator[dict[str, Any]]:
         """One record for each method: of its own worst box."""
         seed = rng.integers(2**63)
         for method in self.settings.methods:
-            yield self._worst_record(view, item, kind, method, np.random.default_rng(seed))
+            yield self._worst_record(picture, item, kind, method, np.random.default_rng(seed))
 
     def _worst_record(
-        self, view: ImageView, item: _Object, kind: PromptKind, method: str, rng: np.random.Generator
+        self, picture: _Picture, item: _Object, kind: PromptKind, method: str, rng: np.random.Generator
     ) -> dict[str, Any]:
         """The worst answer, with mSF over the boxes that the search starts from: they are the same for every method."""
         answers: list[_Answer] = []
-        union = MaskUnion(view.frame.original_hw)
+        union = MaskUnion(picture.hw)
 
         def mask_iou(boxes: Boxes) -> NDArray[np.float64]:
             ious = []
-            for answer in self._ask(view, method, PromptArrays(boxes_xyxy=boxes)):
+            for answer in self._ask(picture, method, _prompts(boxes)):
                 mask = answer.mask()
                 ious.append(item.truth.iou(mask))
                 if len(answers) < START:
@@ -129,27 +151,33 @@ class Scorer:
             return np.array(ious)
 
         true_box = tight_box(item.mask)
-        boxes, ious = search_worst_box(true_box, view.frame.original_hw, rng, mask_iou)
+        boxes, ious = search_worst_box(true_box, picture.hw, rng, mask_iou)
         worst = int(ious.argmin())
         [figures] = _compare(item, [answers[worst]])
         figures["union_iou"] = float(np.mean(union.ious()))
         quality = float(box_iou(boxes[worst : worst + 1], true_box)[0])
         return _record(item, method, kind, figures, number=0, quality=quality, box_xyxy=boxes[worst].tolist())
 
-    def _ask(self, view: ImageView, method: str, prompts: PromptArrays) -> list[_Answer]:
-        """What `method` answers to each of the prompts: the only place where the model or the box is asked."""
-        hw = view.frame.original_hw
+    def _ask(self, picture: _Picture, method: str, prompts: Sequence[Prompt]) -> list[_Answer]:
+        """What `method` answers to each of the prompts, in the views that a refiner takes for it: the only place where
+        the model or the box is asked."""
         if method == BOX:
-            assert prompts.boxes_xyxy is not None, "points have no box"
-            return [_Answer(partial(fill_box, box, hw), None, 0.0) for box in prompts.boxes_xyxy]
+            return [
+                _Answer(partial(fill_box, np.array(prompt.box_xyxy), picture.hw), None, 0.0, None)
+                for prompt in prompts
+            ]  # fmt: skip
         select_method(self.model, method)
-        prediction = predict(self.model, view, prompts, DECODER_CHUNK)
-        return [
-            _Answer(partial(_to_mask, view.frame, logits), iou, weight)
-            for logits, iou, weight in zip(
-                prediction.logits, prediction.iou.tolist(), prediction.dsp_weight.tolist(), strict=True
-            )
-        ]
+        plan = TilePlan(self.tile_rule, picture.hw, prompts)
+        answers: dict[int, _Answer] = {}
+        for encoded, asked, prediction in ask_views(self.model, plan, prompts, picture.encode, DECODER_CHUNK):
+            for row, index in enumerate(asked):
+                answers[index] = _Answer(
+                    partial(_to_mask, encoded.view.frame, prediction.logits[row]),
+                    float(prediction.iou[row]),
+                    float(prediction.dsp_weight[row]),
+                    plan.view(index),
+                )
+        return [answers[index] for index in range(len(prompts))]
 
 
 def _compare(item: _Object, answers: Sequence[_Answer]) -> list[dict[str, Any]]:
@@ -166,6 +194,7 @@ def _compare(item: _Object, answers: Sequence[_Answer]) -> list[dict[str, Any]]:
                 "whole_iou": None if item.whole is None else item.whole.compare(mask)[0],
                 "predicted_iou": answer.predicted_iou,
                 "dsp_weight": answer.dsp_weight,
+                "view": answer.view,
             }
         )
         union.add(mask)
@@ -189,7 +218,10 @@ def _record(
 
 
 def _to_mask(frame: Frame, logits: NDArray[np.float32]) -> Mask:
-    return np.ascontiguousarray(frame.to_original(logits) > 0)
+    mask = np.zeros(frame.original_hw, dtype=np.bool_)
+    x, y, width, height = frame.region_xywh
+    mask[y : y + height, x : x + width] = frame.to_original(logits) > 0
+    return mask
 
 
 def _objects(set_name: str, image: TruthImage, embedding_side: int) -> Iterator[_Object]:
@@ -224,18 +256,40 @@ def _objects(set_name: str, image: TruthImage, embedding_side: int) -> Iterator[
         )
 
 
-def _read_picture(image: TruthImage, max_pixels: int, side: int) -> Picture:
+def _tile_rule(config: RefinerConfig, input_side: int) -> TileRule | None:
+    """Every prompt is asked as if it were the only one of its picture, so that nothing bounds the number of tiles."""
+    rule = tile_rule(config, input_side)
+    return None if rule is None else replace(rule, max_tiles=sys.maxsize)
+
+
+def _read_picture(model: LoadedModel, image: TruthImage, max_pixels: int) -> _Picture:
+    """The picture, opened. Raises `ImageError` for a file that cannot be read, or is of another size than its masks."""
+    side = int(model.sam.image_encoder.img_size)
     try:
         data = image.path.read_bytes()
     except OSError as error:
         raise ImageError(f"{image.path}: cannot read: {error.strerror}") from None
-    picture = decode_picture(data, name=str(image.path), max_pixels=max_pixels, side=side)
+    name = str(image.path)
+    picture = decode_picture(data, name=name, max_pixels=max_pixels, side=side)
     if picture.original_hw != image.size_hw:
         raise ImageError(f"{image.path}: expected height and width {image.size_hw}, got {picture.original_hw}")
-    return picture
+    whole = Frame(picture.original_hw, side)
+    pixels = resize_image(picture.pixels, whole, picture.scale)
+    tiles = TilePixels(picture, file=data, name=name, max_pixels=max_pixels)
+
+    def encode(window: Window | None) -> Encoded:
+        frame = replace(whole, window_xywh=window)
+        return Encoded(model, pixels if window is None else tiles.resized(frame), frame)
+
+    return _Picture(picture.original_hw, lru_cache(VIEWS)(encode))
 
 
-def _arrays(kind: PromptKind, drawn: NDArray[np.float64]) -> PromptArrays:
-    if not kind.points:
-        return PromptArrays(boxes_xyxy=drawn)
-    return PromptArrays(points_xy=drawn, point_labels=np.ones(drawn.shape[:2], dtype=np.int64))
+def _prompts(drawn: NDArray[np.float64]) -> list[Prompt]:
+    """Boxes (B, 4) or points on the object (B, N, 2) as prompts; nothing asks for their names."""
+    unnamed = Prompt(prompt_id="", image_id="", image_uri="")
+    if drawn.ndim == 2:
+        return [replace(unnamed, box_xyxy=tuple(box)) for box in drawn.tolist()]
+    return [
+        replace(unnamed, points_xy=tuple(map(tuple, points)), point_labels=(1,) * len(points))
+        for points in drawn.tolist()
+    ]  # fmt: skip

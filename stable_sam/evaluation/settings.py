@@ -24,7 +24,8 @@ class EvaluationConfig(Section):
     """One kind of evaluation; refuses with `ConfigError` what it cannot do."""
 
     refiner: RefinerConfig = RefinerConfig()
-    """The model: base, plugin and HQ-SAM's branch."""
+    """The model: base, plugin and HQ-SAM's branch; and whether small objects are asked in tiles. Each prompt is asked
+    as if it were the only one of its picture: `max_tiles` changes nothing. There is no second pass."""
     prompts: tuple[str, ...] = ("gt-box", "noisy-box", "1-point", "3-points")
     """Kinds, see `stable_sam.evaluation.prompts`."""
     methods: tuple[str, ...] = Field(

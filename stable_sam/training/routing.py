@@ -95,5 +95,5 @@ def _measured(
 @torch.no_grad()
 def _scale_input(layer: torch.nn.Linear, scale: Tensor, shift: Tensor) -> None:
     """Let `layer` give for x what it gave for x * scale + shift."""
-    layer.bias += layer.weight @ shift
+    layer.bias.add_(layer.weight @ shift)
     layer.weight *= scale

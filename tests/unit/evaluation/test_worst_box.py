@@ -114,12 +114,12 @@ def test_the_filled_boxes_stability_is_that_of_the_boxes_the_search_starts_from(
 
 
 def test_the_decoder_sees_a_bounded_number_of_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stable_sam.evaluation import scoring
+    from stable_sam import refiner
 
     asked: list[int] = []
-    honest = scoring.predict
+    honest = refiner.predict
     monkeypatch.setattr(
-        scoring, "predict", lambda m, v, prompts, n: asked.append(len(prompts)) or honest(m, v, prompts, n)
+        refiner, "predict", lambda m, v, prompts, n: asked.append(len(prompts)) or honest(m, v, prompts, n)
     )
     folder = write_set(tmp_path / "a", [boxed(1, 10, 10, 40, 40)])
     evaluate([folder], EvaluationConfig(refiner=TINY, prompts=("worst-box",), methods=("sam",)))
