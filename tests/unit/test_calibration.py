@@ -191,7 +191,7 @@ def test_a_calibration_for_another_model_is_refused(tmp_path) -> None:  # type: 
         calibrated_routing(routing, RefinerConfig(), other)
     with pytest.raises(ConfigError, match="calibrated for jitter_count 8, the run has 2"):
         calibrated_routing(routing, RefinerConfig(jitter_count=2), MODEL)
-    with pytest.raises(ConfigError, match="calibrated for second_pass_from 0.25, the run has None"):
+    with pytest.raises(ConfigError, match="calibrated for second_pass_from 0.0, the run has None"):
         calibrated_routing(routing, RefinerConfig(second_pass="off"), MODEL)
     file.write_text(calibration(tiles="below 9 cells, 9 times as wide").model_dump_json())
     with pytest.raises(ConfigError, match="calibrated for tiles below 9 cells, 9 times as wide, the run has"):
