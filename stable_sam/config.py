@@ -52,8 +52,9 @@ class RefinerConfig(Section):
     and the mask is the mean of both answers; costs the encoder once more for an image with such prompts and the decoder
     once more for each. The other prompts take the regular path."""
     second_pass_dsp_weight: float = Field(default=0.0, ge=0, le=1)
-    """alpha_1 of the dynamic routing plugin from which a prompt counts as poor. 0: every prompt, because with the bundled
-    weights all gain alike (docs/results.md). Higher values spare time with a plugin whose alpha knows poor prompts."""
+    """alpha_1 of the dynamic routing plugin from which a prompt counts as poor. 0: every prompt, because with the
+    bundled weights all gain alike (docs/results.md). Higher values spare time with a plugin whose alpha knows poor
+    prompts."""
     tiles: Literal["auto", "off"] = "auto"
     """`auto`: a small object is asked in a tile, a window of the image that is encoded by itself, in which it spans
     enough of the embedding to have a border (`stable_sam.tiles`). Costs the encoder once more for each tile; prompts of

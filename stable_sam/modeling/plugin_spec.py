@@ -51,5 +51,5 @@ class PluginSpec(Section):
     regular_below: float = Field(default=0.0, ge=0, le=1)
     """Above 0 alpha is a switch: a prompt whose alpha_1 is lower takes SAM's regular path, as with alpha = (0, 1), bit
     for bit, and every other one the deformed features alone, alpha = (1, 0). 0: the features are mixed for every
-    prompt, as in the paper. For an alpha that was taught the gain a half gives the highest mean IoU on prompts like those
-    it was taught; higher values cost accurate prompts less (docs/results.md)."""
+    prompt, as in the paper. For an alpha that was taught the gain a half gives the highest mean IoU on prompts like
+    those it was taught; higher values cost accurate prompts less (docs/results.md)."""
