@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "t_o: first multimask token": {"plugin": {"routing_token": 2}},
     "positional encoding moved": {"plugin": {"move_positions": True}},
     "sigmoid alpha": {"plugin": {"routing": "sigmoid"}},
-    "both layers, no steps for quality alone": {"plugin": {"layers": "both"}},
+    "both layers, no steps for quality alone": {"plugin": {"layers": "both", "regular_below": 0.0}},
     "no routing loss": {"plugin": {"regular_below": 0.0}, "routing_steps": 0},
     "no quality taught": {"plugin": {"estimates_quality": False}},
     "mixed for every prompt": {"plugin": {"regular_below": 0.0}},

@@ -35,6 +35,7 @@ from gpu_models import BusyLock, build, photographs
 from gpu_report import Report
 from model_path import some_boxes
 from PIL import Image
+from segment_anything.modeling import Sam
 
 import stable_sam.predict
 from stable_sam.config import RefinerConfig, RoutingConfig
@@ -42,6 +43,7 @@ from stable_sam.image_job import ImageJob, refine_job
 from stable_sam.modeling.compiled import CompiledPasses
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel
+from stable_sam.modeling.nano import NanoImageEncoder
 from stable_sam.predict import PromptArrays, embed_image, predict
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refiner import Refiner
@@ -183,6 +185,12 @@ def measure(
         }
 
 
+def usual_encode(sam: Sam, image: torch.Tensor) -> ImageFeatures:
+    """The encoder's own pass; of nano with its fine features."""
+    encoder = sam.image_encoder
+    return encoder.features(image) if isinstance(encoder, NanoImageEncoder) else ImageFeatures(encoder(image))
+
+
 @contextmanager
 def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
     """A refiner that runs `model` as `step` says, with K = `jitter`."""
@@ -198,9 +206,7 @@ def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if step.tf32 else "highest")
     reference = (
-        mock.patch.multiple(
-            stable_sam.predict, encode=lambda sam, x: ImageFeatures(sam.image_encoder(x)), can_decode=lambda *_: False
-        )
+        mock.patch.multiple(stable_sam.predict, encode=usual_encode, can_decode=lambda *_: False)
         if step.reference
         else nullcontext()
     )

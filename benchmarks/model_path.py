@@ -77,13 +77,17 @@ def _size(text: str) -> tuple[int, int]:
 def load_refiner(options: argparse.Namespace) -> Refiner:
     """The refiner of `--model`, `--plugin` and `--device`."""
     if options.model == "nano":
-        return Refiner(RefinerConfig(device=options.device, second_pass="off"))
+        return Refiner(RefinerConfig(device=options.device, second_pass="off", tiles="off"))
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "random.pth")
         torch.save(build_model(options.model).state_dict(), checkpoint)
         config = RefinerConfig(
-            model=options.model, checkpoint_uri=str(checkpoint), device=options.device, second_pass="off"
+            model=options.model,
+            checkpoint_uri=str(checkpoint),
+            device=options.device,
+            second_pass="off",
+            tiles="off",
         )
         refiner = Refiner(config)
     if options.plugin:

@@ -48,9 +48,9 @@ class RefinerConfig(Section):
     """Noise scale of the jittered prompts, in HQ-SAM's sense: centre and size move by U(-1, 1) * scale * (w/2, h/2,
     w, h)."""
     second_pass: Literal["off", "mirror"] = "mirror"
-    """What becomes of poor prompts, those from `second_pass_dsp_weight` on. `mirror`: the mirrored image is asked, too,
-    and the mask is the mean of both answers; costs the encoder once more for an image with such prompts and the decoder
-    once more for each. The other prompts take the regular path."""
+    """What prompts from `second_pass_dsp_weight` on, by default all, take besides. `mirror`: the mirrored image is
+    asked, too, and the mask is the mean of both answers; costs the encoder once more for each image and tile with such
+    prompts and the decoder once more for each prompt. Without a plugin no prompt takes it."""
     second_pass_dsp_weight: float = Field(default=0.0, ge=0, le=1)
     """alpha_1 of the dynamic routing plugin from which a prompt counts as poor. 0: every prompt, because with the
     bundled weights all gain alike (docs/results.md). Higher values spare time with a plugin whose alpha knows poor
@@ -115,7 +115,7 @@ class RoutingConfig(Section):
     accept_box_agreement: float = Field(default=0.50, ge=0, le=1)
     """Below: the mask left the weak box or fills little of it."""
     accept_dsp_weight: float = Field(default=1.0, ge=0, le=1)
-    """Above: the dynamic routing plugin had to repair the prompt. 1 switches the criterion off."""
+    """Above: the dynamic routing plugin expected the deformed features to gain. 1 switches the criterion off."""
     reject_prompt_stability: float = Field(default=0.40, ge=0, le=1)
     """Below: the mask says nothing."""
     reject_predicted_iou: float = Field(default=0.30, ge=0, le=1)

@@ -25,6 +25,10 @@ class ModelIdentity:
     dtype: str
     """Arithmetic of the image encoder."""
 
+    def second_pass_from(self, config: RefinerConfig) -> float | None:
+        """alpha_1 from which prompts take the second pass; None: none do, as without a plugin that knows alpha."""
+        return config.second_pass_from if self.model_id.endswith("+plugin") else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFiles:

@@ -88,7 +88,7 @@ class RefinedMask:
     quality: float | None = None
     """Probability that the mask's IoU with the true one is at least 0.75, by the run's calibration; None without."""
     second_pass: str | None = None
-    """Where DRP's routing refined the prompt further: the pass whose mask this is; None where the first was good."""
+    """Where DRP's routing refined the prompt further: the pass whose mask this is; None where there was none."""
     view: View | None = None
     """Where a small object was looked at closer; None for one that spans enough cells of the whole image's
     embedding."""

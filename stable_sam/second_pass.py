@@ -1,6 +1,6 @@
-"""The second pass of a poor prompt: the mirrored image is asked the same, and both answers are averaged.
+"""The second pass of a prompt: the mirrored image is asked the same, and both answers are averaged.
 
-The dynamic routing plugin says which prompts are poor: see `RefinerConfig.second_pass`. What nearby prompts on the same
+Which prompts take it: see `RefinerConfig.second_pass`. What nearby prompts on the same
 embedding say (consensus of the jittered masks, the mask's own box as a prompt) did not raise the IoU of the bundled
 model's masks, nor did a look from nearer at objects that are large enough: docs/results.md. For small ones: `tiles`.
 """

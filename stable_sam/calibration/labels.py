@@ -142,7 +142,7 @@ def _made_by(refiner: RefinerConfig, model: ModelIdentity) -> dict[str, Any]:
         "weights_sha256": model.weights_sha256,
         "jitter_count": refiner.jitter_count,
         "jitter_scale": refiner.jitter_scale,
-        "second_pass_from": refiner.second_pass_from,
+        "second_pass_from": model.second_pass_from(refiner),
         "tiles": refiner.tile_rule,
     }
 

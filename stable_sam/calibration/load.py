@@ -46,7 +46,7 @@ def misfit(calibration: Calibration, refiner: RefinerConfig, model: ModelIdentit
         ("weights_sha256", calibration.weights_sha256, model.weights_sha256),
         ("jitter_count", calibration.jitter_count, refiner.jitter_count),
         ("jitter_scale", calibration.jitter_scale, refiner.jitter_scale),
-        ("second_pass_from", calibration.second_pass_from, refiner.second_pass_from),
+        ("second_pass_from", calibration.second_pass_from, model.second_pass_from(refiner)),
         ("tiles", calibration.tiles, refiner.tile_rule if calibration.tiles else None),
     ):
         if theirs != ours:

@@ -86,7 +86,7 @@ def reviewed_labels(
     """
     ours = {
         "weights": model.weights_sha256, "jitter_count": refiner.jitter_count, "jitter_scale": refiner.jitter_scale,
-        "tiles": refiner.tile_rule, "second_pass_from": refiner.second_pass_from,
+        "tiles": refiner.tile_rule, "second_pass_from": model.second_pass_from(refiner),
     }  # fmt: skip
     condition = "false" if sample is None else in_sample(sample)
     waiting: Counter[str] = Counter()
@@ -102,7 +102,7 @@ def reviewed_labels(
         row for row in rows
         if (row["weights_sha256"], row["jitter_count"], row["jitter_scale"]) == tuple(ours.values())[:3]
         and (row["view"] is None if refiner.tile_rule is None else row["tiles"] == refiner.tile_rule)
-        and (row["second_pass"] is not None) == _is_poor(row["dsp_weight"], refiner.second_pass_from)
+        and (row["second_pass"] is not None) == _is_poor(row["dsp_weight"], model.second_pass_from(refiner))
     ]  # fmt: skip
     some = any(row["prompt_id"] in sampled for row in labels)
     if sample is not None and (missing or not some):

@@ -78,7 +78,7 @@ def calibrate(
         weights_sha256=model.weights_sha256,
         jitter_count=refiner.jitter_count,
         jitter_scale=refiner.jitter_scale,
-        second_pass_from=refiner.second_pass_from,
+        second_pass_from=model.second_pass_from(refiner),
         tiles=refiner.tile_rule,
         fitted_on=dict(sorted(Counter(map(str, fitted.sets)).items())),
     )

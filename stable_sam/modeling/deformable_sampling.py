@@ -73,7 +73,7 @@ class DeformableSampling(nn.Module):
         if self.samples == 1:
             return torch.zeros(2 + int(self.amplitude))
         angles = torch.arange(self.samples - 1) * (2 * torch.pi / (self.samples - 1))
-        ring = torch.stack((angles.cos(), angles.sin()), dim=-1) * (RING / self.max_offset)
+        ring = torch.stack((angles.cos(), angles.sin()), dim=-1) * min(RING / self.max_offset, 0.5)
         places = torch.cat((torch.zeros(1, 2), torch.atanh(ring) if self.bound == "tanh" else ring * self.max_offset))
         logits = torch.zeros(self.samples)
         logits[0] = log(FIRST_SHARE / (1 - FIRST_SHARE) * (self.samples - 1))

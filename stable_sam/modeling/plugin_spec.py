@@ -23,10 +23,11 @@ class PluginSpec(Section):
     max_offset: float = Field(default=4.0, gt=0)
     """Reach of bounded offsets in feature cells: 4 cells are 64 input pixels."""
     samples: int = Field(default=1, ge=1, le=16)
-    """Places that each cell is read from; their weights sum to 1, as in deformable attention. The paper shows one."""
+    """Places that each cell is read from; their weights sum to 1, as in deformable attention. The paper shows one.
+    Those after the first start at most two cells, and at most half of `max_offset`, away."""
     amplitude: bool = False
     """A factor for each sampled location, 2 * sigmoid(.), learnt by the offset network; later versions of the paper
-    name "sampling locations and amplitudes" without a definition."""
+    name "sampling locations and amplitudes" without a definition. Several samples have weights instead."""
     routing: Literal["softmax", "sigmoid", "none"] = "softmax"
     """How alpha is normalised, which the paper does not say; none: alpha = (1, 0), no routing."""
     initial_dsp_weight: float = Field(default=0.5, gt=0, lt=1)

@@ -36,8 +36,8 @@ def teach_routing(
 ) -> Figures:
     """Teach the routing of `plugin`, which `sam` hosts, the gains of the prompts of `batches`; nothing else changes.
 
-    Returns the mean gain of the prompts that were held out: if all took the deformed path, as routed, and with perfect
-    routing; and the routed gain of accurate boxes alone, which ought to be 0.
+    Returns the mean gain of the prompts that were held out, which are of the same pictures: if all took the deformed
+    path, as routed, and with perfect routing; and the routed gain of accurate boxes alone, which ought to be 0.
     """
     known, gain, quality = _measured(sam, plugin, settings, batches)
     routing = plugin.routing
@@ -66,8 +66,10 @@ def teach_routing(
     routed = torch.where(opened, gain, 0)
     figures = {
         "gain": gain.mean().item(), "routed_gain": routed.mean().item(),
-        "best_gain": gain.clamp_min(0).mean().item(), "accurate_routed_gain": routed[accurate].mean().item(),
+        "best_gain": gain.clamp_min(0).mean().item(),
     }  # fmt: skip
+    if accurate.any():
+        figures["accurate_routed_gain"] = routed[accurate].mean().item()
     log.info("routing: %s", " ".join(f"{name}={value:.4f}" for name, value in figures.items()))
     return figures
 

@@ -136,11 +136,15 @@ class PluginTraining(FrozenBaseTraining):
     @property
     def quality_alone(self) -> float:
         """`quality_share` where it can be."""
-        possible = self.plugin.estimates_quality and self.plugin.layers == "second"
+        possible = self.plugin.estimates_quality and self.plugin.layers == "second" and self.quality_weight > 0
         return self.quality_share if possible else 0.0
 
     @model_validator(mode="after")
     def _alpha_can_be_taught(self) -> Self:
         if (self.plugin.routing == "none" or self.routing_steps == 0) and self.plugin.regular_below > 0:
             raise ValueError("plugin.regular_below: expected 0 without routing or with 0 routing_steps")
+        if self.plugin.layers == "both" and self.plugin.regular_below > 0:
+            raise ValueError("plugin.regular_below: expected 0 with both layers, whose gains cannot be told apart")
+        if self.plugin.routing == "none" and self.plugin.estimates_quality:
+            raise ValueError("plugin.estimates_quality: expected false without routing")
         return self

@@ -386,7 +386,7 @@ def test_records_of_another_model_are_refused(tmp_path: Path) -> None:
     file = str(tmp_path / "records.parquet")
     write_records(records(10), file, RefinerConfig(), MODEL)
     assert without_tiles(file, RefinerConfig()) == RefinerConfig()
-    assert without_tiles("bundled", RefinerConfig()) == RefinerConfig(tiles="off")
+    assert without_tiles("bundled", RefinerConfig()) == RefinerConfig()
     assert read_records(file, RefinerConfig(), MODEL) == records(10)
     with pytest.raises(ConfigError, match="masks made with jitter_count 8, the configuration has 2"):
         read_records(file, RefinerConfig(jitter_count=2), MODEL)

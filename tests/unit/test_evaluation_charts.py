@@ -35,7 +35,8 @@ def made_up_records(settings: EvaluationConfig, objects: int = 12) -> pa.Table:
                     alpha = rng.uniform() if points else 1 - quality
                     row = dict.fromkeys(SCHEMA.names, 0.5) | {
                         "set": "a", "picture": "p", "annotation": str(number), "category": "", "whole": None,
-                        "method": method, "prompt": kind, "number": prompt, "prompt_quality": quality, "box_xyxy": None,
+                        "method": method, "prompt": kind, "number": prompt, "prompt_quality": quality,
+                        "box_xyxy": None, "view": None,
                         "iou": rng.uniform(0.4, 0.9), "dsp_weight": alpha if method == "stable-sam" else 0.0,
                         "union_iou": None if kind == "gt-box" else 0.7, "whole_iou": None,
                     }  # fmt: skip

@@ -24,7 +24,15 @@ ious = arrays(np.float64, st.tuples(st.just(2), st.integers(1, 6), st.integers(1
 
 def rows(kind: str, values: np.ndarray, set_name: str = "a") -> list[dict[str, Any]]:
     """Records of the methods' IoUs (2, objects, prompts), the prompts of the second method in reversed order."""
-    named = {"set": set_name, "picture": "p", "category": "", "whole": None, "box_xyxy": None, "prompt": kind}
+    named = {
+        "set": set_name,
+        "picture": "p",
+        "category": "",
+        "whole": None,
+        "box_xyxy": None,
+        "view": None,
+        "prompt": kind,
+    }
     return [
         dict.fromkeys(SCHEMA.names, 0.5)
         | named
