@@ -6,7 +6,7 @@ runs unchanged, in training and in inference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from segment_anything.modeling import Sam
@@ -71,7 +71,9 @@ class StableSamPlugin(nn.Module):
             used = torch.where(regular, alpha.new_tensor((0.0, 1.0)), alpha.new_tensor((1.0, 0.0)))
         dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
-            positions = dsp * self.sampling.read(positions, places) + own * positions
+            # An amplitude is the features' alone.
+            placed = places if self.sampling.samples > 1 else replace(places, weights=None)
+            positions = dsp * self.sampling.read(positions, placed) + own * positions
         return dsp * sampled + own * features, positions, PluginTrace(alpha, places.mean.permute(0, 3, 1, 2), quality)
 
     def calibrate_tokens(self, features: Tensor, projected: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

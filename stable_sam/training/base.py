@@ -60,7 +60,7 @@ def train_base(
     def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:
         size = batch.images.shape[-1]
         set_input_size(sam, size)
-        sam.drawn, sam.draws = settings.stage_of(step).drawn, torch.Generator().manual_seed(step)
+        sam.drawn, sam.draws = settings.stage_of(step).drawn, torch.Generator().manual_seed(settings.seed + step)
         value, figures = base_loss(sam, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
         return value, {"size": size, **figures}
 
