@@ -31,7 +31,7 @@ from stable_sam import second_pass as second_pass_module
 from stable_sam.calibration.labels import asked_prompts, rle_iou
 from stable_sam.config import RefinerConfig
 from stable_sam.data.images import decode_image
-from stable_sam.evaluation.prompts import PromptKind
+from stable_sam.evaluation.prompts import PromptKind, fill_box
 from stable_sam.evaluation.truth import TruthImage, TruthSet, read_truth
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
@@ -205,10 +205,8 @@ def _encoder_passes() -> Iterator[Callable[[], int]]:
 
 def _filled(box_xyxy: Floats, truth: dict[str, object], image_hw: tuple[int, int]) -> float:
     """IoU of a box, as a mask, with the true one."""
-    x0, y0, x1, y1 = (round(value) for value in box_xyxy.tolist())
-    mask = np.zeros(image_hw, np.uint8, order="F")
-    mask[y0:y1, x0:x1] = 1
-    return float(coco_mask.iou([coco_mask.encode(mask)], [truth], [0])[0, 0])
+    filled = coco_mask.encode(np.asfortranarray(fill_box(box_xyxy, image_hw).view(np.uint8)))
+    return float(coco_mask.iou([filled], [truth], [0])[0, 0])
 
 
 def _pixels(image: TruthImage) -> NDArray[np.uint8]:

@@ -150,7 +150,7 @@ class Refiner:
         )
 
     def _poor(self, prediction: Prediction) -> NDArray[np.intp]:
-        """Rows whose prompts the dynamic routing plugin found poor; none without a second pass or without a plugin."""
+        """Rows whose prompts take the second pass, by their alpha_1; none where it is off or without a plugin."""
         host = self.model.host
         limit = self.config.second_pass_from
         if limit is None or host is None or not host.enabled:
@@ -186,7 +186,7 @@ class Refiner:
 
 
 class Encoded:
-    """A view of an image through the encoder; mirrored, too, when a poor prompt needs that."""
+    """A view of an image through the encoder; mirrored, too, when a second pass needs that."""
 
     def __init__(self, model: LoadedModel, pixels: NDArray[np.uint8], frame: Frame) -> None:
         self._model = model

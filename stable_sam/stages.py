@@ -68,7 +68,7 @@ class InferredPrompts:
     prompt_stability: tuple[float | None, ...]
     """(P,); None where it was not asked for."""
     second_pass: tuple[str | None, ...]
-    """(P,), the second pass that a poor prompt's logits and predicted IoU are from; None on the regular path."""
+    """(P,), the second pass whose mean with the first the logits and predicted IoU are; None where there was none."""
     view: tuple[View | None, ...]
     """(P,), see `RefinedMask.view`."""
 
