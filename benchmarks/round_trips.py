@@ -27,10 +27,9 @@ from stable_sam.formats.review_import import FORMATS as READERS
 from stable_sam.formats.review_records import collect
 from stable_sam.formats.review_sent import open_files
 from stable_sam.formats.write_export import FORMATS as WRITERS
-from stable_sam.formats.write_export import SENT
 from stable_sam.formats.write_json import json_lists
 from stable_sam.formats.write_polygons import Part, Ring, one_ring, polygon_parts
-from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject, Target
+from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target
 from stable_sam.rle import decode_mask, encode_mask
 
 Mask = NDArray[np.bool_]

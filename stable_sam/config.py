@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from stable_sam.annotation_format import AnnotationFormat
 from stable_sam.calibration.model import Calibration
 from stable_sam.config_section import Section
+from stable_sam.records import AnnotationFormat
 
 
 class RefinerConfig(Section):

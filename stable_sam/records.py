@@ -20,6 +20,10 @@ Route = Literal["accept", "review", "reject"]
 View = Literal["tile", "wider"]
 """`tile`: the window of the image that the prompt's size asks for. `wider`: a wider one, or the whole image, because
 the mask reached the border of the narrower one or the image had small prompts for too many tiles."""
+AnnotationFormat = Literal[
+    "auto", "coco", "lvis", "detections", "table", "voc", "yolo", "labelme", "labelstudio", "cvat", "openimages"
+]
+"""Names of the annotation formats."""
 Verdict = Literal["confirmed", "corrected", "rejected"]
 """Of a review: the mask as it was, another mask, or no mask (the object is not there)."""
 

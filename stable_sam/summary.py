@@ -9,8 +9,7 @@ from stable_sam.data.query import connected
 from stable_sam.data.truth_score import TruthScore
 from stable_sam.errors import InputError
 from stable_sam.records import Changes
-from stable_sam.stage_clock import STAGES
-from stable_sam.stage_shares import StageShares
+from stable_sam.stage_clock import STAGES, StageShares
 
 _FEW_PROMPTS = 100
 """A night of fewer prompts says little by its share of failures, so it is judged as one of so many."""

@@ -1,19 +1,25 @@
 """A run as a picture: who did what when, in the Trace Event Format that chrome://tracing and ui.perfetto.dev open.
 
 A process of the picture is an actor, with its model's process and its helpers; a line of it is one of their threads.
+
+    <output>/_runs/<run_id>/spans/<shard_id>.json     written once the shard is committed; nothing depends on it
+
+Each actor keeps its spans there during a profiled run, because they are too many for its report to the driver.
+`stable-sam vacuum` removes them with the run's folder.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from stable_sam.data.manifest import read_manifest
-from stable_sam.data.spans import ShardSpans, read_spans
-from stable_sam.data.storage import write_bytes
+from stable_sam.data.manifest import RunManifest, read_manifest
+from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
+from stable_sam.errors import StorageError
 from stable_sam.stage_clock import STAGES, WAIT, Span, Times
 
 SPANS_OF_A_TRACE = 20_000
@@ -106,3 +112,47 @@ def _first(spans: Iterable[Span]) -> float:
 
 def _last(spans: Iterable[Span]) -> float:
     return max(span.start + span.seconds for span in spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSpans:
+    """The work on one shard."""
+
+    shard_id: str
+    actor: str
+    """Node and process."""
+    spans: tuple[Span, ...]
+    left_out: int
+    """Spans that were one too many."""
+
+
+def write_spans(manifest: RunManifest, shard_id: str, actor: str, times: Times) -> None:
+    """Keep the spans of a shard beside its commit record; raises `StorageError`."""
+    content: dict[str, Any] = {"actor": actor, "left_out": times.left_out, "spans": [asdict(s) for s in times.spans]}
+    write_bytes(_uri(manifest, shard_id), json.dumps(content).encode())
+
+
+def read_spans(manifest: RunManifest) -> Iterator[ShardSpans]:
+    """The shards of a run that have spans, in the order in which actors got them; one at a time is held.
+
+    Raises `StorageError`.
+    """
+    there = set(list_files(join(manifest.folder_uri, "spans")))
+    for shard in manifest.shards:
+        uri = _uri(manifest, shard.shard_id)
+        if uri in there:
+            yield _read(uri, shard.shard_id)
+
+
+def _read(uri: str, shard_id: str) -> ShardSpans:
+    data = read_bytes(uri)
+    try:
+        raw = json.loads(data)
+        spans = tuple(Span(**span) for span in raw["spans"])
+        return ShardSpans(shard_id=shard_id, actor=raw["actor"], spans=spans, left_out=raw["left_out"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{uri}: expected spans of this version of stable-sam: {error}") from error
+
+
+def _uri(manifest: RunManifest, shard_id: str) -> str:
+    return join(manifest.folder_uri, "spans", f"{shard_id}.json")

@@ -13,11 +13,11 @@ from typing import ClassVar
 
 from stable_sam.config import RayConfig
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest, read_shard
-from stable_sam.data.spans import write_spans
 from stable_sam.errors import ConfigError, CredentialsError, StableSamError, StorageError, WeightsError, one_line
 from stable_sam.records import ShardReport
 from stable_sam.shard_job import check_model, complete_shard, image_jobs
 from stable_sam.stage_clock import SPANS_OF_A_SHARD, StageClock
+from stable_sam.trace import write_spans
 from tasks.actor_plan import ActorPlan
 from tasks.helper_work import HelperWork
 from tasks.offload import Helpers, Offload

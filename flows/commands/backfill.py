@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stable_sam.annotation_format import AnnotationFormat
+from stable_sam.records import AnnotationFormat
 
 
 def backfill(

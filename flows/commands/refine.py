@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stable_sam.annotation_format import AnnotationFormat
 from stable_sam.errors import ConfigError
+from stable_sam.records import AnnotationFormat
 
 if TYPE_CHECKING:
     from stable_sam.config import RunConfig

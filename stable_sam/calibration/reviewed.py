@@ -13,9 +13,8 @@ from stable_sam.calibration.fit import REVIEWED, SAMPLE
 from stable_sam.calibration.labels import RECORDS_SCHEMA
 from stable_sam.calibration.model import log_area
 from stable_sam.config import RefinerConfig
-from stable_sam.data.query import connected
+from stable_sam.data.query import connected, in_sample
 from stable_sam.data.review import reviewed_masks
-from stable_sam.data.sampling import in_sample
 from stable_sam.errors import InputError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Route

@@ -192,3 +192,13 @@ def _run_row(run: RunInfo) -> dict[str, Any]:
     inner: dict[str, Any] = {route: run.routes.get(route, 0) for route in get_args(Route)}
     inner |= {f"{stage}_seconds": (run.stage_seconds or {}).get(stage) for stage in STAGES}
     return {name: inner[name] if name in inner else getattr(run, name) for name in _RUNS_SCHEMA.names}
+
+
+def in_sample(part: float) -> str:
+    """SQL condition on `prompt_id` that is true of a `part` (0, 1] of all prompts; a larger part holds a smaller one.
+
+    Raises `ConfigError` for another part.
+    """
+    if not 0 < part <= 1:
+        raise ConfigError(f"sample: expected a part above 0 and up to 1, such as 0.05, got {part:g}")
+    return "true" if part == 1 else f"substr(md5(prompt_id), 1, 8) < '{int(part * 2**32):08x}'"

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -19,15 +20,15 @@ import pyarrow as pa
 import stable_sam
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
-from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, write_shards
+from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
 from stable_sam.data.query import query
-from stable_sam.data.review_decisions import OUTCOMES, SCORES, Answer, decide, newest_rows, reviewed_row, rle, rle_iou
-from stable_sam.data.review_night import check_no_night
-from stable_sam.data.runs import REVIEW_MODEL, RunInfo, newest_run
+from stable_sam.data.review_decisions import OUTCOMES, SCORES, decide, newest_rows, reviewed_row, rle, rle_iou
+from stable_sam.data.runs import REVIEW_MODEL, RunInfo, is_review, newest_run
 from stable_sam.data.schema import SHARD_SCHEMA, rows_to_table
-from stable_sam.data.storage import create_bytes
+from stable_sam.data.storage import create_bytes, iter_files, join
 from stable_sam.data.table import publish
-from stable_sam.errors import InputError, NotFoundError
+from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageError
+from stable_sam.formats.review_records import Answer
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
 
@@ -36,6 +37,8 @@ MAX_REJECTED_FRACTION = 0.5
 _FEW_ANSWERS = 20
 """Of fewer any part may be rejected."""
 _SHARD_ROWS = 2_000
+STILL = timedelta(minutes=30)
+"""A night that wrote nothing for so long is taken for dead: a shard takes a minute or so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,3 +228,27 @@ def _shard(rows: Sequence[tuple[Prompt, RefinedMask]]) -> tuple[pa.Table, int]:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def check_no_night(table_uri: str, newest: RunInfo) -> None:
+    """Raise `ConfigError` when a run that continues the newest one was worked on a moment ago."""
+    touched: dict[str, datetime] = {}
+    for file in iter_files(join(table_uri, "_runs")):
+        run_id = file.path.partition("/")[0]
+        touched[run_id] = max(file.modified, touched.get(run_id, file.modified))
+    now = datetime.now(UTC)
+    for run_id, when in touched.items():
+        if run_id != newest.run_id and when > now - STILL and _continues(table_uri, run_id, newest):
+            minutes = max(0, int((now - when).total_seconds() // 60))
+            raise ConfigError(
+                f"{table_uri}: run {run_id} is being made (it wrote {minutes} min ago) and could not be published "
+                "after an import: import when it is through, or by force, and start it again"
+            )
+
+
+def _continues(table_uri: str, run_id: str, newest: RunInfo) -> bool:
+    try:
+        manifest = read_manifest(join(table_uri, "_runs", run_id, "manifest.json"))
+    except StorageError:
+        return False  # of another version, or not there yet
+    return manifest.parent_run_id == newest.run_id and not is_review(manifest.model.model_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from stable_sam.data.query import connected
 from stable_sam.data.schema import SHARD_SCHEMA, prompt_from_row
+from stable_sam.formats.review_records import Answer
 from stable_sam.records import Prompt, RefinedMask, Verdict
 from stable_sam.rle import EncodedMask
 
@@ -21,21 +22,6 @@ OUTCOMES = (*get_args(Verdict), "unchanged", "already")
 """What `decide` says of an answer that can be taken: a verdict; as it was sent, and nobody says that they looked; or
 what the table has already."""
 _BATCH = 1_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a file says of one prompt."""
-
-    prompt_id: str
-    mask: EncodedMask | None
-    """None: the object was deleted."""
-    revision: int | None
-    """Of the row that was sent out; None where the file does not say."""
-    checked: bool
-    """The file says that somebody looked, so that an unchanged mask is a confirmed one."""
-    where: str
-    """File and record, for messages."""
 
 
 def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iterator[dict[str, Any]]:

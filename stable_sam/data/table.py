@@ -26,7 +26,7 @@ from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.storage import absolute_uri, delta_options, join, list_files
 from stable_sam.data.truth_score import score_run
 from stable_sam.errors import ConservationError, StorageError
-from stable_sam.stage_shares import summed
+from stable_sam.stage_clock import summed
 
 __all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
 

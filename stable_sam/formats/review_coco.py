@@ -10,10 +10,10 @@ import numpy as np
 from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.storage import open_stream
 from stable_sam.errors import AnnotationError
-from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, reviewed_size, revisions
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
+from stable_sam.formats.write_polygons import fill
 from stable_sam.rle import EncodedMask, decode_mask, encode_segmentation
 
 

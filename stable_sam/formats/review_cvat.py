@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from stable_sam.data.storage import open_stream
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_coco import ring_of
-from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, reviewed_size, united
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_cvat import PROMPT_ATTRIBUTE
+from stable_sam.formats.write_polygons import fill
 from stable_sam.formats.xml_elements import children, whole_number
 
 

@@ -12,10 +12,10 @@ from stable_sam.data.storage import open_stream
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_brush_rle import decode_brush
 from stable_sam.formats.review_coco import ring_of
-from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, is_revision, reviewed_size
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
+from stable_sam.formats.write_polygons import fill
 
 
 def review_label_studio(files: Files) -> Iterator[ReviewedImage]:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from stable_sam.errors import AnnotationError, one_line
 from stable_sam.formats.review_coco import ring_of
 from stable_sam.formats.review_pictures import decoded_png, png_size
-from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, reviewed_size, revisions, united
 from stable_sam.formats.review_sent import Files
 from stable_sam.formats.write_coco import OWN_KEY
+from stable_sam.formats.write_polygons import fill
 
 
 def review_labelme(files: Files) -> Iterator[ReviewedImage]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.data.review_decisions import Answer
 from stable_sam.data.source_annotation import MAX_INT64, image_size
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask
 
@@ -40,6 +39,21 @@ class ReviewedImage:
     """Revision of each prompt that was sent; None when that is not known, and then nothing counts as deleted."""
     checked: bool = False
     """The file says that somebody looked at all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a file says of one prompt."""
+
+    prompt_id: str
+    mask: EncodedMask | None
+    """None: the object was deleted."""
+    revision: int | None
+    """Of the row that was sent out; None where the file does not say."""
+    checked: bool
+    """The file says that somebody looked, so that an unchanged mask is a confirmed one."""
+    where: str
+    """File and record, for messages."""
 
 
 def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:

@@ -12,7 +12,7 @@ from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.storage import is_folder, iter_versions, join, open_stream, read_bytes
 from stable_sam.errors import AnnotationError, NotFoundError
 from stable_sam.formats.review_records import is_revision, reviewed_size
-from stable_sam.formats.write_export import SENT
+from stable_sam.formats.write_records import SENT
 
 MAX_FILE_BYTES = 512 * 2**20
 """Of a file that is read as a whole."""

@@ -10,9 +10,9 @@ from scipy.optimize import linear_sum_assignment
 
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_coco import ring_of
-from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
 from stable_sam.formats.review_sent import Files, SentImage
+from stable_sam.formats.write_polygons import fill
 from stable_sam.rle import EncodedMask, checked_counts
 
 LEAST_IOU = 0.1

@@ -17,12 +17,10 @@ from stable_sam.formats.write_json import json_lists
 from stable_sam.formats.write_label_studio import write_label_studio
 from stable_sam.formats.write_labelme import write_labelme
 from stable_sam.formats.write_png import write_png
-from stable_sam.formats.write_records import ExportImage, OpenWriter, Target
+from stable_sam.formats.write_records import SENT, ExportImage, OpenWriter, Target
 from stable_sam.formats.write_selection import Naming, selected
 from stable_sam.formats.write_yolo import write_yolo
 
-SENT = "stable-sam-export.json"
-"""Beside the files of every export: what was sent, image by image."""
 MAX_IMAGE_BYTES = 512 * 2**20
 
 
@@ -81,7 +79,7 @@ def export(
 ) -> ExportReport:
     """Write the current masks of a table to the folder `out_uri`, image by image.
 
-    to: one of `FORMATS`. where: SQL condition on the view `masks`. sample: see `stable_sam.data.sampling.in_sample`.
+    to: one of `FORMATS`. where: SQL condition on the view `masks`. sample: see `stable_sam.data.query.in_sample`.
     as_of: as in `stable_sam.data.query.query`.
     polygons, copy_images: None leaves it to the format. image_prefix: where tools find the pictures.
     progress: is told of images that are done, and of how many there are.

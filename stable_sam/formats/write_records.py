@@ -12,6 +12,8 @@ from stable_sam.data.storage import join, write_bytes
 from stable_sam.records import BoxXYXY
 from stable_sam.rle import EncodedMask
 
+SENT = "stable-sam-export.json"
+"""Beside the files of every export: what was sent, image by image."""
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 

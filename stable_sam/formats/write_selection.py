@@ -12,9 +12,8 @@ from typing import Any, get_args
 
 import duckdb
 
-from stable_sam.data.query import connected
+from stable_sam.data.query import connected, in_sample
 from stable_sam.data.runs import is_review
-from stable_sam.data.sampling import in_sample
 from stable_sam.data.storage import join
 from stable_sam.errors import ConfigError, InputError
 from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject, printable

@@ -32,7 +32,7 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     from stable_sam.formats.review_import import FORMATS
     from stable_sam.formats.review_records import collect
     from stable_sam.formats.review_sent import open_files
-    from stable_sam.formats.write_export import SENT
+    from stable_sam.formats.write_records import SENT
     from tests.fuzz import seeds
 
 ROOT = Path(tempfile.mkdtemp(prefix="stable-sam-fuzz-"))

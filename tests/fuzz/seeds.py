@@ -21,9 +21,9 @@ from PIL import Image
 
 from stable_sam.formats.review_import import FORMATS
 from stable_sam.formats.write_export import FORMATS as WRITERS
-from stable_sam.formats.write_export import SENT, _sent
+from stable_sam.formats.write_export import _sent
 from stable_sam.formats.write_json import json_lists
-from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject, Target
+from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target
 from stable_sam.rle import encode_mask
 
 BOX = [1.0, 2.0, 6.0, 5.0]

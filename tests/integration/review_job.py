@@ -16,10 +16,10 @@ from stable_sam.data.commits import write_tombstones
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.query import query
-from stable_sam.data.review import Answer
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.data.storage import join, read_bytes, write_bytes
 from stable_sam.data.table import publish
+from stable_sam.formats.review_records import Answer
 from stable_sam.formats.write_export import export
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask

@@ -13,7 +13,8 @@ from stable_sam.data.review import import_answers
 from stable_sam.data.storage import join, list_files, read_bytes
 from stable_sam.errors import InputError
 from stable_sam.formats.review_import import import_review
-from stable_sam.formats.write_export import SENT, export
+from stable_sam.formats.write_export import export
+from stable_sam.formats.write_records import SENT
 from stable_sam.formats.write_selection import Naming, _categories, _keys, selected
 from stable_sam.rle import encode_mask
 from tests.integration.review_job import (

@@ -21,15 +21,14 @@ from stable_sam.errors import AnnotationError
 from stable_sam.formats.review_brush_rle import decode_brush
 from stable_sam.formats.review_coco import segmentation_mask
 from stable_sam.formats.review_import import FORMATS
-from stable_sam.formats.review_polygons import fill
 from stable_sam.formats.review_records import collect
 from stable_sam.formats.review_sent import open_files
 from stable_sam.formats.write_brush_rle import encode_brush
 from stable_sam.formats.write_export import FORMATS as WRITERS
-from stable_sam.formats.write_export import SENT, _sent
+from stable_sam.formats.write_export import _sent
 from stable_sam.formats.write_json import json_lists
-from stable_sam.formats.write_polygons import one_ring, polygon_parts
-from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject, Target
+from stable_sam.formats.write_polygons import fill, one_ring, polygon_parts
+from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target
 from stable_sam.rle import encode_mask
 
 CATEGORIES = tuple(ExportCategory(number=n + 3, name=f"kïnd & <{n}>", index=n) for n in range(2))

@@ -22,11 +22,10 @@ from stable_sam.calibration.model import SCORES, Calibration, Curve, Promise
 from stable_sam.calibration.reviewed import reviewed_labels
 from stable_sam.calibration.run import CalibrationSettings, calibrate, held
 from stable_sam.config import RefinerConfig, RoutingConfig, RunConfig
-from stable_sam.data.query import query
+from stable_sam.data.query import in_sample, query
 from stable_sam.data.review import import_answers
-from stable_sam.data.review_decisions import Answer
-from stable_sam.data.sampling import in_sample
 from stable_sam.errors import AnnotationError, ConfigError, InputError
+from stable_sam.formats.review_records import Answer
 from stable_sam.formats.write_selection import selected
 from stable_sam.identity import ModelIdentity, model_identity
 from stable_sam.records import Prompt, RefinedMask, Verdict

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from stable_sam.calibration.model import Calibration
-from stable_sam.data.review_decisions import Answer
 from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.formats.review_import import FORMATS
-from stable_sam.formats.review_records import MAX_PIXELS, collect
+from stable_sam.formats.review_records import MAX_PIXELS, Answer, collect
 from stable_sam.formats.review_sent import open_files
-from stable_sam.formats.write_export import SENT
+from stable_sam.formats.write_records import SENT
 from tests.fuzz import seeds
 
 HUGE = 10**400

@@ -13,11 +13,11 @@ from stable_sam.config import RayConfig, RunConfig
 from stable_sam.data.commits import committed
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import plan_run
-from stable_sam.data.spans import read_spans
 from stable_sam.errors import StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, ShardReport
 from stable_sam.stage_clock import Times
+from stable_sam.trace import read_spans
 from tasks import shard_actor
 from tasks.actor_plan import ActorPlan
 from tasks.shard_actor import ShardActor, ShardFailure

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.commands.refine import print_profile
-from stable_sam.stage_clock import STAGES
-from stable_sam.stage_shares import StageShares, summed
+from stable_sam.stage_clock import STAGES, StageShares, summed
 from stable_sam.summary import RunSummary
 
 SHARES = StageShares(seconds=dict.fromkeys(STAGES, 0.0) | {"encode": 3.0, "jitter": 1.0}, images=10, prompts=40)

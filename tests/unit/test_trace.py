@@ -13,12 +13,11 @@ from stable_sam import trace
 from stable_sam.config import RunConfig
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import plan_run
-from stable_sam.data.spans import ShardSpans, read_spans, write_spans
 from stable_sam.errors import InputError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt
 from stable_sam.stage_clock import WAIT, Span, Times
-from stable_sam.trace import chrome_trace, write_trace
+from stable_sam.trace import ShardSpans, chrome_trace, read_spans, write_spans, write_trace
 
 
 def span(stage: str, start: float, seconds: float, thread: str = "n:1:1", about: str = "s3://lake/a.jpg") -> Span:
