@@ -159,7 +159,7 @@ def _geometry(
     if shape == "brush":
         if value.get("format", "rle") != "rle":
             raise PromptError(f"expected brush strokes as rle, got {reprlib.repr(value.get('format')):.40}")
-        return {"box_xyxy": painted_box(value.get("rle"), height, width)}
+        return {"box_xyxy": painted_box(value.get("rle"), size)}
     if shape == "polygon":
         points = value.get("points")
         listed = (

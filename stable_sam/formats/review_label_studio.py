@@ -9,8 +9,8 @@ import numpy as np
 
 from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.storage import open_stream
-from stable_sam.errors import AnnotationError
-from stable_sam.formats.review_brush_rle import decode_brush
+from stable_sam.errors import AnnotationError, PromptError
+from stable_sam.formats.brush_rle import decode_brush
 from stable_sam.formats.review_coco import ring_of
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, is_revision, reviewed_size
 from stable_sam.formats.review_sent import Files
@@ -83,6 +83,6 @@ def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mappin
             mask = fill([ring_of(corners) / 100 * np.array(size[::-1], np.float64)], size)
         else:
             raise ValueError(f"expected a brush mask or a polygon, got {result.get('type')!r:.60}")
-    except (ValueError, TypeError) as error:
+    except (PromptError, ValueError, TypeError) as error:
         return Finding(where=where, prompt_id=prompt_id, problem=str(error))
     return Finding(where=where, prompt_id=prompt_id, mask=encoded(mask))

@@ -10,7 +10,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from stable_sam.data.storage import join
-from stable_sam.formats.write_brush_rle import encode_brush
+from stable_sam.formats.brush_rle import encode_brush
 from stable_sam.formats.write_coco import OWN_KEY
 from stable_sam.formats.write_json import json_lists
 from stable_sam.formats.write_records import Add, ExportImage, ExportObject, Target

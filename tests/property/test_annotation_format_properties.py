@@ -22,8 +22,7 @@ from stable_sam.config import SourceConfig
 from stable_sam.data.annotations import read_prompt_batches, read_prompts
 from stable_sam.data.schema import prompt_from_row
 from stable_sam.errors import StableSamError
-from stable_sam.formats.brush_rle import painted_box
-from stable_sam.formats.write_brush_rle import encode_brush
+from stable_sam.formats.brush_rle import encode_brush, painted_box
 from stable_sam.records import Prompt
 
 WIDTH, HEIGHT = 100, 80
@@ -232,4 +231,4 @@ def test_the_box_of_brush_strokes(height: int, width: int, painted: list[tuple[i
         mask[y % height, x % width] = True
     ys, xs = np.nonzero(mask)
     box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else None
-    assert painted_box(encode_brush(mask), height, width) == box
+    assert painted_box(encode_brush(mask), (height, width)) == box

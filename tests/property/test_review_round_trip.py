@@ -17,13 +17,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from stable_sam.errors import AnnotationError
-from stable_sam.formats.review_brush_rle import decode_brush
+from stable_sam.errors import AnnotationError, PromptError
+from stable_sam.formats.brush_rle import decode_brush, encode_brush
 from stable_sam.formats.review_coco import segmentation_mask
 from stable_sam.formats.review_import import FORMATS
 from stable_sam.formats.review_records import collect
 from stable_sam.formats.review_sent import open_files
-from stable_sam.formats.write_brush_rle import encode_brush
 from stable_sam.formats.write_export import FORMATS as WRITERS
 from stable_sam.formats.write_export import _sent
 from stable_sam.formats.write_json import json_lists
@@ -183,9 +182,9 @@ def test_brush_masks_in_pieces_of_any_kind_are_read(mask: np.ndarray) -> None:
 def test_broken_run_lengths_are_told(mask: np.ndarray, data: st.DataObject) -> None:
     size = (mask.shape[0], mask.shape[1])
     packed = encode_brush(mask)
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(PromptError, match="got a part of them"):
         decode_brush(packed[: data.draw(st.integers(0, len(packed) - 2))], size)
-    with pytest.raises(ValueError, match="expected a brush mask of"):
+    with pytest.raises(PromptError, match="expected brush strokes on"):
         decode_brush(packed, (size[0] + 1, size[1]))
     counts = encode_mask(np.asfortranarray(mask)).counts
     for broken in (counts + "1", counts[:-1], "~" + counts, ""):

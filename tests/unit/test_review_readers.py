@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from stable_sam.errors import AnnotationError
+from stable_sam.formats.brush_rle import encode_brush
 from stable_sam.formats.review_import import FORMATS
 from stable_sam.formats.review_records import Answer, collect
 from stable_sam.formats.review_sent import Sent, SentImage, open_files
-from stable_sam.formats.write_brush_rle import encode_brush
 from stable_sam.formats.write_polygons import one_ring, polygon_parts
 from stable_sam.formats.write_records import SENT
 from stable_sam.rle import decode_mask, encode_mask
