@@ -21,7 +21,7 @@ from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, write_shards
 from stable_sam.data.query import query
-from stable_sam.data.review_decisions import OUTCOMES, SCORES, Answer, decide, newest_rows, reviewed_row, rle, rle_iou
+from stable_sam.data.review_decisions import OUTCOMES, SCORES, Answer, decide, newest_rows, reviewed_row
 from stable_sam.data.review_night import check_no_night
 from stable_sam.data.runs import REVIEW_MODEL, RunInfo, newest_run
 from stable_sam.data.schema import SHARD_SCHEMA, rows_to_table
@@ -30,6 +30,7 @@ from stable_sam.data.table import publish
 from stable_sam.errors import InputError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
+from stable_sam.rle import mask_iou
 
 MAX_REJECTED_FRACTION = 0.5
 """An import that rejects more of what was sent is refused: half a file looks like that."""
@@ -154,10 +155,7 @@ def reviewed_masks(table_uri: str) -> pa.Table:
         """,
     )
     masks = (table[name].to_pylist() for name in ("mask_size", "mask_counts", "true_mask_size", "true_mask_counts"))
-    ious = [
-        0.0 if true_counts is None else rle_iou(rle(size, counts), rle(true_size, true_counts))
-        for size, counts, true_size, true_counts in zip(*masks, strict=True)
-    ]
+    ious = [mask_iou(*both) or 0.0 for both in zip(*masks, strict=True)]
     return table.append_column("true_iou", pa.array(ious, pa.float64()))
 
 

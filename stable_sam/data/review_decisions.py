@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-import numpy as np
 import pyarrow as pa
-from pycocotools import mask as coco_mask
 
 from stable_sam.data.query import connected
 from stable_sam.data.schema import SHARD_SCHEMA, prompt_from_row
 from stable_sam.records import Prompt, RefinedMask, Verdict
-from stable_sam.rle import EncodedMask
+from stable_sam.rle import EncodedMask, rle, rle_iou
 
 SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality")
 """What a model says of its own mask: kept where that mask was confirmed."""
@@ -126,13 +124,3 @@ def _same(mask: EncodedMask | None, size: Sequence[int] | None, counts: str | No
     if mask is None or counts is None or size is None:
         return mask is None and counts is None
     return mask.counts == counts or rle_iou(rle(mask.size_hw, mask.counts), rle(size, counts)) >= from_iou
-
-
-def rle_iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """IoU of two masks as pycocotools has them."""
-    return float(np.asarray(coco_mask.iou([one], [other], [0]))[0, 0])
-
-
-def rle(size: Sequence[int], counts: str) -> dict[str, Any]:
-    """A mask's columns as pycocotools has them."""
-    return {"size": list(size), "counts": counts.encode("ascii")}

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from stable_sam.data.live import first_row, load_live, workspace
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.truth import TRUTH_SCHEMA, read_truth
+from stable_sam.rle import rle
 
 MAX_IMAGES = 10_000
 """Of more images with truth, so many (by a hash of their URIs) give the AP, which holds all their masks."""
@@ -128,8 +129,8 @@ def average_precision(
                 "id": number,
                 "image_id": numbers[row["image_uri"]],
                 "category_id": categories.get(str(row["category"]) if by_category else "", 0),
-                "segmentation": (rle := {"size": row["mask_size"], "counts": row["mask_counts"].encode("ascii")}),
-                "area": int(coco_mask.area(rle)),
+                "segmentation": (mask := rle(row["mask_size"], row["mask_counts"])),
+                "area": int(coco_mask.area(mask)),
                 "iscrowd": int(row.get("iscrowd") or 0),
                 "score": row.get("score"),
             }

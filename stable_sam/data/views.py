@@ -15,9 +15,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
-from pycocotools import mask as coco_mask
 
-from stable_sam.rle import check_counts
+from stable_sam.rle import check_counts, mask_iou
 
 OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
 """Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
@@ -240,10 +239,7 @@ def _mask_ious(
         check_counts([row[1] for row in some], areas)
         check_counts([row[3] for row in some], areas)
     for place in places:
-        size, one, _, other = rows[place]
-        ious[place] = float(
-            coco_mask.iou([{"size": size, "counts": one}], [{"size": size, "counts": other}], [0])[0, 0]
-        )
+        ious[place] = mask_iou(*rows[place])
     return pa.array(ious, pa.float64())
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from stable_sam.report.columns import SCORES
 from stable_sam.report.explanations import Explanations
 from stable_sam.report.pictures import Pictures, drawable
-from stable_sam.report.risk import mask_iou
-from stable_sam.rle import decode_mask, encode_mask
+from stable_sam.rle import decode_mask, encode_mask, mask_iou
 
 MASK_SIDE_MAX = 1600
 """Masks of larger images are reduced to it: their pictures in the page are smaller still."""
@@ -90,7 +89,8 @@ def _change(row: dict[str, Any]) -> float | None:
         return None
     if row["mask_counts"] == row["previous_counts"] and row["mask_size"] == row["previous_size"]:
         return 0.0
-    return 1 - mask_iou(row["mask_size"], row["mask_counts"], row["previous_size"], row["previous_counts"])
+    iou = mask_iou(row["mask_size"], row["mask_counts"], row["previous_size"], row["previous_counts"])
+    return 1 - (iou or 0.0)
 
 
 def _mask(size: list[int] | None, counts: str | None) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
 from stable_sam.calibration.judge import risk_coverage as ranked
-from stable_sam.data.review_decisions import rle, rle_iou
 from stable_sam.report.columns import SCORES, ask
+from stable_sam.rle import mask_iou
 
 GOOD_IOU = 0.75
 """A mask whose IoU with the true one is less is bad."""
@@ -93,14 +93,7 @@ def _reviewed(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
 def _left_iou(row: dict[str, Any]) -> float:
     if row["verdict"] == "confirmed":
         return 1.0
-    return mask_iou(row["mask_size"], row["mask_counts"], row["made_size"], row["made_counts"])
-
-
-def mask_iou(size: list[int] | None, counts: str | None, other_size: list[int] | None, other: str | None) -> float:
-    """IoU of two masks of the table, each (height, width) and COCO counts; 0 when one is missing or of another size."""
-    if counts is None or other is None or size is None or size != other_size:
-        return 0.0
-    return rle_iou(rle(size, counts), rle(size, other))
+    return mask_iou(row["mask_size"], row["mask_counts"], row["made_size"], row["made_counts"]) or 0.0
 
 
 def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curve, ...]:
