@@ -138,6 +138,12 @@ def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str =
         raise _explained(error, as_of) from error
 
 
+def rows_of(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    """The rows of a query, each a mapping by its columns: for answers that are small."""
+    rows: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
+    return rows
+
+
 def _explained(error: StableSamError, as_of: str | None) -> StableSamError:
     if as_of is None or not isinstance(error, StorageError):
         return error

@@ -21,7 +21,7 @@ from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, write_shards
 from stable_sam.data.query import query
-from stable_sam.data.review_decisions import OUTCOMES, SCORES, Answer, decide, newest_rows, reviewed_row
+from stable_sam.data.review_decisions import OUTCOMES, Answer, decide, newest_rows, reviewed_row
 from stable_sam.data.review_night import check_no_night
 from stable_sam.data.runs import REVIEW_MODEL, RunInfo, newest_run
 from stable_sam.data.schema import SHARD_SCHEMA, rows_to_table
@@ -31,6 +31,7 @@ from stable_sam.errors import InputError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
 from stable_sam.rle import mask_iou
+from stable_sam.scores import FROM_MODEL
 
 MAX_REJECTED_FRACTION = 0.5
 """An import that rejects more of what was sent is refused: half a file looks like that."""
@@ -136,7 +137,7 @@ def reviewed_masks(table_uri: str) -> pa.Table:
     and `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt). Raises what
     `stable_sam.data.query.query` raises.
     """
-    theirs = ("mask_size", "mask_counts", "area", *SCORES, "second_pass", "view", "model_id", "weights_sha256",
+    theirs = ("mask_size", "mask_counts", "area", *FROM_MODEL, "second_pass", "view", "model_id", "weights_sha256",
               "config_hash")  # fmt: skip
     ours = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
             "points_xy", "point_labels", "verdict")  # fmt: skip

@@ -12,9 +12,8 @@ from stable_sam.data.query import connected
 from stable_sam.data.schema import SHARD_SCHEMA, prompt_from_row
 from stable_sam.records import Prompt, RefinedMask, Verdict
 from stable_sam.rle import EncodedMask, rle, rle_iou
+from stable_sam.scores import FROM_MODEL
 
-SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality")
-"""What a model says of its own mask: kept where that mask was confirmed."""
 OUTCOMES = (*get_args(Verdict), "unchanged", "already")
 """What `decide` says of an answer that can be taken: a verdict; as it was sent, and nobody says that they looked; or
 what the table has already."""
@@ -107,7 +106,7 @@ def reviewed_row(row: Mapping[str, Any], answer: Answer, verdict: str) -> tuple[
         route_reason=f"reviewed: {kind}",
     )
     if kind == "confirmed":
-        scores = {name: row[name] for name in (*SCORES, "second_pass", "view", "area", "mask_counts")}
+        scores = {name: row[name] for name in (*FROM_MODEL, "second_pass", "view", "area", "mask_counts")}
         places: dict[str, Any] = {
             name: None if row[name] is None else tuple(row[name]) for name in ("mask_size", "bbox_xywh", "tile_xywh")
         }

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 from deltalake import DeltaTable
 from pyarrow.dataset import Dataset
 from pycocotools import mask as coco_mask
@@ -17,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from stable_sam.data.live import first_row, load_live, workspace
 from stable_sam.data.manifest import RunManifest
+from stable_sam.data.query import rows_of
 from stable_sam.data.truth import TRUTH_SCHEMA, read_truth
 from stable_sam.rle import rle
 
@@ -83,8 +83,8 @@ def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -
             "SELECT count(true_iou), round(favg(true_iou), 6), "
             "round(avg((true_iou >= 0.75)::INT) FILTER (true_iou IS NOT NULL), 6) FROM added",
         )
-        truth = _rows(connection, "SELECT * FROM truth SEMI JOIN asked USING (image_uri) ORDER BY ALL")
-        found = _rows(
+        truth = rows_of(connection, "SELECT * FROM truth SEMI JOIN asked USING (image_uri) ORDER BY ALL")
+        found = rows_of(
             connection,
             f"""
             SELECT {_FOUND} FROM (
@@ -157,8 +157,3 @@ def _coco(numbers: Mapping[str, int], categories: Mapping[str, int], annotations
     }
     coco.createIndex()
     return coco
-
-
-def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
-    return rows

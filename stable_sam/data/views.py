@@ -17,6 +17,7 @@ import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from stable_sam.rle import check_counts, mask_iou
+from stable_sam.scores import IN_GROUPS
 
 OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
 """Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
@@ -44,9 +45,8 @@ class View:
 
 _SOURCE = "attributes->>'annotation_source'"
 _COUNTS = ", ".join(["count(*) AS prompts", *(f"count(*) FILTER (outcome = '{one}') AS {one}" for one in OUTCOMES)])
-_SCORES = ("quality", "prompt_stability", "predicted_iou", "box_agreement")
 _MEDIANS = ", ".join(
-    [*(f"score_median({score}) AS median_{score}" for score in _SCORES), "avg(true_iou) AS mean_true_iou"]
+    [*(f"score_median({score}) AS median_{score}" for score in IN_GROUPS), "avg(true_iou) AS mean_true_iou"]
 )
 _SHARES = ", ".join(f"avg((outcome = '{one}')::INT) AS {one}_share" for one in ("accept", "review", "reject", "failed"))
 _MASK_XYXY = "[bbox_xywh[1], bbox_xywh[2], bbox_xywh[1] + bbox_xywh[3], bbox_xywh[2] + bbox_xywh[4]]"

@@ -10,10 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stable_sam.report.columns import SCORES
 from stable_sam.report.explanations import Explanations
 from stable_sam.report.pictures import Pictures, drawable
 from stable_sam.rle import decode_mask, encode_mask, mask_iou
+from stable_sam.scores import SCORES
 
 MASK_SIDE_MAX = 1600
 """Masks of larger images are reduced to it: their pictures in the page are smaller still."""
@@ -43,7 +43,7 @@ def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> 
         "image": row["image_uri"],
         "weak": " and ".join(part for part in (_box_text(row["box_xyxy"]), _points_text(row["points_xy"])) if part),
         "detector": _finite(row["score"]),
-        "scores": {name: value for name in SCORES if (value := _finite(row[name])) is not None},
+        "scores": {one.column: value for one in SCORES if (value := _finite(row[one.column])) is not None},
         "area": row["area"],
         "second_pass": row["second_pass"],
         "view": _view(row),

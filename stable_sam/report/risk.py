@@ -10,8 +10,9 @@ from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
 from stable_sam.calibration.judge import risk_coverage as ranked
-from stable_sam.report.columns import SCORES, ask
+from stable_sam.data.query import rows_of
 from stable_sam.rle import mask_iou
+from stable_sam.scores import SCORES
 
 GOOD_IOU = 0.75
 """A mask whose IoU with the true one is less is bad."""
@@ -21,7 +22,8 @@ JUDGED_MAX = 50_000
 """Masks measured at most; of more, a sample."""
 POINTS = 120
 """Of a curve in the page."""
-_RANKING = ("quality", "prompt_stability", "predicted_iou", "stability_score", "box_agreement")
+_RANKING = tuple(score for score in SCORES if score.higher_is_better and score.kind != "truth")
+"""Scores by which the best masks can be taken first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,22 +100,22 @@ def _left_iou(row: dict[str, Any]) -> float:
 
 def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curve, ...]:
     curves = []
-    for name in _RANKING:
-        scores = np.array([row.get(name, None) for row in rows], dtype=np.float64)
+    for one in _RANKING:
+        scores = np.array([row.get(one.column, None) for row in rows], dtype=np.float64)
         if np.isnan(scores).any():
             continue  # a curve over other masks would not compare
         covered, risks = ranked(scores, risk)
         at = np.unique(np.linspace(len(rows) // 50, len(rows) - 1, POINTS).astype(int))
         points = tuple(zip(covered[at].tolist(), risks[at].tolist(), strict=True))
-        curves.append(Curve(name=name, label=SCORES[name], points=points, area=float(risks.mean())))
+        curves.append(Curve(name=one.column, label=one.label, points=points, area=float(risks.mean())))
     return tuple(sorted(curves, key=lambda curve: curve.area))
 
 
 def _columns(view: str) -> str:
-    return ", ".join(f"{view}.{name}" for name in _RANKING)
+    return ", ".join(f"{view}.{score.column}" for score in _RANKING)
 
 
 def _sample(connection: DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     # A reservoir with a seed: the same table gives the same curves.
     sampled = f"SELECT * FROM ({sql}) USING SAMPLE reservoir({JUDGED_MAX} ROWS) REPEATABLE (0)"
-    return ask(connection, sampled)
+    return rows_of(connection, sampled)

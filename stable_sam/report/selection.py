@@ -6,7 +6,8 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from stable_sam.report.columns import OUTCOME, WORST_FIRST, ask
+from stable_sam.data.query import rows_of
+from stable_sam.data.views import OUTCOME, WORST_FIRST
 
 _DRAW = "md5(prompt_id || '/{seed}')"
 # How far a box has moved and an area has grown tells well enough which masks changed; the page compares the masks.
@@ -54,4 +55,4 @@ def select_rows(connection: DuckDBPyConnection, *, limit: int, seed: int) -> lis
 
     The rows with the smallest `draw` are a random sample of the table: a quarter of `limit`, or all of a small table.
     """
-    return ask(connection, _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed)))
+    return rows_of(connection, _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed)))
