@@ -41,12 +41,13 @@ import stable_sam.table
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.annotations import read_prompt_batches
 from stable_sam.data.commits import _commit
+from stable_sam.data.live import CURRENT
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard_table
 from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.query import MEMORY_LIMIT
 from stable_sam.data.schema import MASKS_SCHEMA, withdrawn_rows
 from stable_sam.data.table import publish
-from stable_sam.data.views import CURRENT, documented
+from stable_sam.data.views import documented
 from stable_sam.identity import model_identity
 from stable_sam.scores import FROM_MODEL
 

@@ -27,6 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from stable_sam.data.commits import PARQUET_OPTIONS
 from stable_sam.data.layout import COMPACTED, layout, paths_of, subset
+from stable_sam.data.live import newest_revisions
 from stable_sam.data.runs import open_table, storage_error
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.storage import join, remove_files, write_bytes
@@ -47,9 +48,9 @@ _BUCKET_ROWS = 200_000
 _MAX_BUCKETS = 64
 # Pictures together, and runs together: what people ask for lies in few row groups. Rows are wide, so their places are
 # found by their keys alone, each row goes to its bucket on the disk, and one bucket at a time is sorted.
-_PLACES = """
+_PLACES = f"""
     CREATE TABLE places AS
-    WITH newest AS (SELECT prompt_id, max(revision) AS revision FROM candidates GROUP BY prompt_id), keys AS (
+    WITH newest AS ({newest_revisions("candidates")}), keys AS (
         SELECT rows.prompt_id, rows.revision, image_uri, image_id,
                status = 'withdrawn' OR rows.revision < newest.revision AS is_past
         FROM candidates rows JOIN newest ON rows.prompt_id = newest.prompt_id

@@ -19,6 +19,7 @@ import pyarrow as pa
 import stable_sam
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
+from stable_sam.data.live import MADE_BEFORE_REVIEW
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, write_shards
 from stable_sam.data.query import query
 from stable_sam.data.review_decisions import OUTCOMES, Answer, decide, newest_rows, reviewed_row
@@ -148,10 +149,8 @@ def reviewed_masks(table_uri: str) -> pa.Table:
                m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
                {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale,
                r.tiles
-        FROM history h JOIN masks m ON h.prompt_id = m.prompt_id AND h.revision < m.revision AND h.status = 'ok'
-        LEFT JOIN runs r ON r.run_id = h.run_id
+        FROM masks m JOIN ({MADE_BEFORE_REVIEW}) h USING (prompt_id) LEFT JOIN runs r ON r.run_id = h.run_id
         WHERE m.status = 'reviewed'
-        QUALIFY row_number() OVER (PARTITION BY m.prompt_id ORDER BY h.revision DESC) = 1
         ORDER BY m.image_uri, m.prompt_id
         """,
     )

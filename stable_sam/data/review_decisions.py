@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
+from stable_sam.data.live import NEWEST_FIRST
 from stable_sam.data.query import connected
 from stable_sam.data.schema import SHARD_SCHEMA, prompt_from_row
 from stable_sam.records import Prompt, RefinedMask, Verdict
@@ -47,7 +48,7 @@ def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iter
     with connected(table_uri) as connection:
         connection.register("asked", asked)
         rows = connection.sql(
-            """
+            f"""
             WITH known AS (SELECT history.*, sent FROM history JOIN asked USING (prompt_id)),
             sent_rows AS (
                 SELECT prompt_id, any_value(mask_counts) FILTER (revision = sent) AS sent_counts,
@@ -55,7 +56,7 @@ def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iter
                 FROM known GROUP BY prompt_id
             )
             SELECT known.* EXCLUDE (sent), sent_counts, others FROM known JOIN sent_rows USING (prompt_id)
-            QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1
+            QUALIFY {NEWEST_FIRST} = 1
             ORDER BY image_uri, image_id, prompt_id
             """,
             params={"made_by": made_by},

@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
+from stable_sam.data.live import newest_revisions
 from stable_sam.rle import check_counts, mask_iou
 from stable_sam.scores import IN_GROUPS
 
@@ -27,11 +28,6 @@ WORST_FIRST = (
     "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
 )
 """An order of rows that have `outcome`; by quality where the run was calibrated."""
-CURRENT = """
-    SELECT * FROM history
-    QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1 AND status <> 'withdrawn'
-"""
-"""What `masks` is, for engines that see all rows and nothing else. Ours reads less: see `stable_sam.data.layout`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +46,10 @@ _MEDIANS = ", ".join(
 )
 _SHARES = ", ".join(f"avg((outcome = '{one}')::INT) AS {one}_share" for one in ("accept", "review", "reject", "failed"))
 _MASK_XYXY = "[bbox_xywh[1], bbox_xywh[2], bbox_xywh[1] + bbox_xywh[3], bbox_xywh[2] + bbox_xywh[4]]"
+_EARLIER = """(
+    SELECT prompt_id, history.revision FROM history JOIN _newest USING (prompt_id)
+    WHERE history.revision < _newest.revision
+)"""
 _WHAT_CHANGED = """
     CASE
         WHEN now.status = 'withdrawn' THEN 'withdrawn'
@@ -118,11 +118,7 @@ VIEWS: Mapping[str, View] = {
                    before.area AS area_before, now.area, before.quality AS quality_before, now.quality,
                    before.revision AS revision_before, now.revision
             FROM _newest now LEFT JOIN (
-                SELECT history.* FROM history SEMI JOIN (
-                    SELECT prompt_id, max(history.revision) AS revision
-                    FROM history JOIN _newest USING (prompt_id)
-                    WHERE history.revision < _newest.revision GROUP BY prompt_id
-                ) earlier ON history.prompt_id = earlier.prompt_id AND history.revision = earlier.revision
+                SELECT history.* FROM history SEMI JOIN ({newest_revisions(_EARLIER)}) USING (prompt_id, revision)
             ) before ON before.prompt_id = now.prompt_id
             ORDER BY change, mask_iou, now.prompt_id
         """,

@@ -10,6 +10,7 @@ from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
 from stable_sam.calibration.judge import risk_coverage as ranked
+from stable_sam.data.live import MADE_BEFORE_REVIEW
 from stable_sam.data.query import rows_of
 from stable_sam.rle import mask_iou
 from stable_sam.scores import SCORES
@@ -84,10 +85,7 @@ def _reviewed(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     sql = f"""
         SELECT {_columns("made")}, masks.verdict, masks.mask_size, masks.mask_counts,
             made.mask_size AS made_size, made.mask_counts AS made_counts
-        FROM masks JOIN (
-            SELECT * FROM history SEMI JOIN (SELECT prompt_id FROM masks WHERE status = 'reviewed') USING (prompt_id)
-            WHERE status = 'ok' QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1
-        ) AS made USING (prompt_id) WHERE masks.status = 'reviewed'
+        FROM masks JOIN ({MADE_BEFORE_REVIEW}) AS made USING (prompt_id) WHERE masks.status = 'reviewed'
     """
     return [row | {"true_iou": _left_iou(row)} for row in _sample(connection, sql)]
 
