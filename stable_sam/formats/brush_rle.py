@@ -1,4 +1,4 @@
-"""Label Studio's brush run lengths, as far as the box around what was painted: nothing is decoded to pixels.
+"""Label Studio's brush run lengths: the runs of painted pixels, and the box around them.
 
 A stream of bits: 32 of the number of values, 5 of the size of a value less 1, four times 4 of the sizes of a length
 less 1; then runs. A run is a bit (1: one value that repeats, 0: different values), 2 bits that choose a size, the
@@ -18,28 +18,40 @@ OPAQUE = 128
 
 
 def painted_box(rle: Any, height: int, width: int) -> list[int] | None:
-    """XYXY around the painted pixels, None when nothing is painted; raises `PromptError` for other content."""
-    if not isinstance(rle, list) or not all(type(value) is int and 0 <= value < 256 for value in rle):
-        raise PromptError("expected brush strokes as a list of bytes")
-    bits = _Bits(rle)
-    count = bits.take(32)
-    if count != height * width * CHANNELS:
-        raise PromptError(f"expected brush strokes on {width} x {height} pixels, got {count} values")
-    value_bits = bits.take(5) + 1
-    if value_bits != 8:
-        raise PromptError(f"expected brush strokes of 8 bits a value, got {value_bits}")
-    sizes = [bits.take(4) + 1 for _ in range(4)]
+    """XYXY around the painted pixels, None when nothing is painted; raises `PromptError` for other content.
+
+    Nothing is decoded to pixels.
+    """
     box: list[int] | None = None
-    for start, end in _painted(bits, count, sizes):
-        first, last = start // width, (end - 1) // width
-        left, right = (start % width, (end - 1) % width + 1) if first == last else (0, width)
-        part = [left, first, right, last + 1]
-        box = part if box is None else [*map(min, box[:2], part[:2]), *map(max, box[2:], part[2:])]
+    try:
+        for start, end in painted_runs(rle, height, width):
+            first, last = start // width, (end - 1) // width
+            left, right = (start % width, (end - 1) % width + 1) if first == last else (0, width)
+            part = [left, first, right, last + 1]
+            box = part if box is None else [*map(min, box[:2], part[:2]), *map(max, box[2:], part[2:])]
+    except ValueError as error:
+        raise PromptError(str(error)) from None
     return box
 
 
+def painted_runs(rle: Any, height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Runs of painted pixels, counted by rows: the first pixel, and the one behind the last.
+
+    rle: a list of bytes. Raises ValueError for other content or another size, and while iterating for a broken run.
+    """
+    if not isinstance(rle, list) or not all(type(value) is int and 0 <= value < 256 for value in rle):
+        raise ValueError("expected brush strokes as a list of bytes")
+    bits = _Bits(rle)
+    count = bits.take(32)
+    if count != height * width * CHANNELS:
+        raise ValueError(f"expected brush strokes on {width} x {height} pixels, got {count} values")
+    value_bits = bits.take(5) + 1
+    if value_bits != 8:
+        raise ValueError(f"expected brush strokes of 8 bits a value, got {value_bits}")
+    return _painted(bits, count, sizes=[bits.take(4) + 1 for _ in range(4)])
+
+
 def _painted(bits: _Bits, count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs of painted pixels: the first, and the one behind the last."""
     at = 0
     while at < count:
         same = bits.take(1)
@@ -65,7 +77,7 @@ class _Bits:
         """The next `count` bits as a number."""
         end = self._at + count
         if end > 8 * len(self._data):
-            raise PromptError("expected brush strokes, got a part of them")
+            raise ValueError("expected brush strokes, got a part of them")
         last = -(-end // 8)
         word = int.from_bytes(self._data[self._at // 8 : last])
         self._at = end

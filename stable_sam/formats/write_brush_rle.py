@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-CHANNELS = 4
+from stable_sam.formats.brush_rle import CHANNELS
+
 LENGTH_BITS = (4, 8, 12, 16)
 """Of a run's length, one of these for each run."""
 _LONGEST = 2 ** LENGTH_BITS[-1]

@@ -186,7 +186,7 @@ def test_broken_run_lengths_are_told(mask: np.ndarray, data: st.DataObject) -> N
     packed = encode_brush(mask)
     with pytest.raises(ValueError, match="expected"):
         decode_brush(packed[: data.draw(st.integers(0, len(packed) - 2))], size)
-    with pytest.raises(ValueError, match="expected a brush mask of"):
+    with pytest.raises(ValueError, match="expected brush strokes on"):
         decode_brush(packed, (size[0] + 1, size[1]))
     counts = encode_mask(np.asfortranarray(mask)).counts
     for broken in (counts + "1", counts[:-1], "~" + counts, ""):
