@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stable_sam.calibration.labels import asked_prompts, rle_iou
+from stable_sam.calibration.labels import asked_prompts, truth_iou
 from stable_sam.config import RefinerConfig
 from stable_sam.data.images import decode_image
 from stable_sam.evaluation.prompts import PromptKind
@@ -64,7 +64,7 @@ def main() -> None:
                 rows.append(
                     {"set": part.name, "object": f"{part.name}/{item.annotation_id}", "kind": kind.name,
                      "alpha": masks["off"][number].dsp_weight, "poor": masks["poor"][number].second_pass is not None,
-                     **{name: rle_iou(masks[name][number], item.rle) for name in WAYS}}
+                     **{name: truth_iou(masks[name][number], item) for name in WAYS}}
                 )  # fmt: skip
     _report(rows, np.array(seconds), [kind.name for kind in kinds])
 

@@ -28,6 +28,7 @@ from stable_sam.data.storage import join, read_bytes, write_bytes
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, Provenance, RefinedMask
 from stable_sam.rle import encode_mask
+from stable_sam.scores import FROM_MODEL
 from stable_sam.shard_job import MAX_IMAGE_BYTES
 
 ROWS = 1000
@@ -36,7 +37,6 @@ PROVENANCE = Provenance(
     run_id="0123456789abcdef", shard_id="0123456789abcdef", revision=1, model_id="nano", weights_sha256="ab" * 32,
     config_hash="ab" * 32, code_version="0.1.0", dtype="float32",
 )  # fmt: skip
-SCORES = "predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality"
 BUCKET = "stages"
 
 
@@ -156,7 +156,7 @@ def some_rows(count: int) -> list[tuple[Prompt, RefinedMask]]:
             area=mask.area,
             route="accept",
             route_reason="quality",
-            **dict(zip(SCORES, draw.uniform(size=len(SCORES)).tolist(), strict=True)),
+            **dict(zip(FROM_MODEL, draw.uniform(size=len(FROM_MODEL)).tolist(), strict=True)),
         )
         rows.append((prompt, refined))
     return rows

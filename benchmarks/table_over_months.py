@@ -30,6 +30,7 @@ from stable_sam.data.query import query
 from stable_sam.data.runs import RUN_KEY
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.table import CONFIGURATION
+from stable_sam.scores import MEASURED
 
 QUERIES = {
     "count": "SELECT count(*) FROM {masks}",
@@ -182,8 +183,7 @@ def table_of(numbers: np.ndarray, revision: int, random: np.random.Generator) ->
         "weights_sha256": ["0123456789abcdef" * 4] * count,
         "fingerprint": [f"{value:016x}" for value in random.integers(0, 2**62, count)],
     }
-    scores = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement")
-    columns |= {score: random.random(count) for score in scores}
+    columns |= {score: random.random(count) for score in MEASURED}
     arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in MASKS_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=MASKS_SCHEMA)
 

@@ -41,13 +41,15 @@ import stable_sam.table
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.annotations import read_prompt_batches
 from stable_sam.data.commits import _commit
+from stable_sam.data.live import CURRENT
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard_table
 from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.query import MEMORY_LIMIT
 from stable_sam.data.schema import MASKS_SCHEMA, withdrawn_rows
 from stable_sam.data.table import publish
-from stable_sam.data.views import CURRENT, documented
+from stable_sam.data.views import documented
 from stable_sam.identity import model_identity
+from stable_sam.scores import FROM_MODEL
 
 QUESTIONS = {
     "count": "SELECT count(*) FROM {masks}",
@@ -244,8 +246,7 @@ def _write_masks(manifest: RunManifest, shard: ShardPlan, random: np.random.Gene
         "route": route,
         "route_reason": [f"quality {value:.3f}" for value in random.random(count).tolist()],
     }
-    scores = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality")
-    columns |= {score: random.random(count) for score in scores}
+    columns |= {score: random.random(count) for score in FROM_MODEL}
     for name, values in columns.items():
         field = MASKS_SCHEMA.field(name)
         column = values if isinstance(values, pa.Array) else pa.array(values, field.type)

@@ -28,13 +28,14 @@ from pycocotools import mask as coco_mask
 from stable_sam import predict as predict_module
 from stable_sam import refiner as refiner_module
 from stable_sam import second_pass as second_pass_module
-from stable_sam.calibration.labels import asked_prompts, rle_iou
+from stable_sam.calibration.labels import asked_prompts, truth_iou
 from stable_sam.config import RefinerConfig
 from stable_sam.data.images import decode_image
 from stable_sam.evaluation.prompts import PromptKind, fill_box
 from stable_sam.evaluation.truth import TruthImage, TruthSet, read_truth
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
+from stable_sam.rle import rle_iou
 from stable_sam.tiles import CELL
 
 SHARES = (0.0, 0.001, 0.005, 0.02, 0.1, 1.01)
@@ -88,8 +89,8 @@ def _masks(sets: Sequence[TruthSet], whole: Refiner, in_tiles: Refiner, kind: Pr
                         {
                             "share": float(coco_mask.area(item.rle)) / pixels[..., 0].size,
                             "cells": (box[2:] - box[:2]).max() * whole.input_side / CELL / max(image.size_hw),
-                            "whole": rle_iou(there, item.rle),
-                            "tiles": rle_iou(near, item.rle),
+                            "whole": truth_iou(there, item),
+                            "tiles": truth_iou(near, item),
                             "filled": _filled(box, item.rle, image.size_hw),
                             "tile": near.tile_xywh is not None,
                             "wider": near.view == "wider",
@@ -206,7 +207,7 @@ def _encoder_passes() -> Iterator[Callable[[], int]]:
 def _filled(box_xyxy: Floats, truth: dict[str, object], image_hw: tuple[int, int]) -> float:
     """IoU of a box, as a mask, with the true one."""
     filled = coco_mask.encode(np.asfortranarray(fill_box(box_xyxy, image_hw).view(np.uint8)))
-    return float(coco_mask.iou([filled], [truth], [0])[0, 0])
+    return rle_iou(filled, truth)
 
 
 def _pixels(image: TruthImage) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,29 @@ def encode_patch(values: NDArray[np.generic], top: int, left: int, size_hw: tupl
 
 def decode_mask(size_hw: tuple[int, int], counts: str) -> NDArray[np.bool_]:
     """The mask (H, W), Fortran order, of COCO compressed counts."""
-    decoded: NDArray[np.uint8] = coco_mask.decode(_rle(size_hw, counts))
+    decoded: NDArray[np.uint8] = coco_mask.decode(rle(size_hw, counts))
     return decoded.view(np.bool_)
+
+
+def rle(size_hw: Sequence[int], counts: str) -> dict[str, Any]:
+    """A mask's columns in the form with which pycocotools computes."""
+    return {"size": list(size_hw), "counts": counts.encode("ascii")}
+
+
+def rle_iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """IoU of two masks of the same size, each in the form of `rle`; 0 for two empty ones."""
+    return float(np.asarray(coco_mask.iou([one], [other], [0]))[0, 0])
+
+
+def mask_iou(
+    size_hw: Sequence[int] | None, counts: str | None, other_size_hw: Sequence[int] | None, other_counts: str | None
+) -> float | None:
+    """IoU of two masks, each as its columns have it; None where one is missing or their sizes differ."""
+    if size_hw is None or counts is None or other_size_hw is None or other_counts is None:
+        return None
+    if tuple(size_hw) != tuple(other_size_hw):
+        return None
+    return rle_iou(rle(size_hw, counts), rle(other_size_hw, other_counts))
 
 
 def encode_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMask:
@@ -99,7 +120,7 @@ def encode_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> EncodedM
         return _encoded(coco_mask.frPyObjects({"size": size, "counts": counts}, height, width))
     if not isinstance(counts, str):
         raise ValueError(f"expected run lengths, got {counts!r:.60}")
-    return _encoded(_rle(size_hw, checked_counts(counts, size_hw)))
+    return _encoded(rle(size_hw, checked_counts(counts, size_hw)))
 
 
 def checked_counts(counts: str, size_hw: tuple[int, int]) -> str:
@@ -170,12 +191,8 @@ def _check_polygon(polygon: Any, size_hw: tuple[int, int]) -> None:
         raise ValueError("expected a polygon of numbers, near the image")
 
 
-def _encoded(rle: dict[str, Any]) -> EncodedMask:
-    x, y, w, h = coco_mask.toBbox(rle).tolist()
-    counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
-    height, width = rle["size"]
-    return EncodedMask(size_hw=(height, width), counts=counts, area=int(coco_mask.area(rle)), bbox_xywh=(x, y, w, h))
-
-
-def _rle(size_hw: tuple[int, int], counts: str) -> dict[str, Any]:
-    return {"size": list(size_hw), "counts": counts.encode("ascii")}
+def _encoded(mask: dict[str, Any]) -> EncodedMask:
+    x, y, w, h = coco_mask.toBbox(mask).tolist()
+    counts = mask["counts"] if isinstance(mask["counts"], str) else mask["counts"].decode("ascii")
+    height, width = mask["size"]
+    return EncodedMask(size_hw=(height, width), counts=counts, area=int(coco_mask.area(mask)), bbox_xywh=(x, y, w, h))

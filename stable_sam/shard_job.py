@@ -8,13 +8,13 @@ Each of the three arrows may be handed in, and then happens elsewhere.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from itertools import groupby, islice
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any
 
+from stable_sam.data.ahead import ahead
 from stable_sam.data.commits import CommitRecord, commit_of, write_part
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard
 from stable_sam.data.storage import exists, read_bytes
@@ -23,7 +23,7 @@ from stable_sam.errors import ImageError, NotFoundError, StorageError, WeightsEr
 from stable_sam.identity import ModelIdentity
 from stable_sam.image_job import ImageJob, ImageRefiner, refine_job
 from stable_sam.records import Prompt, RefinedMask, ShardReport
-from stable_sam.stage_clock import StageClock, carried, timed
+from stable_sam.stage_clock import StageClock, timed
 
 FETCHED_AHEAD = 4
 """Image files read before they are asked for: hides the store's round trips, and bounds the memory they take."""
@@ -37,8 +37,6 @@ RefineJobs = Callable[[Iterator[Any]], Iterator[Masks | Future[Masks]]]
 are."""
 WriteRows = Callable[..., tuple[CommitRecord, bool]]
 """See `write_part`."""
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def refine_shard(refiner: ImageRefiner, manifest: RunManifest, shard: ShardPlan) -> ShardReport:
@@ -137,23 +135,6 @@ def image_job(prompts: tuple[Prompt, ...], images_uri: str, error: str | None = 
     else:
         error = error or ""  # each prompt has its own
     return ImageJob(image_id=image_id, image_uri=image_uri, prompts=prompts, data=data, error=error)
-
-
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
-    """`map` whose next `depth` results are being made in threads, from this call on."""
-    pool, rest, function = ThreadPoolExecutor(depth), iter(items), carried(function)
-    waiting = deque(pool.submit(function, item) for item in islice(rest, depth))
-
-    def results() -> Iterator[Result]:
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    return results()
 
 
 def _settled(of_image: Masks | Future[Masks]) -> Masks:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stable_sam.data.query import connected
+from stable_sam.data.query import connected, rows_of
 from stable_sam.data.truth_score import TruthScore
 from stable_sam.errors import InputError
 from stable_sam.records import Changes
+from stable_sam.scores import MEASURED
 from stable_sam.stage_clock import STAGES, StageShares
 
 _FEW_PROMPTS = 100
 """A night of fewer prompts says little by its share of failures, so it is judged as one of so many."""
 _SECONDS = ", ".join(f"{stage}_seconds" for stage in STAGES)
-SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class SummaryRow:
     route: str
     prompts: int
     medians: tuple[float | None, ...]
-    """In the order of `SCORES`; None where no prompt has the score."""
+    """In the order of `MEASURED`; None where no prompt has the score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +63,12 @@ class RunSummary:
 
     def cells(self) -> list[list[str]]:
         """A table for people: header, one line for each status and route with its median scores, and the total."""
-        header = ["status", "route", "prompts", *SCORES]
+        header = ["status", "route", "prompts", *MEASURED]
         lines = [
             [row.status, row.route, str(row.prompts), *("-" if m is None else f"{m:.3f}" for m in row.medians)]
             for row in self.rows
         ]
-        return [header, *lines, ["all", "", str(self.prompts), *("" for _ in SCORES)]]
+        return [header, *lines, ["all", "", str(self.prompts), *("" for _ in MEASURED)]]
 
     def changes_line(self) -> str:
         """What was new, changed, withdrawn and unchanged, in words; empty when that is not known."""
@@ -141,7 +141,7 @@ def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
 
 def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
     """Read the rows of one run; `more` sets further fields. Raises `StorageError`."""
-    medians = ", ".join(f"score_median({score})" for score in SCORES)
+    medians = ", ".join(f"score_median({score})" for score in MEASURED)
     sql = (
         f"SELECT (SELECT current_prompts FROM runs WHERE run_id = '{run_id}') AS current_prompts, "
         f"status, route, count(*) AS prompts, {medians} FROM history "
@@ -150,7 +150,7 @@ def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
     figures = ", ".join(field.name for field in fields(TruthScore))
     with connected(table_uri) as connection:
         found = connection.sql(sql).fetchall()
-        scores = connection.sql(f"SELECT {figures} FROM runs WHERE run_id = '{run_id}'").to_arrow_table().to_pylist()
+        scores = rows_of(connection, f"SELECT {figures} FROM runs WHERE run_id = '{run_id}'")
         times = connection.sql(f"SELECT images, {_SECONDS} FROM runs WHERE run_id = '{run_id}'").fetchall()
     truth = next((TruthScore(**row) for row in scores if row["truth_matched"] is not None), None)
     rows = tuple(

@@ -11,12 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, Protocol
 
+from stable_sam.data.ahead import ahead
 from stable_sam.data.commits import CommitRecord, write_part
 from stable_sam.data.manifest import RunManifest, ShardPlan
 from stable_sam.errors import StableSamError
 from stable_sam.image_job import Job, finish_job
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.shard_job import ahead, by_image, image_job
+from stable_sam.shard_job import by_image, image_job
 from stable_sam.stage_clock import carried
 from stable_sam.stages import InferredImage
 from tasks.helper_work import HelperWork
@@ -79,7 +80,8 @@ class Offload:
                 return image_job(of_image, manifest.images_uri)
             return job
 
-        return ahead(prepared, by_image(prompts), max(1, self._helpers.room))
+        depth = max(1, self._helpers.room)
+        return ahead(prepared, by_image(prompts), depth, threads=depth)
 
     def refine_jobs(
         self, infer: Callable[[Iterator[Job | list[RefinedMask]]], Iterator[Answer]]

@@ -73,10 +73,10 @@ def _beside(out: str) -> str:
 def _score_table(refined: RefinedMask) -> Any:
     from rich.table import Table
 
-    names = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "area", "bbox_xywh",
-             "second_pass", "view", "tile_xywh")  # fmt: skip
+    from stable_sam.scores import FROM_MODEL
+
     table = Table("score", "value")
-    for name in names:
+    for name in (*FROM_MODEL, "area", "bbox_xywh", "second_pass", "view", "tile_xywh"):
         value = getattr(refined, name)
         if value is not None:
             table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))

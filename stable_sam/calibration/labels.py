@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pycocotools import mask as coco_mask
 
 from stable_sam.calibration.fit import LabelledMasks
 from stable_sam.calibration.load import BUNDLED
@@ -25,6 +24,7 @@ from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.truth import TruthImage, TruthObject, read_truth
 from stable_sam.identity import ModelIdentity, bundled_path
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.rle import rle, rle_iou
 
 if TYPE_CHECKING:
     from stable_sam.refiner import Refiner
@@ -165,7 +165,7 @@ def _label_image(
                 "picture": image.name,
                 "prompt_id": prompt.prompt_id,
                 "kind": kind.name,
-                "iou": rle_iou(mask, item.rle),
+                "iou": truth_iou(mask, item),
                 "second_pass": mask.second_pass,
                 **scores_of(prompt, mask),
             }
@@ -183,12 +183,11 @@ def asked_prompts(
                     yield item, kind, prompt
 
 
-def rle_iou(mask: RefinedMask, truth: dict[str, Any]) -> float:
-    """IoU of a mask with a COCO compressed RLE of the same size."""
+def truth_iou(mask: RefinedMask, item: TruthObject) -> float:
+    """IoU of a mask that was made with the object that it was asked for."""
     assert mask.mask_size is not None
     assert mask.mask_counts is not None
-    ours = {"size": list(mask.mask_size), "counts": mask.mask_counts.encode()}
-    return float(coco_mask.iou([ours], [truth], [0])[0, 0])
+    return rle_iou(rle(mask.mask_size, mask.mask_counts), item.rle)
 
 
 def _draw(

@@ -19,16 +19,9 @@ from pydantic import ConfigDict, Field, model_validator
 from stable_sam.config_section import Section
 from stable_sam.errors import ConfigError
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.scores import MEASURED
 
-SCORES = (
-    "prompt_stability",
-    "predicted_iou",
-    "stability_score",
-    "dsp_weight",
-    "box_agreement",
-    "log_area",
-    "score",
-)
+SCORES = (*MEASURED, "log_area", "score")
 """What may enter: the row's scores, `log_area` = log10 of the mask's part of its picture, the detector's `score`."""
 
 
@@ -134,11 +127,7 @@ def scores_of(prompt: Prompt, mask: RefinedMask) -> dict[str, float | None]:
     """The scores of a mask that was made, by their names in SCORES."""
     assert mask.mask_size is not None, "a mask that was made"
     return {
-        "prompt_stability": mask.prompt_stability,
-        "predicted_iou": mask.predicted_iou,
-        "stability_score": mask.stability_score,
-        "dsp_weight": mask.dsp_weight,
-        "box_agreement": mask.box_agreement,
+        **{name: getattr(mask, name) for name in MEASURED},
         "log_area": log_area(mask.area or 0, mask.mask_size),
         "score": prompt.score,
     }

@@ -15,9 +15,8 @@ from stable_sam.calibration.model import Calibration, Curve, Promise
 from stable_sam.config import RefinerConfig
 from stable_sam.config_section import Section
 from stable_sam.identity import ModelIdentity
+from stable_sam.scores import SCORES
 
-SINGLE_SCORES = ("prompt_stability", "predicted_iou", "stability_score", "dsp_weight", "box_agreement")
-"""Scores that are judged alone beside the probability; all but `dsp_weight` are higher for better masks."""
 BASELINE = "predicted_iou"
 
 
@@ -91,9 +90,9 @@ def held(name: str, calibration: Calibration, masks: LabelledMasks) -> Held:
     quality = _quality(calibration.intercept, calibration.curves, masks)
     target = calibration.target_iou
     singles = [
-        (score, masks.scores[score] * (-1 if score == "dsp_weight" else 1))
-        for score in SINGLE_SCORES
-        if np.isfinite(masks.scores[score]).any()
+        (score.column, masks.scores[score.column] * (1 if score.higher_is_better else -1))
+        for score in SCORES
+        if score.kind == "measured" and np.isfinite(masks.scores[score.column]).any()
     ]
     return Held(
         name=name,

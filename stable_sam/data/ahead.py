@@ -1,32 +1,42 @@
-"""Many small requests at the same time, their answers in the order in which they were asked."""
+"""What is needed next is made by threads while something else goes on."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
+from stable_sam.stage_clock import carried
+
 THREADS = 16
-"""Each waits for a round trip most of the time."""
+"""Of many small requests, each waits for a round trip most of the time."""
 AHEAD = 64
-"""Answers that may wait to be taken: so much is in memory."""
+"""Answers to them that may wait to be taken: so much is in memory."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map(function, items)` by several threads that run a little ahead; an exception comes where its answer would."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(THREADS) as threads:
+def ahead(
+    function: Callable[[T], R], items: Iterable[T], depth: int = AHEAD, *, threads: int = THREADS
+) -> Generator[R, None, None]:
+    """`map(function, items)` whose next `depth` results are being made by threads, from this call on.
+
+    The results come in the order of `items`; an exception comes where its result would. The threads measure on the
+    stage clock of the caller.
+    """
+    pool, rest, function = ThreadPoolExecutor(min(threads, depth)), iter(items), carried(function)
+    waiting = deque(pool.submit(function, item) for item in islice(rest, depth))
+
+    def results() -> Generator[R, None, None]:
         try:
-            for item in items:
-                waiting.append(threads.submit(function, item))
-                if len(waiting) == AHEAD:
-                    yield waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
+                yield result
         finally:
-            for unneeded in waiting:
-                unneeded.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return results()

@@ -27,7 +27,8 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from stable_sam.data.commits import PARQUET_OPTIONS
 from stable_sam.data.layout import COMPACTED, layout, paths_of, subset
-from stable_sam.data.runs import open_table, storage_error
+from stable_sam.data.live import newest_revisions
+from stable_sam.data.runs import COMMIT_ATTEMPTS, open_table, pause_after, storage_error
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.storage import join, remove_files, write_bytes
 from stable_sam.errors import ConservationError, NotFoundError, StorageError
@@ -39,17 +40,14 @@ _ROW_GROUP = 50_000
 """Rows that a filter skips or reads together."""
 _MEMORY_LIMIT = "1GB"
 """What DuckDB may hold before it spills."""
-_ATTEMPTS = 8
-_PAUSE = 0.2
-"""Seconds before the second attempt, then doubled."""
 _BUCKET_ROWS = 200_000
 """Rows that are sorted together, where that makes no more than `_MAX_BUCKETS` of them."""
 _MAX_BUCKETS = 64
 # Pictures together, and runs together: what people ask for lies in few row groups. Rows are wide, so their places are
 # found by their keys alone, each row goes to its bucket on the disk, and one bucket at a time is sorted.
-_PLACES = """
+_PLACES = f"""
     CREATE TABLE places AS
-    WITH newest AS (SELECT prompt_id, max(revision) AS revision FROM candidates GROUP BY prompt_id), keys AS (
+    WITH newest AS ({newest_revisions("candidates")}), keys AS (
         SELECT rows.prompt_id, rows.revision, image_uri, image_id,
                status = 'withdrawn' OR rows.revision < newest.revision AS is_past
         FROM candidates rows JOIN newest ON rows.prompt_id = newest.prompt_id
@@ -189,15 +187,15 @@ def _commit(table: DeltaTable, table_uri: str, adds: Sequence[AddAction], remove
         # What came between has to be looked at first.
         max_commit_retries=0,
     )
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(COMMIT_ATTEMPTS):
         try:
             table.create_write_transaction([*adds, *removes], "append", table.schema(), commit_properties=properties)
         except (DeltaError, OSError):
-            if attempt == _ATTEMPTS - 1:
+            if attempt == COMMIT_ATTEMPTS - 1:
                 raise
         else:
             return table.version() + 1
-        time.sleep(_PAUSE * 2**attempt)
+        pause_after(attempt)
         # Somebody else wrote this version, or the answer was lost.
         newest = open_table(table_uri)
         there = set() if newest is None else set(_files(newest))

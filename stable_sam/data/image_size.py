@@ -6,17 +6,15 @@ import io
 import warnings
 from contextlib import suppress
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from stable_sam.data import storage
-from stable_sam.data.images import FORMATS
+from stable_sam.data.images import FORMATS, SIDEWAYS, orientation
 from stable_sam.errors import ImageError, NotFoundError
 
 HEAD_BYTES = (2**16, 2**20, 2**28)
 """Tried in turn: most headers are within the first; some cameras put a preview before the size, and some formats keep
 their description at the end."""
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
 
 
 def image_size_of(uri: str) -> tuple[int, int]:
@@ -38,8 +36,4 @@ def _size(head: bytes) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(head), formats=FORMATS)
         width, height = image.size
-        try:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-        except Exception:  # unreadable EXIF says nothing of the orientation, as when the image is decoded
-            turned = False
-    return (width, height) if turned else (height, width)
+        return (width, height) if orientation(image) >= SIDEWAYS else (height, width)

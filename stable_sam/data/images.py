@@ -22,14 +22,14 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 STRIP_PIXELS = 2**18
 """Converted at a time: the copies that Pillow makes of them stay in the processor's caches and use the same memory
 again, and of a picture of 100 megapixels there is one copy beside Pillow's, not five."""
+SIDEWAYS = 5
+"""EXIF orientations from this one on swap width and height."""
 REDUCED_SCALES = (2, 4)
 """Of libjpeg's; 1/8, which is the mean of each block, would blur, and spare a tenth of the time that 1/4 takes."""
 REDUCED_MARGIN = 1.9
 """A JPEG is decoded at a reduced scale that leaves at least so many times the model's pixels along each axis: what the
 model then sees differs by half a grey level on average (docs/performance.md). Of 4,000 pixels, half are enough for
 SAM's 1,024."""
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +122,7 @@ def _reduce(image: Image.Image, side: int) -> int:
         return 1
     longest = max(image.size)
     scale = max((scale for scale in REDUCED_SCALES if longest >= scale * REDUCED_MARGIN * side), default=1)
-    if scale > 1 and _orientation(image) != 1:
+    if scale > 1 and orientation(image) != 1:
         # A last row or column that stands for less than a whole pixel would be the first one when turned.
         scale = gcd(scale, *image.size)
     if scale > 1:
@@ -137,7 +137,7 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """As EXIF has it, 2 to 8; 1 is upright, and so is what EXIF does not know."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -149,9 +149,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
     """The image turned by its EXIF orientation, and whether that swapped its width and height."""
-    orientation = _orientation(image)
+    turn = orientation(image)
     try:
-        return (image, False) if orientation == 1 else (ImageOps.exif_transpose(image), orientation in _SIDEWAYS)
+        return (image, False) if turn == 1 else (ImageOps.exif_transpose(image), turn >= SIDEWAYS)
     except Exception:  # as above
         return image, False
 

@@ -1,4 +1,7 @@
-"""The prompts that are current in a table, as a DuckDB table beside which others are laid.
+"""Which rows of a table are current, in SQL; and the current prompts as a DuckDB table beside which others are laid.
+
+Of the rows with one prompt_id the one with the highest revision is current, unless it says that the annotation was
+withdrawn.
 
 candidates  the table's rows that can be current (see layout.py), read column by column
 live        prompt_id, revision, prompt_hash, image_hash, flags    the newest rows, without withdrawn ones
@@ -20,6 +23,25 @@ from stable_sam.data.fingerprint import STORED_IMAGE_HASH, STORED_PROMPT_HASH
 from stable_sam.data.layout import layout, paths_of
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.errors import StorageError, one_line
+
+NEWEST_FIRST = "row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC)"
+"""1 for the newest of the rows with one prompt_id, 2 for the one before it, and so on."""
+CURRENT = f"SELECT * FROM history QUALIFY {NEWEST_FIRST} = 1 AND status <> 'withdrawn'"
+"""The current rows, for engines that see all rows and nothing else. Ours reads less: see `stable_sam.data.layout`."""
+MADE_BEFORE_REVIEW = f"""
+    SELECT * FROM history SEMI JOIN (SELECT prompt_id FROM masks WHERE status = 'reviewed') USING (prompt_id)
+    WHERE status = 'ok' QUALIFY {NEWEST_FIRST} = 1
+"""
+"""Of each prompt that is reviewed now, the row that was reviewed: the newest that a model made."""
+
+
+def newest_revisions(rows: str) -> str:
+    """SQL of prompt_id and revision of the newest of `rows` with each prompt_id.
+
+    Filters pass a join with it; only those of prompt_id would pass a window function.
+    """
+    return f"SELECT prompt_id, max(revision) AS revision FROM {rows} GROUP BY prompt_id"
+
 
 FAILED, OTHER_MODEL, OTHER_CODE, REVIEWED = 1, 2, 4, 8
 """Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from stable_sam.data.layout import layout
+from stable_sam.data.live import newest_revisions
 from stable_sam.data.runs import RunInfo, go_back, list_runs, open_table, storage_error
 from stable_sam.data.views import make_views
 from stable_sam.errors import ConfigError, InputError, NotFoundError, StableSamError, StorageError, one_line
@@ -63,12 +64,10 @@ MEMORY_LIMIT = "2GB"
 EXACT_MEDIANS_ROWS = 2_000_000
 """Of tables with more rows `score_median` is a t-digest's: a median keeps all its values in memory and cannot spill."""
 
-# No filter but one of prompt_id could pass a window function; it passes these joins.
-_MASKS = """
+_MASKS = f"""
     SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)
     UNION ALL
-    SELECT * FROM _nights
-    SEMI JOIN (SELECT prompt_id, max(revision) AS revision FROM _nights GROUP BY prompt_id) USING (prompt_id, revision)
+    SELECT * FROM _nights SEMI JOIN ({newest_revisions("_nights")}) USING (prompt_id, revision)
     WHERE status <> 'withdrawn'
 """
 
@@ -136,6 +135,12 @@ def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str =
         if as_of is None:
             raise
         raise _explained(error, as_of) from error
+
+
+def rows_of(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    """The rows of a query, each a mapping by its columns: for answers that are small."""
+    rows: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
+    return rows
 
 
 def _explained(error: StableSamError, as_of: str | None) -> StableSamError:

@@ -20,9 +20,10 @@ import pyarrow as pa
 import stable_sam
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
+from stable_sam.data.live import MADE_BEFORE_REVIEW
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
 from stable_sam.data.query import query
-from stable_sam.data.review_decisions import OUTCOMES, SCORES, decide, newest_rows, reviewed_row, rle, rle_iou
+from stable_sam.data.review_decisions import OUTCOMES, decide, newest_rows, reviewed_row
 from stable_sam.data.runs import REVIEW_MODEL, RunInfo, is_review, newest_run
 from stable_sam.data.schema import SHARD_SCHEMA, rows_to_table
 from stable_sam.data.storage import create_bytes, iter_files, join
@@ -31,6 +32,8 @@ from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageErr
 from stable_sam.formats.review_records import Answer
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
+from stable_sam.rle import mask_iou
+from stable_sam.scores import FROM_MODEL
 
 MAX_REJECTED_FRACTION = 0.5
 """An import that rejects more of what was sent is refused: half a file looks like that."""
@@ -138,7 +141,7 @@ def reviewed_masks(table_uri: str) -> pa.Table:
     and `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt). Raises what
     `stable_sam.data.query.query` raises.
     """
-    theirs = ("mask_size", "mask_counts", "area", *SCORES, "second_pass", "view", "model_id", "weights_sha256",
+    theirs = ("mask_size", "mask_counts", "area", *FROM_MODEL, "second_pass", "view", "model_id", "weights_sha256",
               "config_hash")  # fmt: skip
     ours = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
             "points_xy", "point_labels", "verdict")  # fmt: skip
@@ -149,18 +152,13 @@ def reviewed_masks(table_uri: str) -> pa.Table:
                m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
                {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale,
                r.tiles
-        FROM history h JOIN masks m ON h.prompt_id = m.prompt_id AND h.revision < m.revision AND h.status = 'ok'
-        LEFT JOIN runs r ON r.run_id = h.run_id
+        FROM masks m JOIN ({MADE_BEFORE_REVIEW}) h USING (prompt_id) LEFT JOIN runs r ON r.run_id = h.run_id
         WHERE m.status = 'reviewed'
-        QUALIFY row_number() OVER (PARTITION BY m.prompt_id ORDER BY h.revision DESC) = 1
         ORDER BY m.image_uri, m.prompt_id
         """,
     )
     masks = (table[name].to_pylist() for name in ("mask_size", "mask_counts", "true_mask_size", "true_mask_counts"))
-    ious = [
-        0.0 if true_counts is None else rle_iou(rle(size, counts), rle(true_size, true_counts))
-        for size, counts, true_size, true_counts in zip(*masks, strict=True)
-    ]
+    ious = [mask_iou(*both) or 0.0 for both in zip(*masks, strict=True)]
     return table.append_column("true_iou", pa.array(ious, pa.float64()))
 
 

@@ -6,18 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-import numpy as np
 import pyarrow as pa
-from pycocotools import mask as coco_mask
 
+from stable_sam.data.live import NEWEST_FIRST
 from stable_sam.data.query import connected
 from stable_sam.data.schema import SHARD_SCHEMA, prompt_from_row
 from stable_sam.formats.review_records import Answer
 from stable_sam.records import Prompt, RefinedMask, Verdict
-from stable_sam.rle import EncodedMask
+from stable_sam.rle import EncodedMask, rle, rle_iou
+from stable_sam.scores import FROM_MODEL
 
-SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality")
-"""What a model says of its own mask: kept where that mask was confirmed."""
 OUTCOMES = (*get_args(Verdict), "unchanged", "already")
 """What `decide` says of an answer that can be taken: a verdict; as it was sent, and nobody says that they looked; or
 what the table has already."""
@@ -36,7 +34,7 @@ def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iter
     with connected(table_uri) as connection:
         connection.register("asked", asked)
         rows = connection.sql(
-            """
+            f"""
             WITH known AS (SELECT history.*, sent FROM history JOIN asked USING (prompt_id)),
             sent_rows AS (
                 SELECT prompt_id, any_value(mask_counts) FILTER (revision = sent) AS sent_counts,
@@ -44,7 +42,7 @@ def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iter
                 FROM known GROUP BY prompt_id
             )
             SELECT known.* EXCLUDE (sent), sent_counts, others FROM known JOIN sent_rows USING (prompt_id)
-            QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1
+            QUALIFY {NEWEST_FIRST} = 1
             ORDER BY image_uri, image_id, prompt_id
             """,
             params={"made_by": made_by},
@@ -95,7 +93,7 @@ def reviewed_row(row: Mapping[str, Any], answer: Answer, verdict: str) -> tuple[
         route_reason=f"reviewed: {kind}",
     )
     if kind == "confirmed":
-        scores = {name: row[name] for name in (*SCORES, "second_pass", "view", "area", "mask_counts")}
+        scores = {name: row[name] for name in (*FROM_MODEL, "second_pass", "view", "area", "mask_counts")}
         places: dict[str, Any] = {
             name: None if row[name] is None else tuple(row[name]) for name in ("mask_size", "bbox_xywh", "tile_xywh")
         }
@@ -112,13 +110,3 @@ def _same(mask: EncodedMask | None, size: Sequence[int] | None, counts: str | No
     if mask is None or counts is None or size is None:
         return mask is None and counts is None
     return mask.counts == counts or rle_iou(rle(mask.size_hw, mask.counts), rle(size, counts)) >= from_iou
-
-
-def rle_iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """IoU of two masks as pycocotools has them."""
-    return float(np.asarray(coco_mask.iou([one], [other], [0]))[0, 0])
-
-
-def rle(size: Sequence[int], counts: str) -> dict[str, Any]:
-    """A mask's columns as pycocotools has them."""
-    return {"size": list(size), "counts": counts.encode("ascii")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -21,6 +22,10 @@ RUN_KEY = "stable_sam_run"
 """Key of the run in the metadata of its commit."""
 REVIEW_MODEL = "review"
 """`model_id` of a run that people made, by an import; `review:NAME` where it is known who."""
+COMMIT_ATTEMPTS = 8
+"""At the next version of a table, which somebody else may write first, or whose answer may be lost."""
+_PAUSE = 0.2
+"""Seconds before the second attempt, then doubled."""
 _RECENT = 20
 """Commits looked at first for the newest run: between two runs lie at most a few compactions."""
 
@@ -88,6 +93,11 @@ class RunInfo:
 def is_review(model_id: str) -> bool:
     """Whether rows with this `model_id` are what people decided."""
     return model_id.partition(":")[0] == REVIEW_MODEL
+
+
+def pause_after(attempt: int) -> None:
+    """Wait before the attempt at a commit that follows this one; the first is 0."""
+    time.sleep(_PAUSE * 2**attempt)
 
 
 def open_table(output_uri: str) -> DeltaTable | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +20,17 @@ from pyarrow.fs import PyFileSystem
 from stable_sam.data.commits import CommitRecord, announce_publish, committed
 from stable_sam.data.live import count_with
 from stable_sam.data.manifest import RunManifest
-from stable_sam.data.runs import RUN_KEY, RunInfo, list_runs, newest_run, open_table, recent_runs, storage_error
+from stable_sam.data.runs import (
+    COMMIT_ATTEMPTS,
+    RUN_KEY,
+    RunInfo,
+    list_runs,
+    newest_run,
+    open_table,
+    pause_after,
+    recent_runs,
+    storage_error,
+)
 from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.data.storage import absolute_uri, delta_options, join, list_files
 from stable_sam.data.truth_score import score_run
@@ -30,9 +39,6 @@ from stable_sam.stage_clock import summed
 
 __all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
 
-_ATTEMPTS = 8
-_PAUSE = 0.2
-"""Seconds before the second attempt, then doubled."""
 CONFIGURATION: Mapping[str, str | None] = {
     # The runs are read from the log, so old log entries must stay.
     "delta.enableExpiredLogCleanup": "false",
@@ -70,7 +76,7 @@ def publish(manifest: RunManifest, *, commit_seconds: float = 0.0) -> PublishRep
     _check_run(manifest, records)
     run = _run_facts(manifest, records, publisher, commit_seconds)
     checked = False
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(COMMIT_ATTEMPTS):
         table = open_table(manifest.output_uri)
         published = None if table is None else _published(table, manifest)
         if published is not None:
@@ -83,9 +89,9 @@ def publish(manifest: RunManifest, *, commit_seconds: float = 0.0) -> PublishRep
             _add(manifest, table, records, run)
         except (DeltaError, OSError) as error:
             # Somebody else wrote this version, or the answer was lost: look at the table before another attempt.
-            if attempt == _ATTEMPTS - 1:
+            if attempt == COMMIT_ATTEMPTS - 1:
                 raise storage_error(manifest.output_uri, f"cannot publish run {manifest.run_id}", error) from error
-            time.sleep(_PAUSE * 2**attempt)
+            pause_after(attempt)
     raise StorageError(f"{manifest.output_uri}: published run {manifest.run_id}, but cannot find it in the table")
 
 

@@ -33,7 +33,7 @@ from stable_sam.data.source_annotation import id_text, image_size
 from stable_sam.data.storage import open_stream, read_bytes, write_bytes
 from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.rle import encode_segmentation
+from stable_sam.rle import encode_segmentation, rle, rle_iou
 
 TRUTH_SCHEMA = pa.schema(
     [
@@ -154,8 +154,7 @@ def with_true_iou(prompts: Sequence[Prompt], masks: Sequence[RefinedMask], truth
         if item is None or mask.mask_counts is None or list(mask.mask_size or ()) != item.rle["size"]:
             scored.append(mask)
             continue
-        ours = {"size": item.rle["size"], "counts": mask.mask_counts.encode("ascii")}
-        scored.append(replace(mask, true_iou=float(coco_mask.iou([ours], [item.rle], [0])[0, 0])))
+        scored.append(replace(mask, true_iou=rle_iou(rle(item.rle["size"], mask.mask_counts), item.rle)))
     return scored
 
 
@@ -252,8 +251,8 @@ def _true_mask(row: Mapping[str, Any], uri: str) -> dict[str, Any]:
 
 
 def _object(row: Mapping[str, Any]) -> TrueMask:
-    rle = {"size": row["mask_size"], "counts": row["mask_counts"].encode("ascii")}
-    x, y, width, height = coco_mask.toBbox(rle).tolist()
+    mask = rle(row["mask_size"], row["mask_counts"])
+    x, y, width, height = coco_mask.toBbox(mask).tolist()
     return TrueMask(
-        annotation_id=row["annotation_id"], category=row["category"], rle=rle, box_xywh=(x, y, width, height)
+        annotation_id=row["annotation_id"], category=row["category"], rle=mask, box_xywh=(x, y, width, height)
     )

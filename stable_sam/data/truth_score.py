@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 from deltalake import DeltaTable
 from pyarrow.dataset import Dataset
 from pycocotools import mask as coco_mask
@@ -17,7 +16,9 @@ from pycocotools.cocoeval import COCOeval
 
 from stable_sam.data.live import first_row, load_live, workspace
 from stable_sam.data.manifest import RunManifest
+from stable_sam.data.query import rows_of
 from stable_sam.data.truth import TRUTH_SCHEMA, read_truth
+from stable_sam.rle import rle
 
 MAX_IMAGES = 10_000
 """Of more images with truth, so many (by a hash of their URIs) give the AP, which holds all their masks."""
@@ -82,8 +83,8 @@ def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -
             "SELECT count(true_iou), round(favg(true_iou), 6), "
             "round(avg((true_iou >= 0.75)::INT) FILTER (true_iou IS NOT NULL), 6) FROM added",
         )
-        truth = _rows(connection, "SELECT * FROM truth SEMI JOIN asked USING (image_uri) ORDER BY ALL")
-        found = _rows(
+        truth = rows_of(connection, "SELECT * FROM truth SEMI JOIN asked USING (image_uri) ORDER BY ALL")
+        found = rows_of(
             connection,
             f"""
             SELECT {_FOUND} FROM (
@@ -128,8 +129,8 @@ def average_precision(
                 "id": number,
                 "image_id": numbers[row["image_uri"]],
                 "category_id": categories.get(str(row["category"]) if by_category else "", 0),
-                "segmentation": (rle := {"size": row["mask_size"], "counts": row["mask_counts"].encode("ascii")}),
-                "area": int(coco_mask.area(rle)),
+                "segmentation": (mask := rle(row["mask_size"], row["mask_counts"])),
+                "area": int(coco_mask.area(mask)),
                 "iscrowd": int(row.get("iscrowd") or 0),
                 "score": row.get("score"),
             }
@@ -156,8 +157,3 @@ def _coco(numbers: Mapping[str, int], categories: Mapping[str, int], annotations
     }
     coco.createIndex()
     return coco
-
-
-def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
-    return rows

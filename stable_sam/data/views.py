@@ -15,9 +15,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
-from pycocotools import mask as coco_mask
 
-from stable_sam.rle import check_counts
+from stable_sam.data.live import newest_revisions
+from stable_sam.rle import check_counts, mask_iou
+from stable_sam.scores import IN_GROUPS
 
 OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
 """Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
@@ -27,11 +28,6 @@ WORST_FIRST = (
     "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
 )
 """An order of rows that have `outcome`; by quality where the run was calibrated."""
-CURRENT = """
-    SELECT * FROM history
-    QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1 AND status <> 'withdrawn'
-"""
-"""What `masks` is, for engines that see all rows and nothing else. Ours reads less: see `stable_sam.data.layout`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +41,15 @@ class View:
 
 _SOURCE = "attributes->>'annotation_source'"
 _COUNTS = ", ".join(["count(*) AS prompts", *(f"count(*) FILTER (outcome = '{one}') AS {one}" for one in OUTCOMES)])
-_SCORES = ("quality", "prompt_stability", "predicted_iou", "box_agreement")
 _MEDIANS = ", ".join(
-    [*(f"score_median({score}) AS median_{score}" for score in _SCORES), "avg(true_iou) AS mean_true_iou"]
+    [*(f"score_median({score}) AS median_{score}" for score in IN_GROUPS), "avg(true_iou) AS mean_true_iou"]
 )
 _SHARES = ", ".join(f"avg((outcome = '{one}')::INT) AS {one}_share" for one in ("accept", "review", "reject", "failed"))
 _MASK_XYXY = "[bbox_xywh[1], bbox_xywh[2], bbox_xywh[1] + bbox_xywh[3], bbox_xywh[2] + bbox_xywh[4]]"
+_EARLIER = """(
+    SELECT prompt_id, history.revision FROM history JOIN _newest USING (prompt_id)
+    WHERE history.revision < _newest.revision
+)"""
 _WHAT_CHANGED = """
     CASE
         WHEN now.status = 'withdrawn' THEN 'withdrawn'
@@ -119,11 +118,7 @@ VIEWS: Mapping[str, View] = {
                    before.area AS area_before, now.area, before.quality AS quality_before, now.quality,
                    before.revision AS revision_before, now.revision
             FROM _newest now LEFT JOIN (
-                SELECT history.* FROM history SEMI JOIN (
-                    SELECT prompt_id, max(history.revision) AS revision
-                    FROM history JOIN _newest USING (prompt_id)
-                    WHERE history.revision < _newest.revision GROUP BY prompt_id
-                ) earlier ON history.prompt_id = earlier.prompt_id AND history.revision = earlier.revision
+                SELECT history.* FROM history SEMI JOIN ({newest_revisions(_EARLIER)}) USING (prompt_id, revision)
             ) before ON before.prompt_id = now.prompt_id
             ORDER BY change, mask_iou, now.prompt_id
         """,
@@ -240,10 +235,7 @@ def _mask_ious(
         check_counts([row[1] for row in some], areas)
         check_counts([row[3] for row in some], areas)
     for place in places:
-        size, one, _, other = rows[place]
-        ious[place] = float(
-            coco_mask.iou([{"size": size, "counts": one}], [{"size": size, "counts": other}], [0])[0, 0]
-        )
+        ious[place] = mask_iou(*rows[place])
     return pa.array(ious, pa.float64())
 
 

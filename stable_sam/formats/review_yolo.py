@@ -13,7 +13,7 @@ from stable_sam.formats.review_coco import ring_of
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
 from stable_sam.formats.review_sent import Files, SentImage
 from stable_sam.formats.write_polygons import fill
-from stable_sam.rle import EncodedMask, checked_counts
+from stable_sam.rle import EncodedMask, checked_counts, rle
 
 LEAST_IOU = 0.1
 """A line that is less like every mask that was sent is no correction of one."""
@@ -67,10 +67,7 @@ def _sent_counts(image: SentImage) -> list[str]:
 def _assigned(masks: Sequence[EncodedMask], sent: Sequence[str], size_hw: tuple[int, int]) -> dict[int, int]:
     if not masks or not sent:
         return {}
-    ours, theirs = (
-        [{"size": list(size_hw), "counts": counts.encode("ascii")} for counts in group]
-        for group in ([mask.counts for mask in masks], sent)
-    )
+    ours, theirs = ([rle(size_hw, counts) for counts in group] for group in ([mask.counts for mask in masks], sent))
     ious = np.asarray(coco_mask.iou(ours, theirs, [0] * len(theirs)))
     pairs = zip(*linear_sum_assignment(ious, maximize=True), strict=True)
     return {int(line): int(place) for line, place in pairs if ious[line, place] >= LEAST_IOU}

@@ -12,18 +12,18 @@ from typing import Any, get_args
 
 import duckdb
 
-from stable_sam.data.query import connected, in_sample
+from stable_sam.data.query import connected, in_sample, rows_of
 from stable_sam.data.runs import is_review
 from stable_sam.data.storage import join
 from stable_sam.errors import ConfigError, InputError
 from stable_sam.formats.write_records import ExportCategory, ExportImage, ExportObject, printable
 from stable_sam.records import Route
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask
+from stable_sam.scores import FROM_MODEL
 
-SCORES = ("predicted_iou", "stability_score", "prompt_stability", "quality")
 _COLUMNS = (
     "prompt_id, revision, image_uri, image_id, category_id, category, iscrowd, box_xyxy, mask_size, mask_counts, "
-    f"bbox_xywh, area, status, route, verdict, {', '.join(SCORES)}"
+    f"bbox_xywh, area, status, route, verdict, {', '.join(FROM_MODEL)}"
 )
 _NO_NAME = "object"
 _BATCH = 2_000
@@ -138,7 +138,7 @@ def selected(
                 f"{table_uri}: expected at least one mask to export, got none"
                 + (f" among {without_mask} rows, which have no mask" if without_mask else " that was asked for")
             )
-        runs = connection.sql("SELECT * FROM runs ORDER BY revision DESC").to_arrow_table().to_pylist()
+        runs = rows_of(connection, "SELECT * FROM runs ORDER BY revision DESC")
         models = [run["model_id"] for run in runs if not is_review(run["model_id"])]
         yield Selection(
             categories=_categories(_keys(connection)),
@@ -197,7 +197,7 @@ def _own_ids(connection: duckdb.DuckDBPyConnection) -> tuple[bool, bool]:
 
 
 def _object(row: dict[str, Any], category: ExportCategory, number: int) -> ExportObject:
-    box, scores = row["box_xyxy"], {name: _finite(row[name]) for name in SCORES}
+    box, scores = row["box_xyxy"], {name: _finite(row[name]) for name in FROM_MODEL}
     score = 1.0 if row["status"] == "reviewed" else scores["quality"]
     details = {"status": row["status"], "route": row["route"], "verdict": row["verdict"], **scores}
     return ExportObject(

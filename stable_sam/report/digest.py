@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 
-from stable_sam.data.query import connected
-from stable_sam.report.columns import OUTCOME, OUTCOMES, SCORES, WORST_FIRST, ask
+from stable_sam.data.query import connected, rows_of
+from stable_sam.data.views import OUTCOME, OUTCOMES, WORST_FIRST
 from stable_sam.report.figures import Figures, figures
+from stable_sam.scores import SCORES
 
 WORST = 10
 """Prompts listed."""
@@ -21,7 +22,7 @@ def digest(table_uri: str) -> str:
         FROM masks WHERE status <> 'reviewed' ORDER BY {WORST_FIRST} LIMIT {WORST}
     """
     with connected(table_uri) as connection:
-        found, rows = figures(connection), ask(connection, sql)
+        found, rows = figures(connection), rows_of(connection, sql)
     worst = [
         [row["prompt_id"], row["category"] or "", row["image_uri"].rpartition("/")[2], row["outcome"], row["reason"]]
         for row in rows
@@ -39,7 +40,8 @@ def digest(table_uri: str) -> str:
 def _by_category(found: Figures) -> str:
     [categories] = [group for group in found.groups if group.by == "category"]
     outcomes = [one for one in reversed(OUTCOMES) if found.counts[one]]
-    header = ["category", "prompts", *outcomes, *(f"median {SCORES[name]}" for name in found.medians)]
+    medians = [f"median {score.label}" for score in SCORES if score.column in found.medians]
+    header = ["category", "prompts", *outcomes, *medians]
     lines = [
         [
             row["name"] or "none",

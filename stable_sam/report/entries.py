@@ -10,11 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stable_sam.report.columns import SCORES
 from stable_sam.report.explanations import Explanations
 from stable_sam.report.pictures import Pictures, drawable
-from stable_sam.report.risk import mask_iou
-from stable_sam.rle import decode_mask, encode_mask
+from stable_sam.rle import decode_mask, encode_mask, mask_iou
+from stable_sam.scores import SCORES
 
 MASK_SIDE_MAX = 1600
 """Masks of larger images are reduced to it: their pictures in the page are smaller still."""
@@ -44,7 +43,7 @@ def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> 
         "image": row["image_uri"],
         "weak": " and ".join(part for part in (_box_text(row["box_xyxy"]), _points_text(row["points_xy"])) if part),
         "detector": _finite(row["score"]),
-        "scores": {name: value for name in SCORES if (value := _finite(row[name])) is not None},
+        "scores": {one.column: value for one in SCORES if (value := _finite(row[one.column])) is not None},
         "area": row["area"],
         "second_pass": row["second_pass"],
         "view": _view(row),
@@ -90,7 +89,8 @@ def _change(row: dict[str, Any]) -> float | None:
         return None
     if row["mask_counts"] == row["previous_counts"] and row["mask_size"] == row["previous_size"]:
         return 0.0
-    return 1 - mask_iou(row["mask_size"], row["mask_counts"], row["previous_size"], row["previous_counts"])
+    iou = mask_iou(row["mask_size"], row["mask_counts"], row["previous_size"], row["previous_counts"])
+    return 1 - (iou or 0.0)
 
 
 def _mask(size: list[int] | None, counts: str | None) -> dict[str, Any] | None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from stable_sam.report.columns import OUTCOME, OUTCOMES, SCORES, ask
+from stable_sam.data.query import rows_of
+from stable_sam.data.views import OUTCOME, OUTCOMES
+from stable_sam.scores import IN_GROUPS, SCORES, Score
 
 BINS = 25
 """Of each distribution, between 0 and 1."""
@@ -15,7 +17,7 @@ GROUPS_MAX = 30
 """Rows of a table of groups: the largest."""
 RUNS_MAX = 8
 """Runs listed: the newest."""
-_MEDIANS = ("quality", "prompt_stability", "predicted_iou", "box_agreement")
+_COLUMNS = tuple(score.column for score in SCORES)
 _COUNTS = ", ".join(f"count(*) FILTER (outcome = '{outcome}') AS {outcome}" for outcome in OUTCOMES)
 _GROUPED = {"category": "category", "source": "annotations_uri", "outcome": "outcome"}
 
@@ -24,9 +26,7 @@ _GROUPED = {"category": "category", "source": "annotations_uri", "outcome": "out
 class Distribution:
     """One score over all prompts that have it."""
 
-    name: str
-    """Its column."""
-    label: str
+    score: Score
     prompts: int
     median: float
     bins: tuple[tuple[int, int], ...]
@@ -64,7 +64,7 @@ class Figures:
 
 def figures(connection: DuckDBPyConnection) -> Figures:
     """Measure the newest row of each prompt, over the views of `stable_sam.data.query.connected`."""
-    outcomes = ask(connection, f"SELECT {OUTCOME} AS outcome, verdict, count(*) AS n FROM masks GROUP BY ALL")
+    outcomes = rows_of(connection, f"SELECT {OUTCOME} AS outcome, verdict, count(*) AS n FROM masks GROUP BY ALL")
     counts = {one: sum(row["n"] for row in outcomes if row["outcome"] == one) for one in OUTCOMES}
     distributions = _distributions(connection)
     return Figures(
@@ -73,41 +73,40 @@ def figures(connection: DuckDBPyConnection) -> Figures:
         verdicts={row["verdict"]: row["n"] for row in outcomes if row["outcome"] == "reviewed"},
         distributions=distributions,
         groups=tuple(_groups(connection, by) for by in _GROUPED),
-        medians=tuple(one.name for one in distributions if one.name in _MEDIANS),
-        runs=tuple(ask(connection, f"SELECT * FROM runs ORDER BY revision DESC LIMIT {RUNS_MAX}")),
+        medians=tuple(one.score.column for one in distributions if one.score.in_groups),
+        runs=tuple(rows_of(connection, f"SELECT * FROM runs ORDER BY revision DESC LIMIT {RUNS_MAX}")),
     )
 
 
 def _distributions(connection: DuckDBPyConnection) -> tuple[Distribution, ...]:
-    finite = ", ".join(f"score_median(CASE WHEN isfinite({score}) THEN {score} END) AS {score}" for score in SCORES)
-    (medians,) = ask(connection, f"SELECT {finite} FROM masks")
+    finite = ", ".join(f"score_median(CASE WHEN isfinite({score}) THEN {score} END) AS {score}" for score in _COLUMNS)
+    (medians,) = rows_of(connection, f"SELECT {finite} FROM masks")
     sql = f"""
         SELECT score, least(greatest(floor(value * {BINS}), 0), {BINS - 1})::INT AS bin, count(*) AS prompts,
             count(*) FILTER (outcome NOT IN ('accept', 'reviewed')) AS doubtful
-        FROM (UNPIVOT (SELECT {", ".join(SCORES)}, {OUTCOME} AS outcome FROM masks)
-              ON {", ".join(SCORES)} INTO NAME score VALUE value)
+        FROM (UNPIVOT (SELECT {", ".join(_COLUMNS)}, {OUTCOME} AS outcome FROM masks)
+              ON {", ".join(_COLUMNS)} INTO NAME score VALUE value)
         WHERE isfinite(value) GROUP BY ALL
     """
-    rows = ask(connection, sql)
+    rows = rows_of(connection, sql)
     return tuple(
         Distribution(
-            name=name,
-            label=label,
+            score=score,
             prompts=sum(row["prompts"] for row in own.values()),
-            median=medians[name],
+            median=medians[score.column],
             bins=tuple((own[k]["prompts"], own[k]["doubtful"]) if k in own else (0, 0) for k in range(BINS)),
         )
-        for name, label in SCORES.items()
-        if (own := {row["bin"]: row for row in rows if row["score"] == name})
+        for score in SCORES
+        if (own := {row["bin"]: row for row in rows if row["score"] == score.column})
     )
 
 
 def _groups(connection: DuckDBPyConnection, by: str) -> Groups:
-    medians = ", ".join(f"score_median({score}) AS {score}" for score in _MEDIANS)
+    medians = ", ".join(f"score_median({score}) AS {score}" for score in IN_GROUPS)
     sql = f"""
         SELECT {_GROUPED[by]} AS name, count(*) AS prompts, {_COUNTS}, {medians}, count(*) OVER () AS groups
         FROM (SELECT masks.*, {OUTCOME} AS outcome, annotations_uri FROM masks LEFT JOIN runs USING (run_id))
         GROUP BY 1 ORDER BY prompts DESC, name LIMIT {GROUPS_MAX}
     """
-    rows = ask(connection, sql)
+    rows = rows_of(connection, sql)
     return Groups(by=by, rows=tuple(rows), total=rows[0]["groups"] if rows else 0)

@@ -10,8 +10,10 @@ from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
 from stable_sam.calibration.judge import risk_coverage as ranked
-from stable_sam.data.review_decisions import rle, rle_iou
-from stable_sam.report.columns import SCORES, ask
+from stable_sam.data.live import MADE_BEFORE_REVIEW
+from stable_sam.data.query import rows_of
+from stable_sam.rle import mask_iou
+from stable_sam.scores import SCORES
 
 GOOD_IOU = 0.75
 """A mask whose IoU with the true one is less is bad."""
@@ -21,7 +23,8 @@ JUDGED_MAX = 50_000
 """Masks measured at most; of more, a sample."""
 POINTS = 120
 """Of a curve in the page."""
-_RANKING = ("quality", "prompt_stability", "predicted_iou", "stability_score", "box_agreement")
+_RANKING = tuple(score for score in SCORES if score.higher_is_better and score.kind != "truth")
+"""Scores by which the best masks can be taken first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +85,7 @@ def _reviewed(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     sql = f"""
         SELECT {_columns("made")}, masks.verdict, masks.mask_size, masks.mask_counts,
             made.mask_size AS made_size, made.mask_counts AS made_counts
-        FROM masks JOIN (
-            SELECT * FROM history SEMI JOIN (SELECT prompt_id FROM masks WHERE status = 'reviewed') USING (prompt_id)
-            WHERE status = 'ok' QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1
-        ) AS made USING (prompt_id) WHERE masks.status = 'reviewed'
+        FROM masks JOIN ({MADE_BEFORE_REVIEW}) AS made USING (prompt_id) WHERE masks.status = 'reviewed'
     """
     return [row | {"true_iou": _left_iou(row)} for row in _sample(connection, sql)]
 
@@ -93,34 +93,27 @@ def _reviewed(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
 def _left_iou(row: dict[str, Any]) -> float:
     if row["verdict"] == "confirmed":
         return 1.0
-    return mask_iou(row["mask_size"], row["mask_counts"], row["made_size"], row["made_counts"])
-
-
-def mask_iou(size: list[int] | None, counts: str | None, other_size: list[int] | None, other: str | None) -> float:
-    """IoU of two masks of the table, each (height, width) and COCO counts; 0 when one is missing or of another size."""
-    if counts is None or other is None or size is None or size != other_size:
-        return 0.0
-    return rle_iou(rle(size, counts), rle(size, other))
+    return mask_iou(row["mask_size"], row["mask_counts"], row["made_size"], row["made_counts"]) or 0.0
 
 
 def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curve, ...]:
     curves = []
-    for name in _RANKING:
-        scores = np.array([row.get(name, None) for row in rows], dtype=np.float64)
+    for one in _RANKING:
+        scores = np.array([row.get(one.column, None) for row in rows], dtype=np.float64)
         if np.isnan(scores).any():
             continue  # a curve over other masks would not compare
         covered, risks = ranked(scores, risk)
         at = np.unique(np.linspace(len(rows) // 50, len(rows) - 1, POINTS).astype(int))
         points = tuple(zip(covered[at].tolist(), risks[at].tolist(), strict=True))
-        curves.append(Curve(name=name, label=SCORES[name], points=points, area=float(risks.mean())))
+        curves.append(Curve(name=one.column, label=one.label, points=points, area=float(risks.mean())))
     return tuple(sorted(curves, key=lambda curve: curve.area))
 
 
 def _columns(view: str) -> str:
-    return ", ".join(f"{view}.{name}" for name in _RANKING)
+    return ", ".join(f"{view}.{score.column}" for score in _RANKING)
 
 
 def _sample(connection: DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     # A reservoir with a seed: the same table gives the same curves.
     sampled = f"SELECT * FROM ({sql}) USING SAMPLE reservoir({JUDGED_MAX} ROWS) REPEATABLE (0)"
-    return ask(connection, sampled)
+    return rows_of(connection, sampled)

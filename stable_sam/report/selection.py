@@ -6,7 +6,9 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from stable_sam.report.columns import OUTCOME, WORST_FIRST, ask
+from stable_sam.data.live import NEWEST_FIRST
+from stable_sam.data.query import rows_of
+from stable_sam.data.views import OUTCOME, WORST_FIRST
 
 _DRAW = "md5(prompt_id || '/{seed}')"
 # How far a box has moved and an area has grown tells well enough which masks changed; the page compares the masks.
@@ -25,7 +27,7 @@ _CHOSEN = f"""
     earlier AS (
         SELECT prompt_id, area, bbox_xywh FROM history SEMI JOIN tonight USING (prompt_id)
         WHERE status <> 'withdrawn' AND revision < (SELECT max(revision) FROM runs)
-        QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 1),
+        QUALIFY {NEWEST_FIRST} = 1),
     picked AS (
         (SELECT 0 AS turn, 0 AS place, prompt_id FROM rated ORDER BY draw LIMIT {{quarter}})
         UNION ALL
@@ -39,7 +41,7 @@ _CHOSEN = f"""
     previous AS (
         SELECT prompt_id, mask_size, mask_counts, revision FROM history SEMI JOIN chosen USING (prompt_id)
         WHERE status <> 'withdrawn'
-        QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC) = 2)
+        QUALIFY {NEWEST_FIRST} = 2)
     SELECT masks.*, {OUTCOME} AS outcome, runs.annotations_uri AS source, {_DRAW} AS draw,
         previous.mask_size AS previous_size, previous.mask_counts AS previous_counts,
         previous.revision AS previous_revision
@@ -54,4 +56,4 @@ def select_rows(connection: DuckDBPyConnection, *, limit: int, seed: int) -> lis
 
     The rows with the smallest `draw` are a random sample of the table: a quarter of `limit`, or all of a small table.
     """
-    return ask(connection, _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed)))
+    return rows_of(connection, _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed)))

@@ -14,13 +14,13 @@ from markupsafe import Markup
 from stable_sam.config import RunConfig
 from stable_sam.data.query import connected
 from stable_sam.data.storage import write_bytes
-from stable_sam.report.columns import SCORES
 from stable_sam.report.entries import entries
 from stable_sam.report.explanations import explanations
 from stable_sam.report.figures import figures
 from stable_sam.report.pictures import pictures
 from stable_sam.report.risk import risk_coverage
 from stable_sam.report.selection import select_rows
+from stable_sam.scores import SCORES
 
 SCRIPTS = ("masks.js", "drawing.js", "gallery.js", "large_view.js", "keys.js")
 """Of the page, in the order in which they run."""
@@ -58,12 +58,12 @@ def write_report(
         .from_string(_file("page.html.jinja"))
         .render(
             table_uri=table_uri,
-            scores=SCORES,
+            labels={score.column: score.label for score in SCORES},
             figures=found,
             risk=risk,
             shown=len(rows),
             seed=seed,
-            data=_json({"scores": SCORES, "entries": entries(rows, seen, explained)}),
+            data=_json({"scores": _known_scores(), "entries": entries(rows, seen, explained)}),
             pictures=[*seen.webp, *explained.webp],
             style=Markup(_file("page.css")),
             script=(script := _script()),
@@ -72,6 +72,14 @@ def write_report(
     )
     write_bytes(out_uri, page.encode("utf-8"))
     return len(rows)
+
+
+def _known_scores() -> dict[str, dict[str, Any]]:
+    """What the page's script knows of the scores, by their columns."""
+    return {
+        score.column: {"label": score.label, "short": score.short, "higherIsBetter": score.higher_is_better}
+        for score in SCORES
+    }
 
 
 def _of_first_images(rows: list[dict[str, Any]], images_max: int | None) -> list[dict[str, Any]]:

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from stable_sam.data.ahead import ahead
 from stable_sam.data.storage import write_bytes
 from stable_sam.errors import ImageError, StorageError
 from stable_sam.modeling.features import ImageFeatures, feature_names, named_features
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.predict import embed_image
 from stable_sam.training.dataset import TrainingImage, read_annotated
-from stable_sam.training.loop import made_ahead
+from stable_sam.training.loop import BATCHES_AHEAD
 from stable_sam.training.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class EmbeddingCache:
         if not missing:
             return
         with (
-            closing(made_ahead(lambda item: (item, read_annotated(item)), missing)) as pictures,
+            closing(ahead(lambda item: (item, read_annotated(item)), missing, BATCHES_AHEAD, threads=1)) as pictures,
             progress_bar("encoding", len(items), len(items) - len(missing)) as advance,
         ):
             for number, (item, pixels) in enumerate(pictures):

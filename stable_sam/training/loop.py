@@ -7,15 +7,14 @@ import logging
 import os
 import pickle
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from stable_sam.data.ahead import ahead
 from stable_sam.errors import StorageError, WeightsError, one_line
 from stable_sam.training.progress import progress_bar
 from stable_sam.training.settings import TrainingSettings
@@ -28,8 +27,6 @@ BATCHES_AHEAD = 4
 Figures = dict[str, float]
 Export = Callable[[nn.Module, int, Figures], Path]
 """(averaged module, step, figures of the log's last row, without times) -> the file it was written to."""
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 class OnDevice(Protocol):
@@ -90,7 +87,7 @@ class TrainingLoop:
         started = time.monotonic() - self.seconds
         device = next(self.module.parameters()).device
         with progress_bar("training", self.steps, self.step) as advance:
-            for batch in made_ahead(make_batch, range(self.step, self.steps)):
+            for batch in ahead(make_batch, range(self.step, self.steps), BATCHES_AHEAD, threads=1):
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     value, figures = loss(batch.to(device), self.step)
                 rate = self._learn(value)
@@ -198,15 +195,3 @@ def write_csv(file: Path, rows: list[Figures]) -> None:
         partial.replace(file)
     except OSError as error:
         raise StorageError(f"{file}: cannot write: {error.strerror}") from None
-
-
-def made_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
-    """What `make` makes of `items`, in order, made by a thread while the model is busy."""
-    waiting: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(max_workers=1) as maker:
-        for item in items:
-            waiting.append(maker.submit(make, item))
-            if len(waiting) == BATCHES_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

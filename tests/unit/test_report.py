@@ -22,11 +22,11 @@ from stable_sam.data.annotations import read_prompts
 from stable_sam.data.planning import plan_run
 from stable_sam.data.query import connected, query
 from stable_sam.data.table import publish
+from stable_sam.data.views import OUTCOMES
 from stable_sam.errors import NotFoundError
 from stable_sam.identity import model_identity
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
-from stable_sam.report.columns import OUTCOMES
 from stable_sam.report.digest import digest
 from stable_sam.report.figures import Figures, figures
 from stable_sam.report.risk import RiskCoverage, risk_coverage
@@ -315,7 +315,7 @@ def test_figures_are_of_the_whole_table(tmp_path: Path) -> None:
     found = figures_of(table)
     assert (found.total, found.counts["accept"], found.counts["reject"]) == (40, 30, 10)
     [one] = found.distributions
-    assert (one.name, one.prompts, one.median) == ("predicted_iou", 40, pytest.approx(0.9875))
+    assert (one.score.column, one.prompts, one.median) == ("predicted_iou", 40, pytest.approx(0.9875))
     assert sum(prompts for prompts, _ in one.bins) == 40
     assert sum(doubtful for _, doubtful in one.bins) == 10
     assert one.bins[-1] == (21, 10), "a score above 1 counts as 1"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stable_sam.rle import check_counts, checked_counts, encode_mask
+from stable_sam.rle import check_counts, checked_counts, encode_mask, mask_iou
 
 SIZE = (7, 90)
 """Long enough for run lengths of two digits."""
@@ -54,3 +54,19 @@ def test_many_at_once_of_other_areas() -> None:
     text = counts_of(0, 0.5)
     with pytest.raises(ValueError, match="^expected run lengths that add up to the image"):
         check_counts([text, text], [SIZE[0] * SIZE[1], SIZE[0] * SIZE[1] + 1])
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.9]), st.sampled_from([0.0, 0.3, 1.0]))
+def test_iou_of_run_lengths_is_that_of_the_pixels(seed: int, cover: float, other_cover: float) -> None:
+    draw = np.random.default_rng(seed)
+    one, other = draw.random(SIZE) < cover, draw.random(SIZE) < other_cover
+    found = mask_iou(SIZE, encode_mask(one).counts, list(SIZE), encode_mask(other).counts)
+    union = (one | other).sum()
+    assert found == pytest.approx((one & other).sum() / union if union else 0.0)
+
+
+def test_masks_that_are_missing_or_of_other_sizes_have_no_iou() -> None:
+    counts, turned = counts_of(0, 0.5), (SIZE[1], SIZE[0])
+    assert mask_iou(SIZE, None, SIZE, counts) is None
+    assert mask_iou(None, counts, SIZE, counts) is None
+    assert mask_iou(SIZE, counts, turned, counts) is None

@@ -12,9 +12,9 @@ import pytest
 
 from stable_sam import stage_clock
 from stable_sam.config import RefinerConfig
+from stable_sam.data.ahead import ahead
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
-from stable_sam.shard_job import ahead
 from stable_sam.stage_clock import STAGES, WAIT, StageClock, add_times, carried, keeps_spans, timed, turn
 
 

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 import stable_sam.table
 from flows.cli import app
+from stable_sam.data.live import CURRENT
 from stable_sam.data.query import query
-from stable_sam.data.views import CURRENT, VIEWS, documented
+from stable_sam.data.views import VIEWS, documented
 from stable_sam.errors import ConfigError, InputError
 from stable_sam.records import Prompt
 from stable_sam.rle import encode_mask

@@ -1,6 +1,6 @@
 // The gallery: which entries are shown, in what order, and the cards that are near the window.
 
-const { scores: scoreNames, entries } = JSON.parse(document.getElementById("data").textContent);
+const { scores: knownScores, entries } = JSON.parse(document.getElementById("data").textContent);
 const outcomes = ["accept", "review", "reject", "failed", "reviewed"];
 const byId = (id) => document.getElementById(id);
 const CHUNK = 60;
@@ -22,9 +22,11 @@ const orders = {
   category: (a, b) => words(a, b) || a.place - b.place,
   outcome: (a, b) => outcomes.indexOf(a.outcome) - outcomes.indexOf(b.outcome) || words(a, b) || a.place - b.place,
   area: rising((entry) => entry.area || undefined),
-  dsp_weight: rising((entry) => entry.scores?.dsp_weight === undefined ? undefined : -entry.scores.dsp_weight),
 };
-const orderOf = (name) => orders[name] ?? rising((entry) => entry.scores?.[name]);
+const orderOf = (name) => orders[name] ?? rising((entry) => {
+  const value = entry.scores?.[name];
+  return value === undefined || knownScores[name].higherIsBetter ? value : -value;
+});
 
 function chosenOutcome() {
   return document.querySelector("#outcomes :checked").value;
@@ -92,21 +94,20 @@ function drawCard(made) {
 function card(entry, index) {
   const open = node("button", { type: "button", class: "open", "aria-label": `Open ${described(entry)}` });
   open.addEventListener("click", () => openLarge(index));
-  const scores = Object.keys(short).filter((name) => entry.scores?.[name] !== undefined).slice(0, 4);
+  const scores = onCard.filter((name) => entry.scores?.[name] !== undefined).slice(0, 4);
   const made = node("article", { class: `card ${entry.outcome}`, "data-index": index, "data-id": entry.id }, open,
     node("div", { class: "text" },
       node("div", { class: "head" }, node("b", {}, named(entry)), node("span", { class: "badge" }, mark(entry.outcome), verdictOr(entry))),
       entry.reason ? node("div", { class: "reason", title: entry.reason }, entry.reason) : null,
       scores.length ? node("dl", { class: "small" }, ...scores.map((name) =>
-        node("div", { title: scoreNames[name] }, node("dt", {}, short[name]), node("dd", {}, entry.scores[name].toFixed(3))))) : null,
+        node("div", { title: knownScores[name].label }, node("dt", {}, knownScores[name].short), node("dd", {}, entry.scores[name].toFixed(3))))) : null,
       node("div", { class: "name", title: `${entry.image ?? ""}, prompt ${entry.id}` }, fileName(entry.image) || `prompt ${entry.id}`,
         entry.change ? ` · ${Math.round(100 * entry.change)} % changed` : "")));
   entryOf.set(made, entry);
   return made;
 }
-const short = {
-  true_iou: "true IoU", quality: "quality", prompt_stability: "stable", predicted_iou: "pred.", box_agreement: "box", stability_score: "border",
-};
+// The first four of these that an entry has.
+const onCard = ["true_iou", "quality", "prompt_stability", "predicted_iou", "box_agreement", "stability_score"];
 
 function setOverlay(name, on) {
   document.documentElement.classList.toggle(`no-${name}`, !on);

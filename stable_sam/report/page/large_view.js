@@ -87,7 +87,7 @@ function facts(entry) {
     return node("span", { class: "track", "aria-hidden": "true" }, fill);
   };
   const rated = Object.entries(entry.scores ?? {}).flatMap(([name, value]) =>
-    [node("dt", {}, scoreNames[name]), track(value), node("dd", {}, value.toFixed(3))]);
+    [node("dt", {}, knownScores[name].label), track(value), node("dd", {}, value.toFixed(3))]);
   const tight = entry.tight && `${entry.tight.slice(0, 2).join(", ")}, ${entry.tight[2]} × ${entry.tight[3]}`;
   const size = entry.size && `${number(entry.size[1])} × ${number(entry.size[0])}`;
   return [

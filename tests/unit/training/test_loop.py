@@ -8,7 +8,7 @@ import pytest
 
 from stable_sam.errors import StorageError, WeightsError
 from stable_sam.training import plugin
-from stable_sam.training.loop import made_ahead, mean_figures, rate_factor, write_csv
+from stable_sam.training.loop import mean_figures, rate_factor, write_csv
 from stable_sam.training.plugin import train_plugin
 from stable_sam.training.settings import BaseTraining, PluginTraining
 from tests.unit.training.ellipses import Killed, settings_of, tiny, watch
@@ -41,12 +41,6 @@ def test_log_has_a_column_for_every_figure(tmp_path):
 def read_log(folder):
     with (folder / "log.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def test_what_is_made_ahead_keeps_its_order_and_its_errors():
-    assert list(made_ahead(lambda n: n * n, range(9))) == [n * n for n in range(9)]
-    with pytest.raises(ZeroDivisionError):
-        list(made_ahead(lambda n: 1 // n, [1, 0]))
 
 
 @pytest.mark.parametrize("kill_at", [1, 3, 6])
