@@ -23,10 +23,10 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from stable_sam.evaluation.truth import TruthImage, read_truth
-from stable_sam.formats.review_import import FORMATS as READERS
+from stable_sam.formats.registry import REVIEW_READERS as READERS
+from stable_sam.formats.registry import WRITERS
 from stable_sam.formats.review_records import collect
 from stable_sam.formats.review_sent import open_files
-from stable_sam.formats.write_export import FORMATS as WRITERS
 from stable_sam.formats.write_json import json_lists
 from stable_sam.formats.write_polygons import Part, Ring, one_ring, polygon_parts
 from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target

@@ -12,14 +12,14 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import PurePosixPath
 
 from stable_sam.data import storage
 from stable_sam.data.listing import StoredFile
 from stable_sam.errors import AnnotationError, NotFoundError, StorageError
-from stable_sam.formats.class_names import OPEN_IMAGES_FILES, YOLO_FILES, find_class_names
+from stable_sam.formats.class_names import find_class_names
+from stable_sam.formats.reading import AnnotationFile, AnnotationSource
+from stable_sam.formats.registry import READERS
 
 MAX_NAME_CHARS = 200
 """Of a source: it stands before the id of each of its prompts."""
@@ -27,18 +27,6 @@ _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _WILD = re.compile(r"[*?]")
 _KINDS = (("json", "jsonl", "ndjson", "parquet"), ("xml",), ("txt",), ("csv",))
 """Endings of annotation files; those of one kind may lie in a folder together."""
-_ENDINGS = {
-    "coco": ("json",),
-    "lvis": ("json",),
-    "detections": ("json",),
-    "labelstudio": ("json",),
-    "labelme": ("json",),
-    "table": ("jsonl", "ndjson", "parquet"),
-    "voc": ("xml",),
-    "cvat": ("xml",),
-    "yolo": ("txt",),
-    "openimages": ("csv",),
-}
 _NO_ANNOTATIONS = re.compile(
     r"(readme|license|licence)\b.*|.*class-descriptions.*\.csv|.*imagelabels.*\.csv|.*image_?ids.*\.csv"
     r"|.*images-with.*\.csv|.*object-segmentation.*\.csv|.*hierarchy.*\.json",
@@ -47,50 +35,13 @@ _NO_ANNOTATIONS = re.compile(
 """Files that lie beside annotations in folders that others have made."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnnotationFile:
-    """One file of a source."""
-
-    uri: str
-    name: str
-    """Path below the source's folder; of a file that was given itself, its name."""
-
-    @property
-    def stem(self) -> str:
-        """The name without its ending."""
-        return PurePosixPath(self.name).with_suffix("").as_posix()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One entry of `--annotations` with its files."""
-
-    entry: str
-    """As given."""
-    folder_uri: str
-    label: str | None
-    """Name of the source; None where there is only one."""
-    alone: bool
-    """The entry is one file, not a folder or a pattern."""
-    names: tuple[str, ...]
-    """Of its files, below the folder, sorted: all that is held of millions of them."""
-
-    @property
-    def files(self) -> Iterator[AnnotationFile]:
-        """Its files, in the order of their names."""
-        return (AnnotationFile(uri=self._uri(name), name=name) for name in self.names)
-
-    def _uri(self, name: str) -> str:
-        return self.entry if self.alone else storage.join(self.folder_uri, name)
-
-
 def absolute_annotations(annotations: str) -> str:
     """The same files by absolute paths, for those who stand in another folder; URIs stay as they are."""
     entries = map(_named, _entries(annotations))
     return ",".join((f"{name}=" if name else "") + storage.absolute_uri(uri) for name, uri in entries)
 
 
-def find_sources(annotations: str, file_format: str) -> list[Source]:
+def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
     """The sources that `--annotations` names, in their order, with their files.
 
     file_format: `auto`, or the format whose files are taken of folders. Raises `AnnotationError` when there is no such
@@ -161,7 +112,7 @@ def _is_there(uri: str) -> bool:
     return False
 
 
-def _source(name: str | None, uri: str, several: bool, file_format: str) -> Source:
+def _source(name: str | None, uri: str, several: bool, file_format: str) -> AnnotationSource:
     try:
         folder = bool(_WILD.search(uri)) or storage.is_folder(uri)
     except NotFoundError as error:
@@ -169,17 +120,17 @@ def _source(name: str | None, uri: str, several: bool, file_format: str) -> Sour
     if not folder:
         folder_uri, _, own_name = uri.rpartition("/")
         label = name or (AnnotationFile(uri=uri, name=own_name).stem if several else None)
-        return Source(entry=uri, folder_uri=folder_uri, label=label, alone=True, names=(own_name,))
+        return AnnotationSource(entry=uri, folder_uri=folder_uri, label=label, alone=True, names=(own_name,))
     base, listed = _listed(uri)
     names = _wanted(uri, [file.path for file in listed], file_format)
     if not names:
         raise AnnotationError(f"{uri}: expected annotation files, found none{_of(file_format)}")
     label = name or (base.rstrip("/").rpartition("/")[2] if several else None)
-    return Source(entry=uri, folder_uri=base, label=label, alone=False, names=tuple(sorted(names)))
+    return AnnotationSource(entry=uri, folder_uri=base, label=label, alone=False, names=tuple(sorted(names)))
 
 
 def _of(file_format: str) -> str:
-    return "" if file_format == "auto" else f" of format {file_format} ({', '.join(_ENDINGS[file_format])})"
+    return "" if file_format == "auto" else f" of format {file_format} ({', '.join(READERS[file_format].endings)})"
 
 
 def _version(uri: str) -> str:
@@ -195,9 +146,8 @@ def _version(uri: str) -> str:
     else:
         folder, endings = uri.rpartition("/")[0], {uri.rpartition(".")[2].lower()}
         version = storage.file_version(uri)
-    for ending, candidates in (("txt", YOLO_FILES), ("csv", OPEN_IMAGES_FILES)):
-        names_uri = find_class_names(folder, candidates) if ending in endings else None
-        if names_uri is not None:
+    for reader in READERS.values():
+        if not endings.isdisjoint(reader.endings) and (names_uri := find_class_names(folder, reader.class_names)):
             version += f" {names_uri} {storage.file_version(names_uri)}"
     return version
 
@@ -225,7 +175,7 @@ def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
     if _WILD.search(uri):
         return of_interest or found
     if file_format != "auto":
-        return _with_endings(of_interest, _ENDINGS[file_format])
+        return _with_endings(of_interest, READERS[file_format].endings)
     kinds = {kind: names for kind in _KINDS if (names := _with_endings(of_interest, kind))}
     if len(kinds) > 1:
         examples = ", ".join(names[0] for names in kinds.values())

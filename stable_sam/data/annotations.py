@@ -1,11 +1,7 @@
 """Weak annotations of any supported format as `Prompt` records; docs/annotations.md says what is read of each.
 
-    COCO instances and detections, LVIS      stable_sam/data/coco.py
-    table of prompts (Parquet, JSON Lines)   stable_sam/data/prompt_table.py
-    VOC, YOLO, LabelMe: a file an image      stable_sam/formats/read_*.py
-    CVAT, Label Studio, Open Images          stable_sam/formats/read_*.py
-
-Which files: stable_sam/data/annotation_files.py; which format: stable_sam/formats/recognise.py, or the configuration.
+`stable_sam.data.annotation_files` finds the files, `stable_sam.formats.recognise` tells their format unless the
+configuration does, and `stable_sam.formats.registry` has the reader of each format.
 
 Every annotation becomes exactly one `Prompt`. One that cannot be used has the reason in `error`; a file that cannot be
 understood as a whole raises `AnnotationError`, unless it is one of many that hold the annotations of one image each:
@@ -22,26 +18,18 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from stable_sam.config import SourceConfig
-from stable_sam.data import coco, prompt_table, storage
-from stable_sam.data.annotation_files import AnnotationFile, Source, find_sources
-from stable_sam.data.coco_catalogue import AnyCatalogue, CocoFileNames
+from stable_sam.data.annotation_files import find_sources
 from stable_sam.data.image_folder import ImageFolder
 from stable_sam.data.prompt_chunks import NamedChunk, PromptChunk, record_chunks
-from stable_sam.errors import AnnotationError, ConfigError, NotFoundError
-from stable_sam.formats.class_names import OPEN_IMAGES_FILES, read_class_names
+from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.formats.per_image import read_per_image
-from stable_sam.formats.read_cvat import read_cvat
-from stable_sam.formats.read_labelstudio import read_labelstudio
-from stable_sam.formats.read_openimages import read_openimages
-from stable_sam.formats.reading import Context
-from stable_sam.formats.recognise import PARQUET, PER_IMAGE, recognise
+from stable_sam.formats.reading import ROWS_ONE_BY_ONE, AnnotationFile, AnnotationSource, Context, open_annotations
+from stable_sam.formats.recognise import recognise
+from stable_sam.formats.registry import READERS, Reader
 from stable_sam.records import Prompt
 
 BATCH_ROWS = 10_000
 """Prompts read together: some megabytes."""
-ROWS_ONE_BY_ONE = 500
-"""Records held for those who take prompts one by one, and may want only the first; and of formats of which each prompt
-costs a file or an image's header."""
 SAMPLE_FILES = 16
 """Of a folder, looked into until one can be recognised."""
 AUTO = SourceConfig()
@@ -92,8 +80,14 @@ def _open(
 ) -> Iterator[PromptChunk]:
     sources = find_sources(annotations, settings.format)
     folder = ImageFolder(images_uri)
-    context = Context(folder=folder, keypoints=settings.keypoints, class_names_uri=settings.class_names_uri)
-    reader = _Reader(context, settings.format, image_index_uri, rows)
+    context = Context(
+        folder=folder,
+        rows=rows,
+        keypoints=settings.keypoints,
+        class_names_uri=settings.class_names_uri,
+        image_index_uri=image_index_uri,
+    )
+    reader = _Reader(context, settings.format)
     chunks = [reader.source(source) for source in sources]
     if image_index_uri is not None and "detections" not in reader.formats:
         raise AnnotationError(
@@ -115,37 +109,40 @@ def _some(sources: list[Iterator[PromptChunk]], annotations: str) -> Iterator[Pr
 class _Reader:
     """Opens sources; `formats` are those that were met."""
 
-    def __init__(self, context: Context, configured: str, image_index_uri: str | None, rows: int) -> None:
-        self._context, self._configured, self._index_uri, self._rows = context, configured, image_index_uri, rows
+    def __init__(self, context: Context, configured: str) -> None:
+        self._context, self._configured = context, configured
         self.formats: set[str] = set()
 
-    def source(self, source: Source) -> Iterator[PromptChunk]:
+    def source(self, source: AnnotationSource) -> Iterator[PromptChunk]:
         """The chunks of one source."""
-        if source.alone and self._configured not in PER_IMAGE:
+        is_small = self._configured != "auto" and READERS[self._configured].read_small is not None
+        if source.alone and not is_small:
             return self._file(source, next(source.files), source.label)
         file_format = self._configured if self._configured != "auto" else _sampled(source)
         self.formats.add(file_format)
-        if file_format in PER_IMAGE:
-            return self._per_image(source, file_format)
+        if READERS[file_format].read_small is not None:
+            return self._per_image(source, READERS[file_format])
         # Each file of a folder is a source of its own.
         below = f"{source.label}/" if source.label else ""
         return (chunk for file in source.files for chunk in self._file(source, file, below + file.stem))
 
-    def _per_image(self, source: Source, file_format: str) -> Iterator[PromptChunk]:
-        annotations = read_per_image(source, file_format, self._context)
-        return _named(record_chunks(annotations, min(self._rows, ROWS_ONE_BY_ONE)), source.label)
+    def _per_image(self, source: AnnotationSource, reader: Reader) -> Iterator[PromptChunk]:
+        annotations = read_per_image(source, reader, self._context)
+        return _named(record_chunks(annotations, self._context.few_rows), source.label)
 
-    def _file(self, source: Source, file: AnnotationFile, name: str | None) -> Iterator[PromptChunk]:
+    def _file(self, source: AnnotationSource, file: AnnotationFile, name: str | None) -> Iterator[PromptChunk]:
         with ExitStack() as opened:
-            stream = opened.enter_context(_stream(file.uri))
+            stream = opened.enter_context(open_annotations(file.uri))
             file_format = self._format(stream, file.uri)
             self.formats.add(file_format)
-            if file_format in PER_IMAGE:
+            reader = READERS[file_format]
+            if reader.read is None:
                 if source.alone:
-                    return self._per_image(source, file_format)
+                    return self._per_image(source, reader)
                 raise AnnotationError(f"{file.uri}: expected a file like those before it, got one of {file_format}")
             stream.seek(0)
-            chunks = self._read(stream, file.uri, file_format)
+            context = self._context.with_class_names(file.uri.rpartition("/")[0], reader.class_names)
+            chunks = reader.read(stream, file.uri, context)
             # From here on the file is closed where the chunks end.
             return _closing(_named(chunks, name), opened.pop_all())
 
@@ -158,32 +155,13 @@ class _Reader:
                 raise ConfigError(f"{uri}: expected format {self._configured}, got {found}")
         return self._configured
 
-    def _read(self, stream: BinaryIO, uri: str, file_format: str) -> Iterator[PromptChunk]:
-        context, rows, few = self._context, self._rows, min(self._rows, ROWS_ONE_BY_ONE)
-        folder, keypoints = context.folder, context.keypoints
-        if file_format == "detections":
-            catalogue = _catalogue(folder, self._index_uri)
-            return coco.read_detections(stream, name=uri, catalogue=catalogue, rows=rows, keypoints=keypoints)
-        if file_format in ("coco", "lvis"):
-            return coco.read_instances(stream, name=uri, folder=folder, rows=rows, keypoints=keypoints)
-        if file_format == "table":
-            parquet = stream.read(len(PARQUET)) == PARQUET
-            read = prompt_table.read_parquet if parquet else prompt_table.read_json_lines
-            return read(stream, name=uri, folder=folder, rows=rows)
-        if file_format == "cvat":
-            return record_chunks(read_cvat(stream, uri, context), rows)
-        if file_format == "labelstudio":
-            return record_chunks(read_labelstudio(stream, uri, context), few)
-        names = read_class_names(uri.rpartition("/")[0], context.class_names_uri, OPEN_IMAGES_FILES)
-        return record_chunks(read_openimages(stream, uri, context, names), few)
 
-
-def _sampled(source: Source) -> str:
+def _sampled(source: AnnotationSource) -> str:
     """The format of the first file that can be recognised."""
     first: AnnotationError | None = None
     for file in islice(source.files, SAMPLE_FILES):
         try:
-            with _stream(file.uri) as opened:
+            with open_annotations(file.uri) as opened:
                 return recognise(opened, file.uri)
         except AnnotationError as error:
             first = first or error
@@ -197,17 +175,3 @@ def _named(chunks: Iterator[PromptChunk], name: str | None) -> Iterator[PromptCh
 def _closing(chunks: Iterator[PromptChunk], opened: ExitStack) -> Iterator[PromptChunk]:
     with opened:
         yield from chunks
-
-
-def _catalogue(folder: ImageFolder, image_index_uri: str | None) -> AnyCatalogue:
-    if image_index_uri is None:
-        return CocoFileNames(folder)
-    with _stream(image_index_uri) as file:
-        return coco.read_index(file, name=image_index_uri, folder=folder)
-
-
-def _stream(uri: str) -> BinaryIO:
-    try:
-        return storage.open_stream(uri)
-    except NotFoundError as error:
-        raise AnnotationError(f"{uri}: no such annotation file") from error

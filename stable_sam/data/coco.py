@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
-from stable_sam.data.coco_catalogue import AnyCatalogue, Catalogue
-from stable_sam.data.coco_records import Source, record_chunk
+from stable_sam.data.coco_catalogue import AnyCatalogue, Catalogue, CocoFileNames
+from stable_sam.data.coco_records import CocoFile, record_chunk
 from stable_sam.data.image_folder import ImageFolder
 from stable_sam.data.json_stream import JsonStream
 from stable_sam.data.prompt_columns import Chunk, Places
 from stable_sam.errors import AnnotationError
+from stable_sam.formats.reading import open_annotations
 
 LISTS = ("images", "categories", "annotations")
 
@@ -39,7 +40,7 @@ def read_instances(
     """
     stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
     offset = _read_catalogue(stream, name, catalogue, need_annotations=True)
-    source = Source(name=name, kind="annotation", catalogue=catalogue, keypoints=keypoints)
+    source = CocoFile(name=name, kind="annotation", catalogue=catalogue, keypoints=keypoints)
     if offset is None:
         return _read(_annotations(stream, name), source, rows)
     return _read(JsonStream(file, name, offset).elements(), source, rows)
@@ -49,7 +50,7 @@ def read_detections(
     file: BinaryIO, *, name: str, catalogue: AnyCatalogue, rows: int, keypoints: bool = False
 ) -> Iterator[Chunk]:
     """Chunks of at most `rows` detections; prompt_id is `{image_id}:{place among the detections of its image}`."""
-    source = Source(name=name, kind="detection", catalogue=catalogue, keypoints=keypoints)
+    source = CocoFile(name=name, kind="detection", catalogue=catalogue, keypoints=keypoints)
     return _read(_detections(JsonStream(file, name)), source, rows)
 
 
@@ -61,6 +62,14 @@ def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
     if not len(catalogue):
         raise AnnotationError(f"{name}: expected a COCO JSON with a list of images as image index")
     return catalogue
+
+
+def catalogue_of(image_index_uri: str | None, folder: ImageFolder) -> AnyCatalogue:
+    """The images of an index, or without one COCO's own file names; raises `AnnotationError` and `StorageError`."""
+    if image_index_uri is None:
+        return CocoFileNames(folder)
+    with open_annotations(image_index_uri) as file:
+        return read_index(file, name=image_index_uri, folder=folder)
 
 
 def _read_catalogue(stream: JsonStream, name: str, catalogue: Catalogue, *, need_annotations: bool) -> int | None:
@@ -112,7 +121,7 @@ def _detections(stream: JsonStream) -> Iterator[Any]:
     stream.end()
 
 
-def _read(records: Iterator[Any], source: Source, rows: int) -> Iterator[Chunk]:
+def _read(records: Iterator[Any], source: CocoFile, rows: int) -> Iterator[Chunk]:
     places, position = Places(len(source.catalogue), source.catalogue.number), 0
     while chunk := list(islice(records, rows)):
         yield record_chunk(chunk, source, places, position)

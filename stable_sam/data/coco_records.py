@@ -27,7 +27,7 @@ NO_IMAGE = Image(problem="expected an image_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class CocoFile:
     """Where records come from."""
 
     name: str
@@ -39,7 +39,7 @@ class Source:
     """Visible keypoints are points on the object."""
 
 
-def record_chunk(given: Sequence[Any], source: Source, places: Places, position: int) -> Chunk:
+def record_chunk(given: Sequence[Any], source: CocoFile, places: Places, position: int) -> Chunk:
     """Records that follow each other, the first at `position` of its list, with the places of those before them."""
     records = [record if isinstance(record, dict) else {} for record in given]
     image_ids, which = different([id_text(record.get("image_id")) or "" for record in records])
@@ -60,7 +60,7 @@ def record_chunk(given: Sequence[Any], source: Source, places: Places, position:
     return Chunk(length=len(given), read=read, columns=columns)
 
 
-def _prompt(given: Any, source: Source, image_id: str, image: Image, place_id: str) -> Prompt:
+def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id: str) -> Prompt:
     record = given if isinstance(given, dict) else {}
     annotation_id = id_text(record.get("id")) if source.kind == "annotation" else None
     points, labels, points_problem = _split_points(record.get("points"))
@@ -113,7 +113,7 @@ def _visible(keypoints: Any) -> list[Any]:
 
 def _columns(
     records: Sequence[Mapping[str, Any]],
-    source: Source,
+    source: CocoFile,
     image_ids: pa.Array,
     images: Sequence[Image],
     which: NDArray[np.int64],

@@ -36,6 +36,8 @@ from stable_sam.data.prompt_rows import OWN_COLUMNS, PROMPT_COLUMNS, Row, Rows, 
 from stable_sam.errors import AnnotationError, StableSamError, one_line
 
 EXPECTED = f"expected a table of prompts with a column image and one of {', '.join(PROMPT_COLUMNS)}"
+PARQUET = b"PAR1"
+"""The first bytes of a Parquet file."""
 MAX_LINE_BYTES = 16 * 2**20
 """Of JSON Lines: a line is held as a whole."""
 MAX_BATCH_BYTES = 2**25
@@ -43,6 +45,13 @@ MAX_BATCH_BYTES = 2**25
 SAMPLE_ROWS = 16
 BUFFER_BYTES = 2**22
 """Read of a column at a time, whatever the size of a row group."""
+
+
+def read_prompt_table(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+    """Read Parquet or JSON Lines, whichever the file is; raises as `read_parquet` and `read_json_lines`."""
+    is_parquet = file.read(len(PARQUET)) == PARQUET
+    file.seek(0)
+    return (read_parquet if is_parquet else read_json_lines)(file, name=name, folder=folder, rows=rows)
 
 
 def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from stable_sam.data import storage
 from stable_sam.data.ahead import ahead
-from stable_sam.data.annotation_files import AnnotationFile, Source
 from stable_sam.data.source_annotation import SourceAnnotation
 from stable_sam.errors import AnnotationError, NotFoundError
-from stable_sam.formats.class_names import YOLO_FILES, read_class_names
-from stable_sam.formats.read_labelme import read_labelme
-from stable_sam.formats.read_voc import read_voc
-from stable_sam.formats.read_yolo import read_yolo
-from stable_sam.formats.reading import Context, SmallFile, unreadable
+from stable_sam.formats.reading import AnnotationFile, AnnotationSource, Context, SmallFile, unreadable
+from stable_sam.formats.registry import Reader
 
 MAX_BYTES = 2**26
 """Of one file: LabelMe puts the picture itself into it."""
 SAMPLE_FILES = 16
 """When the first ones cannot be read, the source is of another format."""
 
-Reader = Callable[[SmallFile, Context], list[SourceAnnotation]]
 
-
-def read_per_image(source: Source, file_format: str, context: Context) -> Iterator[SourceAnnotation]:
+def read_per_image(source: AnnotationSource, reader: Reader, context: Context) -> Iterator[SourceAnnotation]:
     """The annotations of all files of a source.
 
     A file that cannot be read is one annotation that says so. Raises `AnnotationError` when that is so of the only file
     or of the first `SAMPLE_FILES`, and `StorageError`.
     """
-    reader = _reader(source, file_format, context)
+    assert reader.read_small is not None
+    read_small = reader.read_small
+    context = context.with_class_names(source.folder_uri, reader.class_names)
 
     def read(file: AnnotationFile) -> list[SourceAnnotation] | AnnotationError:
         try:
-            return reader(_content(file), context)
+            return read_small(_content(file), context)
         except AnnotationError as error:
             return error
 
@@ -50,15 +46,6 @@ def read_per_image(source: Source, file_format: str, context: Context) -> Iterat
             bad.clear()
         if not isinstance(found, AnnotationError):
             yield from found
-
-
-def _reader(source: Source, file_format: str, context: Context) -> Reader:
-    if file_format == "voc":
-        return read_voc
-    if file_format == "labelme":
-        return read_labelme
-    names = read_class_names(source.folder_uri, context.class_names_uri, YOLO_FILES)
-    return lambda file, context: read_yolo(file, context, names)
 
 
 def _content(file: AnnotationFile) -> SmallFile:

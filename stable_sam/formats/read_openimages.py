@@ -17,7 +17,6 @@ from stable_sam.data.image_lookup import FoundImage, find_image, with_endings
 from stable_sam.data.prompt_columns import Places
 from stable_sam.data.source_annotation import SourceAnnotation, attributes_json
 from stable_sam.errors import AnnotationError, one_line
-from stable_sam.formats.class_names import ClassNames
 from stable_sam.formats.reading import Context, scaled
 from stable_sam.formats.xml_elements import number
 
@@ -30,7 +29,7 @@ MAX_LINE = 2**20
 TOO_MANY = "values without a column"
 
 
-def read_openimages(file: BinaryIO, uri: str, context: Context, names: ClassNames) -> Iterator[SourceAnnotation]:
+def read_openimages(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
     """One annotation for each row; raises `AnnotationError` for what is no such CSV."""
     rows = _rows(file, uri)
     places = Places(len(context.folder), context.folder.number)
@@ -51,7 +50,7 @@ def read_openimages(file: BinaryIO, uri: str, context: Context, names: ClassName
                 size_hw=size,
                 problem=image.problem or unknown or _problem(shares),
                 box_xyxy=scaled(shares, size[1], size[0]) if size else None,
-                category=names.names.get(row.get("LabelName") or "", row.get("LabelName")),
+                category=context.class_names.names.get(row.get("LabelName") or "", row.get("LabelName")),
                 iscrowd=row.get("IsGroupOf") == "1",
                 score=number(row.get("Confidence")),
                 attributes=attributes_json(_attributes(row), OWN_COLUMNS),

@@ -29,7 +29,7 @@ VISIBLE = 2
 FOLDERS = {"labels": "images", "Labels": "Images", "annotations": "images", "Annotations": "Images"}
 
 
-def read_yolo(file: SmallFile, context: Context, names: ClassNames) -> list[SourceAnnotation]:
+def read_yolo(file: SmallFile, context: Context) -> list[SourceAnnotation]:
     """One annotation for each line that is not blank; raises `AnnotationError` for what is no text."""
     image = _image(file, context)
     if image.problem is not None and file.stem.rpartition("/")[2].lower() in LISTS:
@@ -47,7 +47,9 @@ def read_yolo(file: SmallFile, context: Context, names: ClassNames) -> list[Sour
             image_id=image.image_id,
             image_uri=image.uri,
             size_hw=size,
-            **_fields(values, names, size, "; ".join(filter(None, (image.problem, unknown))), context.keypoints),
+            **_fields(
+                values, context.class_names, size, "; ".join(filter(None, (image.problem, unknown))), context.keypoints
+            ),
         )
         for place, (line, values) in enumerate(rows)
     ]

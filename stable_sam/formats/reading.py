@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
 
-from stable_sam.data.annotation_files import AnnotationFile
+from stable_sam.data import storage
 from stable_sam.data.image_folder import ImageFolder
 from stable_sam.data.image_size import image_size_of
 from stable_sam.data.source_annotation import SourceAnnotation
-from stable_sam.errors import AnnotationError, ImageError
+from stable_sam.errors import AnnotationError, ImageError, NotFoundError
+from stable_sam.formats.class_names import ClassNames, read_class_names
 
 MAX_INTEGER = 2**1000
+ROWS_ONE_BY_ONE = 500
+"""Annotations that are held for those who take prompts one by one, and may want only the first."""
 MAX_SIZES = 100_000
 """Images whose size is remembered: files that are not sorted by image name each of them many times."""
 
@@ -32,15 +36,80 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationFile:
+    """One annotation file of a source."""
+
+    uri: str
+    name: str
+    """Path below the source's folder; of a file that was given itself, its name."""
+
+    @property
+    def stem(self) -> str:
+        """The name without its ending."""
+        return PurePosixPath(self.name).with_suffix("").as_posix()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationSource:
+    """One entry of `--annotations` with its files."""
+
+    entry: str
+    """As given."""
+    folder_uri: str
+    label: str | None
+    """Name of the source; None where there is only one."""
+    alone: bool
+    """The entry is one file, not a folder or a pattern."""
+    names: tuple[str, ...]
+    """Of its files, below the folder, sorted: all that is held of millions of them."""
+
+    @property
+    def files(self) -> Iterator[AnnotationFile]:
+        """Its files, in the order of their names."""
+        return (AnnotationFile(uri=self._uri(name), name=name) for name in self.names)
+
+    def _uri(self, name: str) -> str:
+        return self.entry if self.alone else storage.join(self.folder_uri, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """What all readers need."""
 
     folder: ImageFolder
+    rows: int = ROWS_ONE_BY_ONE
+    """Annotations of a chunk, at most."""
     keypoints: bool = False
     """Visible keypoints are points of the prompt."""
     class_names_uri: str | None = None
     """Given by the user."""
+    class_names: ClassNames = field(default_factory=ClassNames)
+    """Those of the file or folder that is read, where its format has them in a file of their own."""
+    image_index_uri: str | None = None
+    """For COCO detection results: a COCO JSON whose `images` say which file an image_id is."""
     sizes: Sizes = field(default_factory=Sizes)
+
+    @property
+    def few_rows(self) -> int:
+        """The rows of a chunk in formats of which each prompt costs a file or an image's header."""
+        return min(self.rows, ROWS_ONE_BY_ONE)
+
+    def with_class_names(self, folder_uri: str, candidates: Sequence[str]) -> Context:
+        """The context for annotations in this folder, with the names of their classes where the format has such files.
+
+        Raises as `read_class_names`.
+        """
+        if not candidates:
+            return self
+        return replace(self, class_names=read_class_names(folder_uri, self.class_names_uri, candidates))
+
+
+def open_annotations(uri: str) -> BinaryIO:
+    """Open an annotation file; raises `AnnotationError` when there is none, `StorageError`."""
+    try:
+        return storage.open_stream(uri)
+    except NotFoundError as error:
+        raise AnnotationError(f"{uri}: no such annotation file") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

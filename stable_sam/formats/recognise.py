@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, BinaryIO
 
 from stable_sam.data.json_stream import JsonStream
+from stable_sam.data.prompt_table import PARQUET
 from stable_sam.errors import AnnotationError
+from stable_sam.formats.registry import READERS
 from stable_sam.formats.xml_elements import root_tag
 
 EXPECTED = (
@@ -13,19 +15,9 @@ EXPECTED = (
     "image_id and bbox), a table of prompts as Parquet or JSON Lines (image, and box_xyxy, bbox_xywh or points_xy), "
     "Pascal VOC or CVAT XML, YOLO labels (.txt), Open Images boxes (.csv), LabelMe JSON or Label Studio JSON"
 )
-PARQUET = b"PAR1"
 HEAD_BYTES = 4096
-PER_IMAGE = ("voc", "yolo", "labelme")
-"""Formats of which a file holds the annotations of one image."""
-_ROOTS = {"annotation": "voc", "annotations": "cvat"}
-_TELLING = {
-    ("images", None): "coco",
-    ("image", None): "table",
-    ("shapes", "["): "labelme",
-    ("data", "{"): "labelstudio",
-    ("result", "["): "labelstudio",
-}
-"""A key, and how its value has to begin."""
+_ROOTS = {reader.xml_root: name for name, reader in READERS.items() if reader.xml_root}
+_KEYS = {key: name for name, reader in READERS.items() for key in reader.json_keys}
 
 
 def recognise(file: BinaryIO, uri: str) -> str:
@@ -74,7 +66,7 @@ def _of_object(stream: JsonStream, uri: str) -> str:
     keys = []
     for key in stream.members():
         begins = stream.peek()
-        found = _TELLING.get((key, None)) or _TELLING.get((key, begins))
+        found = _KEYS.get((key, None)) or _KEYS.get((key, begins))
         if found is not None:
             return found
         keys.append(key[:200])

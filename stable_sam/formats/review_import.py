@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from stable_sam.data.review import MAX_REJECTED_FRACTION, ReviewReport, import_answers
 from stable_sam.errors import ConfigError, shown
-from stable_sam.formats.review_coco import review_coco
-from stable_sam.formats.review_cvat import review_cvat
-from stable_sam.formats.review_label_studio import review_label_studio
-from stable_sam.formats.review_labelme import review_labelme
-from stable_sam.formats.review_png import review_png
-from stable_sam.formats.review_records import ReviewedImage, collect
-from stable_sam.formats.review_sent import Files, open_files
-from stable_sam.formats.review_yolo import review_yolo
-
-FORMATS: Mapping[str, Callable[[Files], Iterator[ReviewedImage]]] = {
-    "coco": review_coco,
-    "labelstudio": review_label_studio,
-    "cvat": review_cvat,
-    "labelme": review_labelme,
-    "yolo": review_yolo,
-    "png": review_png,
-}
+from stable_sam.formats.registry import REVIEW_READERS
+from stable_sam.formats.review_records import collect
+from stable_sam.formats.review_sent import open_files
 
 
 def import_review(
@@ -41,15 +26,15 @@ def import_review(
 ) -> ReviewReport:
     """Read the files at `from_uri` (a file or a folder) and publish what they say: see `import_answers`.
 
-    form: one of `FORMATS`. sent_uri: the export, where its list of what was sent does not lie beside the files.
+    form: one of `REVIEW_READERS`. sent_uri: the export, where its list of what was sent does not lie beside the files.
     Raises `ConfigError` for an unknown format, `AnnotationError` for a file that is not of it, and what
     `import_answers` raises.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {form!r}")
+    if form not in REVIEW_READERS:
+        raise ConfigError(f"format: expected {', '.join(REVIEW_READERS)}, got {form!r}")
     if not 0 < unchanged_iou <= 1:
         raise ConfigError(f"unchanged IoU: expected more than 0 and at most 1, got {unchanged_iou:g}")
-    answers, problems = collect(FORMATS[form](open_files(from_uri, sent_uri)))
+    answers, problems = collect(REVIEW_READERS[form](open_files(from_uri, sent_uri)))
     report = import_answers(
         table_uri,
         answers,

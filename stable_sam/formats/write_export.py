@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stable_sam.data.ahead import ahead
 from stable_sam.data.storage import absolute_uri, iter_versions, join, read_bytes, write_bytes
 from stable_sam.errors import ConfigError, InputError, StorageError
-from stable_sam.formats.write_coco import write_instances, write_results
-from stable_sam.formats.write_cvat import write_cvat
-from stable_sam.formats.write_fiftyone import write_fiftyone
-from stable_sam.formats.write_hugging_face import write_hugging_face
+from stable_sam.formats.registry import WRITERS
 from stable_sam.formats.write_json import json_lists
-from stable_sam.formats.write_label_studio import write_label_studio
-from stable_sam.formats.write_labelme import write_labelme
-from stable_sam.formats.write_png import write_png
-from stable_sam.formats.write_records import SENT, ExportImage, OpenWriter, Target
+from stable_sam.formats.write_records import SENT, ExportImage, Target
 from stable_sam.formats.write_selection import Naming, selected
-from stable_sam.formats.write_yolo import write_yolo
 
 MAX_IMAGE_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """One of the formats, and what it does unless it is told otherwise."""
-
-    write: OpenWriter
-    copies: bool = False
-    """Copies the pictures, because its tools look for them beside the labels."""
-    polygons: bool = False
-    names_by_stem: bool = False
-    """Its label files are named after the pictures without their endings."""
-    embeds: bool = False
-    """The pictures are inside its files."""
-
-
-FORMATS: Mapping[str, Format] = {
-    "coco": Format(write=write_instances, copies=True),
-    "coco-results": Format(write=write_results),
-    "yolo": Format(write=write_yolo, copies=True, names_by_stem=True),
-    "labelstudio": Format(write=write_label_studio),
-    "cvat": Format(write=write_cvat),
-    "labelme": Format(write=write_labelme, copies=True, polygons=True, names_by_stem=True),
-    "png": Format(write=write_png),
-    "fiftyone": Format(write=write_fiftyone),
-    "parquet": Format(write=write_hugging_face, copies=True, embeds=True),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +45,16 @@ def export(
 ) -> ExportReport:
     """Write the current masks of a table to the folder `out_uri`, image by image.
 
-    to: one of `FORMATS`. where: SQL condition on the view `masks`. sample: see `stable_sam.data.query.in_sample`.
+    to: a format of `WRITERS`. where: SQL condition on the view `masks`. sample: see `stable_sam.data.query.in_sample`.
     as_of: as in `stable_sam.data.query.query`.
     polygons, copy_images: None leaves it to the format. image_prefix: where tools find the pictures.
     progress: is told of images that are done, and of how many there are.
     Raises `ConfigError` for an unknown format or route, `InputError` when the condition is wrong, nothing is left or
     the folder is not empty, `StorageError`.
     """
-    form = FORMATS.get(to)
+    form = WRITERS.get(to)
     if form is None:
-        raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {to!r}")
+        raise ConfigError(f"format: expected {', '.join(WRITERS)}, got {to!r}")
     if next(iter_versions(out_uri), None) is not None:
         raise InputError(f"{out_uri}: expected a new or empty folder to export to, got one with files")
     with selected(table_uri, where, routes, as_of, sample) as selection:

@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     from stable_sam.data.schema import prompt_from_row
     from stable_sam.errors import StableSamError
     from stable_sam.formats import review_records
-    from stable_sam.formats.review_import import FORMATS
+    from stable_sam.formats.registry import REVIEW_READERS
     from stable_sam.formats.review_records import collect
     from stable_sam.formats.review_sent import open_files
     from stable_sam.formats.write_records import SENT
@@ -89,7 +89,7 @@ def _review(form: bytes, part: bytes, content: bytes) -> None:
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
-    answers, _ = collect(FORMATS[name](open_files(str(folder))))
+    answers, _ = collect(REVIEW_READERS[name](open_files(str(folder))))
     for answer in answers:
         answer.prompt_id.encode()
         assert answer.revision is None or 0 <= answer.revision < 2**63

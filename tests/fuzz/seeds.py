@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from stable_sam.formats.review_import import FORMATS
-from stable_sam.formats.write_export import FORMATS as WRITERS
+from stable_sam.formats.registry import REVIEW_READERS, WRITERS
 from stable_sam.formats.write_export import _sent
 from stable_sam.formats.write_json import json_lists
 from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target
@@ -29,7 +28,7 @@ from stable_sam.rle import encode_mask
 BOX = [1.0, 2.0, 6.0, 5.0]
 YOLO = b"0 0.5 0.5 0.2 0.5\n1 0.5 0.5 0.2 0.5 0.75\n0 0.1 0.2 0.3 0.2 0.3 0.4\n"
 PICTURES = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
-FORMS = {str(number).encode(): name for number, name in enumerate(FORMATS)}
+FORMS = {str(number).encode(): name for number, name in enumerate(REVIEW_READERS)}
 VOC = b"<annotation><filename>a.jpg</filename><object><bndbox><xmin>1</xmin></bndbox></object></annotation>"
 CVAT = (
     b'<annotations><image id="0" name="a.jpg"><box xtl="1" ytl="2" xbr="3" ybr="4" rotation="9"/></image></annotations>'
@@ -136,5 +135,5 @@ def _mask(number: int) -> Any:
     return encode_mask(np.asfortranarray(mask))
 
 
-EXPORTED = {form: _exported(form) for form in FORMATS}
+EXPORTED = {form: _exported(form) for form in REVIEW_READERS}
 """Of each format: path -> content."""

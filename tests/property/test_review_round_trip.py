@@ -19,11 +19,10 @@ from pycocotools import mask as coco_mask
 
 from stable_sam.errors import AnnotationError, PromptError
 from stable_sam.formats.brush_rle import decode_brush, encode_brush
+from stable_sam.formats.registry import REVIEW_READERS, WRITERS
 from stable_sam.formats.review_coco import segmentation_mask
-from stable_sam.formats.review_import import FORMATS
 from stable_sam.formats.review_records import collect
 from stable_sam.formats.review_sent import open_files
-from stable_sam.formats.write_export import FORMATS as WRITERS
 from stable_sam.formats.write_export import _sent
 from stable_sam.formats.write_json import json_lists
 from stable_sam.formats.write_polygons import fill, one_ring, polygon_parts
@@ -100,7 +99,7 @@ def test_masks_come_back_as_they_went_out(form: str, polygons: bool, first: np.n
     second = first[::-1, ::-1] if data.draw(st.booleans()) else np.ones_like(first)
     image = image_of(object_of(first, 1), object_of(second, 2))
     with came_back(form, image, polygons=polygons) as folder:
-        answers, problems = collect(FORMATS[form](open_files(str(folder))))
+        answers, problems = collect(REVIEW_READERS[form](open_files(str(folder))))
     assert problems == []
     found = {answer.prompt_id: answer.mask for answer in answers}
     if form == "yolo" and np.array_equal(first, second):
@@ -116,7 +115,7 @@ def test_any_prompt_id_comes_back(form: str) -> None:
     corner = np.eye(4, dtype=np.bool_)
     image = image_of(*(object_of(corner, n, prompt_id) for n, prompt_id in enumerate(HOSTILE_IDS)))
     with came_back(form, image) as folder:
-        answers, problems = collect(FORMATS[form](open_files(str(folder))))
+        answers, problems = collect(REVIEW_READERS[form](open_files(str(folder))))
     assert problems == []
     assert {answer.prompt_id for answer in answers} == set(HOSTILE_IDS)
 
@@ -192,7 +191,7 @@ def test_broken_run_lengths_are_told(mask: np.ndarray, data: st.DataObject) -> N
             segmentation_mask({"size": list(size), "counts": broken}, size)
 
 
-@pytest.mark.parametrize("form", sorted(FORMATS))
+@pytest.mark.parametrize("form", sorted(REVIEW_READERS))
 @given(junk=st.binary(max_size=60))
 @settings(max_examples=6)
 def test_files_that_are_something_else_are_told(form: str, junk: bytes) -> None:
@@ -203,5 +202,5 @@ def test_files_that_are_something_else_are_told(form: str, junk: bytes) -> None:
             path.write_bytes(junk)
         answers = []
         with contextlib.suppress(AnnotationError):
-            answers, _ = collect(FORMATS[form](open_files(str(folder))))
+            answers, _ = collect(REVIEW_READERS[form](open_files(str(folder))))
         assert all(answer.mask is None for answer in answers) or form == "yolo"

@@ -14,7 +14,7 @@ import pytest
 
 from stable_sam.calibration.model import Calibration
 from stable_sam.errors import AnnotationError, ConfigError
-from stable_sam.formats.review_import import FORMATS
+from stable_sam.formats.registry import REVIEW_READERS
 from stable_sam.formats.review_records import MAX_PIXELS, Answer, collect
 from stable_sam.formats.review_sent import open_files
 from stable_sam.formats.write_records import SENT
@@ -30,7 +30,7 @@ def read(form: str, folder: Path, **changed: bytes) -> tuple[list[Answer], list[
     for (path, content), name in ((own, "own"), (sent, "sent")):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(changed.get(name, content))
-    return collect(FORMATS[form](open_files(str(folder))))
+    return collect(REVIEW_READERS[form](open_files(str(folder))))
 
 
 def edited(form: str, path: str, change: Change) -> bytes:
@@ -44,7 +44,7 @@ def edited(form: str, path: str, change: Change) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", REVIEW_READERS)
 def test_what_the_fuzzer_starts_from_is_read(form: str, tmp_path: Path) -> None:
     answers, problems = read(form, tmp_path)
     assert problems == []
@@ -52,7 +52,7 @@ def test_what_the_fuzzer_starts_from_is_read(form: str, tmp_path: Path) -> None:
     assert all(answer.mask is not None and answer.mask.area == 8 for answer in answers)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", REVIEW_READERS)
 @pytest.mark.parametrize(
     ("path", "value"),
     [

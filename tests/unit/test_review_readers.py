@@ -11,7 +11,7 @@ import pytest
 
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.brush_rle import encode_brush
-from stable_sam.formats.review_import import FORMATS
+from stable_sam.formats.registry import REVIEW_READERS
 from stable_sam.formats.review_records import Answer, collect
 from stable_sam.formats.review_sent import Sent, SentImage, open_files
 from stable_sam.formats.write_polygons import one_ring, polygon_parts
@@ -28,7 +28,7 @@ def square(x: int, y: int, side: int = 3) -> np.ndarray:
 
 
 def read(form: str, path: Path, sent: Path | None = None) -> tuple[dict[str, np.ndarray | None], list[str]]:
-    answers, problems = collect(FORMATS[form](open_files(str(path), None if sent is None else str(sent))))
+    answers, problems = collect(REVIEW_READERS[form](open_files(str(path), None if sent is None else str(sent))))
     return {answer.prompt_id: mask_of(answer) for answer in answers}, problems
 
 

@@ -1,0 +1,137 @@
+"""The formats of other tools, each registered here: how its files are told apart and read, written, and read back.
+
+To add one: its readers and writers in a folder of its own, their entries here, a name that can be read in
+`stable_sam.records.AnnotationFormat`, and a section in docs/annotations.md or docs/review.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from stable_sam.data.coco import catalogue_of, read_detections, read_instances
+from stable_sam.data.prompt_chunks import PromptChunk, record_chunks
+from stable_sam.data.prompt_table import read_prompt_table
+from stable_sam.data.source_annotation import SourceAnnotation
+from stable_sam.formats.class_names import OPEN_IMAGES_FILES, YOLO_FILES
+from stable_sam.formats.read_cvat import read_cvat
+from stable_sam.formats.read_labelme import read_labelme
+from stable_sam.formats.read_labelstudio import read_labelstudio
+from stable_sam.formats.read_openimages import read_openimages
+from stable_sam.formats.read_voc import read_voc
+from stable_sam.formats.read_yolo import read_yolo
+from stable_sam.formats.reading import Context, SmallFile
+from stable_sam.formats.review_coco import review_coco
+from stable_sam.formats.review_cvat import review_cvat
+from stable_sam.formats.review_label_studio import review_label_studio
+from stable_sam.formats.review_labelme import review_labelme
+from stable_sam.formats.review_png import review_png
+from stable_sam.formats.review_records import ReviewedImage
+from stable_sam.formats.review_sent import Files
+from stable_sam.formats.review_yolo import review_yolo
+from stable_sam.formats.write_coco import write_instances, write_results
+from stable_sam.formats.write_cvat import write_cvat
+from stable_sam.formats.write_fiftyone import write_fiftyone
+from stable_sam.formats.write_hugging_face import write_hugging_face
+from stable_sam.formats.write_label_studio import write_label_studio
+from stable_sam.formats.write_labelme import write_labelme
+from stable_sam.formats.write_png import write_png
+from stable_sam.formats.write_records import OpenWriter
+from stable_sam.formats.write_yolo import write_yolo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """How the weak annotations of one format are found and read, by one of `read` and `read_small`."""
+
+    endings: tuple[str, ...]
+    """Of its files in a folder, in lower case."""
+    read: Callable[[BinaryIO, str, Context], Iterator[PromptChunk]] | None = None
+    """Gives the prompts of an open file and its URI chunk by chunk; raises `AnnotationError`."""
+    read_small: Callable[[SmallFile, Context], list[SourceAnnotation]] | None = None
+    """Gives the annotations of a file that holds those of one image; raises `AnnotationError`."""
+    class_names: tuple[str, ...] = ()
+    """Files beside the annotations that may hold the names of their classes; the first that is there is read."""
+    xml_root: str | None = None
+    """The root element by which XML files of this format are recognised."""
+    json_keys: tuple[tuple[str, str | None], ...] = ()
+    """Keys by which a JSON object of this format is recognised, each with the character that its value begins with;
+    None: any."""
+
+
+def _instances(file: BinaryIO, uri: str, context: Context) -> Iterator[PromptChunk]:
+    return read_instances(file, name=uri, folder=context.folder, rows=context.rows, keypoints=context.keypoints)
+
+
+def _detections(file: BinaryIO, uri: str, context: Context) -> Iterator[PromptChunk]:
+    catalogue = catalogue_of(context.image_index_uri, context.folder)
+    return read_detections(file, name=uri, catalogue=catalogue, rows=context.rows, keypoints=context.keypoints)
+
+
+READERS: Mapping[str, Reader] = {
+    "coco": Reader(endings=("json",), read=_instances, json_keys=(("images", None),)),
+    "lvis": Reader(endings=("json",), read=_instances),
+    "detections": Reader(endings=("json",), read=_detections),
+    "table": Reader(
+        endings=("jsonl", "ndjson", "parquet"),
+        read=lambda file, uri, context: read_prompt_table(file, name=uri, folder=context.folder, rows=context.rows),
+        json_keys=(("image", None),),
+    ),
+    "voc": Reader(endings=("xml",), read_small=read_voc, xml_root="annotation"),
+    "yolo": Reader(endings=("txt",), read_small=read_yolo, class_names=YOLO_FILES),
+    "labelme": Reader(endings=("json",), read_small=read_labelme, json_keys=(("shapes", "["),)),
+    "labelstudio": Reader(
+        endings=("json",),
+        read=lambda file, uri, context: record_chunks(read_labelstudio(file, uri, context), context.few_rows),
+        json_keys=(("data", "{"), ("result", "[")),
+    ),
+    "cvat": Reader(
+        endings=("xml",),
+        read=lambda file, uri, context: record_chunks(read_cvat(file, uri, context), context.rows),
+        xml_root="annotations",
+    ),
+    "openimages": Reader(
+        endings=("csv",),
+        read=lambda file, uri, context: record_chunks(read_openimages(file, uri, context), context.few_rows),
+        class_names=OPEN_IMAGES_FILES,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """How masks are exported in one format, and what an export does unless it is told otherwise."""
+
+    write: OpenWriter
+    copies: bool = False
+    """Copies the images, because the format's tools look for them beside the labels."""
+    polygons: bool = False
+    """Writes masks as polygons."""
+    names_by_stem: bool = False
+    """Its label files are named after the images without their endings."""
+    embeds: bool = False
+    """The images are inside its files."""
+
+
+WRITERS: Mapping[str, Writer] = {
+    "coco": Writer(write=write_instances, copies=True),
+    "coco-results": Writer(write=write_results),
+    "yolo": Writer(write=write_yolo, copies=True, names_by_stem=True),
+    "labelstudio": Writer(write=write_label_studio),
+    "cvat": Writer(write=write_cvat),
+    "labelme": Writer(write=write_labelme, copies=True, polygons=True, names_by_stem=True),
+    "png": Writer(write=write_png),
+    "fiftyone": Writer(write=write_fiftyone),
+    "parquet": Writer(write=write_hugging_face, copies=True, embeds=True),
+}
+
+REVIEW_READERS: Mapping[str, Callable[[Files], Iterator[ReviewedImage]]] = {
+    "coco": review_coco,
+    "labelstudio": review_label_studio,
+    "cvat": review_cvat,
+    "labelme": review_labelme,
+    "yolo": review_yolo,
+    "png": review_png,
+}
+"""How exported files are read again after people reviewed them."""
