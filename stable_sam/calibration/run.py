@@ -74,11 +74,7 @@ def calibrate(
         curves=curves,
         accept=accept,
         reject=_apart(accept, reject),
-        weights_sha256=model.weights_sha256,
-        jitter_count=refiner.jitter_count,
-        jitter_scale=refiner.jitter_scale,
-        second_pass_from=model.second_pass_from(refiner),
-        tiles=refiner.tile_rule,
+        **asdict(model.score_source(refiner)),
         fitted_on=dict(sorted(Counter(map(str, fitted.sets)).items())),
     )
     name = "random sample" if (checked.kinds == SAMPLE).all() else "kept apart"

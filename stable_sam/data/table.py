@@ -251,6 +251,7 @@ def _run_facts(
         "stage_seconds": summed([records[shard.shard_id].stage_seconds for shard in manifest.shards], commit_seconds),
         "jitter_count": manifest.config.refiner.jitter_count,
         "jitter_scale": manifest.config.refiner.jitter_scale,
+        "stability_offset": manifest.config.refiner.stability_offset,
         "tiles": manifest.config.refiner.tile_rule,
         "publisher": publisher,
     }
