@@ -16,7 +16,7 @@ from stable_sam.data.commits import write_tombstones
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.query import query
-from stable_sam.data.review import Answer
+from stable_sam.data.review_decisions import Answer
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.data.storage import join, read_bytes, write_bytes
 from stable_sam.data.table import publish
