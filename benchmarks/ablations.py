@@ -27,7 +27,7 @@ from stable_sam.modeling.build import set_input_size
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel, load_model
-from stable_sam.modeling.plugin import StableSamPlugin, count_parameters
+from stable_sam.modeling.plugin import StableSamPlugin
 from stable_sam.training.plugin import train_plugin
 from stable_sam.training.settings import PluginTraining
 
@@ -137,7 +137,7 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "name": name, "seed": seed, "scores": scores,
         "rho": {alpha.group: alpha.rho for alpha in found.alpha},
         "decoder_ratio": ratio,
-        "parameters": count_parameters(StableSamPlugin(256, settings.plugin)),
+        "parameters": sum(value.numel() for value in StableSamPlugin(256, settings.plugin).parameters()),
         "base_sha256": found.model.weights_sha256["base"],
     }  # fmt: skip
 

@@ -241,4 +241,7 @@ class RunConfig(Section):
         content["routing"].pop("calibration_uri")  # its content counts
         if self.routing.calibration is None:
             content["routing"].pop("calibration")  # as before there were calibrations
+        else:
+            for name in ("dtype", "stability_offset"):  # as before it said so; they are the refiner's
+                content["routing"]["calibration"].pop(name)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

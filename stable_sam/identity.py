@@ -9,6 +9,7 @@ from importlib.resources import files
 from stable_sam.config import RefinerConfig
 from stable_sam.data.storage import read_bytes
 from stable_sam.errors import ConfigError, WeightsError
+from stable_sam.scores import ScoreSource
 
 BUNDLED_BASE = "nano.safetensors"
 BUNDLED_PLUGIN = "nano_plugin.safetensors"
@@ -25,9 +26,18 @@ class ModelIdentity:
     dtype: str
     """Arithmetic of the image encoder."""
 
-    def second_pass_from(self, config: RefinerConfig) -> float | None:
-        """alpha_1 from which prompts take the second pass; None: none do, as without a plugin that knows alpha."""
-        return config.second_pass_from if self.model_id.endswith("+plugin") else None
+    def score_source(self, config: RefinerConfig) -> ScoreSource:
+        """What the scores of this model's masks depend on when it is prompted as `config` says."""
+        return ScoreSource(
+            weights_sha256=self.weights_sha256,
+            jitter_count=config.jitter_count,
+            jitter_scale=config.jitter_scale,
+            dtype=self.dtype,
+            stability_offset=config.stability_offset,
+            # Without a plugin, which knows alpha, no prompt takes it.
+            second_pass_from=config.second_pass_from if self.model_id.endswith("+plugin") else None,
+            tiles=config.tile_rule,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

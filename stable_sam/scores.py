@@ -1,14 +1,14 @@
-"""The scores of a mask: what each is called, what it says, and which way it points. All lie between 0 and 1."""
+"""The scores of a mask: what each is called, what it says, which way it points, and what makes it what it is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One score of a row."""
+    """One score of a row, a number between 0 and 1."""
 
     column: str
     """Of the masks table, and field of `RefinedMask`."""
@@ -80,3 +80,29 @@ MEASURED = tuple(score.column for score in SCORES if score.kind == "measured")
 FROM_MODEL = tuple(score.column for score in SCORES if score.kind != "truth")
 """What a model says of its own mask."""
 IN_GROUPS = tuple(score.column for score in SCORES if score.in_groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSource:
+    """What the scores of a mask depend on besides its image and its prompt: only scores of one source compare.
+
+    The defaults are what tables, calibrations and labelled masks were made with that do not say.
+    """
+
+    weights_sha256: str
+    jitter_count: int
+    jitter_scale: float
+    dtype: str = "float32"
+    stability_offset: float = 1.0
+    second_pass_from: float | None = None
+    """alpha_1 from which prompts took the second pass; None: there was none."""
+    tiles: str | None = None
+    """`RefinerConfig.tile_rule`; None: all masks were made in the whole image."""
+
+    def differs(self, other: ScoreSource) -> tuple[str, Any, Any] | None:
+        """The first field that is another in `other`: its name, its value here and there."""
+        for name in (field.name for field in fields(self)):
+            here, there = getattr(self, name), getattr(other, name)
+            if here != there:
+                return name, here, there
+        return None

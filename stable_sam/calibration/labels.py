@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from stable_sam.evaluation.truth import TruthImage, TruthObject, read_truth
 from stable_sam.identity import ModelIdentity, bundled_path
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.rle import rle, rle_iou
+from stable_sam.scores import ScoreSource
 
 if TYPE_CHECKING:
     from stable_sam.refiner import Refiner
@@ -80,7 +81,7 @@ def draw_labels(
 def write_records(records: pa.Table, uri: str, refiner: RefinerConfig, model: ModelIdentity) -> None:
     """Write labelled masks, which this model made, as Parquet. Raises `StorageError`."""
     sink = pa.BufferOutputStream()
-    made_by = json.dumps(_made_by(refiner, model)).encode()
+    made_by = json.dumps(asdict(model.score_source(refiner))).encode()
     pq.write_table(records.replace_schema_metadata({_MADE_BY: made_by}), sink, compression="zstd")
     write_bytes(uri, sink.getvalue().to_pybytes())
 
@@ -90,10 +91,10 @@ def read_records(uri: str, refiner: RefinerConfig, model: ModelIdentity) -> pa.T
 
     Raises `AnnotationError` for another file, `ConfigError` when another model made the masks, `StorageError`.
     """
-    table, there = _read(uri)
-    for name, ours in _made_by(refiner, model).items():
-        if there.get(name) != ours:
-            raise ConfigError(f"{uri}: masks made with {name} {there.get(name)}, the configuration has {ours}")
+    table, made_by = _read(uri)
+    if other := made_by.differs(model.score_source(refiner)):
+        name, theirs, ours = other
+        raise ConfigError(f"{uri}: masks made with {name} {theirs}, the configuration has {ours}")
     return table.replace_schema_metadata()
 
 
@@ -103,7 +104,7 @@ def without_tiles(uri: str, refiner: RefinerConfig) -> RefinerConfig:
     Raises as `read_records`.
     """
     _, made_by = _read(uri)
-    return refiner if made_by.get("tiles") else refiner.model_copy(update={"tiles": "off"})
+    return refiner if made_by.tiles else refiner.model_copy(update={"tiles": "off"})
 
 
 def labelled(records: pa.Table) -> LabelledMasks:
@@ -124,27 +125,17 @@ def labelled(records: pa.Table) -> LabelledMasks:
     )
 
 
-def _read(uri: str) -> tuple[pa.Table, dict[str, Any]]:
+def _read(uri: str) -> tuple[pa.Table, ScoreSource]:
     """Records and what made them."""
     path = bundled_path(BUNDLED_RECORDS) if uri == BUNDLED else uri
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(path)))
-        made_by = json.loads((table.schema.metadata or {}).get(_MADE_BY, b"{}"))
-    except (pa.ArrowInvalid, ValueError) as error:
+        made_by = ScoreSource(**json.loads((table.schema.metadata or {}).get(_MADE_BY, b"{}")))
+    except (pa.ArrowInvalid, ValueError, TypeError) as error:
         raise AnnotationError(f"{path}: expected labelled masks as Parquet: {one_line(error)[:200]}") from None
     if table.schema != RECORDS_SCHEMA:
         raise AnnotationError(f"{path}: expected the columns {', '.join(RECORDS_SCHEMA.names)}")
     return table, made_by
-
-
-def _made_by(refiner: RefinerConfig, model: ModelIdentity) -> dict[str, Any]:
-    return {
-        "weights_sha256": model.weights_sha256,
-        "jitter_count": refiner.jitter_count,
-        "jitter_scale": refiner.jitter_scale,
-        "second_pass_from": model.second_pass_from(refiner),
-        "tiles": refiner.tile_rule,
-    }
 
 
 def _label_image(

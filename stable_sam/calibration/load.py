@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 
 from stable_sam.calibration.model import Calibration
@@ -42,13 +43,10 @@ def calibrated_routing(routing: RoutingConfig, refiner: RefinerConfig, model: Mo
 def misfit(calibration: Calibration, refiner: RefinerConfig, model: ModelIdentity) -> str | None:
     """Why the scores of this model are not those that were calibrated; None: they are, of masks that the calibration
     `holds_for`."""
-    for name, theirs, ours in (
-        ("weights_sha256", calibration.weights_sha256, model.weights_sha256),
-        ("jitter_count", calibration.jitter_count, refiner.jitter_count),
-        ("jitter_scale", calibration.jitter_scale, refiner.jitter_scale),
-        ("second_pass_from", calibration.second_pass_from, model.second_pass_from(refiner)),
-        ("tiles", calibration.tiles, refiner.tile_rule if calibration.tiles else None),
-    ):
-        if theirs != ours:
-            return f"calibrated for {name} {theirs}, the run has {ours}"
-    return None
+    source = model.score_source(refiner)
+    if calibration.tiles is None:  # of masks that a run with tiles makes of larger objects, too
+        source = replace(source, tiles=None)
+    if (other := calibration.source.differs(source)) is None:
+        return None
+    name, theirs, ours = other
+    return f"calibrated for {name} {theirs}, the run has {ours}"

@@ -12,6 +12,7 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -19,7 +20,7 @@ from pydantic import ConfigDict, Field, model_validator
 from stable_sam.config_section import Section
 from stable_sam.errors import ConfigError
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.scores import MEASURED
+from stable_sam.scores import MEASURED, ScoreSource
 
 SCORES = (*MEASURED, "log_area", "score")
 """What may enter: the row's scores, `log_area` = log10 of the mask's part of its picture, the detector's `score`."""
@@ -88,6 +89,8 @@ class Calibration(_Finite):
     """Of the model whose scores they are."""
     jitter_count: int
     jitter_scale: float
+    dtype: str = "float32"
+    stability_offset: float = 1.0
     second_pass_from: float | None = None
     """alpha_1 from which prompts took the second pass; None: there was none."""
     tiles: str | None = None
@@ -112,6 +115,11 @@ class Calibration(_Finite):
         if not isinstance(raw, dict):
             raise ConfigError(f"{source}: expected a calibration, got {type(raw).__name__}")
         return cls.from_dict(raw, source=source)
+
+    @property
+    def source(self) -> ScoreSource:
+        """What the scores depend on that were calibrated."""
+        return ScoreSource(**{field.name: getattr(self, field.name) for field in fields(ScoreSource)})
 
     def holds_for(self, mask: RefinedMask) -> bool:
         """Whether the mask is of the kind that was calibrated."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -19,15 +19,19 @@ from stable_sam.errors import InputError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Route
 
+# Masks whose scores are of the source that the parameters say, in columns of a row and of its run.
+_OURS = """
+    (weights_sha256, dtype, jitter_count, jitter_scale, coalesce(stability_offset, 1))
+        = ($weights_sha256, $dtype, $jitter_count, $jitter_scale, $stability_offset)
+    AND CASE WHEN $tiles IS NULL THEN view IS NULL ELSE tiles = $tiles END
+    AND (second_pass IS NOT NULL) = coalesce(dsp_weight >= $second_pass_from, false)
+"""
 # Masks that wait, of this model. One that a night made after the newest answer could not be reviewed yet.
-_WAITING = """
-    SELECT m.route, {condition} AND m.revision < coalesce(
-               (SELECT max(revision) FROM masks WHERE status = 'reviewed' AND {condition}), 0) AS missing, count(*)
-    FROM masks m JOIN (SELECT run_id, jitter_count, jitter_scale, tiles FROM runs) r USING (run_id)
-    WHERE m.status = 'ok' AND m.area > 0
-        AND (m.weights_sha256, r.jitter_count, r.jitter_scale) = ($weights, $jitter_count, $jitter_scale)
-        AND CASE WHEN $tiles IS NULL THEN m.view IS NULL ELSE r.tiles = $tiles END
-        AND (m.second_pass IS NOT NULL) = coalesce(m.dsp_weight >= $second_pass_from, false)
+_WAITING = f"""
+    SELECT route, {{condition}} AND revision < coalesce(
+               (SELECT max(revision) FROM masks WHERE status = 'reviewed' AND {{condition}}), 0) AS missing, count(*)
+    FROM masks JOIN (SELECT run_id, jitter_count, jitter_scale, stability_offset, tiles FROM runs) USING (run_id)
+    WHERE status = 'ok' AND area > 0 AND {_OURS}
     GROUP BY ALL
 """
 
@@ -46,7 +50,7 @@ class ReviewedLabels:
     confirmed: int = 0
     """Labels that say: the mask is right as it is."""
     left_out: int = 0
-    """Reviewed masks of other weights, K, scale, tiles or second pass."""
+    """Reviewed masks whose scores are of another `ScoreSource`."""
 
     def lines(self) -> list[str]:
         """What somebody should know who learns from it."""
@@ -68,8 +72,8 @@ class ReviewedLabels:
             )
         if self.left_out:
             lines.append(
-                f"{self.left_out} more are left out, of other weights, K, scale, tiles or second pass; as pictures "
-                "with true masks they still count: export --to coco --where \"status = 'reviewed'\", then "
+                f"{self.left_out} more are left out, of other weights, dtype, K, scale, offset, tiles or second pass; "
+                "as pictures with true masks they still count: export --to coco --where \"status = 'reviewed'\", then "
                 "calibrate --data."
             )
         return lines
@@ -83,26 +87,20 @@ def reviewed_labels(
     sample: the part of the table that was exported with it (`in_sample`) and reviewed, to the last mask.
     Raises `InputError` when masks of the sample wait, `ConfigError`, and what `stable_sam.data.query.query` raises.
     """
-    ours = {
-        "weights": model.weights_sha256, "jitter_count": refiner.jitter_count, "jitter_scale": refiner.jitter_scale,
-        "tiles": refiner.tile_rule, "second_pass_from": model.second_pass_from(refiner),
-    }  # fmt: skip
+    ours = asdict(model.score_source(refiner))
     condition = "false" if sample is None else in_sample(sample)
     waiting: Counter[str] = Counter()
     missing = 0
+    reviewed = reviewed_masks(table_uri)
     with connected(table_uri) as connection:
         for route, is_missing, count in connection.execute(_WAITING.format(condition=condition), ours).fetchall():
             waiting[route] += count
             missing += count if is_missing else 0
         drawn = connection.execute(f"SELECT prompt_id FROM masks WHERE status = 'reviewed' AND {condition}").fetchall()
+        connection.register("reviewed", reviewed)
+        sql = f"SELECT * FROM reviewed WHERE {_OURS} ORDER BY image_uri, prompt_id"
+        labels = connection.sql(sql, params=ours).to_arrow_table().to_pylist()
     sampled = {prompt_id for (prompt_id,) in drawn}
-    rows = reviewed_masks(table_uri).to_pylist()
-    labels = [
-        row for row in rows
-        if (row["weights_sha256"], row["jitter_count"], row["jitter_scale"]) == tuple(ours.values())[:3]
-        and (row["view"] is None if refiner.tile_rule is None else row["tiles"] == refiner.tile_rule)
-        and (row["second_pass"] is not None) == _is_poor(row["dsp_weight"], model.second_pass_from(refiner))
-    ]  # fmt: skip
     some = any(row["prompt_id"] in sampled for row in labels)
     if sample is not None and (missing or not some):
         raise InputError(
@@ -117,12 +115,8 @@ def reviewed_labels(
         reviewed=Counter(row["model_route"] for row in labels),
         waiting=waiting,
         confirmed=sum(row["verdict"] == "confirmed" for row in labels),
-        left_out=len(rows) - len(labels),
+        left_out=reviewed.num_rows - len(labels),
     )
-
-
-def _is_poor(dsp_weight: float | None, limit: float | None) -> bool:
-    return dsp_weight is not None and limit is not None and dsp_weight >= limit
 
 
 def _record(table_uri: str, row: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +73,7 @@ def calibrate(
         curves=curves,
         accept=accept,
         reject=_apart(accept, reject),
-        weights_sha256=model.weights_sha256,
-        jitter_count=refiner.jitter_count,
-        jitter_scale=refiner.jitter_scale,
-        second_pass_from=model.second_pass_from(refiner),
-        tiles=refiner.tile_rule,
+        **asdict(model.score_source(refiner)),
         fitted_on=dict(sorted(Counter(map(str, fitted.sets)).items())),
     )
     name = "random sample" if (checked.kinds == SAMPLE).all() else "kept apart"
@@ -104,15 +99,6 @@ def held(name: str, calibration: Calibration, masks: LabelledMasks) -> Held:
         quality=quality,
         masks=masks,
     )
-
-
-def to_json(one: Held) -> dict[str, Any]:
-    """Plain values for json.dump, without the masks."""
-    return {
-        "name": one.name,
-        "judgements": [asdict(judgement) for judgement in one.judgements],
-        "routes": [asdict(count) for count in one.routes],
-    }
 
 
 def _quality(intercept: float, curves: dict[str, Curve], masks: LabelledMasks) -> NDArray[np.float64]:

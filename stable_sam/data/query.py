@@ -43,6 +43,7 @@ _RUNS_SCHEMA = pa.schema(
         ("dtype", pa.string()),
         ("jitter_count", pa.int64()),
         ("jitter_scale", pa.float64()),
+        ("stability_offset", pa.float64()),
         ("tiles", pa.string()),
         ("truth_uri", pa.string()),
         ("truth_matched", pa.int64()),

@@ -137,12 +137,12 @@ def reviewed_masks(table_uri: str) -> pa.Table:
 
     A row for each prompt that is reviewed now: its prompt and image; `verdict`; `true_mask_size` and `true_mask_counts`
     (null for a rejected one); `mask_size`, `mask_counts` and `area`, the scores, `second_pass`, `view`, `model_route`
-    and the model of the row that was reviewed (the newest that a model made), with the `jitter_count`, `jitter_scale`
-    and `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt). Raises what
-    `stable_sam.data.query.query` raises.
+    and the model of the row that was reviewed (the newest that a model made), with the `jitter_count`, `jitter_scale`,
+    `stability_offset` and `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
+    Raises what `stable_sam.data.query.query` raises.
     """
     theirs = ("mask_size", "mask_counts", "area", *FROM_MODEL, "second_pass", "view", "model_id", "weights_sha256",
-              "config_hash")  # fmt: skip
+              "dtype", "config_hash")  # fmt: skip
     ours = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
             "points_xy", "point_labels", "verdict")  # fmt: skip
     table = query(
@@ -151,7 +151,7 @@ def reviewed_masks(table_uri: str) -> pa.Table:
         SELECT {", ".join(f"m.{name}" for name in ours)},
                m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
                {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale,
-               r.tiles
+               r.stability_offset, r.tiles
         FROM masks m JOIN ({MADE_BEFORE_REVIEW}) h USING (prompt_id) LEFT JOIN runs r ON r.run_id = h.run_id
         WHERE m.status = 'reviewed'
         ORDER BY m.image_uri, m.prompt_id
@@ -173,7 +173,7 @@ def _check_rejected(answers: Sequence[Answer], max_fraction: float) -> None:
 
 def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, RefinedMask]], made_by: str) -> RunManifest:
     """The run, which continues `parent` and leaves everything else as it found it."""
-    measured = {"jitter_count": parent.jitter_count, "jitter_scale": parent.jitter_scale}
+    measured = {name: getattr(parent, name) for name in ("jitter_count", "jitter_scale", "stability_offset")}
     known = {name: value for name, value in measured.items() if value is not None}
     config = RunConfig.from_dict({"refiner": known | {"tiles": "off" if parent.tiles is None else "auto"}})
     content = [[mask.prompt_id, mask.verdict, mask.mask_counts] for _, mask in rows]

@@ -69,6 +69,8 @@ class RunInfo:
     """K behind each prompt_stability of the run: only equal K and scale compare. None for a run of an older version."""
     jitter_scale: float | None = None
     """Noise scale of the K moved prompts."""
+    stability_offset: float | None = None
+    """Logit offset of each stability_score. None for a run of an older version."""
     tiles: str | None = None
     """`RefinerConfig.tile_rule`: which objects were asked in tiles. None: none were."""
     truth_uri: str | None = None

@@ -25,7 +25,6 @@ from stable_sam.data.runs import (
     RUN_KEY,
     RunInfo,
     list_runs,
-    newest_run,
     open_table,
     pause_after,
     recent_runs,
@@ -36,8 +35,6 @@ from stable_sam.data.storage import absolute_uri, delta_options, join, list_file
 from stable_sam.data.truth_score import score_run
 from stable_sam.errors import ConservationError, StorageError
 from stable_sam.stage_clock import summed
-
-__all__ = ["PublishReport", "RunInfo", "newest_run", "publish"]
 
 CONFIGURATION: Mapping[str, str | None] = {
     # The runs are read from the log, so old log entries must stay.
@@ -251,6 +248,7 @@ def _run_facts(
         "stage_seconds": summed([records[shard.shard_id].stage_seconds for shard in manifest.shards], commit_seconds),
         "jitter_count": manifest.config.refiner.jitter_count,
         "jitter_scale": manifest.config.refiner.jitter_scale,
+        "stability_offset": manifest.config.refiner.stability_offset,
         "tiles": manifest.config.refiner.tile_rule,
         "publisher": publisher,
     }

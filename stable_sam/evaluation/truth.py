@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from stable_sam.data.source_annotation import id_text
 from stable_sam.errors import AnnotationError
 from stable_sam.evaluation.metrics import Mask
+from stable_sam.rle import encode_segmentation, rle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
             if record.get("iscrowd"):
                 crowd += 1
                 continue
-            rle = _compressed(record["segmentation"], image.size_hw)
+            mask = encode_segmentation(record["segmentation"], image.size_hw)
             category = str(categories.get(record.get("category_id"), record.get("category_id", "")))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             expected = "id, image_id of an image in the file, segmentation as polygons or RLE"
@@ -149,13 +150,14 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
         if name in known:
             name = f"{name}#{number}"  # some files begin their ids again for every picture
         known.add(name)
-        area = int(coco_mask.area(rle))
-        if area == 0 or area < min_area_fraction * image.size_hw[0] * image.size_hw[1]:
+        if mask.area == 0 or mask.area < min_area_fraction * image.size_hw[0] * image.size_hw[1]:
             small += 1
             continue
         category_id = id_text(record.get("category_id"))
         objects.setdefault(image_id, []).append(
-            TruthObject(annotation_id=name, category=category, category_id=category_id, rle=rle)
+            TruthObject(
+                annotation_id=name, category=category, category_id=category_id, rle=rle(mask.size_hw, mask.counts)
+            )
         )
 
     chosen = _spread([image_id for image_id in by_id if image_id in objects], limit)
@@ -187,19 +189,6 @@ def _read_coco(file: Path) -> tuple[list[Any], list[Any], dict[Any, Any]]:
     except (KeyError, TypeError) as error:
         raise AnnotationError(f"{file}: categories: expected id and name of each; {_say(error)}") from None
     return images, annotations, names
-
-
-def _compressed(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """COCO's three forms (polygons, uncompressed and compressed RLE) as compressed RLE of the picture's size."""
-    if isinstance(segmentation, list):
-        if not segmentation or any(len(polygon) < 6 for polygon in segmentation):
-            raise ValueError("got a polygon of fewer than 3 corners")
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size_hw))  # type: ignore[no-any-return]
-    if tuple(segmentation["size"]) != size_hw:
-        raise ValueError(f"got a mask of size {list(segmentation['size'])} for a picture of size {list(size_hw)}")
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, *size_hw)  # type: ignore[no-any-return]
-    return {"size": list(size_hw), "counts": segmentation["counts"]}
 
 
 def _spread(items: Sequence[Any], limit: int | None) -> list[Any]:

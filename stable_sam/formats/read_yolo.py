@@ -20,7 +20,6 @@ from stable_sam.formats.class_names import ClassNames
 from stable_sam.formats.reading import Context, SmallFile, bounds, scaled
 from stable_sam.formats.xml_elements import number
 
-BOX_VALUES = 5
 NORMALISED = (-0.5, 1.5)
 """What passes for a share of the image: detectors and people draw a little over the border."""
 LISTS = frozenset({"classes", "labels", "labelmap", "train", "val", "valid", "test", "trainval", "requirements"})

@@ -182,21 +182,7 @@ def attach_plugin(sam: Sam, plugin: StableSamPlugin) -> PluginHost:
     return host
 
 
-def detach_plugin(sam: Sam) -> None:
-    """Give `sam` its own attentions back; nothing happens when it hosts no plugin."""
-    for block in sam.mask_decoder.transformer.layers:
-        if isinstance(block.cross_attn_token_to_image, PluginHost):
-            block.cross_attn_token_to_image = block.cross_attn_token_to_image.attention
-        if isinstance(block.cross_attn_image_to_token, ImageStreamHost):
-            block.cross_attn_image_to_token = block.cross_attn_image_to_token.attention
-
-
 def _as_grid(tokens: Tensor) -> Tensor:
     """(B, HW, C) to (B, C, H, W), a square grid."""
     side = int(tokens.shape[1] ** 0.5)
     return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], side, side)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of learnable values."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

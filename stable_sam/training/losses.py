@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MARGIN = 0.25
+"""Of a box's sides: cells so far outside it still count as near."""
+
 
 def mask_loss(logits: Tensor, coverage: Tensor, near: Tensor) -> Tensor:
     """BCE + dice of each mask.
@@ -25,13 +28,13 @@ def mask_loss(logits: Tensor, coverage: Tensor, near: Tensor) -> Tensor:
     return inside + outside + dice
 
 
-def near_cells(boxes: Tensor, cells: int, stride: int, margin: float = 0.25) -> Tensor:
-    """1 for cells whose centre lies in the box, grown by `margin` of its sides and one cell, else 0.
+def near_cells(boxes: Tensor, cells: int, stride: int) -> Tensor:
+    """1 for cells whose centre lies in the box, grown by `MARGIN` of its sides and one cell, else 0.
 
     boxes: (..., 4) XYXY, input pixels. Returns (..., cells, cells).
     """
     grown = boxes / stride
-    sides = (grown[..., 2:] - grown[..., :2]) * margin + 1.0
+    sides = (grown[..., 2:] - grown[..., :2]) * MARGIN + 1.0
     low, high = grown[..., :2] - sides, grown[..., 2:] + sides
     centers = torch.arange(cells, device=boxes.device, dtype=boxes.dtype) + 0.5
     in_x = (centers >= low[..., 0:1]) & (centers <= high[..., 0:1])

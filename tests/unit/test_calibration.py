@@ -192,12 +192,40 @@ def test_a_calibration_for_another_model_is_refused(tmp_path) -> None:  # type: 
         calibrated_routing(routing, RefinerConfig(jitter_count=2), MODEL)
     with pytest.raises(ConfigError, match="calibrated for second_pass_from 0.0, the run has None"):
         calibrated_routing(routing, RefinerConfig(second_pass="off"), MODEL)
+    with pytest.raises(ConfigError, match="calibrated for stability_offset 1.0, the run has 2.0"):
+        calibrated_routing(routing, RefinerConfig(stability_offset=2), MODEL)
+    half = replace(MODEL, dtype="bfloat16")
+    with pytest.raises(ConfigError, match="calibrated for dtype float32, the run has bfloat16"):
+        calibrated_routing(routing, RefinerConfig(dtype="bfloat16"), half)
     file.write_text(calibration(tiles="below 9 cells, 9 times as wide").model_dump_json())
     with pytest.raises(ConfigError, match="calibrated for tiles below 9 cells, 9 times as wide, the run has"):
         calibrated_routing(routing, RefinerConfig(), MODEL)
     file.write_text("[]")
     with pytest.raises(ConfigError, match="expected a calibration, got list"):
         calibrated_routing(routing, RefinerConfig(), MODEL)
+
+
+def test_a_calibration_that_does_not_say_its_dtype_and_offset_is_of_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(calibration().model_dump(mode="json", exclude={"dtype", "stability_offset"})))
+    found = calibrated_routing(RoutingConfig(calibration_uri=str(file)), RefinerConfig(), MODEL)
+    assert found.calibration == calibration()
+    with pytest.raises(ConfigError, match="calibrated for stability_offset 1.0, the run has 0.5"):
+        calibrated_routing(RoutingConfig(calibration_uri=str(file)), RefinerConfig(stability_offset=0.5), MODEL)
+
+
+def test_a_source_of_scores_is_another_in_each_thing_that_changes_a_score() -> None:
+    config = RefinerConfig()
+    source = MODEL.score_source(config)
+    assert source.differs(MODEL.score_source(config.model_copy(update={"prompt_chunk_size": 3}))) is None
+    changes = {
+        "jitter_count": 2, "jitter_scale": 0.3, "stability_offset": 2.0, "second_pass": "off", "tiles": "off",
+    }  # fmt: skip
+    for name, value in changes.items():
+        other = source.differs(MODEL.score_source(config.model_copy(update={name: value})))
+        assert other is not None
+        assert other[0].startswith(name)
+    assert source.differs(replace(MODEL, dtype="bfloat16").score_source(config)) == ("dtype", "float32", "bfloat16")
 
 
 def test_what_a_calibration_says_counts_and_not_where_it_lies() -> None:
@@ -329,7 +357,12 @@ def test_reviewed_masks_of_a_table_are_labels(tmp_path: Path) -> None:
 def test_masks_of_another_model_are_left_out_and_counted(tmp_path: Path) -> None:
     table = a_table(tmp_path, ["1", "2"])
     review(table, {"1": "confirmed"})
-    for refiner, model in ((RefinerConfig(), MODEL), (RefinerConfig(jitter_count=4), Scripted.identity)):
+    for refiner, model in (
+        (RefinerConfig(), MODEL),
+        (RefinerConfig(jitter_count=4), Scripted.identity),
+        (RefinerConfig(stability_offset=2), Scripted.identity),
+        (RefinerConfig(dtype="bfloat16"), replace(Scripted.identity, dtype="bfloat16")),
+    ):
         known = reviewed_labels(table, refiner, model)
         assert (known.records.num_rows, known.left_out, known.waiting) == (0, 1, {})
         assert any(line.startswith("1 more are left out") for line in known.lines())

@@ -19,13 +19,14 @@ from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast_decoder import MOST_TOKENS, can_decode, decode_image, image_side
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import ChannelNorm
-from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, detach_plugin
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.predict import PromptArrays, embed_image, predict
 from stable_sam.refiner import Refiner
 from stable_sam.resize import resize_image
 from stable_sam.rle import encode_mask, encode_patch
 from stable_sam.stability import prompt_stability, stability_score
+from tests.model_parts import detach_plugin
 
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0], [30.0, 8.0, 44.0, 20.0]])
 POINTS = (torch.tensor([[[5.0, 7.0], [50.0, 60.0]], [[1.0, 1.0], [9.0, 2.0]], [[32.0, 32.0], [33.0, 20.0]]]),

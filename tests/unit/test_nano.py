@@ -9,7 +9,8 @@ from stable_sam.modeling.build import build_model, build_nano, set_input_size
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import MASK_STRIDE, STAGE_CHANNELS, NanoSam
-from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, count_parameters, detach_plugin
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
+from tests.model_parts import count_parameters, detach_plugin
 
 
 @pytest.fixture(scope="module")

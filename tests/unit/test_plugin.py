@@ -11,15 +11,9 @@ from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import NanoSam
-from stable_sam.modeling.plugin import (
-    PLUGIN_LAYER,
-    PluginHost,
-    StableSamPlugin,
-    attach_plugin,
-    count_parameters,
-    detach_plugin,
-)
+from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
+from tests.model_parts import count_parameters, detach_plugin
 
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0], [30.0, 8.0, 44.0, 20.0]])
 POINTS = torch.tensor([[[5.0, 7.0], [50.0, 60.0]], [[1.0, 1.0], [9.0, 2.0]], [[32.0, 32.0], [33.0, 20.0]]])

@@ -10,13 +10,14 @@ import torch
 from stable_sam.config import RefinerConfig
 from stable_sam.modeling.hq import attach_hq, build_hq
 from stable_sam.modeling.load import load_model
-from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, detach_plugin
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.training import hq, rts
 from stable_sam.training.cached_batches import EmbeddedBatch, EmbeddedBatches
 from stable_sam.training.dataset import read_training_sets
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.hq import hq_loss, train_hq
 from stable_sam.training.settings import FrozenBaseTraining, PluginTraining
+from tests.model_parts import detach_plugin
 from tests.unit.training.ellipses import metadata_of, settings_of, tensors_of, tiny
 
 

@@ -16,13 +16,14 @@ from stable_sam.modeling.build import build_nano
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import load_model
-from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin, count_parameters, detach_plugin
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import save_weights
 from stable_sam.training.plugin import train_plugin
 from stable_sam.training.routing import _scale_input
 from stable_sam.training.rts import mixed_boxes, routing_loss
 from stable_sam.training.settings import PluginTraining
+from tests.model_parts import count_parameters, detach_plugin
 from tests.unit.training.ellipses import metadata_of, nano, settings_of, tensors_of
 
 SPEC = PluginSpec(hidden=8, max_offset=2.5, regular_below=0.5, estimates_quality=True)
