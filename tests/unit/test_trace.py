@@ -17,6 +17,7 @@ from stable_sam.data.spans import ShardSpans, read_spans, write_spans
 from stable_sam.errors import InputError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt
+from stable_sam.runs.request import RunRequest
 from stable_sam.stage_clock import WAIT, Span, Times
 from stable_sam.trace import chrome_trace, write_trace
 
@@ -93,11 +94,13 @@ def manifest(tmp_path: Path) -> RunManifest:
     (tmp_path / "images").mkdir()
     planned = plan_run(
         [Prompt(prompt_id=k, image_id=k, image_uri=f"{k}.jpg", box_xyxy=(0, 0, 1, 1)) for k in "abc"],
-        annotations_uri="weak.json",
-        images_uri=str(tmp_path / "images"),
-        output_uri=str(tmp_path / "table"),
-        config=RunConfig(shard_images=1),
-        model=ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(tmp_path / "images"),
+            output_uri=str(tmp_path / "table"),
+            config=RunConfig(shard_images=1),
+        ),
+        ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
     )
     assert planned is not None
     return planned
@@ -137,7 +140,7 @@ def test_a_place_that_is_gone_in_the_end_does_not_hide_what_ended_the_run(
 ) -> None:
     place = tmp_path / "traces" / "trace.json"
 
-    def fails(**_: object) -> None:
+    def fails(_: object) -> None:
         place.unlink()
         place.parent.rmdir()
         place.parent.write_text("")
