@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import date, timedelta
 
-from stable_sam.config import RunConfig
 from stable_sam.data.runs import RunInfo
 from stable_sam.errors import ConfigError
-from stable_sam.runs.request import RunRequest
 
 DATE = "{date}"
 """Stands in a URI for the logical date, YYYY-MM-DD."""
@@ -20,38 +18,6 @@ def days(first: str, last: str) -> list[str]:
     if start > end:
         raise ConfigError(f"--from {first}: expected a date that is not after --to {last}")
     return [(start + timedelta(days=day)).isoformat() for day in range((end - start).days + 1)]
-
-
-def requests(
-    first: str,
-    last: str,
-    *,
-    annotations_uri: str,
-    images_uri: str,
-    output_uri: str,
-    config: RunConfig,
-    image_index_uri: str | None = None,
-) -> dict[str, RunRequest]:
-    """The request of each date from `first` to `last`, with the date in the place of `DATE` in its source's URIs.
-
-    Raises `ConfigError` as `days` does, and where every date would have the same source.
-    """
-    dates = days(first, last)
-    if len(dates) > 1 and DATE not in annotations_uri + images_uri:
-        raise ConfigError(
-            f"backfill: expected {DATE} in --annotations or --images, else every date has the same source"
-        )
-    return {
-        day: RunRequest.parse(
-            annotations_uri=annotations_uri.replace(DATE, day),
-            images_uri=images_uri.replace(DATE, day),
-            output_uri=output_uri,
-            config=config,
-            image_index_uri=None if image_index_uri is None else image_index_uri.replace(DATE, day),
-            logical_date=day,
-        )
-        for day in dates
-    }
 
 
 def in_force(runs: Iterable[RunInfo], day: str) -> RunInfo | None:

@@ -28,21 +28,31 @@ def backfill(
     """
     from rich.console import Console
 
-    from stable_sam.backfill import check_order, in_force, requests
+    from stable_sam.backfill import DATE, check_order, days, in_force
     from stable_sam.data.annotation_files import check_annotations
     from stable_sam.data.planning import plan_night
     from stable_sam.data.runs import list_runs, open_table
+    from stable_sam.errors import ConfigError
     from stable_sam.preflight import check_run
+    from stable_sam.runs.request import RunRequest
 
-    nights = requests(
-        first,
-        last,
-        annotations_uri=annotations,
-        images_uri=images,
-        output_uri=output,
-        config=read_settings(config, model, file_format),
-        image_index_uri=image_index,
-    )
+    dates = days(first, last)
+    if len(dates) > 1 and DATE not in annotations + images:
+        raise ConfigError(
+            f"backfill: expected {DATE} in --annotations or --images, else every date has the same source"
+        )
+    settings = read_settings(config, model, file_format)
+    nights = {
+        day: RunRequest.parse(
+            annotations_uri=annotations.replace(DATE, day),
+            images_uri=images.replace(DATE, day),
+            output_uri=output,
+            config=settings,
+            image_index_uri=None if image_index is None else image_index.replace(DATE, day),
+            logical_date=day,
+        )
+        for day in dates
+    }
     for request in nights.values():
         check_annotations(request.annotations_uri)
     table = open_table(output)

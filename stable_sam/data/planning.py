@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -18,7 +16,7 @@ from stable_sam.calibration.load import calibrated_run
 from stable_sam.config import RunConfig
 from stable_sam.data import live, night, ordering, truth
 from stable_sam.data.annotation_files import annotations_modified_since, annotations_version
-from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
+from stable_sam.data.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
 from stable_sam.data.runs import RunInfo, newest_run, open_table
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.data.storage import (
@@ -116,7 +114,11 @@ def plan_night(
 
 
 def plan_run(prompts: Iterable[Prompt], request: RunRequest, model: ModelIdentity | None = None) -> RunManifest | None:
-    """`plan_night` for prompts at hand, as of a notebook; returns None when there is nothing to do."""
+    """`plan_night` for prompts at hand, as of a notebook; returns None when there is nothing to do.
+
+    request = RunRequest.parse(annotations_uri="notebook", images_uri="images", output_uri="table")
+    manifest = plan_run(prompts, request, refiner.identity)
+    """
     return plan_night(request, prompts=prompts, model=model).manifest
 
 
@@ -153,7 +155,7 @@ def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_ve
     looked_at = None if since is None else modified_since(images_uri, since)
     image_versions = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
     uris = (annotations_uri, index_uri, images_uri)
-    version = _hash([*uris, *sources, image_versions, code_version, source.model_dump()])
+    version = json_sha256([*uris, *sources, image_versions, code_version, source.model_dump()])
     return _Files(
         version=None if None in sources else version,
         source_looked_at=source_looked_at,
@@ -173,7 +175,7 @@ def _unchanged(
 
 def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: night.Comparison) -> NightPlan:
     """What there is to do; of a run that only withdraws, no images and no shards."""
-    source_hash = _hash([found.source_prompts, found.source_digest])
+    source_hash = json_sha256([found.source_prompts, found.source_digest])
     plan = NightPlan(request=request, changes=found.changes, source_hash=source_hash)
     if found.changes.planned + found.changes.withdrawn == 0:
         return plan
@@ -194,11 +196,11 @@ def _manifest(
     request, config, changes = plan.request, plan.request.config, plan.changes
     maker = _maker(config, model)
     content = [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
-    content_hash = _hash([*content, truth_digest] if truth_digest else content)
+    content_hash = json_sha256([*content, truth_digest] if truth_digest else content)
     parent_run_id = None if parent is None else parent.run_id
     run = [content_hash, parent_run_id, config.shard_images, config.decode_cost, ordering.ORDINARY_PROMPTS]
     return RunManifest(
-        run_id=_hash(run)[:ID_DIGITS],
+        run_id=json_sha256(run)[:ID_DIGITS],
         parent_run_id=parent_run_id,
         revision=1 if parent is None else parent.revision + 1,
         content_hash=content_hash,
@@ -274,7 +276,3 @@ def _version(uri: str) -> str | None:
 def _batches(prompts: Iterator[Prompt]) -> Iterator[pa.RecordBatch]:
     while chunk := list(islice(prompts, _BATCH)):
         yield from rows_to_table(map(prompt_row, chunk), PROMPTS_SCHEMA).to_batches()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(canonical(value)).hexdigest()

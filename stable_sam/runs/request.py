@@ -23,7 +23,10 @@ from stable_sam.runs.dates import check_logical_date, day_of, since_moment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """Which source is laid beside which table, and how the difference is refined. `parse` makes one of user input."""
+    """A source, the table that it is compared with, and how the difference is refined.
+
+    `parse` makes one of what a user gave.
+    """
 
     annotations_uri: str
     """A file, a folder, a pattern, or several of these with commas: see `stable_sam.data.annotation_files`. As the
@@ -57,7 +60,7 @@ class RunRequest:
         since: str | None = None,
         scheduled: datetime | None = None,
     ) -> Self:
-        """The request that a user means; raises `ConfigError`, and `AnnotationError` for an empty name among several.
+        """The request for what a user gave; raises `ConfigError`, and `AnnotationError` for an empty name among several.
 
         URIs: local paths may be relative to the working directory.
         config: itself, as a mapping, or the path of a YAML file with it; None: the defaults.

@@ -99,3 +99,9 @@ def test_the_flow_reads_the_request_that_the_command_has(
         image_index_uri=image_index_uri,
     )
     assert RunRequest.parse(**request.parameters()) == request
+
+
+def test_the_flow_has_a_parameter_for_every_part_of_a_request() -> None:
+    from flows.refine import refine_dataset
+
+    assert parse().parameters().keys() <= refine_dataset.parameters.properties.keys()
