@@ -21,8 +21,8 @@ from PIL import Image
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import plan_run
-from stable_sam.identity import model_identity
 from stable_sam.records import Prompt, ShardReport
+from stable_sam.runs.request import RunRequest
 from tasks.actors import run_shards
 from tasks.shard_actor import ShardActor
 
@@ -90,9 +90,14 @@ def planned(folder: Path, options: argparse.Namespace) -> RunManifest:
         shard_images=SHARD_IMAGES,
     )
     manifest = plan_run(
-        prompts, annotations_uri="memory", images_uri=str(images), output_uri=str(folder / "table"), config=config,
-        model=model_identity(config.refiner),
-    )  # fmt: skip
+        prompts,
+        RunRequest(
+            annotations_uri="memory",
+            images_uri=str(images),
+            output_uri=str(folder / "table"),
+            config=config,
+        ),
+    )
     assert manifest is not None, "an empty folder"
     return manifest
 

@@ -32,6 +32,7 @@ from stable_sam.data.planning import plan_run
 from stable_sam.identity import model_identity
 from stable_sam.image_job import ImageRefiner
 from stable_sam.records import Prompt, RefinedMask, ShardReport
+from stable_sam.runs.request import RunRequest
 from tasks.actors import run_shards
 
 PROMPTS = 8
@@ -86,9 +87,14 @@ def planned(folder: Path, options: argparse.Namespace) -> RunManifest:
         shard_images=options.shard_images,
     )
     manifest = plan_run(
-        prompts, annotations_uri="memory", images_uri=str(images), output_uri=str(folder / "table"), config=config,
-        model=model_identity(config.refiner),
-    )  # fmt: skip
+        prompts,
+        RunRequest(
+            annotations_uri="memory",
+            images_uri=str(images),
+            output_uri=str(folder / "table"),
+            config=config,
+        ),
+    )
     assert manifest is not None, "an empty folder"
     return manifest
 

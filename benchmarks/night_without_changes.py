@@ -21,10 +21,9 @@ from pathlib import Path
 from planning import publish_without_masks, write_images, write_source
 
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data.annotations import read_prompt_batches
 from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.storage import list_files
-from stable_sam.identity import model_identity
+from stable_sam.runs.request import RunRequest
 
 
 def main() -> None:
@@ -56,15 +55,13 @@ def main() -> None:
 
 def plan(folder: Path) -> NightPlan:
     """One night."""
-    annotations, images = str(folder / "weak.parquet"), str(folder / "images")
-    config = RunConfig(refiner=RefinerConfig(model="tiny"))
     return plan_night(
-        lambda: read_prompt_batches(annotations, images_uri=images),
-        annotations_uri=annotations,
-        images_uri=images,
-        output_uri=str(folder / "table"),
-        config=config,
-        model=model_identity(config.refiner),
+        RunRequest(
+            annotations_uri=str(folder / "weak.parquet"),
+            images_uri=str(folder / "images"),
+            output_uri=str(folder / "table"),
+            config=RunConfig(refiner=RefinerConfig(model="tiny")),
+        )
     )
 
 

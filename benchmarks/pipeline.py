@@ -42,8 +42,8 @@ from stable_sam.data.annotations import read_prompts
 from stable_sam.data.images import decode_image
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard
 from stable_sam.data.planning import plan_run
-from stable_sam.identity import model_identity
 from stable_sam.records import Prompt, ShardReport
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import by_image
 
 BLOCK_SHARDS = 4
@@ -178,10 +178,14 @@ def _measure_case(options: argparse.Namespace, case: dict[str, Any]) -> None:
 
 def _planned(folder: Path, table: str, config: RunConfig, options: argparse.Namespace) -> RunManifest:
     manifest = plan_run(
-        _prompts(folder, options), annotations_uri="memory",
-        images_uri=str(folder / "images" if options.data is None else options.data / "images"),
-        output_uri=str(folder / table), config=config, model=model_identity(config.refiner),
-    )  # fmt: skip
+        _prompts(folder, options),
+        RunRequest(
+            annotations_uri="memory",
+            images_uri=str(folder / "images" if options.data is None else options.data / "images"),
+            output_uri=str(folder / table),
+            config=config,
+        ),
+    )
     assert manifest is not None, "an empty folder"
     return manifest
 

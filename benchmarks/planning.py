@@ -33,6 +33,7 @@ from stable_sam.data.manifest import RunManifest, read_shard
 from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import RefinedMask
+from stable_sam.runs import request
 
 MODEL = ModelIdentity(model_id="none", weights_sha256="0", dtype="float32")
 IN_A_FOLDER = 1000
@@ -74,11 +75,10 @@ def plan_once(options: argparse.Namespace) -> None:
     for stage, (module, name) in STAGES.items():
         setattr(module, name, timed(stage, getattr(module, name), spent))
     folder, kind = options.folder, options.one
-    annotations, images = str(folder / f"weak.{SUFFIX[kind]}"), str(folder / "images")
     started, cpu = time.monotonic(), time.process_time()
 
-    def read() -> Iterator[pa.RecordBatch]:
-        batches = iter(read_prompt_batches(annotations, images_uri=images))
+    def read(*source: str, **more: Any) -> Iterator[pa.RecordBatch]:
+        batches = iter(read_prompt_batches(*source, **more))
         while True:
             before = time.monotonic(), time.process_time()
             batch = next(batches, None)
@@ -89,14 +89,14 @@ def plan_once(options: argparse.Namespace) -> None:
                 return
             yield batch
 
-    plan = planning.plan_night(
-        read,
-        annotations_uri=annotations,
-        images_uri=images,
+    request.read_prompt_batches = read
+    night_request = request.RunRequest(
+        annotations_uri=str(folder / f"weak.{SUFFIX[kind]}"),
+        images_uri=str(folder / "images"),
         output_uri=str(folder / f"table-{kind}"),
         config=RunConfig(),
-        model=MODEL,
     )
+    plan = planning.plan_night(night_request, model=MODEL)
     spent["all"] = time.monotonic() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     prompts = plan.changes.planned + plan.changes.unchanged

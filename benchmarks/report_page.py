@@ -28,6 +28,7 @@ from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask, Route
 from stable_sam.report.write import write_report
 from stable_sam.rle import encode_mask
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 
 MODEL = ModelIdentity(model_id="random shapes", weights_sha256="0" * 64, dtype="float32")
@@ -117,9 +118,16 @@ def write_table(out: Path, masks: int, images: int, side: int) -> str:
     write_images(folder, images, side)
     for night in (0, 1):
         manifest = plan_run(
-            prompts(folder, masks, images, side, night), annotations_uri=str(out / "weak.json"), images_uri=folder,
-            output_uri=table, config=RunConfig(), model=MODEL, logical_date=f"2026-11-2{night}",
-        )  # fmt: skip
+            prompts(folder, masks, images, side, night),
+            RunRequest(
+                annotations_uri=str(out / "weak.json"),
+                images_uri=folder,
+                output_uri=table,
+                config=RunConfig(),
+                logical_date=f"2026-11-2{night}",
+            ),
+            MODEL,
+        )
         assert manifest is not None
         for shard in manifest.shards:
             refine_shard(RandomShapes(), manifest, shard)

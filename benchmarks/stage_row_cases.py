@@ -28,6 +28,7 @@ from stable_sam.data.storage import join, read_bytes, write_bytes
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, Provenance, RefinedMask
 from stable_sam.rle import encode_mask
+from stable_sam.runs.request import RunRequest
 from stable_sam.scores import FROM_MODEL
 from stable_sam.shard_job import MAX_IMAGE_BYTES
 
@@ -102,11 +103,13 @@ def commit_cases(folder: Path) -> Iterator[Case]:
     (folder / "images").mkdir(exist_ok=True)
     manifest = plan_run(
         [prompt for prompt, _ in rows],
-        annotations_uri="weak.json",
-        images_uri=str(folder / "images"),
-        output_uri=str(folder / "table"),
-        config=RunConfig(shard_images=ROWS),
-        model=ModelIdentity(model_id="nano", weights_sha256="ab" * 32, dtype="float32"),
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(folder / "images"),
+            output_uri=str(folder / "table"),
+            config=RunConfig(shard_images=ROWS),
+        ),
+        ModelIdentity(model_id="nano", weights_sha256="ab" * 32, dtype="float32"),
     )
     assert manifest is not None
     [shard] = manifest.shards

@@ -39,7 +39,6 @@ from planning import write_images, write_source
 
 import stable_sam.table
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data.annotations import read_prompt_batches
 from stable_sam.data.commits import _commit
 from stable_sam.data.live import CURRENT
 from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard_table
@@ -48,7 +47,7 @@ from stable_sam.data.query import MEMORY_LIMIT
 from stable_sam.data.schema import MASKS_SCHEMA, withdrawn_rows
 from stable_sam.data.table import publish
 from stable_sam.data.views import documented
-from stable_sam.identity import model_identity
+from stable_sam.runs.request import RunRequest
 from stable_sam.scores import FROM_MODEL
 
 QUESTIONS = {
@@ -137,12 +136,12 @@ def plan(folder: Path) -> NightPlan:
     annotations = ",".join(f"{source}={folder / source / 'weak.parquet'}" for source in SOURCES)
     config = RunConfig(refiner=RefinerConfig(model="tiny"), shard_images=PART_ROWS // PROMPTS_OF_IMAGE)
     return plan_night(
-        lambda: read_prompt_batches(annotations, images_uri=str(folder / "images")),
-        annotations_uri=annotations,
-        images_uri=str(folder / "images"),
-        output_uri=str(folder / "table"),
-        config=config,
-        model=model_identity(config.refiner),
+        RunRequest(
+            annotations_uri=annotations,
+            images_uri=str(folder / "images"),
+            output_uri=str(folder / "table"),
+            config=config,
+        )
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.user_errors import log_user_errors_in_one_line
+from flows.prefect_setup import log_user_errors_in_one_line
 from stable_sam.config import RayConfig
 from stable_sam.data.storage import absolute_uri
 from stable_sam.evaluation.markdown import markdown

@@ -7,24 +7,20 @@ Safe to run twice, to kill and to run again: see `stable_sam.data.commits`. Para
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from prefect import flow, runtime
 
 from flows.outcome import conclude
-from flows.user_errors import log_user_errors_in_one_line
-from stable_sam.config import RunConfig
-from stable_sam.data.annotation_files import absolute_annotations
+from flows.prefect_setup import log_user_errors_in_one_line
 from stable_sam.data.runs import newest_run
-from stable_sam.data.storage import absolute_uri
-from stable_sam.errors import NotFoundError, StorageError
-from stable_sam.preflight import check_logical_date, day_of, refresh_reasons, since_moment
+from stable_sam.errors import NotFoundError
 from stable_sam.records import Changes
-from stable_sam.stage_clock import SPANS_OF_AN_IMAGE, StageClock, Times, timed
+from stable_sam.runs.request import RunRequest
+from stable_sam.stage_clock import timed
 from stable_sam.summary import RunSummary, summarize
-from stable_sam.trace import write_trace
+from stable_sam.trace import traced
 from tasks.plan import plan
 from tasks.publish import publish
 from tasks.refine import refine
@@ -60,51 +56,37 @@ def refine_dataset(
     or nothing else, is an `InputError` after they are published; so is a regression, with `quality.fail`.
     """
     log_user_errors_in_one_line()
-    check_logical_date(logical_date)
-    scheduled_day = day_of(_scheduled_start(), timezone)
-    reasons, moment = refresh_reasons(refresh), since_moment(since, timezone)
-    settings = RunConfig.from_dict(config or {}) if not isinstance(config, str) else RunConfig.from_yaml(config)
-    ray = settings.ray
+    request = RunRequest.parse(
+        annotations_uri=annotations_uri,
+        images_uri=images_uri,
+        output_uri=output_uri,
+        config=config,
+        image_index_uri=image_index_uri,
+        logical_date=logical_date,
+        timezone=timezone,
+        refresh=refresh,
+        since=since,
+        scheduled=_scheduled_start(),
+    )
+    ray = request.config.ray
     if profile_uri is not None:
-        write_trace(profile_uri, Times(seconds={}))  # before the work: a place that cannot be written to
         ray = ray.model_copy(update={"profile": True})
-    # Actors and later readers may stand in another folder.
-    table_uri = absolute_uri(output_uri)
-    clock = StageClock(spans=SPANS_OF_AN_IMAGE)
-    manifest_uri = None
-    try:
-        with clock:
-            with timed("plan"):
-                planned = plan(
-                    annotations_uri=absolute_annotations(annotations_uri),
-                    images_uri=absolute_uri(images_uri),
-                    output_uri=table_uri,
-                    config=settings,
-                    image_index_uri=image_index_uri,
-                    logical_date=logical_date or scheduled_day,
-                    refresh=reasons,
-                    since=moment,
-                )
-            manifest_uri = planned.manifest_uri
-            if manifest_uri is None:
-                summary = _up_to_date(table_uri, planned.changes)
-            else:
-                with timed("refine"):
-                    done = refine(manifest_uri, ray=ray, device=settings.refiner.device)
-                with timed("publish"):
-                    run_id = publish(manifest_uri, commit_seconds=done.commit_seconds)
-                speed = done.images / done.actor_seconds if done.actor_seconds else None
-                summary = summarize(
-                    table_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes
-                )
-        conclude(summary, settings, report_uri)
-    except BaseException:
-        if profile_uri is not None:
-            with suppress(StorageError):  # what ended the run is what must be said
-                write_trace(profile_uri, clock.times(), manifest_uri)
-        raise
-    if profile_uri is not None:
-        write_trace(profile_uri, clock.times(), manifest_uri)
+    with traced(profile_uri) as trace:
+        with timed("plan"):
+            planned = plan(request)
+        manifest_uri = trace.manifest_uri = planned.manifest_uri
+        if manifest_uri is None:
+            summary = _up_to_date(request.output_uri, planned.changes)
+        else:
+            with timed("refine"):
+                done = refine(manifest_uri, ray=ray, device=request.config.refiner.device)
+            with timed("publish"):
+                run_id = publish(manifest_uri, commit_seconds=done.commit_seconds)
+            speed = done.images / done.actor_seconds if done.actor_seconds else None
+            summary = summarize(
+                request.output_uri, run_id, images=done.images, images_per_second=speed, changes=planned.changes
+            )
+        conclude(summary, request.config, report_uri)
     return summary
 
 

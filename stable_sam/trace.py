@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,11 +21,41 @@ from typing import Any
 from stable_sam.data.manifest import RunManifest, read_manifest
 from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
 from stable_sam.errors import StorageError
-from stable_sam.stage_clock import STAGES, WAIT, Span, Times
+from stable_sam.stage_clock import SPANS_OF_AN_IMAGE, STAGES, WAIT, Span, StageClock, Times
 
 SPANS_OF_A_TRACE = 20_000
 """4 MB of JSON, which both viewers draw at once. A larger run shows its first shards."""
 _OF_A_SHARD = ("write", "commit")
+
+
+@dataclass(slots=True)
+class TracedRun:
+    """The run that a block of `traced` makes."""
+
+    manifest_uri: str | None = None
+    """Set by the block once the run is planned; the trace then shows its actors too."""
+
+
+@contextmanager
+def traced(uri: str | None) -> Iterator[TracedRun]:
+    """Write the trace of the block to `uri`, also when the block fails; None writes none.
+
+    Raises `StorageError` before the block for a place that cannot be written to.
+    """
+    run = TracedRun()
+    if uri is None:
+        yield run
+        return
+    write_trace(uri, Times(seconds={}))
+    clock = StageClock(spans=SPANS_OF_AN_IMAGE)
+    try:
+        with clock:
+            yield run
+    except BaseException:
+        with suppress(StorageError):  # what ended the run is what must be said
+            write_trace(uri, clock.times(), run.manifest_uri)
+        raise
+    write_trace(uri, clock.times(), run.manifest_uri)
 
 
 def write_trace(uri: str, driver: Times, manifest_uri: str | None = None) -> None:

@@ -18,6 +18,7 @@ from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.rle import encode_mask
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 
 
@@ -54,12 +55,14 @@ def publish_night(root: Path, prompts: list[Prompt], answers: list[RefinedMask],
     """Refine and publish what is different in `prompts`; returns the table's URI."""
     manifest = plan_run(
         prompts,
-        annotations_uri=str(root / "weak.json"),
-        images_uri=str(root / "images"),
-        output_uri=str(root / "table"),
-        config=RunConfig(),
-        model=Scripted.identity,
-        logical_date=night,
+        RunRequest(
+            annotations_uri=str(root / "weak.json"),
+            images_uri=str(root / "images"),
+            output_uri=str(root / "table"),
+            config=RunConfig(),
+            logical_date=night,
+        ),
+        Scripted.identity,
     )
     assert manifest is not None
     refiner = Scripted({answer.prompt_id: answer for answer in answers})

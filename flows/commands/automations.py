@@ -19,7 +19,7 @@ def automations(
     from prefect.settings import PREFECT_API_URL
 
     from flows.automations import apply_automations
-    from flows.prefect_api import check_prefect_api
+    from flows.prefect_setup import check_prefect_api
     from stable_sam.errors import ConfigError
 
     if PREFECT_API_URL.value() is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from stable_sam.records import AnnotationFormat
+from flows.commands.options import Config, FileFormat, Model, Output, read_settings
+from flows.commands.printed import print_summary
+from flows.prefect_setup import start_prefect
 
 
 def backfill(
@@ -14,10 +16,10 @@ def backfill(
     last: Annotated[str, typer.Option("--to", help="Last logical date, YYYY-MM-DD, included.")],
     annotations: Annotated[str, typer.Option(help="As of refine; {date} stands for the logical date.")],
     images: Annotated[str, typer.Option(help="As of refine; {date} stands for the logical date.")],
-    output: Annotated[str, typer.Option(help="Folder of the masks table, local or s3://.")],
-    model: Annotated[str | None, typer.Option(help="nano, vit_b, vit_l, vit_h or tiny; overrides the file.")] = None,
-    config: Annotated[str | None, typer.Option(help="Configuration (YAML), see configs/.")] = None,
-    file_format: Annotated[AnnotationFormat | None, typer.Option("--format", help="As of refine.")] = None,
+    output: Output,
+    model: Model = None,
+    config: Config = None,
+    file_format: FileFormat = None,
     image_index: Annotated[str | None, typer.Option(help="As of refine; {date} stands for the logical date.")] = None,
 ) -> None:
     """Run one night for each logical date, oldest first; dates that the table already holds are passed over.
@@ -26,12 +28,13 @@ def backfill(
     """
     from rich.console import Console
 
-    from flows.commands.refine import plan_only, print_summary, read_settings, start_prefect
     from stable_sam.backfill import DATE, check_order, days, in_force
     from stable_sam.data.annotation_files import check_annotations
+    from stable_sam.data.planning import plan_night
     from stable_sam.data.runs import list_runs, open_table
     from stable_sam.errors import ConfigError
     from stable_sam.preflight import check_run
+    from stable_sam.runs.request import RunRequest
 
     dates = days(first, last)
     if len(dates) > 1 and DATE not in annotations + images:
@@ -39,36 +42,34 @@ def backfill(
             f"backfill: expected {DATE} in --annotations or --images, else every date has the same source"
         )
     settings = read_settings(config, model, file_format)
-    nights = {day: _sources(annotations, images, output, image_index, day) for day in dates}
-    for sources in nights.values():
-        check_annotations(sources["annotations_uri"])
+    nights = {
+        day: RunRequest.parse(
+            annotations_uri=annotations.replace(DATE, day),
+            images_uri=images.replace(DATE, day),
+            output_uri=output,
+            config=settings,
+            image_index_uri=None if image_index is None else image_index.replace(DATE, day),
+            logical_date=day,
+        )
+        for day in dates
+    }
+    for request in nights.values():
+        check_annotations(request.annotations_uri)
     table = open_table(output)
     runs = [] if table is None else list_runs(table)
     console = Console(stderr=True)
     started = False
-    for day, sources in nights.items():
+    for day, request in nights.items():
         # Once one date has been run, the table holds its content and not that of the dates behind it.
         stood = None if started else in_force(runs, day)
-        if stood is not None and stood.source_hash == plan_only(sources, settings).source_hash:
+        if stood is not None and stood.source_hash == plan_night(request, dry_run=True).source_hash:
             console.print(f"{day}: the table has it, run {stood.run_id}")
             continue
-        check_run(**sources, config=settings)
+        check_run(request)
         if not started:
             check_order(runs, day, last)
             start_prefect()
             started = True
         from flows.refine import refine_dataset
 
-        print_summary(refine_dataset(**sources, config=settings.model_dump(mode="json"), logical_date=day))
-
-
-def _sources(annotations: str, images: str, output: str, image_index: str | None, day: str) -> dict[str, Any]:
-    """The URIs of one night, named as in the flow."""
-    from stable_sam.backfill import DATE
-
-    return {
-        "annotations_uri": annotations.replace(DATE, day),
-        "images_uri": images.replace(DATE, day),
-        "output_uri": output,
-        "image_index_uri": None if image_index is None else image_index.replace(DATE, day),
-    }
+        print_summary(refine_dataset(**request.parameters()))

@@ -60,7 +60,7 @@ def calibrate(
     import pyarrow as pa
     from rich.console import Console
 
-    from flows.commands.refine import read_settings
+    from flows.commands.options import read_settings
     from stable_sam.calibration.drawing import chart as draw_chart
     from stable_sam.calibration.drawing import markdown as tables
     from stable_sam.calibration.drawing import promise_line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -149,13 +148,9 @@ def _evaluate_here(data: list[Path], settings: EvaluationConfig, threads: int | 
 def _evaluate_over_ray(
     data: list[Path], settings: EvaluationConfig, outputs: dict[str, str | None], actors: int
 ) -> Evaluation:
-    from flows.commands.refine import PREFECT_DEFAULTS
+    from flows.prefect_setup import start_prefect
 
-    for name, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    from flows.prefect_api import check_prefect_api
-
-    check_prefect_api()
+    start_prefect()
     from flows.evaluate import evaluate_dataset
 
     return evaluate_dataset(

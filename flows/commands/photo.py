@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from stable_sam.config import RunConfig
     from stable_sam.records import Prompt
 
 Photo = Annotated[str, typer.Argument(help="Image file (path or URI).")]
@@ -24,10 +22,6 @@ Points = Annotated[
     list[str] | None,
     typer.Option(help="Point in pixels; label 1 = object, 0 = background. May be repeated.", metavar="X Y LABEL"),
 ]
-Model = Annotated[str | None, typer.Option(help="nano (the default), vit_b, vit_l or vit_h.")]
-Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; nano brings its own.")]
-Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; nano brings its own.")]
-Config = Annotated[Path | None, typer.Option(help="Run configuration (YAML), as for `refine`.")]
 PromptId = Annotated[
     str, typer.Option(help="Seeds the jittered prompts: a pipeline row's id gives that row's numbers.")
 ]
@@ -92,17 +86,6 @@ def prompt_of(
         points_xy=tuple(points_xy),
         point_labels=tuple(labels),
     )
-
-
-def run_config(path: Path | None, model: str | None, checkpoint: str | None, plugin: str | None) -> RunConfig:
-    """The configuration file, or the defaults, with the options that were given; raises `ConfigError`."""
-    from stable_sam.config import RunConfig
-
-    run = RunConfig() if path is None else RunConfig.from_yaml(path)
-    options = {"model": model, "checkpoint_uri": checkpoint, "plugin_uri": plugin}
-    given = {key: value for key, value in options.items() if value is not None}
-    content = run.model_dump()
-    return RunConfig.from_dict({**content, "refiner": {**content["refiner"], **given}}, source="options")
 
 
 def check_suffix(uri: str, suffixes: tuple[str, ...], why: str) -> None:

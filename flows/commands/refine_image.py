@@ -6,21 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.photo import (
-    Box,
-    Checkpoint,
-    Config,
-    Model,
-    Photo,
-    Plugin,
-    Points,
-    PromptId,
-    check_suffix,
-    prompt_of,
-    read_photo,
-    run_config,
-    write_picture,
-)
+from flows.commands.options import Checkpoint, Config, Model, Plugin, run_config
+from flows.commands.photo import Box, Photo, Points, PromptId, check_suffix, prompt_of, read_photo, write_picture
 
 if TYPE_CHECKING:
     from stable_sam.records import RefinedMask

@@ -183,6 +183,11 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a JSON value, hexadecimal."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
 def _write_shard(rows: pa.Table, images: int, folder_uri: str, kind: str) -> ShardPlan:
     content = hashlib.sha256(kind.encode())
     for column in ("prompt_id", "fingerprint"):

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from itertools import islice
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 
 import stable_sam
-from stable_sam.config import RunConfig, SourceConfig
+from stable_sam.calibration.load import calibrated_run
+from stable_sam.config import RunConfig
 from stable_sam.data import live, night, ordering, truth
 from stable_sam.data.annotation_files import annotations_modified_since, annotations_version
-from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
+from stable_sam.data.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
 from stable_sam.data.runs import RunInfo, newest_run, open_table
 from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.data.storage import (
-    absolute_uri,
     create_bytes,
     exists,
     file_version,
@@ -33,8 +30,9 @@ from stable_sam.data.storage import (
 )
 from stable_sam.data.tile_count import TileCount, count_tiles
 from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
-from stable_sam.identity import ModelIdentity
+from stable_sam.identity import ModelIdentity, model_identity
 from stable_sam.records import Changes, Prompt
+from stable_sam.runs.request import RunRequest
 from stable_sam.tiles import tile_rule
 
 _BATCH = 10_000
@@ -49,6 +47,8 @@ _FEW_PROMPTS = 100
 class NightPlan:
     """What a night has to do."""
 
+    request: RunRequest
+    """With the calibration that the run routes by in its configuration."""
     changes: Changes
     images: int = 0
     """To refine."""
@@ -62,101 +62,75 @@ class NightPlan:
 
 
 def plan_night(
-    read: Callable[[], Iterable[pa.RecordBatch]],
+    request: RunRequest,
     *,
-    annotations_uri: str,
-    images_uri: str,
-    output_uri: str,
-    config: RunConfig,
-    model: ModelIdentity,
-    image_index_uri: str | None = None,
-    logical_date: str | None = None,
-    refresh: frozenset[str] = frozenset(),
-    since: datetime | None = None,
+    prompts: Iterable[Prompt] | None = None,
+    model: ModelIdentity | None = None,
     dry_run: bool = False,
-    files_tell: bool = True,
 ) -> NightPlan:
-    """Compare the source with the table at `output_uri` and store a run for what is different, cut into shards.
+    """Compare the source with the table at the output and store a run for what is different, cut into shards.
 
-    read: gives the prompts of the source (PROMPTS_SCHEMA); not called when no file of the source changed. Without
-    changes nothing is stored. The stored manifest is returned when this run was planned before, with the same shards (a
-    resume, or a second driver). `logical_date` is no content: a night without change makes no run.
-    refresh: what else than changes of the source is refined again, of `night.REFRESH`.
-    since: files that were modified before are taken as unchanged, and nothing is withdrawn.
+    Without changes nothing is stored. The stored manifest is returned when this run was planned before, with the same
+    shards (a resume, or a second driver). The source is not read when no file of it changed.
+    prompts: those at hand, in place of the source's; they are looked at though no file changed.
+    model: the identity of a model that is loaded already; None: it is read from the weights.
     dry_run: nothing is stored.
-    files_tell: False when `read` may give other prompts though no file is another; then it is always called.
     Raises `AnnotationError` for no prompts, for a repeated prompt_id and (unless `dry_run`) as `check_withdrawn` does;
-    `StorageError`, and whatever `read` raises.
+    `ConfigError` for a calibration of another model; `StorageError`, and whatever reading the source raises.
     """
-    output_uri = absolute_uri(output_uri)
-    parent = newest_run(output_uri)
-    table = None if parent is None else open_table(output_uri)
-    maker = _maker(config, model)
+    model = model or model_identity(request.config.refiner)
+    request = replace(request, config=calibrated_run(request.config, model))
+    maker = _maker(request.config, model)
+    parent = newest_run(request.output_uri)
+    table = None if parent is None else open_table(request.output_uri)
     with live.workspace() as connection:
         # The versions come before the content: what changes in between is found by the next night.
-        sources = (annotations_uri, images_uri, image_index_uri)
-        files = _look_at(connection, *sources, since, config.source, maker.code_version)
+        files = _look_at(connection, request, maker.code_version)
         same_files = parent is not None and files.version is not None and files.version == parent.source_version
-        if (files_tell and same_files and not refresh) or not files.looked_at:
-            return _unchanged(connection, parent, table)
-        night.load_source(connection, read(), annotations_uri)
-        elsewhere = night.load_elsewhere(connection, since)
+        if (prompts is None and same_files and not request.refresh) or not files.looked_at:
+            return _unchanged(connection, request, parent, table)
+        batches = request.prompt_batches() if prompts is None else _batches(iter(prompts))
+        night.load_source(connection, batches, request.annotations_uri)
+        elsewhere = night.load_elsewhere(connection, request.since)
         live.load_live(connection, table, maker)
-        found = night.compare(connection, refresh, partial=since is not None, source_looked_at=files.source_looked_at)
-        plan = _cut(connection, found, config)
-        if dry_run and plan.images and (rule := tile_rule(config.refiner)) is not None:
+        partial = request.since is not None
+        found = night.compare(connection, request.refresh, partial=partial, source_looked_at=files.source_looked_at)
+        plan = _cut(connection, request, found)
+        if dry_run and plan.images and (rule := tile_rule(request.config.refiner)) is not None:
             return replace(plan, tiles=count_tiles(connection, rule))
         if found.changes.planned + found.changes.withdrawn == 0 or dry_run:
             return plan
-        check_withdrawn(found.changes, config.max_withdrawn_fraction, annotations_uri)
-        known = truth.load_truth(connection, config.truth_uri) if config.truth_uri and plan.shards else ""
+        check_withdrawn(plan)
+        truth_uri = request.config.truth_uri
         manifest = _manifest(
             plan,
             found,
             parent,
-            truth_digest=known,
-            source_version=files.version if files_tell and since is None and not elsewhere else None,
-            annotations_uri=annotations_uri,
-            images_uri=images_uri,
-            output_uri=output_uri,
-            config=config,
-            model=model,
-            logical_date=logical_date,
+            model,
+            truth_digest=truth.load_truth(connection, truth_uri) if truth_uri and plan.shards else "",
+            source_version=None if prompts is not None or partial or elsewhere else files.version,
         )
         return replace(plan, manifest=_store(connection, manifest))
 
 
-def plan_run(
-    prompts: Iterable[Prompt],
-    *,
-    annotations_uri: str,
-    images_uri: str,
-    output_uri: str,
-    config: RunConfig,
-    model: ModelIdentity,
-    logical_date: str | None = None,
-) -> RunManifest | None:
-    """`plan_night` for prompts at hand, as of a notebook; returns None when there is nothing to do."""
-    return plan_night(
-        lambda: _batches(iter(prompts)),
-        annotations_uri=annotations_uri,
-        images_uri=images_uri,
-        output_uri=output_uri,
-        config=config,
-        model=model,
-        logical_date=logical_date,
-        files_tell=False,
-    ).manifest
+def plan_run(prompts: Iterable[Prompt], request: RunRequest, model: ModelIdentity | None = None) -> RunManifest | None:
+    """`plan_night` for prompts at hand, as of a notebook; returns None when there is nothing to do.
+
+    request = RunRequest.parse(annotations_uri="notebook", images_uri="images", output_uri="table")
+    manifest = plan_run(prompts, request, refiner.identity)
+    """
+    return plan_night(request, prompts=prompts, model=model).manifest
 
 
-def check_withdrawn(changes: Changes, max_withdrawn_fraction: float, annotations_uri: str) -> None:
-    """Raise `AnnotationError` when a night would withdraw more than this share of the prompts that are current."""
+def check_withdrawn(plan: NightPlan) -> None:
+    """Raise `AnnotationError` when a night would withdraw more than `max_withdrawn_fraction` of the current prompts."""
+    changes, most = plan.changes, plan.request.config.max_withdrawn_fraction
     current = changes.withdrawn + changes.unchanged + changes.planned - changes.new
-    if current >= _FEW_PROMPTS and changes.withdrawn > max_withdrawn_fraction * current:
+    if current >= _FEW_PROMPTS and changes.withdrawn > most * current:
         raise AnnotationError(
-            f"{annotations_uri}: expected most of the table's {current} current prompts, got a source without "
-            f"{changes.withdrawn} of them; nothing was written. If they are really withdrawn, set "
-            f"max_withdrawn_fraction (now {max_withdrawn_fraction:g}) to 1 for this run"
+            f"{plan.request.annotations_uri}: expected most of the table's {current} current prompts, got a source "
+            f"without {changes.withdrawn} of them; nothing was written. If they are really withdrawn, set "
+            f"max_withdrawn_fraction (now {most:g}) to 1 for this run"
         )
 
 
@@ -172,22 +146,16 @@ class _Files:
     """Whether anything may differ."""
 
 
-def _look_at(
-    connection: duckdb.DuckDBPyConnection,
-    annotations_uri: str,
-    images_uri: str,
-    image_index_uri: str | None,
-    since: datetime | None,
-    source: SourceConfig,
-    code_version: str,
-) -> _Files:
+def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_version: str) -> _Files:
+    annotations_uri, images_uri, index_uri = request.annotations_uri, request.images_uri, request.image_index_uri
+    since, source = request.since, request.config.source
     sources = [annotations_version(annotations_uri)]
-    sources += [_version(uri) for uri in (image_index_uri, source.class_names_uri) if uri is not None]
+    sources += [_version(uri) for uri in (index_uri, source.class_names_uri) if uri is not None]
     source_looked_at = since is None or annotations_modified_since(annotations_uri, since)
     looked_at = None if since is None else modified_since(images_uri, since)
     image_versions = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
-    uris = (annotations_uri, image_index_uri, images_uri)
-    version = _hash([*uris, *sources, image_versions, code_version, source.model_dump()])
+    uris = (annotations_uri, index_uri, images_uri)
+    version = json_sha256([*uris, *sources, image_versions, code_version, source.model_dump()])
     return _Files(
         version=None if None in sources else version,
         source_looked_at=source_looked_at,
@@ -195,57 +163,57 @@ def _look_at(
     )
 
 
-def _unchanged(connection: duckdb.DuckDBPyConnection, parent: RunInfo | None, table: DeltaTable | None) -> NightPlan:
+def _unchanged(
+    connection: duckdb.DuckDBPyConnection, request: RunRequest, parent: RunInfo | None, table: DeltaTable | None
+) -> NightPlan:
     """Nothing can have changed since `parent`."""
     known = None if parent is None else parent.current_prompts
     unchanged = live.load_live(connection, table) if known is None else known
-    return NightPlan(changes=Changes(unchanged=unchanged), source_hash="" if parent is None else parent.source_hash)
+    source_hash = "" if parent is None else parent.source_hash
+    return NightPlan(request=request, changes=Changes(unchanged=unchanged), source_hash=source_hash)
 
 
-def _cut(connection: duckdb.DuckDBPyConnection, found: night.Comparison, config: RunConfig) -> NightPlan:
+def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: night.Comparison) -> NightPlan:
     """What there is to do; of a run that only withdraws, no images and no shards."""
-    source_hash = _hash([found.source_prompts, found.source_digest])
+    source_hash = json_sha256([found.source_prompts, found.source_digest])
+    plan = NightPlan(request=request, changes=found.changes, source_hash=source_hash)
     if found.changes.planned + found.changes.withdrawn == 0:
-        return NightPlan(changes=found.changes, source_hash=source_hash)
-    images, shards = ordering.cut(connection, config.shard_images, config.prompt_cost)
-    return NightPlan(changes=found.changes, images=images, shards=shards, source_hash=source_hash)
+        return plan
+    images, shards = ordering.cut(connection, request.config.shard_images, request.config.prompt_cost)
+    return replace(plan, images=images, shards=shards)
 
 
 def _manifest(
     plan: NightPlan,
     found: night.Comparison,
     parent: RunInfo | None,
+    model: ModelIdentity,
     *,
     truth_digest: str,
     source_version: str | None,
-    annotations_uri: str,
-    images_uri: str,
-    output_uri: str,
-    config: RunConfig,
-    model: ModelIdentity,
-    logical_date: str | None,
 ) -> RunManifest:
     """The run that does it, still without its shards."""
-    changes, maker = plan.changes, _maker(config, model)
+    request, config, changes = plan.request, plan.request.config, plan.changes
+    maker = _maker(config, model)
     content = [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
-    content_hash = _hash([*content, truth_digest] if truth_digest else content)
+    content_hash = json_sha256([*content, truth_digest] if truth_digest else content)
     parent_run_id = None if parent is None else parent.run_id
     run = [content_hash, parent_run_id, config.shard_images, config.decode_cost, ordering.ORDINARY_PROMPTS]
     return RunManifest(
-        run_id=_hash(run)[:ID_DIGITS],
+        run_id=json_sha256(run)[:ID_DIGITS],
         parent_run_id=parent_run_id,
         revision=1 if parent is None else parent.revision + 1,
         content_hash=content_hash,
         source_hash=plan.source_hash,
         source_version=source_version,
-        annotations_uri=annotations_uri,
-        images_uri=images_uri,
-        output_uri=output_uri,
+        annotations_uri=request.annotations_uri,
+        images_uri=request.images_uri,
+        output_uri=request.output_uri,
         config=config,
         model=model,
         config_hash=maker.config_hash,
         code_version=maker.code_version,
-        logical_date=logical_date,
+        logical_date=request.logical_date,
         changes=changes,
         current_prompts=found.current_prompts,
         prompts=changes.planned,
@@ -308,7 +276,3 @@ def _version(uri: str) -> str | None:
 def _batches(prompts: Iterator[Prompt]) -> Iterator[pa.RecordBatch]:
     while chunk := list(islice(prompts, _BATCH)):
         yield from rows_to_table(map(prompt_row, chunk), PROMPTS_SCHEMA).to_batches()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(canonical(value)).hexdigest()

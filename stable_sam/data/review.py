@@ -8,12 +8,11 @@ import are held in memory, as run lengths.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import get_args
 
 import pyarrow as pa
 
@@ -21,7 +20,7 @@ import stable_sam
 from stable_sam.config import RunConfig
 from stable_sam.data.commits import write_part
 from stable_sam.data.live import MADE_BEFORE_REVIEW
-from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, read_manifest, write_shards
+from stable_sam.data.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
 from stable_sam.data.query import query
 from stable_sam.data.review_decisions import OUTCOMES, decide, newest_rows, reviewed_row
 from stable_sam.data.runs import REVIEW_MODEL, RunInfo, is_review, newest_run
@@ -177,12 +176,12 @@ def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, Refi
     known = {name: value for name, value in measured.items() if value is not None}
     config = RunConfig.from_dict({"refiner": known | {"tiles": "off" if parent.tiles is None else "auto"}})
     content = [[mask.prompt_id, mask.verdict, mask.mask_counts] for _, mask in rows]
-    content_hash = _hash([made_by, stable_sam.__version__, content])
+    content_hash = json_sha256([made_by, stable_sam.__version__, content])
     current = parent.current_prompts
     if current is None:
         current = query(table_uri, "SELECT count(*) AS n FROM masks").to_pylist()[0]["n"]
     return RunManifest(
-        run_id=_hash([content_hash, parent.run_id])[:ID_DIGITS],
+        run_id=json_sha256([content_hash, parent.run_id])[:ID_DIGITS],
         parent_run_id=parent.run_id,
         revision=parent.revision + 1,
         content_hash=content_hash,
@@ -222,10 +221,6 @@ def _shard(rows: Sequence[tuple[Prompt, RefinedMask]]) -> tuple[pa.Table, int]:
         {name: value for name, value in asdict(prompt).items() if name in SHARD_SCHEMA.names} for prompt, _ in rows
     ]
     return rows_to_table(plain, SHARD_SCHEMA), len({prompt.image_uri for prompt, _ in rows})
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def check_no_night(table_uri: str, newest: RunInfo) -> None:

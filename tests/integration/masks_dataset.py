@@ -16,6 +16,7 @@ from stable_sam.data.query import query
 from stable_sam.data.storage import join, write_bytes
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 
 MODEL = ModelIdentity(model_id="constant", weights_sha256="ab", dtype="float32")
@@ -67,11 +68,13 @@ class Dataset:
     def plan(self, prompts: list[Prompt] | None = None) -> RunManifest | None:
         return plan_run(
             self.prompts() if prompts is None else prompts,
-            annotations_uri=join(self.root, "weak.json"),
-            images_uri=join(self.root, "images"),
-            output_uri=self.output,
-            config=RunConfig(shard_images=2),
-            model=MODEL,
+            RunRequest(
+                annotations_uri=join(self.root, "weak.json"),
+                images_uri=join(self.root, "images"),
+                output_uri=self.output,
+                config=RunConfig(shard_images=2),
+            ),
+            MODEL,
         )
 
     def planned(self, prompts: list[Prompt] | None = None) -> RunManifest:

@@ -16,7 +16,6 @@ from stable_sam.data.commits import write_tombstones
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import NightPlan, plan_night
 from stable_sam.data.query import query
-from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 from stable_sam.data.storage import join, read_bytes, write_bytes
 from stable_sam.data.table import publish
 from stable_sam.formats.review_records import Answer
@@ -24,6 +23,7 @@ from stable_sam.formats.write_export import export
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask
 from stable_sam.rle import encode_mask
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 
 MODEL = ModelIdentity(model_id="painter", weights_sha256="ab", dtype="float32")
@@ -84,16 +84,14 @@ class Job:
             for prompt_id, box in self.boxes.items()
             for number in (int(prompt_id[1:]),)
         ]  # fmt: skip
-        return plan_night(
-            lambda: rows_to_table(map(prompt_row, prompts), PROMPTS_SCHEMA).to_batches(),
+        request = RunRequest(
             annotations_uri=join(self.root, "weak.json"),
             images_uri=join(self.root, "images"),
             output_uri=self.table,
             config=RunConfig(max_withdrawn_fraction=1),
-            model=MODEL,
             refresh=frozenset({refresh} if refresh else ()),
-            files_tell=False,
         )
+        return plan_night(request, prompts=prompts, model=MODEL)
 
     def refined(self, plan: NightPlan) -> RunManifest:
         assert plan.manifest is not None

@@ -22,6 +22,7 @@ from stable_sam.errors import InputError, WeightsError
 from stable_sam.identity import model_identity
 from stable_sam.image_job import ImageRefiner
 from stable_sam.records import Prompt, RefinedMask, ShardReport
+from stable_sam.runs.request import RunRequest
 from stable_sam.summary import check_failures, summarize
 from tasks.actors import POISON_REASON, run_shards
 from tasks.refiner_child import LoadRefiner
@@ -50,11 +51,12 @@ def plan(
     )
     manifest = plan_run(
         prompts,
-        annotations_uri="memory",
-        images_uri=str(folder / "images"),
-        output_uri=str(folder / "table"),
-        config=config,
-        model=model_identity(config.refiner),
+        RunRequest(
+            annotations_uri="memory",
+            images_uri=str(folder / "images"),
+            output_uri=str(folder / "table"),
+            config=config,
+        ),
     )
     assert manifest is not None
     return manifest

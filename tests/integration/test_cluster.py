@@ -19,9 +19,9 @@ from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import plan_run
 from stable_sam.data.query import query
 from stable_sam.data.table import publish
-from stable_sam.identity import model_identity
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 
 ROWS = """SELECT prompt_id, status, mask_counts, route, predicted_iou, stability_score, prompt_stability, dsp_weight
@@ -48,11 +48,12 @@ def plan(photos: list[Path], output: Path) -> RunManifest:
     ]
     manifest = plan_run(
         prompts,
-        annotations_uri="memory",
-        images_uri=str(photos[0].parent),
-        output_uri=str(output),
-        config=config,
-        model=model_identity(config.refiner),
+        RunRequest(
+            annotations_uri="memory",
+            images_uri=str(photos[0].parent),
+            output_uri=str(output),
+            config=config,
+        ),
     )
     assert manifest is not None
     return manifest

@@ -24,9 +24,9 @@ from stable_sam.data.query import query
 from stable_sam.data.storage import list_files
 from stable_sam.data.table import publish
 from stable_sam.errors import ConservationError
-from stable_sam.preflight import refresh_reasons, since_moment
 from stable_sam.records import Changes
 from stable_sam.refiner import Refiner
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 from stable_sam.summary import RunSummary, summarize
 from tasks.plan import plan
@@ -49,20 +49,14 @@ def night(
     job: dict[str, Any], *, refresh: str | None = None, since: str | None = None, logical_date: str | None = None
 ) -> RunSummary | None:
     """What the flow does, without Prefect and Ray; None when there is nothing to do."""
-    config = RunConfig.from_dict(job["config"])
-    planned = plan.fn(
-        **{name: job[name] for name in ("annotations_uri", "images_uri", "output_uri")},
-        config=config,
-        image_index_uri=None,
-        logical_date=logical_date,
-        refresh=refresh_reasons(refresh),
-        since=since_moment(since, "UTC"),
-    )
+    given = {"refresh": refresh, "since": since, "logical_date": logical_date} | job
+    request = RunRequest.parse(**given)
+    planned = plan.fn(request)
     if planned.manifest_uri is None:
         assert planned.changes.planned + planned.changes.withdrawn == 0
         return None
     manifest = read_manifest(planned.manifest_uri)
-    refiner = Refiner(config.refiner, config.routing)
+    refiner = Refiner(request.config.refiner, request.config.routing)
     for tombstones in manifest.tombstones:
         write_tombstones(manifest, tombstones)
     for shard in manifest.shards:
@@ -260,6 +254,34 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert list_files(job["output_uri"]) == files
 
 
+def test_a_dry_run_plans_with_the_calibration_that_a_run_routes_by(
+    job: dict[str, Any], annotations: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def two_images(document: dict[str, Any]) -> None:
+        document["annotations"] = [annotation for annotation in document["annotations"] if annotation["image_id"] < 2]
+
+    edit(annotations, two_images)
+    done(night(job | {"config": {}}))  # nano, with the calibration that comes with it
+    [run] = runs.list_runs(DeltaTable(job["output_uri"]))
+    assert run.config_hash != RunConfig().content_hash(), "routed without a calibration"
+    options = [f"--{name}={job[f'{name}_uri']}" for name in ("annotations", "images", "output")]
+    monkeypatch.setattr(sys, "argv", ["stable-sam", "refine", *options, "--refresh=model", "--dry-run"])
+
+    def shown() -> str:
+        with pytest.raises(SystemExit):
+            cli.main()
+        return "".join(capsys.readouterr())
+
+    untouched = shown()
+    assert "0 new, 0 changed, 0 withdrawn, 6 unchanged" in untouched
+    assert "To refine: 0 prompts" in untouched
+    assert "How long: about" in untouched
+    edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
+    changed = shown()
+    assert "To refine: 1 prompts on 1 images, in 1 shards." in changed
+    assert "How long: about" in changed
+
+
 def test_failed_prompts_and_other_settings_are_refined_again_when_asked(
     job: dict[str, Any], annotations: Path, photos: list[Path]
 ) -> None:
@@ -299,12 +321,12 @@ def backfill(
     options = [f"--annotations={tmp_path}/{{date}}.json", f"--images={job['images_uri']}"]
     options += [f"--output={job['output_uri']}", f"--config={config}"]
 
-    def one_night(logical_date: str, config: dict[str, Any], image_index_uri: None, **uris: str) -> RunSummary:
-        summary = night(uris | {"config": config}, logical_date=logical_date)
-        return summary or RunSummary(table_uri=uris["output_uri"], run_id="none", rows=(), up_to_date=True)
+    def one_night(**parameters: Any) -> RunSummary:
+        summary = night(parameters)
+        return summary or RunSummary(table_uri=parameters["output_uri"], run_id="none", rows=(), up_to_date=True)
 
     monkeypatch.setattr("flows.refine.refine_dataset", one_night)
-    monkeypatch.setattr("flows.prefect_api.check_prefect_api", lambda: None)
+    monkeypatch.setattr("flows.prefect_setup.check_prefect_api", lambda: None)
 
     def run(first: str, last: str) -> str:
         monkeypatch.setattr(sys, "argv", ["stable-sam", "backfill", "--from", first, "--to", last, *options])

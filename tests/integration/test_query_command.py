@@ -21,6 +21,7 @@ from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.request import RunRequest
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
             Prompt(prompt_id=f"{k:03}", image_id="1", image_uri="1.jpg", category='a "cat", [bold]' if k else None)
             for k in range(250)
         ],
-        annotations_uri="weak.json",
-        images_uri=str(root / "images"),
-        output_uri=str(root / "table"),
-        config=RunConfig(),
-        model=ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(root / "images"),
+            output_uri=str(root / "table"),
+            config=RunConfig(),
+        ),
+        ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
     )
     assert manifest is not None
     for shard in manifest.shards:

@@ -31,6 +31,7 @@ from stable_sam.data.schema import prompt_from_row
 from stable_sam.data.table import publish
 from stable_sam.errors import StorageError
 from stable_sam.refiner import Refiner
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 
 pytestmark = pytest.mark.usefixtures("s3")
@@ -178,7 +179,8 @@ def test_no_secret_is_in_what_a_run_says_and_leaves(
     uris = {"annotations_uri": storage.join(base, "annotations.json"), "images_uri": storage.join(base, "images")}
     storage.write_bytes(uris["annotations_uri"], json.dumps(document).encode())
     refiner, output = Refiner(RefinerConfig(model="tiny", jitter_count=0)), storage.join(base, "table")
-    manifest = plan_run(read_prompts(**uris), output_uri=output, config=RunConfig(), model=refiner.identity, **uris)
+    request = RunRequest(output_uri=output, config=RunConfig(), **uris)
+    manifest = plan_run(read_prompts(**uris), request, refiner.identity)
     assert manifest is not None
     storage.remove_files(uris["images_uri"], [photos[1].name])  # what the store answers then stands in the rows
     for shard in manifest.shards:

@@ -19,6 +19,7 @@ from stable_sam.data.planning import plan_run
 from stable_sam.data.schema import MASKS_SCHEMA, PROMPTS_SCHEMA, mask_table, prompt_from_row, prompt_row, rows_to_table
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, Provenance, RefinedMask
+from stable_sam.runs.request import RunRequest
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 numbers = st.floats(width=64, allow_nan=False)
@@ -120,11 +121,13 @@ def test_shards_are_a_partition_and_ids_ignore_order(source: list[Prompt], shard
         first, second = (
             plan_run(
                 given_prompts,
-                annotations_uri="weak.json",
-                images_uri=str(Path(folder, "images")),
-                output_uri=str(Path(folder, name)),
-                config=RunConfig(shard_images=shard_images),
-                model=ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
+                RunRequest(
+                    annotations_uri="weak.json",
+                    images_uri=str(Path(folder, "images")),
+                    output_uri=str(Path(folder, name)),
+                    config=RunConfig(shard_images=shard_images),
+                ),
+                ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
             )
             for name, given_prompts in (("a", source), ("b", shuffled))
         )

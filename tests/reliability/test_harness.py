@@ -20,6 +20,7 @@ from stable_sam.data.planning import plan_run
 from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.request import RunRequest
 from tests.reliability.checks import check_table, orphans, sweep
 from tests.reliability.proxy import FaultyProxy, Rule
 from tests.reliability.reader import Watch
@@ -140,11 +141,13 @@ def table(tmp_path: Path) -> str:
     ]
     manifest = plan_run(
         prompts,
-        annotations_uri="weak.json",
-        images_uri=str(tmp_path / "images"),
-        output_uri=str(tmp_path / "table"),
-        config=RunConfig(),
-        model=ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(tmp_path / "images"),
+            output_uri=str(tmp_path / "table"),
+            config=RunConfig(),
+        ),
+        ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
     )
     assert manifest is not None
     for shard in manifest.shards:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.commands.refine import read_settings
+from flows.commands.options import read_settings
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
 from tasks.actor_plan import plan_actors
@@ -54,7 +54,7 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert end.value.code == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.strip().splitlines() == ["error: no.json: no such annotation file"]
+    assert shown.err.strip().splitlines() == [f"error: {Path('no.json').absolute()}: no such annotation file"]
 
 
 def test_a_profile_of_a_dry_run_is_refused() -> None:

@@ -17,6 +17,7 @@ from stable_sam.data.planning import plan_run
 from stable_sam.errors import ConservationError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.request import RunRequest
 
 Rows = list[tuple[Prompt, RefinedMask]]
 
@@ -29,11 +30,13 @@ def manifest(tmp_path: Path) -> RunManifest:
             Prompt(prompt_id=str(k), image_id=str(k // 3), image_uri=f"{k // 3}.jpg", box_xyxy=(0, 0, 1, 1))
             for k in range(6)
         ],
-        annotations_uri="weak.json",
-        images_uri=str(tmp_path / "images"),
-        output_uri=str(tmp_path / "table"),
-        config=RunConfig(shard_images=1),
-        model=ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(tmp_path / "images"),
+            output_uri=str(tmp_path / "table"),
+            config=RunConfig(shard_images=1),
+        ),
+        ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
     )
     assert planned is not None
     return planned

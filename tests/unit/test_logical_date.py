@@ -1,4 +1,4 @@
-"""Which night a run stands for, since when files count, and what is refined again."""
+"""Which night a run stands for, and since when files count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from stable_sam.errors import ConfigError
-from stable_sam.preflight import check_logical_date, day_of, refresh_reasons, since_moment
+from stable_sam.runs.dates import check_logical_date, day_of, since_moment
 
 LATE = datetime(2025, 11, 23, 23, 30, tzinfo=UTC)
 
@@ -66,16 +66,3 @@ def test_a_wrong_since_is_refused() -> None:
     assert since_moment(None, "UTC") is None
     with pytest.raises(ConfigError, match="^since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got 'yesterday'$"):
         since_moment("yesterday", "UTC")
-
-
-@pytest.mark.parametrize(
-    "given", ["failed,model", ["failed", "model"], [" failed , model"], ["model", "failed,failed"]]
-)
-def test_reasons_to_refresh_are_a_list_or_text_with_commas(given: str | list[str]) -> None:
-    assert refresh_reasons(given) == {"failed", "model"}
-
-
-def test_other_reasons_to_refresh_are_refused() -> None:
-    assert refresh_reasons(None) == refresh_reasons("") == frozenset()
-    with pytest.raises(ConfigError, match="^refresh: expected failed, model, all, got 'weights'$"):
-        refresh_reasons("failed,weights")

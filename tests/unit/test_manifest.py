@@ -19,6 +19,7 @@ from stable_sam.data.table import publish
 from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.request import RunRequest
 
 MODEL = ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32")
 
@@ -45,12 +46,14 @@ def plan(
 ) -> RunManifest:  # fmt: skip
     manifest = plan_run(
         prompts,
-        annotations_uri="weak.json",
-        images_uri=str(images),
-        output_uri=str(output),
-        config=config or RunConfig(shard_images=2),
-        model=model,
-        logical_date=logical_date,
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(images),
+            output_uri=str(output),
+            config=config or RunConfig(shard_images=2),
+            logical_date=logical_date,
+        ),
+        model,
     )
     assert manifest is not None
     return manifest

@@ -20,6 +20,7 @@ from stable_sam.errors import StorageError
 from stable_sam.image_job import ImageJob, finish_job, infer_job, prepare_job, refine_job
 from stable_sam.records import Prompt, ShardReport
 from stable_sam.refiner import Refiner
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import complete_shard, image_job, refine_shard
 from stable_sam.stage_clock import STAGES
 from stable_sam.stages import InferredImage, PreparedImage
@@ -83,11 +84,13 @@ def planned(folder: Path, refiner: Refiner, names: str = "abcdefgh") -> RunManif
     ]
     manifest = plan_run(
         prompts,
-        annotations_uri="memory",
-        images_uri=str(folder / "images"),
-        output_uri=str(folder / "table"),
-        config=CONFIG,
-        model=refiner.identity,
+        RunRequest(
+            annotations_uri="memory",
+            images_uri=str(folder / "images"),
+            output_uri=str(folder / "table"),
+            config=CONFIG,
+        ),
+        refiner.identity,
     )
     assert manifest is not None
     return manifest

@@ -18,6 +18,7 @@ from stable_sam.errors import InputError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.quality import check_quality, judge
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 
 CONFIG = QualityConfig(min_nights=2, min_prompts=10)
@@ -68,8 +69,11 @@ class Nights:
                 )
                 for number in range(prompts)
             ],
-            annotations_uri=str(self.root / "weak.json"), images_uri=str(self.root / "images"), output_uri=self.table,
-            config=RunConfig(), model=scores.identity,
+            RunRequest(
+                annotations_uri=str(self.root / "weak.json"), images_uri=str(self.root / "images"),
+                output_uri=self.table, config=RunConfig(),
+            ),
+            scores.identity,
         )  # fmt: skip
         assert manifest is not None
         for shard in manifest.shards:

@@ -24,7 +24,6 @@ from stable_sam.data.query import connected, query
 from stable_sam.data.table import publish
 from stable_sam.data.views import OUTCOMES
 from stable_sam.errors import NotFoundError
-from stable_sam.identity import model_identity
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
 from stable_sam.report.digest import digest
@@ -32,6 +31,7 @@ from stable_sam.report.figures import Figures, figures
 from stable_sam.report.risk import RiskCoverage, risk_coverage
 from stable_sam.report.write import write_report
 from stable_sam.rle import decode_mask
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import refine_shard
 from tests.report_table import answer, page_data, page_pictures, picture, publish_night
 
@@ -68,12 +68,12 @@ def table(images: Path) -> str:
     config = RunConfig(refiner=RefinerConfig(model="tiny", jitter_count=2))
     manifest = plan_run(
         read_prompts(str(annotations), images_uri=str(images)),
-        annotations_uri=str(annotations),
-        images_uri=str(images),
-        output_uri=str(images.parent / "table"),
-        config=config,
-        model=model_identity(config.refiner),
-        logical_date=None,
+        RunRequest(
+            annotations_uri=str(annotations),
+            images_uri=str(images),
+            output_uri=str(images.parent / "table"),
+            config=config,
+        ),
     )
     assert manifest is not None
     refiner = Refiner(config.refiner, config.routing)

@@ -16,6 +16,7 @@ from stable_sam.data.planning import plan_run
 from stable_sam.errors import StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, ShardReport
+from stable_sam.runs.request import RunRequest
 from stable_sam.stage_clock import Times
 from stable_sam.trace import read_spans
 from tasks import shard_actor
@@ -37,11 +38,13 @@ def planned(folder: Path, names: list[str], model: ModelIdentity = planted_refin
     ]
     manifest = plan_run(
         prompts,
-        annotations_uri="memory",
-        images_uri=str(images),
-        output_uri=str(folder / "table"),
-        config=RunConfig(shard_images=3),
-        model=model,
+        RunRequest(
+            annotations_uri="memory",
+            images_uri=str(images),
+            output_uri=str(folder / "table"),
+            config=RunConfig(shard_images=3),
+        ),
+        model,
     )
     assert manifest is not None
     return manifest

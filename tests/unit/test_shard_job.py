@@ -26,6 +26,7 @@ from stable_sam.errors import StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
 from stable_sam.image_job import ImageJob, refine_job
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.request import RunRequest
 from stable_sam.shard_job import FETCHED_AHEAD, complete_shard, refine_shard
 
 MODEL = ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32")
@@ -63,11 +64,13 @@ def images(tmp_path: Path) -> Path:
 def planned(images: Path, prompts: list[Prompt], refiner: RefinerConfig | None = None) -> RunManifest:
     manifest = plan_run(
         prompts,
-        annotations_uri="weak.json",
-        images_uri=str(images),
-        output_uri=str(images.parent / "table"),
-        config=RunConfig(refiner=refiner or RefinerConfig()),
-        model=MODEL,
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(images),
+            output_uri=str(images.parent / "table"),
+            config=RunConfig(refiner=refiner or RefinerConfig()),
+        ),
+        MODEL,
     )
     assert manifest is not None
     assert len(manifest.shards) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.commands.refine import print_profile
+from flows.commands.printed import print_profile
 from stable_sam.stage_clock import STAGES, StageShares, summed
 from stable_sam.summary import RunSummary
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.commands.refine import plan_only
 from stable_sam.config import RefinerConfig, RunConfig
+from stable_sam.data.planning import plan_night
 from stable_sam.data.tile_count import TileCount
 from stable_sam.frames import Frame
 from stable_sam.records import Prompt
 from stable_sam.refiner import Refiner
+from stable_sam.runs.request import RunRequest
 
 SETTINGS = RefinerConfig(model="tiny", jitter_count=0, second_pass="off", max_tiles=9)
 HW = (300, 400)
@@ -32,13 +33,13 @@ def counted(folder: Path, boxes: list[list[float]], config: RefinerConfig = SETT
         + [{"id": 99, "image_id": 1, "points": [[40, 30, 1]]}, {"id": 98, "image_id": 1, "bbox": [1, 1, 0, 0]}],
     }
     (folder / "weak.json").write_text(json.dumps(document))
-    sources = {
-        "annotations_uri": str(folder / "weak.json"),
-        "images_uri": str(folder / "images"),
-        "output_uri": str(folder / "table"),
-        "image_index_uri": None,
-    }
-    return plan_only(sources, RunConfig(refiner=config)).tiles
+    request = RunRequest(
+        annotations_uri=str(folder / "weak.json"),
+        images_uri=str(folder / "images"),
+        output_uri=str(folder / "table"),
+        config=RunConfig(refiner=config),
+    )
+    return plan_night(request, dry_run=True).tiles
 
 
 def test_a_dry_run_counts_the_tiles_that_the_refiner_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

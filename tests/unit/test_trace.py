@@ -16,6 +16,7 @@ from stable_sam.data.planning import plan_run
 from stable_sam.errors import InputError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt
+from stable_sam.runs.request import RunRequest
 from stable_sam.stage_clock import WAIT, Span, Times
 from stable_sam.trace import ShardSpans, chrome_trace, read_spans, write_spans, write_trace
 
@@ -92,11 +93,13 @@ def manifest(tmp_path: Path) -> RunManifest:
     (tmp_path / "images").mkdir()
     planned = plan_run(
         [Prompt(prompt_id=k, image_id=k, image_uri=f"{k}.jpg", box_xyxy=(0, 0, 1, 1)) for k in "abc"],
-        annotations_uri="weak.json",
-        images_uri=str(tmp_path / "images"),
-        output_uri=str(tmp_path / "table"),
-        config=RunConfig(shard_images=1),
-        model=ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
+        RunRequest(
+            annotations_uri="weak.json",
+            images_uri=str(tmp_path / "images"),
+            output_uri=str(tmp_path / "table"),
+            config=RunConfig(shard_images=1),
+        ),
+        ModelIdentity(model_id="tiny", weights_sha256="ab", dtype="float32"),
     )
     assert planned is not None
     return planned
@@ -136,7 +139,7 @@ def test_a_place_that_is_gone_in_the_end_does_not_hide_what_ended_the_run(
 ) -> None:
     place = tmp_path / "traces" / "trace.json"
 
-    def fails(**_: object) -> None:
+    def fails(_: object) -> None:
         place.unlink()
         place.parent.rmdir()
         place.parent.write_text("")

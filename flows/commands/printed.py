@@ -1,0 +1,89 @@
+"""What commands print of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stable_sam.data.planning import NightPlan
+    from stable_sam.summary import RunSummary
+
+
+def print_summary(summary: RunSummary) -> None:
+    """Prompts by status and route with their median scores, and the speed."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    header, *lines, total = summary.cells()
+    title = f"Run {summary.run_id}: prompts, and medians of their scores"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=0, show_footer=True)
+    for position, (name, footer) in enumerate(zip(header, total, strict=True)):
+        table.add_column(name.replace("_", " "), footer=footer, justify="left" if position < 2 else "right")
+    for line in lines:
+        table.add_row(*line)
+    console = Console()
+    console.print(table)
+    if summary.changes is not None:
+        console.print(summary.changes_line(), soft_wrap=True)
+    if summary.truth is not None:
+        console.print(summary.truth.line(), soft_wrap=True)
+    if summary.up_to_date:
+        console.print(f"Up to date: nothing was done; the newest run of {summary.table_uri} is above.", soft_wrap=True)
+        return
+    speed = "" if summary.images_per_second is None else f" ({summary.images_per_second:.2f} images/s for each actor)"
+    console.print(f"{summary.images} images refined{speed}. Table: {summary.table_uri}", soft_wrap=True)
+
+
+def print_profile(summary: RunSummary, trace_uri: str) -> None:
+    """Where the time of a run went, by stage."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if summary.up_to_date:
+        console.print("Nothing was refined, so that there are no stages to show.")
+    elif summary.stages is None:
+        console.print("A shard of this run was committed by a version that did not measure its stages.")
+    else:
+        header, *lines, total = summary.stages.cells()
+        title = "Where the time went: seconds of threads, of all actors"
+        table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, show_footer=True)
+        for name, footer in zip(header, total, strict=True):
+            table.add_column(name, footer=footer, justify="left" if name == "stage" else "right")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    console.print(f"Trace, for chrome://tracing or ui.perfetto.dev: {trace_uri}", soft_wrap=True)
+
+
+def print_plan(plan: NightPlan) -> None:
+    """What a dry run found, and how long it would take."""
+    from rich.console import Console
+
+    from stable_sam.data.runs import list_runs, open_table
+    from stable_sam.estimate import duration, measured
+    from stable_sam.summary import describe
+
+    changes, config = plan.changes, plan.request.config
+    lines = ["Dry run: nothing was written.", describe(changes)]
+    if changes.planned + changes.withdrawn == 0:
+        lines.append("Nothing to do.")
+    lines.append(f"To refine: {changes.planned} prompts on {plan.images} images, in {plan.shards} shards.")
+    if plan.tiles is not None:
+        lines.append(plan.tiles.line())
+    table = open_table(plan.request.output_uri)
+    speed = None if table is None else measured(list_runs(table), config)
+    if speed is None:
+        lines.append("How long: not known; no run with these settings was measured in this table.")
+    else:
+        seconds = speed.estimate(plan.images, changes.planned, config.prompt_cost)
+        actors = min(config.ray.actors or 1, max(plan.shards, 1))
+        lines.append(
+            f"How long: about {duration(seconds / actors)} with {actors} actor{'s' if actors > 1 else ''}, without "
+            f"start-up. Measured: {speed.images / speed.seconds:.2f} images/s and "
+            f"{speed.prompts / speed.seconds:.2f} prompts/s for each actor (newest {speed.runs} of the runs with "
+            "these settings)."
+        )
+    Console().print("\n".join(lines), soft_wrap=True, highlight=False)

@@ -1,0 +1,49 @@
+"""Dates and moments as users write them: the night that a run stands for, and since when files count."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from stable_sam.errors import ConfigError
+
+
+def check_logical_date(logical_date: str | None) -> None:
+    """Raise `ConfigError` for anything but an ISO date such as 2025-11-23, or None."""
+    if logical_date is None:
+        return
+    try:
+        date.fromisoformat(logical_date)
+    except ValueError:
+        raise ConfigError(f"logical date: expected YYYY-MM-DD, got {logical_date!r}") from None
+
+
+def since_moment(since: str | None, timezone: str) -> datetime | None:
+    """The moment that an ISO date (its midnight) or time means in `timezone`, unless it names a zone of its own.
+
+    Raises `ConfigError` for anything else.
+    """
+    zone = _zone(timezone)
+    if since is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(since)
+    except ValueError:
+        raise ConfigError(f"since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got {since!r}") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=zone)
+
+
+def day_of(moment: datetime | None, timezone: str) -> str | None:
+    """ISO date of an aware `moment` on the calendar of `timezone`; raises `ConfigError` for an unknown zone.
+
+    The worker's own zone has no part in it: the same night has the same date on every machine.
+    """
+    zone = _zone(timezone)
+    return None if moment is None else moment.astimezone(zone).date().isoformat()
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigError(f"timezone: expected an IANA name such as Europe/Berlin, got {name!r}") from None

@@ -1,0 +1,119 @@
+"""What a run is asked to do: parsed and checked once, where it comes in, and carried whole to the planner.
+
+command, flow or notebook --RunRequest.parse--> RunRequest --plan_night--> RunManifest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+import pyarrow as pa
+
+from stable_sam.config import RunConfig
+from stable_sam.data.annotation_files import absolute_annotations
+from stable_sam.data.annotations import read_prompt_batches
+from stable_sam.data.night import REFRESH
+from stable_sam.data.storage import absolute_uri
+from stable_sam.errors import ConfigError
+from stable_sam.runs.dates import check_logical_date, day_of, since_moment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """A source, the table that it is compared with, and how the difference is refined.
+
+    `parse` makes one of what a user gave.
+    """
+
+    annotations_uri: str
+    """A file, a folder, a pattern, or several of these with commas: see `stable_sam.data.annotation_files`. As the
+    other URIs here, absolute: actors and later readers may stand in another folder."""
+    images_uri: str
+    """Folder that the file names in the annotations are relative to."""
+    output_uri: str
+    """Folder of the masks table."""
+    config: RunConfig
+    image_index_uri: str | None = None
+    """COCO JSON whose `images` name the files of the ids in detection results."""
+    logical_date: str | None = None
+    """ISO date of the night that the run stands for. It is no content: it changes neither rows nor ids."""
+    refresh: frozenset[str] = frozenset()
+    """Of `REFRESH`: what is refined again though it did not change."""
+    since: datetime | None = None
+    """Aware. Files that were modified before count as unchanged, and nothing is withdrawn."""
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        annotations_uri: str,
+        images_uri: str,
+        output_uri: str,
+        config: RunConfig | Mapping[str, Any] | str | None = None,
+        image_index_uri: str | None = None,
+        logical_date: str | None = None,
+        timezone: str = "UTC",
+        refresh: Iterable[str] | str | None = None,
+        since: str | None = None,
+        scheduled: datetime | None = None,
+    ) -> Self:
+        """The request for what a user gave; raises `ConfigError`, or `AnnotationError` for an empty name among several.
+
+        URIs: local paths may be relative to the working directory.
+        config: itself, as a mapping, or the path of a YAML file with it; None: the defaults.
+        timezone: IANA name of the zone in which `since` and the date of `scheduled` are read.
+        refresh: a list, or text with commas. since: ISO date (its midnight) or time.
+        scheduled: aware moment of a schedule, whose date is the logical one when none is given.
+        """
+        check_logical_date(logical_date)
+        scheduled_day = day_of(scheduled, timezone)
+        reasons, moment = _reasons(refresh), since_moment(since, timezone)
+        return cls(
+            annotations_uri=absolute_annotations(annotations_uri),
+            images_uri=absolute_uri(images_uri),
+            output_uri=absolute_uri(output_uri),
+            config=_config(config),
+            image_index_uri=None if image_index_uri is None else absolute_uri(image_index_uri),
+            logical_date=logical_date or scheduled_day,
+            refresh=reasons,
+            since=moment,
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """What `parse` makes an equal request of, as plain values by the names of the flow's parameters."""
+        return {
+            "annotations_uri": self.annotations_uri,
+            "images_uri": self.images_uri,
+            "output_uri": self.output_uri,
+            "config": self.config.model_dump(mode="json"),
+            "image_index_uri": self.image_index_uri,
+            "logical_date": self.logical_date,
+            "refresh": sorted(self.refresh),
+            "since": None if self.since is None else self.since.isoformat(),
+        }
+
+    def prompt_batches(self) -> Iterator[pa.RecordBatch]:
+        """The prompts of the source, as `stable_sam.data.annotations.read_prompt_batches` reads them."""
+        return read_prompt_batches(
+            self.annotations_uri,
+            images_uri=self.images_uri,
+            image_index_uri=self.image_index_uri,
+            source=self.config.source,
+        )
+
+
+def _config(given: RunConfig | Mapping[str, Any] | str | None) -> RunConfig:
+    if isinstance(given, RunConfig):
+        return given
+    return RunConfig.from_yaml(given) if isinstance(given, str) else RunConfig.from_dict(dict(given or {}))
+
+
+def _reasons(given: Iterable[str] | str | None) -> frozenset[str]:
+    texts = [given] if isinstance(given, str) else given or ()
+    reasons = frozenset(reason.strip() for text in texts for reason in text.split(",") if reason.strip())
+    for unknown in sorted(reasons - set(REFRESH)):
+        raise ConfigError(f"refresh: expected {', '.join(REFRESH)}, got {unknown!r}")
+    return reasons
