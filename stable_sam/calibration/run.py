@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.calibration.fit import SAMPLE, LabelledMasks, divide, fit_curves, promised
+from stable_sam.calibration.features import LabelledMasks, curves_at
+from stable_sam.calibration.fit import SAMPLE, divide, fit_curves, promised
 from stable_sam.calibration.judge import Judgement, judge
 from stable_sam.calibration.model import Calibration, Curve, Promise
 from stable_sam.config import RefinerConfig
@@ -117,12 +118,7 @@ def to_json(one: Held) -> dict[str, Any]:
 
 
 def _quality(intercept: float, curves: dict[str, Curve], masks: LabelledMasks) -> NDArray[np.float64]:
-    odds = np.full(len(masks), intercept)
-    for name, curve in curves.items():
-        values = masks.scores[name]
-        there = np.isfinite(values)
-        odds += np.where(there, np.interp(np.where(there, values, 0), curve.x, curve.y), curve.missing)
-    quality: NDArray[np.float64] = 1 / (1 + np.exp(-odds))
+    quality: NDArray[np.float64] = 1 / (1 + np.exp(-curves_at(intercept, curves, masks)))
     return quality
 
 

@@ -15,7 +15,8 @@ from stable_sam.data.schema import SHARD_SCHEMA, prompt_from_row
 from stable_sam.records import Prompt, RefinedMask, Verdict
 from stable_sam.rle import EncodedMask
 
-SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality")
+SCORES = ("predicted_iou", "stability_score", "prompt_stability", "dsp_weight", "box_agreement", "quality",
+          "gain_over_box")  # fmt: skip
 """What a model says of its own mask: kept where that mask was confirmed."""
 OUTCOMES = (*get_args(Verdict), "unchanged", "already")
 """What `decide` says of an answer that can be taken: a verdict; as it was sent, and nobody says that they looked; or

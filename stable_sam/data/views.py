@@ -45,7 +45,7 @@ class View:
 
 _SOURCE = "attributes->>'annotation_source'"
 _COUNTS = ", ".join(["count(*) AS prompts", *(f"count(*) FILTER (outcome = '{one}') AS {one}" for one in OUTCOMES)])
-_SCORES = ("quality", "prompt_stability", "predicted_iou", "box_agreement")
+_SCORES = ("quality", "gain_over_box", "prompt_stability", "predicted_iou", "box_agreement")
 _MEDIANS = ", ".join(
     [*(f"score_median({score}) AS median_{score}" for score in _SCORES), "avg(true_iou) AS mean_true_iou"]
 )

@@ -21,7 +21,7 @@ from stable_sam.formats.write_records import ExportCategory, ExportImage, Export
 from stable_sam.records import Route
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask
 
-SCORES = ("predicted_iou", "stability_score", "prompt_stability", "quality")
+SCORES = ("predicted_iou", "stability_score", "prompt_stability", "quality", "gain_over_box")
 _COLUMNS = (
     "prompt_id, revision, image_uri, image_id, category_id, category, iscrowd, box_xyxy, mask_size, mask_counts, "
     f"bbox_xywh, area, status, route, verdict, {', '.join(SCORES)}"

@@ -45,6 +45,7 @@ def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> 
         "weak": " and ".join(part for part in (_box_text(row["box_xyxy"]), _points_text(row["points_xy"])) if part),
         "detector": _finite(row["score"]),
         "scores": {name: value for name in SCORES if (value := _finite(row[name])) is not None},
+        "gain": _finite(row["gain_over_box"]),
         "area": row["area"],
         "second_pass": row["second_pass"],
         "view": _view(row),
