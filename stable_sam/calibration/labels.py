@@ -45,8 +45,8 @@ RECORDS_SCHEMA = pa.schema(
     ]
 )
 """A labelled mask: where it comes from, what came of it, and its scores; null where there is none. `kind`: of the weak
-prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`. `object_share`: the true mask's part of its picture. `box_iou`: IoU of
-the filled weak box with the true mask; null for points."""
+prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`. `object_share`: the true mask's part of its picture. `box_iou`: IoU
+of the filled weak box with the true mask; null for points."""
 _MADE_BY = b"stable_sam_model"
 """Key of the model in the file's metadata: scores of another one mean something else."""
 

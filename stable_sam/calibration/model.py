@@ -35,8 +35,8 @@ SCORES = (
 )
 """What may enter: the row's scores, `log_area` = log10 of the mask's part of its picture, the detector's `score`."""
 BOX_SCORES = ("log_box_area", "mask_to_box_area")
-"""What may enter the expected gain over the weak box, besides: log10 of the box's area as a part of the picture, and the
-mask's pixels by the box's area."""
+"""What may enter the expected gain over the weak box, too: log10 of the box's part of the picture, and the mask's pixels
+by the box's area."""
 
 
 class _Finite(Section):
@@ -95,9 +95,9 @@ class SizeSlice(_Finite):
     size: str
     """The object's part of its picture, in words."""
     masks: int
-    mask_iou: float | None
-    """Mean IoU of the masks with the true ones; None: no mask was accepted."""
-    box_iou: float | None
+    mask_iou: float
+    """Mean IoU of the masks with the true ones."""
+    box_iou: float
     """The same of the filled boxes."""
 
 
@@ -117,7 +117,7 @@ class GainOverBox(_Finite):
     spearman: float
     """Rank correlation of expected and true gain, by cross-validation."""
     sizes: tuple[SizeSlice, ...] = ()
-    """What came of it on masks that the fit had not seen."""
+    """What came of it on masks that the fit had not seen; without the sizes of which none was accepted."""
 
     @model_validator(mode="after")
     def _known_scores(self) -> Self:
