@@ -65,15 +65,16 @@ def failed_mask(prompt_id: str, error: str) -> RefinedMask:
 
 def _route_by_quality(quality: float, gain: float | None, calibration: Calibration) -> tuple[Route, str]:
     accept, reject, over_box = calibration.accept, calibration.reject, calibration.gain_over_box
+    doubt = ""
+    if over_box is not None and gain is not None and gain <= over_box.threshold:
+        doubt = f"; the filled box is expected to be as good (gain {gain:.3f} <= {over_box.threshold:.3f})"
     if accept.threshold is not None and quality >= accept.threshold:
-        if over_box is not None and gain is not None and gain <= over_box.threshold:
-            return "review", f"the filled box is expected to be as good: gain {gain:.3f} <= {over_box.threshold:.3f}"
-        return "accept", f"quality {quality:.3f} >= {accept.threshold:.3f}"
+        return "review" if doubt else "accept", f"quality {quality:.3f} >= {accept.threshold:.3f}{doubt}"
     if reject.threshold is not None and quality <= reject.threshold:
         return "reject", f"quality {quality:.3f} <= {reject.threshold:.3f}"
     if accept.threshold is None:
-        return "review", f"quality {quality:.3f}; no threshold keeps the promise of {accept.precision:.0%}"
-    return "review", f"quality {quality:.3f} < {accept.threshold:.3f}"
+        return "review", f"quality {quality:.3f}; no threshold keeps the promise of {accept.precision:.0%}{doubt}"
+    return "review", f"quality {quality:.3f} < {accept.threshold:.3f}{doubt}"
 
 
 def _below(*scores: tuple[str, float | None, float]) -> list[str]:

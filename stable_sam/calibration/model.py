@@ -35,8 +35,8 @@ SCORES = (
 )
 """What may enter: the row's scores, `log_area` = log10 of the mask's part of its picture, the detector's `score`."""
 BOX_SCORES = ("log_box_area", "mask_to_box_area")
-"""What may enter the expected gain over the weak box, too: log10 of the box's part of the picture, and the mask's pixels
-by the box's area."""
+"""What may enter the expected gain over the weak box, too: log10 of the box's part of the picture, and the mask's area
+divided by the box's."""
 
 
 class _Finite(Section):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from stable_sam.calibration.features import LabelledMasks
 from stable_sam.calibration.gain import expected_gain, fit_gain, some_worse
-from stable_sam.calibration.labels import BOX_SCORES, RECORDS_SCHEMA, box_labels, labelled, read_records
-from stable_sam.calibration.model import SCORES, Calibration, Curve, GainOverBox, Promise, scores_of
+from stable_sam.calibration.labels import RECORDS_SCHEMA, box_labels, labelled, read_records
+from stable_sam.calibration.model import BOX_SCORES, SCORES, Calibration, Curve, GainOverBox, Promise, scores_of
 from stable_sam.calibration.run import CalibrationSettings, calibrate, held
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.errors import ConfigError
@@ -27,6 +27,7 @@ from stable_sam.routing import route, routed
 
 MODEL = ModelIdentity(model_id="nano+plugin", weights_sha256="abc", dtype="float32")
 BOX = Prompt(prompt_id="p", image_id="i", image_uri="i.jpg", box_xyxy=(0, 0, 5, 5))
+AS_GOOD = "the filled box is expected to be as good"
 MASK = RefinedMask(prompt_id="p", status="ok", mask_size=(10, 10), area=20, predicted_iou=0.9)
 
 
@@ -119,10 +120,11 @@ def calibration(**changes: object) -> Calibration:
 @pytest.mark.parametrize(
     ("area", "predicted_iou", "where", "why"),
     [
-        (20, 0.9, "review", "the filled box is expected to be as good: gain -0.300 <= 0.100"),
-        (10, 0.9, "review", "the filled box is expected to be as good: gain 0.100 <= 0.100"),
+        (20, 0.9, "review", f"quality 0.961 >= 0.900; {AS_GOOD} (gain -0.300 <= 0.100)"),
+        (10, 0.9, "review", f"quality 0.961 >= 0.900; {AS_GOOD} (gain 0.100 <= 0.100)"),
         (5, 0.9, "accept", "quality 0.961 >= 0.900"),
-        (20, 0.5, "review", "quality 0.500 < 0.900"),
+        (20, 0.5, "review", f"quality 0.500 < 0.900; {AS_GOOD} (gain -0.300 <= 0.100)"),
+        (5, 0.5, "review", "quality 0.500 < 0.900"),
         (20, 0.1, "reject", "quality 0.039 <= 0.100"),
     ],
 )
