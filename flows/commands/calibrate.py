@@ -54,6 +54,8 @@ def calibrate(
 ) -> None:
     """Fit the probability that a mask is good to its scores, and choose thresholds that keep a promise.
 
+    With it goes the expected gain over the filled weak box: masks that are not expected to gain are not accepted.
+
     Weak prompts are drawn from people's masks and refined as a run would (--data), or people reviewed a table
     (--table). Two fifths of the pictures are kept apart from the fit, for the thresholds; --sample takes their place.
     """

@@ -36,7 +36,7 @@ def promise_line(promise: Promise) -> str:
 def gain_line(gain: GainOverBox | None) -> str:
     """One sentence: how well the gain over the filled box is known."""
     if gain is None:
-        return f"gain over the filled box: not learnt, for want of {MIN_MASKS} masks of boxes whose IoU is known"
+        return f"gain over the filled box: not learnt from fewer than {MIN_MASKS} masks with the IoU of a box (--data)"
     return (
         f"gain over the filled box: accepted above {gain.threshold:.2f}; by cross-validation on {gain.masks} masks "
         f"the mean error is {gain.error:.3f}, Spearman with the true gain {gain.spearman:.2f}"

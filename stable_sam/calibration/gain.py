@@ -21,7 +21,7 @@ MIN_MASKS = 200
 THRESHOLDS = np.arange(101) / 100
 """Of the expected gain, those that are tried."""
 FEW = 10
-"""Fewer accepted masks of a size do not tell whether they are worse than their boxes."""
+"""Fewer accepted masks of a size do not tell whether masks of this size are worse than their boxes."""
 SIZES = {
     "<0.1 %": (0.0, 0.001),
     "0.1-0.5 %": (0.001, 0.005),
