@@ -91,6 +91,9 @@ class RefinedMask:
     """IoU of the weak box with the mask's tight box; None for a prompt without a box."""
     quality: float | None = None
     """Probability that the mask's IoU with the true one is at least 0.75, by the run's calibration; None without."""
+    gain_over_box: float | None = None
+    """IoU with the true mask that the mask is expected to have more than the weak box, filled, has; by the run's
+    calibration. None without, and for a prompt without a box."""
     second_pass: str | None = None
     """Where DRP's routing refined the prompt further: the pass whose mask this is; None where there was none."""
     view: View | None = None

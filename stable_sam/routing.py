@@ -13,9 +13,12 @@ from stable_sam.records import Prompt, RefinedMask, Route
 
 
 def routed(prompt: Prompt, mask: RefinedMask, config: RoutingConfig) -> RefinedMask:
-    """`mask` of `prompt` with its `quality`, where there is a calibration, and its `route` and `route_reason`."""
+    """`mask` of `prompt` with its `quality` and `gain_over_box`, where there is a calibration, and its `route` and
+    `route_reason`."""
     if config.calibration is not None and config.calibration.holds_for(mask):
-        mask = replace(mask, quality=config.calibration.quality(scores_of(prompt, mask)))
+        scores = scores_of(prompt, mask)
+        quality, gain = config.calibration.quality(scores), config.calibration.expected_gain(scores)
+        mask = replace(mask, quality=quality, gain_over_box=gain)
     chosen, reason = route(mask, config)
     return replace(mask, route=chosen, route_reason=reason)
 
@@ -23,7 +26,8 @@ def routed(prompt: Prompt, mask: RefinedMask, config: RoutingConfig) -> RefinedM
 def route(mask: RefinedMask, config: RoutingConfig) -> tuple[Route, str]:
     """Where the mask goes and every criterion that says so.
 
-    A failed prompt or an empty mask is rejected. Then the calibrated `quality` decides, where there is one. Else a mask
+    A failed prompt or an empty mask is rejected. Then the calibrated `quality` decides, where there is one; a mask that
+    is not expected to be better than its weak box, filled, is for review where it would be accepted. Else a mask
     below a reject threshold is rejected, one that passes all accept thresholds is accepted, and the rest is for review;
     a score that was not computed (None) decides nothing.
     """
@@ -32,7 +36,7 @@ def route(mask: RefinedMask, config: RoutingConfig) -> tuple[Route, str]:
     if not mask.area:
         return "reject", "empty mask"
     if config.calibration is not None and mask.quality is not None:
-        return _route_by_quality(mask.quality, config.calibration)
+        return _route_by_quality(mask.quality, mask.gain_over_box, config.calibration)
     rejects = _below(
         ("prompt_stability", mask.prompt_stability, config.reject_prompt_stability),
         ("predicted_iou", mask.predicted_iou, config.reject_predicted_iou),
@@ -59,15 +63,18 @@ def failed_mask(prompt_id: str, error: str) -> RefinedMask:
     return replace(failed, route=chosen, route_reason=reason)
 
 
-def _route_by_quality(quality: float, calibration: Calibration) -> tuple[Route, str]:
-    accept, reject = calibration.accept, calibration.reject
+def _route_by_quality(quality: float, gain: float | None, calibration: Calibration) -> tuple[Route, str]:
+    accept, reject, over_box = calibration.accept, calibration.reject, calibration.gain_over_box
+    doubt = ""
+    if over_box is not None and gain is not None and gain <= over_box.threshold:
+        doubt = f"; the filled box is expected to be as good (gain {gain:.3f} <= {over_box.threshold:.3f})"
     if accept.threshold is not None and quality >= accept.threshold:
-        return "accept", f"quality {quality:.3f} >= {accept.threshold:.3f}"
+        return "review" if doubt else "accept", f"quality {quality:.3f} >= {accept.threshold:.3f}{doubt}"
     if reject.threshold is not None and quality <= reject.threshold:
         return "reject", f"quality {quality:.3f} <= {reject.threshold:.3f}"
     if accept.threshold is None:
-        return "review", f"quality {quality:.3f}; no threshold keeps the promise of {accept.precision:.0%}"
-    return "review", f"quality {quality:.3f} < {accept.threshold:.3f}"
+        return "review", f"quality {quality:.3f}; no threshold keeps the promise of {accept.precision:.0%}{doubt}"
+    return "review", f"quality {quality:.3f} < {accept.threshold:.3f}{doubt}"
 
 
 def _below(*scores: tuple[str, float | None, float]) -> list[str]:

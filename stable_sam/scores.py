@@ -1,4 +1,4 @@
-"""The scores of a mask: what each is called, what it says, which way it points, and what makes it what it is."""
+"""The scores of a mask: what each is called, what it says, which way it points, and what it depends on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Score:
     kind: Literal["measured", "calibrated", "truth"] = "measured"
     """`measured`: comes with the mask. `calibrated`: made of the measured ones. `truth`: needs the true mask."""
     higher_is_better: bool = True
+    signed: bool = False
+    """A difference, between -1 and 1; every other score lies between 0 and 1."""
     in_groups: bool = False
     """Views and report show its median for each group of prompts; of all scores it would be too many columns."""
 
@@ -32,6 +34,15 @@ SCORES = (
         short="quality",
         meaning="Probability that the IoU with the true mask is at least 0.75, by the run's calibration.",
         kind="calibrated",
+        in_groups=True,
+    ),
+    Score(
+        column="gain_over_box",
+        label="gain over box",
+        short="gain",
+        meaning="How much higher the mask's IoU with the true mask is expected to be than that of the filled weak box.",
+        kind="calibrated",
+        signed=True,
         in_groups=True,
     ),
     Score(
@@ -79,6 +90,8 @@ SCORES = (
 MEASURED = tuple(score.column for score in SCORES if score.kind == "measured")
 FROM_MODEL = tuple(score.column for score in SCORES if score.kind != "truth")
 """What a model says of its own mask."""
+IN_UNIT = tuple(score for score in SCORES if not score.signed)
+"""What can be drawn on a scale from 0 to 1."""
 IN_GROUPS = tuple(score.column for score in SCORES if score.in_groups)
 
 

@@ -54,6 +54,8 @@ def calibrate(
 ) -> None:
     """Fit the probability that a mask is good to its scores, and choose thresholds that keep a promise.
 
+    With it goes the expected gain over the filled weak box: masks that are not expected to gain are not accepted.
+
     Weak prompts are drawn from people's masks and refined as a run would (--data), or people reviewed a table
     (--table). Two fifths of the pictures are kept apart from the fit, for the thresholds; --sample takes their place.
     """
@@ -62,8 +64,8 @@ def calibrate(
 
     from flows.commands.options import read_settings
     from stable_sam.calibration.drawing import chart as draw_chart
+    from stable_sam.calibration.drawing import gain_line, promise_line
     from stable_sam.calibration.drawing import markdown as tables
-    from stable_sam.calibration.drawing import promise_line
     from stable_sam.calibration.labels import labelled, read_records, without_tiles, write_records
     from stable_sam.calibration.reviewed import reviewed_labels
     from stable_sam.calibration.run import CalibrationSettings, held
@@ -114,8 +116,10 @@ def calibrate(
     console = Console()
     for one in sets:
         console.print(_table(one))
-    for promise in (calibration.accept, calibration.reject):
-        console.print(promise_line(promise), soft_wrap=True)
+        if one.sizes:
+            console.print(_sizes_table(one))
+    for line in (*map(promise_line, (calibration.accept, calibration.reject)), gain_line(calibration.gain_over_box)):
+        console.print(line, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,4 +174,17 @@ def _table(one: Held) -> Table:
     for row in one.judgements:
         table.add_row(row.score, f"{row.spearman:.2f}", f"{row.aurc:.3f}", f"{row.caught:.0%}")
     table.add_row("best possible", "1.00", f"{first.aurc_best:.3f}", f"{first.caught_best:.0%}")
+    return table
+
+
+def _sizes_table(one: Held) -> Table:
+    from rich.table import Table
+
+    from stable_sam.calibration.drawing import SIZE_COLUMNS, size_rows
+
+    table = Table(title=f"{one.name}: accepted masks beside their filled boxes", title_justify="left")
+    for column in SIZE_COLUMNS:
+        table.add_column(column, justify="left" if column == SIZE_COLUMNS[0] else "right")
+    for row in size_rows(one.sizes):
+        table.add_row(*row)
     return table

@@ -8,8 +8,9 @@ from io import BytesIO
 
 import numpy as np
 
+from stable_sam.calibration.gain import MIN_MASKS
 from stable_sam.calibration.judge import REVIEWED, reliability, risk_coverage
-from stable_sam.calibration.model import Calibration, Promise
+from stable_sam.calibration.model import Calibration, GainOverBox, Promise, SizeSlice
 from stable_sam.calibration.run import BASELINE, Held
 
 COLOURS = {"quality": "#1e78d0", BASELINE: "#9aa5b1", "prompt_stability": "#e0a030"}
@@ -32,9 +33,20 @@ def promise_line(promise: Promise) -> str:
     )
 
 
+def gain_line(gain: GainOverBox | None) -> str:
+    """One sentence: how well the gain over the filled box is known."""
+    if gain is None:
+        return f"gain over the filled box: not learnt from fewer than {MIN_MASKS} masks with the IoU of a box (--data)"
+    return (
+        f"gain over the filled box: accepted above {gain.threshold:.2f}; by cross-validation on {gain.masks} masks "
+        f"the mean error is {gain.error:.3f}, Spearman with the true gain {gain.spearman:.2f}"
+    )
+
+
 def markdown(calibration: Calibration, sets: Sequence[Held]) -> str:
     """The tables of all held-out sets."""
-    lines = [promise_line(calibration.accept) + "  ", promise_line(calibration.reject), ""]
+    promises = [promise_line(promise) + "  " for promise in (calibration.accept, calibration.reject)]
+    lines = [*promises, gain_line(calibration.gain_over_box), ""]
     lines += [
         f"| masks | score | Spearman with IoU | AURC | less than {BASELINE} | least possible "
         f"| bad masks caught by {REVIEWED:.0%} review | most possible | calibration error |",
@@ -54,7 +66,20 @@ def markdown(calibration: Calibration, sets: Sequence[Held]) -> str:
         for count in one.routes:
             good = f"{count.good / count.masks:.0%}" if count.masks else ""
             lines.append(f"| {one.name} | {count.route} | {count.masks / len(one.masks):.0%} | {good} |")
+    lines += ["", f"| masks | {' | '.join(SIZE_COLUMNS)} |", "|---|---|---|---|---|---|"]
+    lines += [f"| {one.name} | {' | '.join(row)} |" for one in sets for row in size_rows(one.sizes)]
     return "\n".join(lines) + "\n"
+
+
+SIZE_COLUMNS = ("object", "accepted", "mask IoU", "box IoU", "gain")
+
+
+def size_rows(sizes: Sequence[SizeSlice]) -> list[tuple[str, ...]]:
+    """Cells under SIZE_COLUMNS: accepted masks by the object's part of its picture, beside the filled boxes."""
+    return [
+        (one.size, str(one.masks), f"{one.mask_iou:.3f}", f"{one.box_iou:.3f}", f"{one.mask_iou - one.box_iou:+.3f}")
+        for one in sizes
+    ]
 
 
 def chart(calibration: Calibration, sets: Sequence[Held]) -> bytes:

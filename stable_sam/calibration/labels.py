@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pycocotools import mask as coco_mask
 
-from stable_sam.calibration.fit import LabelledMasks
+from stable_sam.calibration.features import LabelledMasks
 from stable_sam.calibration.load import BUNDLED
-from stable_sam.calibration.model import SCORES, scores_of
+from stable_sam.calibration.model import BOX_SCORES, SCORES, scores_of
 from stable_sam.config import RefinerConfig
 from stable_sam.data.storage import read_bytes, write_bytes
 from stable_sam.errors import AnnotationError, ConfigError, one_line
 from stable_sam.evaluation.neighbours import find_neighbours
-from stable_sam.evaluation.prompts import PromptKind, prompt_rng
+from stable_sam.evaluation.prompts import PromptKind, fill_box, prompt_rng
 from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.truth import TruthImage, TruthObject, read_truth
 from stable_sam.identity import ModelIdentity, bundled_path
-from stable_sam.records import Prompt, RefinedMask
+from stable_sam.records import BoxXYXY, Prompt, RefinedMask
 from stable_sam.rle import rle, rle_iou
 from stable_sam.scores import ScoreSource
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from stable_sam.refiner import Refiner
 
 BUNDLED_RECORDS = "nano_calibration_masks.parquet"
+_LATER = ("object_share", "box_iou", *BOX_SCORES)
+"""Columns that files of 0.2.0 lack; their masks are null there, and no gain over the box is fitted to them."""
 RECORDS_SCHEMA = pa.schema(
     [
         ("set", pa.string()),
@@ -40,10 +43,12 @@ RECORDS_SCHEMA = pa.schema(
         ("iou", pa.float64()),
         ("second_pass", pa.string()),
         *((name, pa.float64()) for name in SCORES),
+        *((name, pa.float64()) for name in _LATER),
     ]
 )
 """A labelled mask: where it comes from, what came of it, and its scores; null where there is none. `kind`: of the weak
-prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`."""
+prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`. `object_share`: the true mask's part of its picture. `box_iou`: IoU
+of the filled weak box with the true mask; null for points."""
 _MADE_BY = b"stable_sam_model"
 """Key of the model in the file's metadata: scores of another one mean something else."""
 
@@ -117,8 +122,10 @@ def labelled(records: pa.Table) -> LabelledMasks:
 
     sets = column("set").astype(np.str_)
     return LabelledMasks(
-        scores={name: column(name).astype(np.float64) for name in SCORES},
+        scores={name: column(name).astype(np.float64) for name in (*SCORES, *BOX_SCORES)},
         iou=column("iou"),
+        box_iou=column("box_iou").astype(np.float64),
+        object_share=column("object_share").astype(np.float64),
         pictures=np.char.add(np.char.add(sets, "/"), column("picture").astype(np.str_)),
         sets=sets,
         kinds=column("kind").astype(np.str_),
@@ -133,6 +140,9 @@ def _read(uri: str) -> tuple[pa.Table, ScoreSource]:
         made_by = ScoreSource(**json.loads((table.schema.metadata or {}).get(_MADE_BY, b"{}")))
     except (pa.ArrowInvalid, ValueError, TypeError) as error:
         raise AnnotationError(f"{path}: expected labelled masks as Parquet: {one_line(error)[:200]}") from None
+    if not set(_LATER) & set(table.column_names):
+        for name in _LATER:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.float64()))
     if table.schema != RECORDS_SCHEMA:
         raise AnnotationError(f"{path}: expected the columns {', '.join(RECORDS_SCHEMA.names)}")
     return table, made_by
@@ -159,6 +169,7 @@ def _label_image(
                 "iou": truth_iou(mask, item),
                 "second_pass": mask.second_pass,
                 **scores_of(prompt, mask),
+                **box_labels(prompt.box_xyxy, item.rle),
             }
 
 
@@ -179,6 +190,16 @@ def truth_iou(mask: RefinedMask, item: TruthObject) -> float:
     assert mask.mask_size is not None
     assert mask.mask_counts is not None
     return rle_iou(rle(mask.mask_size, mask.mask_counts), item.rle)
+
+
+def box_labels(box_xyxy: BoxXYXY | None, truth: dict[str, Any]) -> dict[str, float | None]:
+    """`object_share` and `box_iou` of RECORDS_SCHEMA, from the weak box and the true mask, a COCO compressed RLE."""
+    height, width = truth["size"]
+    share = float(coco_mask.area(truth)) / (height * width)
+    if box_xyxy is None:
+        return {"object_share": share, "box_iou": None}
+    filled = coco_mask.encode(np.asfortranarray(fill_box(np.array(box_xyxy), (height, width)).view(np.uint8)))
+    return {"object_share": share, "box_iou": rle_iou(filled, truth)}
 
 
 def _draw(

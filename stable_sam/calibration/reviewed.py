@@ -10,14 +10,15 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from stable_sam.calibration.fit import REVIEWED, SAMPLE
-from stable_sam.calibration.labels import RECORDS_SCHEMA
-from stable_sam.calibration.model import log_area
+from stable_sam.calibration.labels import RECORDS_SCHEMA, box_labels
+from stable_sam.calibration.model import box_scores, log_area
 from stable_sam.config import RefinerConfig
 from stable_sam.data.query import connected, in_sample
 from stable_sam.data.review import reviewed_masks
 from stable_sam.errors import InputError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Route
+from stable_sam.rle import rle
 
 # Masks whose scores are of the source that the parameters say, in columns of a row and of its run.
 _OURS = """
@@ -120,11 +121,15 @@ def reviewed_labels(
 
 
 def _record(table_uri: str, row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    truth = None if row["true_mask_counts"] is None else rle(row["true_mask_size"], row["true_mask_counts"])
     own = {
         "set": table_uri,
         "picture": row["image_uri"],
         "kind": kind,
         "iou": row["true_iou"],
         "log_area": log_area(row["area"] or 0, row["mask_size"]),
+        **box_scores(row["box_xyxy"], row["area"] or 0, row["mask_size"]),
+        # Where there is no object, mask and box are equally wrong: nothing is known of the gain.
+        **(dict.fromkeys(("object_share", "box_iou")) if truth is None else box_labels(row["box_xyxy"], truth)),
     }
     return {name: own[name] if name in own else row[name] for name in RECORDS_SCHEMA.names}

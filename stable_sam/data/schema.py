@@ -51,6 +51,7 @@ MASKS_SCHEMA = pa.schema(
         ("dsp_weight", pa.float64()),
         ("box_agreement", pa.float64()),
         ("quality", pa.float64()),
+        ("gain_over_box", pa.float64()),
         ("second_pass", pa.string()),
         # the view of the image that the mask was made in
         ("view", pa.string()),
@@ -72,7 +73,9 @@ MASKS_SCHEMA = pa.schema(
 )
 """One row for each prompt of a run; null where the record says None."""
 
-LATER_COLUMNS = frozenset({"fingerprint", "quality", "second_pass", "view", "tile_xywh", "verdict", "true_iou"})
+LATER_COLUMNS = frozenset(
+    {"fingerprint", "quality", "gain_over_box", "second_pass", "view", "tile_xywh", "verdict", "true_iou"}
+)
 """Columns that a table written by an older version lacks; its rows are null there."""
 
 _PROMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Prompt))

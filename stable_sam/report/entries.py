@@ -13,7 +13,7 @@ import numpy as np
 from stable_sam.report.explanations import Explanations
 from stable_sam.report.pictures import Pictures, drawable
 from stable_sam.rle import decode_mask, encode_mask, mask_iou
-from stable_sam.scores import SCORES
+from stable_sam.scores import IN_UNIT
 
 MASK_SIDE_MAX = 1600
 """Masks of larger images are reduced to it: their pictures in the page are smaller still."""
@@ -43,7 +43,8 @@ def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> 
         "image": row["image_uri"],
         "weak": " and ".join(part for part in (_box_text(row["box_xyxy"]), _points_text(row["points_xy"])) if part),
         "detector": _finite(row["score"]),
-        "scores": {one.column: value for one in SCORES if (value := _finite(row[one.column])) is not None},
+        "scores": {one.column: value for one in IN_UNIT if (value := _finite(row[one.column])) is not None},
+        "gain": _finite(row["gain_over_box"]),
         "area": row["area"],
         "second_pass": row["second_pass"],
         "view": _view(row),

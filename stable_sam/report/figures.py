@@ -9,7 +9,7 @@ from duckdb import DuckDBPyConnection
 
 from stable_sam.data.query import rows_of
 from stable_sam.data.views import OUTCOME, OUTCOMES
-from stable_sam.scores import IN_GROUPS, SCORES, Score
+from stable_sam.scores import IN_GROUPS, IN_UNIT, Score
 
 BINS = 25
 """Of each distribution, between 0 and 1."""
@@ -17,7 +17,7 @@ GROUPS_MAX = 30
 """Rows of a table of groups: the largest."""
 RUNS_MAX = 8
 """Runs listed: the newest."""
-_COLUMNS = tuple(score.column for score in SCORES)
+_COLUMNS = tuple(score.column for score in IN_UNIT)
 _COUNTS = ", ".join(f"count(*) FILTER (outcome = '{outcome}') AS {outcome}" for outcome in OUTCOMES)
 _GROUPED = {"category": "category", "source": "annotations_uri", "outcome": "outcome"}
 
@@ -96,7 +96,7 @@ def _distributions(connection: DuckDBPyConnection) -> tuple[Distribution, ...]:
             median=medians[score.column],
             bins=tuple((own[k]["prompts"], own[k]["doubtful"]) if k in own else (0, 0) for k in range(BINS)),
         )
-        for score in SCORES
+        for score in IN_UNIT
         if (own := {row["bin"]: row for row in rows if row["score"] == score.column})
     )
 

@@ -13,7 +13,7 @@ from stable_sam.calibration.judge import risk_coverage as ranked
 from stable_sam.data.live import MADE_BEFORE_REVIEW
 from stable_sam.data.query import rows_of
 from stable_sam.rle import mask_iou
-from stable_sam.scores import SCORES
+from stable_sam.scores import IN_UNIT
 
 GOOD_IOU = 0.75
 """A mask whose IoU with the true one is less is bad."""
@@ -23,7 +23,7 @@ JUDGED_MAX = 50_000
 """Masks measured at most; of more, a sample."""
 POINTS = 120
 """Of a curve in the page."""
-_RANKING = tuple(score for score in SCORES if score.higher_is_better and score.kind != "truth")
+_RANKING = tuple(score for score in IN_UNIT if score.higher_is_better and score.kind != "truth")
 """Scores by which the best masks can be taken first."""
 
 

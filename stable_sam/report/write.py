@@ -20,7 +20,7 @@ from stable_sam.report.figures import figures
 from stable_sam.report.pictures import pictures
 from stable_sam.report.risk import risk_coverage
 from stable_sam.report.selection import select_rows
-from stable_sam.scores import SCORES
+from stable_sam.scores import IN_UNIT, SCORES
 
 SCRIPTS = ("masks.js", "drawing.js", "gallery.js", "large_view.js", "keys.js")
 """Of the page, in the order in which they run."""
@@ -78,7 +78,7 @@ def _known_scores() -> dict[str, dict[str, Any]]:
     """What the page's script knows of the scores, by their columns."""
     return {
         score.column: {"label": score.label, "short": score.short, "higherIsBetter": score.higher_is_better}
-        for score in SCORES
+        for score in IN_UNIT
     }
 
 

@@ -49,8 +49,8 @@ class Painter:
         mask = encode_mask(painted(prompt_id))
         return RefinedMask(
             prompt_id=prompt_id, status="ok", mask_size=mask.size_hw, mask_counts=mask.counts, area=mask.area,
-            bbox_xywh=mask.bbox_xywh, predicted_iou=0.6, prompt_stability=0.5, quality=0.55, route="review",
-            route_reason="prompt_stability 0.500 < 0.8",
+            bbox_xywh=mask.bbox_xywh, predicted_iou=0.6, prompt_stability=0.5, quality=0.55,
+            gain_over_box=0.1, route="review", route_reason="prompt_stability 0.500 < 0.8",
         )  # fmt: skip
 
 

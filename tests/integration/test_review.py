@@ -60,7 +60,7 @@ def test_no_night_overwrites_what_people_decided(job: Job) -> None:
     assert rows["p1"] == before["p1"] | kept | {
         "status": "reviewed", "verdict": "corrected", "route": "accept", "route_reason": "reviewed: corrected",
         "mask_counts": found.counts, "area": found.area, "bbox_xywh": list(found.bbox_xywh),
-        "predicted_iou": None, "prompt_stability": None, "quality": None,
+        "predicted_iou": None, "prompt_stability": None, "quality": None, "gain_over_box": None,
         "run_id": report.run_id, "revision": 2, "shard_id": rows["p1"]["shard_id"], "model_id": "review:ann",
         "weights_sha256": "", "dtype": "", "config_hash": before["p1"]["config_hash"],
     }  # fmt: skip
@@ -99,7 +99,8 @@ def test_the_same_import_again_changes_nothing(job: Job) -> None:
     assert (again.imported, again.already, again.run_id) == (0, 9, None)
     assert list_files(job.table) == files
     confirmed = job.rows()["p3"]
-    assert (confirmed["verdict"], confirmed["predicted_iou"], confirmed["quality"]) == ("confirmed", 0.6, 0.55)
+    scores = [confirmed[name] for name in ("predicted_iou", "quality", "gain_over_box")]
+    assert (confirmed["verdict"], scores) == ("confirmed", [0.6, 0.55, 0.1])
     assert np.array_equal(decode_mask((HEIGHT, WIDTH), confirmed["mask_counts"]), painted("p3"))
 
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from flows.cli import app
-from stable_sam.calibration.fit import REVIEWED, SAMPLE, LabelledMasks, divide, fit_curves, promised
+from stable_sam.calibration.features import LabelledMasks
+from stable_sam.calibration.fit import REVIEWED, SAMPLE, divide, fit_curves, promised
 from stable_sam.calibration.judge import aurc, judge, risk_coverage
 from stable_sam.calibration.labels import RECORDS_SCHEMA, labelled, read_records, without_tiles, write_records
 from stable_sam.calibration.load import calibrated_routing
-from stable_sam.calibration.model import SCORES, Calibration, Curve, Promise
+from stable_sam.calibration.model import BOX_SCORES, SCORES, Calibration, Curve, Promise
 from stable_sam.calibration.reviewed import reviewed_labels
 from stable_sam.calibration.run import CalibrationSettings, calibrate, held
 from stable_sam.config import RefinerConfig, RoutingConfig, RunConfig
@@ -39,7 +40,7 @@ MODEL = ModelIdentity(model_id="nano+plugin", weights_sha256="abc", dtype="float
 def made_up(count: int, seed: int = 0) -> tuple[LabelledMasks, NDArray[np.float64]]:
     """Masks that are good with a probability that depends on two scores, and that probability."""
     rng = np.random.default_rng(seed)
-    scores = {name: np.full(count, np.nan) for name in SCORES}
+    scores = {name: np.full(count, np.nan) for name in (*SCORES, *BOX_SCORES)}
     scores["prompt_stability"], scores["predicted_iou"] = rng.random((2, count))
     scores["box_agreement"] = np.where(rng.random(count) < 0.3, np.nan, rng.random(count))
     probability = 1 / (1 + np.exp(-(8 * scores["prompt_stability"] + 2 * scores["predicted_iou"] - 5)))
@@ -48,6 +49,8 @@ def made_up(count: int, seed: int = 0) -> tuple[LabelledMasks, NDArray[np.float6
         LabelledMasks(
             scores=scores,
             iou=np.where(good, 0.9, 0.3) + rng.random(count) / 20,
+            box_iou=np.full(count, np.nan),
+            object_share=np.full(count, np.nan),
             pictures=np.array([f"s/{number // 4}" for number in range(count)]),
             sets=np.full(count, "s"),
             kinds=np.full(count, "noisy-box"),
@@ -293,8 +296,10 @@ def test_masks_that_are_all_right_can_be_judged() -> None:
 
 def joined(*parts: LabelledMasks) -> LabelledMasks:
     return LabelledMasks(
-        scores={name: np.concatenate([part.scores[name] for part in parts]) for name in SCORES},
+        scores={name: np.concatenate([part.scores[name] for part in parts]) for name in (*SCORES, *BOX_SCORES)},
         iou=np.concatenate([part.iou for part in parts]),
+        box_iou=np.concatenate([part.box_iou for part in parts]),
+        object_share=np.concatenate([part.object_share for part in parts]),
         pictures=np.concatenate([part.pictures for part in parts]),
         sets=np.concatenate([part.sets for part in parts]),
         kinds=np.concatenate([part.kinds for part in parts]),
@@ -350,7 +355,10 @@ def test_reviewed_masks_of_a_table_are_labels(tmp_path: Path) -> None:
         "set": table, "picture": str(tmp_path / "images/1.png"), "prompt_id": "4", "kind": REVIEWED, "iou": 0.0,
         "second_pass": None, "prompt_stability": 0.8, "predicted_iou": 0.6, "stability_score": 0.7, "dsp_weight": None,
         "box_agreement": 0.9, "log_area": pytest.approx(np.log10(0.5)), "score": 0.5,
+        "log_box_area": pytest.approx(np.log10(29 * 39 / 2400)), "mask_to_box_area": pytest.approx(1200 / (29 * 39)),
+        "object_share": None, "box_iou": None,
     }  # fmt: skip
+    assert (rows["5"]["object_share"], rows["5"]["box_iou"]) == (0.5, pytest.approx(29 * 39 / 1200))
     assert set(labelled(known.records).pictures) == {f"{table}/{tmp_path}/images/{number}.png" for number in (1, 2)}
 
 

@@ -125,12 +125,15 @@ def test_a_small_object_of_a_large_image_gets_a_crop_and_a_large_mask_is_reduced
         Prompt(prompt_id="wide", image_id="1", image_uri=uri, box_xyxy=(300, 200, 3700, 2800)),
     ]
     tile = {"view": "tile", "tile_xywh": (1600, 1200, 800, 800)}
-    table = publish_night(tmp_path, prompts, [answer("small", small, **tile), answer("wide", wide)])
+    table = publish_night(
+        tmp_path, prompts, [answer("small", small, gain_over_box=-0.02, **tile), answer("wide", wide)]
+    )
     out = tmp_path / "report.html"
     write_report(table, str(out))
     entries = {entry["id"]: entry for entry in page_data(out)}
     views = [entries[name].get("view") for name in ("small", "wide")]
     assert views == ["a tile of 800 x 800 pixels at 1600, 1200", None]
+    assert [entries[name].get("gain") for name in ("small", "wide")] == [-0.02, None]
     assert entries["wide"]["frame"] == [0, 0, 4000, 3000]
     assert entries["small"]["frame"] == [1942, 1442, 2118, 1598]
     sizes = {name: Image.open(io.BytesIO(base64.b64decode(data))).size for name, data in page_pictures(out).items()}

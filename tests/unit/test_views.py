@@ -58,7 +58,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]
     publish_night(root, prompts, answers, "2026-11-21")
     moved = [replace(prompts[0], box_xyxy=(0, 0, 6, 5)), *prompts[1:3], prompt("e", "yolo", "cat", (1, 1, 3, 3))]
-    answers = [answer("a", filled(0, 0, 5, 4), quality=0.7), answer("e", filled(1, 1, 3, 3), quality=0.6)]
+    answers = [answer("a", filled(0, 0, 5, 4), quality=0.7, gain_over_box=-0.1),
+               answer("e", filled(1, 1, 3, 3), quality=0.6)]  # fmt: skip
     return publish_night(root, moved, answers, "2026-11-22")
 
 
@@ -72,6 +73,7 @@ def test_by_category_source_route_and_night(table: str) -> None:
         {"category": "cat", "prompts": 3, "accept": 0, "review": 3, "reject": 0, "median_quality": 0.6},
         {"category": "dog", "prompts": 1, "accept": 0, "review": 0, "reject": 1, "median_quality": 0.2},
     ]
+    assert ask(table, "SELECT median_gain_over_box AS gain FROM by_category") == [{"gain": -0.1}, {"gain": None}]
     assert ask(table, "SELECT source, prompts FROM by_source") == [
         {"source": "rcnn", "prompts": 2},
         {"source": "yolo", "prompts": 2},

@@ -99,7 +99,7 @@ function facts(entry) {
     node("dl", {}, ...rows([
       ["weak prompt", entry.weak], ["detector score", entry.detector?.toFixed(3)],
       ["mask", entry.area === undefined ? "none" : `${number(entry.area)} pixels`],
-      ["tight box", tight], ["refined further by", entry.second_pass], ["asked in", entry.view],
+      ["tight box", tight], ["gain over the filled box", entry.gain?.toFixed(3)], ["refined further by", entry.second_pass], ["asked in", entry.view],
       ["changed", entry.change === undefined ? undefined : `${(100 * entry.change).toFixed(1)} % since revision ${entry.changed_from}`],
       ...(entry.attributes ?? []),
     ])),
