@@ -17,7 +17,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 import stable_sam
-from stable_sam.config import RunConfig
+from stable_sam.config import RunConfig, tile_settings
 from stable_sam.data.commits import write_part
 from stable_sam.data.manifest import ID_DIGITS, RunManifest, canonical, write_shards
 from stable_sam.data.query import query
@@ -174,7 +174,7 @@ def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, Refi
     """The run, which continues `parent` and leaves everything else as it found it."""
     measured = {"jitter_count": parent.jitter_count, "jitter_scale": parent.jitter_scale}
     known = {name: value for name, value in measured.items() if value is not None}
-    config = RunConfig.from_dict({"refiner": known | {"tiles": "off" if parent.tiles is None else "auto"}})
+    config = RunConfig.from_dict({"refiner": known | tile_settings(parent.tiles)})
     content = [[mask.prompt_id, mask.verdict, mask.mask_counts] for _, mask in rows]
     content_hash = _hash([made_by, stable_sam.__version__, content])
     current = parent.current_prompts

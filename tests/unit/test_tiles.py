@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stable_sam import refiner as refiner_module
-from stable_sam.config import RefinerConfig, RunConfig
+from stable_sam.config import RefinerConfig, RunConfig, tile_settings
 from stable_sam.frames import Frame
 from stable_sam.image_job import ImageJob, finish_job, infer_job, prepare_job, refine_job
 from stable_sam.modeling.build import build_model
@@ -372,6 +372,13 @@ def test_tiles_are_settings_that_make_other_rows_and_off_is_what_was_before() ->
     assert RefinerConfig(tiles="off").tile_rule is None
     assert RefinerConfig.from_dict({"tiles": False}).tiles == "off", "as YAML reads it"
     assert tile_rule(RefinerConfig(tiles="off")) is None
+
+
+@given(st.floats(1e-6, 1e6), st.floats(2, 1e6))
+def test_the_settings_of_a_rule_in_words_have_that_rule(below_cells: float, scale: float) -> None:
+    rule = RefinerConfig(tile_below_cells=below_cells, tile_scale=scale).tile_rule
+    assert RefinerConfig.from_dict(tile_settings(rule)).tile_rule == rule
+    assert RefinerConfig.from_dict(tile_settings(None)).tile_rule is None
 
 
 @pytest.mark.parametrize("name", ["nano", "tiny", "vit_b"])
