@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+import re
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -92,6 +93,14 @@ class RefinerConfig(Section):
     def second_pass_from(self) -> float | None:
         """alpha_1 from which prompts take the second pass; None when it is off."""
         return None if self.second_pass == "off" else self.second_pass_dsp_weight
+
+
+def tile_settings(tile_rule: str | None) -> dict[str, Any]:
+    """The settings of a `RefinerConfig` that has this `tile_rule`."""
+    if tile_rule is None:
+        return {"tiles": "off"}
+    below_cells, scale = map(float, re.findall(r"\d\S*", tile_rule))
+    return {"tiles": "auto", "tile_below_cells": below_cells, "tile_scale": scale}
 
 
 class RoutingConfig(Section):

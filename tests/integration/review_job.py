@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stable_sam.config import RunConfig
+from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.data.commits import write_tombstones
 from stable_sam.data.manifest import RunManifest
 from stable_sam.data.planning import NightPlan, plan_night
@@ -59,6 +59,7 @@ class Job:
     """Three pictures with three prompts each, and nights over them."""
 
     root: str
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
     boxes: dict[str, tuple[float, float, float, float]] = field(
         default_factory=lambda: {f"p{k}": (1.0, 1.0, 30.0, 30.0) for k in range(9)}
     )
@@ -88,7 +89,7 @@ class Job:
             annotations_uri=join(self.root, "weak.json"),
             images_uri=join(self.root, "images"),
             output_uri=self.table,
-            config=RunConfig(max_withdrawn_fraction=1),
+            config=RunConfig(refiner=self.refiner, max_withdrawn_fraction=1),
             refresh=frozenset({refresh} if refresh else ()),
         )
         return plan_night(request, prompts=prompts, model=MODEL)
@@ -116,9 +117,9 @@ class Job:
         return out
 
 
-def new_job(root: str) -> Job:
+def new_job(root: str, **more: Any) -> Job:
     """After its first night."""
-    job = Job(root)
+    job = Job(root, **more)
     for number in range(3):
         job.draw(number, 100)
     assert job.night() == Changes(new=9)

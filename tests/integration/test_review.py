@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows import cli
-from stable_sam.config import QualityConfig
+from stable_sam.config import QualityConfig, RefinerConfig
 from stable_sam.data import review
 from stable_sam.data.compaction import compact
 from stable_sam.data.query import query
@@ -84,6 +84,16 @@ def test_no_night_overwrites_what_people_decided(job: Job) -> None:
     assert job.night() == Changes(withdrawn=1, unchanged=8, reviewed=1)
     assert "p1" not in job.rows()
     assert job.rows("SELECT * FROM history WHERE revision = 2")["p1"] == rows["p1"]
+
+
+@pytest.mark.parametrize("settings", [{"tile_below_cells": 4.5, "tile_scale": 2.5}, {}, {"tiles": "off"}])
+def test_a_review_says_the_tiles_of_the_run_that_it_continues(tmp_path: Path, settings: dict[str, Any]) -> None:
+    job = new_job(str(tmp_path), refiner=RefinerConfig(**settings))
+    out = job.export()
+    correct_p1_delete_p2(out)
+    import_review(job.table, out, "coco")
+    runs = query(job.table, "SELECT tiles FROM runs").to_pylist()
+    assert runs == [{"tiles": job.refiner.tile_rule}] * 2
 
 
 def test_the_same_import_again_changes_nothing(job: Job) -> None:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stable_sam import refiner as refiner_module
-from stable_sam.config import RefinerConfig, RunConfig
+from stable_sam.config import RefinerConfig, RunConfig, tile_settings
 from stable_sam.frames import Frame
 from stable_sam.image_job import ImageJob, finish_job, infer_job, prepare_job, refine_job
 from stable_sam.modeling.build import build_model
-from stable_sam.records import BoxXYXY, Prompt, RefinedMask
+from stable_sam.records import BoxXYXY, Prompt, RefinedMask, Window
 from stable_sam.refiner import Refiner
 from stable_sam.rle import decode_mask, encode_patch
 from stable_sam.stages import InferredImage, PreparedImage
@@ -155,6 +155,41 @@ def test_an_image_takes_no_more_tiles_than_the_bound(
             answers[index] += not again
     assert len(tiles) <= max_tiles
     assert set(answers.values()) == {1}, "everyone is answered once, at last by the whole image"
+
+
+Asked = tuple[float, float, float, bool, int]
+"""Place and side of an object, whether its prompt is a point, and in how many tiles its mask reaches the border."""
+
+
+def views_of(asked: list[Asked]) -> list[list[Window | None]]:
+    """Where each prompt is asked, one view after the other."""
+    prompts = [
+        pointed("p", [(x, y)], [1]) if by_point else boxed("b", x, y, x + side, y + side)
+        for x, y, side, by_point, _ in asked
+    ]
+    plan = TilePlan(NANO, (3000, 4000), prompts)
+    seen: list[list[Window | None]] = [[] for _ in prompts]
+    with pytest.MonkeyPatch.context() as patched:
+        for window, indices in plan.views():
+            for index in indices:
+                x, y, side, _, leaves = asked[index]
+                reaches = len([there for there in seen[index] if there]) < leaves
+                patched.setattr(Frame, "object_xyxy", lambda *_, box=(x, y, x + side, y + side): box)
+                patched.setattr(Frame, "leaves_window", lambda *_, reaches=reaches: reaches)
+                plan.asks_again(index, Frame((3000, 4000), 384, window), np.zeros((96, 96), np.float32))
+                seen[index].append(window)
+    return seen
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 3000), st.floats(0, 2000), st.floats(1, 900), st.booleans(), st.integers(0, 4)
+        ), min_size=2, max_size=8,
+    )
+)  # fmt: skip
+def test_where_a_prompt_is_asked_does_not_depend_on_the_others(asked: list[Asked]) -> None:
+    assert views_of(asked) == [views_of([one])[0] for one in asked]
 
 
 def test_a_bound_keeps_the_prompts_of_an_image_from_the_deepest_levels_and_their_rows_say_so() -> None:
@@ -372,6 +407,13 @@ def test_tiles_are_settings_that_make_other_rows_and_off_is_what_was_before() ->
     assert RefinerConfig(tiles="off").tile_rule is None
     assert RefinerConfig.from_dict({"tiles": False}).tiles == "off", "as YAML reads it"
     assert tile_rule(RefinerConfig(tiles="off")) is None
+
+
+@given(st.floats(1e-6, 1e6), st.floats(2, 1e6))
+def test_the_settings_of_a_rule_in_words_have_that_rule(below_cells: float, scale: float) -> None:
+    rule = RefinerConfig(tile_below_cells=below_cells, tile_scale=scale).tile_rule
+    assert RefinerConfig.from_dict(tile_settings(rule)).tile_rule == rule
+    assert RefinerConfig.from_dict(tile_settings(None)).tile_rule is None
 
 
 @pytest.mark.parametrize("name", ["nano", "tiny", "vit_b"])
