@@ -19,17 +19,17 @@ from typing import Any
 import torch
 
 from stable_sam.config import RefinerConfig
+from stable_sam.evaluation.averages import WHOLE_SLICE
 from stable_sam.evaluation.by_object import ALL_SETS
-from stable_sam.evaluation.run import evaluate
-from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.summary import WHOLE_SLICE
+from stable_sam.evaluation.evaluate import evaluate
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.modeling.build import set_input_size
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.modeling.plugin import StableSamPlugin
-from stable_sam.training.plugin import train_plugin
-from stable_sam.training.settings import PluginTraining
+from stable_sam.training.train_plugin import train_plugin
+from stable_sam.training.training_config import PluginTraining
 
 DEFAULT = "default"
 METHODS = ("sam", "stable-sam")

@@ -19,12 +19,12 @@ import ray
 from PIL import Image
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.planning import plan_run
 from stable_sam.records import Prompt, ShardReport
+from stable_sam.runs.manifest import RunManifest
+from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
-from tasks.actors import run_shards
-from tasks.shard_actor import ShardActor
+from tasks.actors.run import run_shards
+from tasks.actors.shard_actor import ShardActor
 
 SHARD_IMAGES = 20
 EARLY = 200

@@ -26,14 +26,14 @@ import ray
 from PIL import Image
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
-from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.planning import plan_run
 from stable_sam.identity import model_identity
-from stable_sam.image_job import ImageRefiner
 from stable_sam.records import Prompt, RefinedMask, ShardReport
+from stable_sam.refining.image_job import ImageRefiner
+from stable_sam.runs.commits import committed
+from stable_sam.runs.manifest import RunManifest
+from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
-from tasks.actors import run_shards
+from tasks.actors.run import run_shards
 
 PROMPTS = 8
 SIDE = 256

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from stable_sam.config import RunConfig
-from stable_sam.data.images import decode_image
-from stable_sam.frames import Frame
-from stable_sam.image_job import ImageJob, finish_job, prepare_job
+from stable_sam.images.decode import decode_image
+from stable_sam.images.frames import Frame
 from stable_sam.records import Prompt
-from stable_sam.stability import prompt_stability
-from stable_sam.stages import InferredImage, InferredPrompts, PreparedImage
+from stable_sam.refining.image_job import ImageJob, finish_job, prepare_job
+from stable_sam.refining.stability import prompt_stability
+from stable_sam.refining.steps import InferredImage, InferredPrompts, PreparedImage
 
 SIZES = {"1.4 MP": (1024, 1365), "12 MP": (3000, 4000)}
 

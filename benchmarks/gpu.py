@@ -37,18 +37,18 @@ from model_path import some_boxes
 from PIL import Image
 from segment_anything.modeling import Sam
 
-import stable_sam.predict
+import stable_sam.refining.predict
 from stable_sam.config import RefinerConfig, RoutingConfig
-from stable_sam.image_job import ImageJob, refine_job
-from stable_sam.modeling.compiled import CompiledPasses
+from stable_sam.modeling.fast.compiled import CompiledPasses
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.modeling.nano import NanoImageEncoder
-from stable_sam.predict import PromptArrays, embed_image, predict
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.refiner import Refiner
+from stable_sam.refining.image_job import ImageJob, refine_job
+from stable_sam.refining.predict import PromptArrays, embed_image, predict
+from stable_sam.refining.refiner import Refiner
 from stable_sam.rle import decode_mask
-from tasks.actor_plan import MAX_IMAGES_AT_ONCE
+from tasks.actors.sizing import MAX_IMAGES_AT_ONCE
 
 WORKLOADS = ((10, 8), (1, 0))
 """(prompts an image, K)"""
@@ -201,12 +201,12 @@ def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
         dtype=step.dtype, prompt_chunk_size=64, jitter_count=jitter, second_pass="off",  # type: ignore[arg-type]
     )  # fmt: skip
     loaded = replace(model, identity=identity, compiled=compiled)
-    with mock.patch("stable_sam.refiner.load_model", return_value=loaded):
+    with mock.patch("stable_sam.refining.refiner.load_model", return_value=loaded):
         refiner = Refiner(config, RoutingConfig(calibration_uri=None))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if step.tf32 else "highest")
     reference = (
-        mock.patch.multiple(stable_sam.predict, encode=usual_encode, can_decode=lambda *_: False)
+        mock.patch.multiple(stable_sam.refining.predict, encode=usual_encode, can_decode=lambda *_: False)
         if step.reference
         else nullcontext()
     )

@@ -16,8 +16,8 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from stable_sam.data.images import decode_image
-from stable_sam.modeling import fast_encoder
+from stable_sam.images.decode import decode_image
+from stable_sam.modeling.fast import encoder
 
 HEADS = {"vit_b": (12, 64), "vit_l": (16, 64), "vit_h": (16, 80)}
 """Heads and channels of a head."""
@@ -42,10 +42,10 @@ def attention_forms(models: list[str], device: str) -> list[dict[str, Any]]:
             q, k, v = (torch.randn(1, heads, 4096, channels, device=device, dtype=dtype) for _ in range(3))
             table = torch.randn(64, 64, channels, device=device, dtype=dtype) * 0.02
             given = (q, k, v, (table, table), channels**-0.5)
-            for form in (fast_encoder.read_in_parts, fast_encoder.read_by_channels):
+            for form in (encoder.read_in_parts, encoder.read_by_channels):
                 entry: dict[str, Any] = {"model": model, "dtype": str(dtype).removeprefix("torch.")}
-                entry["form"] = "mask" if form is fast_encoder.read_in_parts else "channels (ours)"
-                with mock.patch.object(fast_encoder, "SCORES_AT_A_TIME", 2**40):  # the whole mask
+                entry["form"] = "mask" if form is encoder.read_in_parts else "channels (ours)"
+                with mock.patch.object(encoder, "SCORES_AT_A_TIME", 2**40):  # the whole mask
                     entry["default, ms"] = _milliseconds(lambda form=form, given=given: form(*given))
                     for name, kernel in KERNELS.items():
                         with sdpa_kernel(kernel):

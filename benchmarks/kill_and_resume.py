@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from stable_sam.data.query import query
-from stable_sam.data.storage import join, list_files, write_bytes
 from stable_sam.prompt_noise import noisy_box
+from stable_sam.storage.files import join, list_files, write_bytes
+from stable_sam.table.query import query
 
 SHARD_PICTURES = 5
 

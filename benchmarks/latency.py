@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from stable_sam.evaluation.evaluation_config import BASELINE, METHODS
 from stable_sam.evaluation.methods import count_method, select_method
-from stable_sam.evaluation.settings import BASELINE, METHODS
 from stable_sam.identity import ModelIdentity
-from stable_sam.modeling import fast_encoder
 from stable_sam.modeling.build import MODELS, build_model, set_input_size
 from stable_sam.modeling.decoder import decode_prompts
+from stable_sam.modeling.fast import encoder
 from stable_sam.modeling.hq import attach_hq, build_hq, encode_with_early
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
@@ -85,7 +85,7 @@ def _measure(model: LoadedModel, options: argparse.Namespace) -> dict[str, Any]:
     boxes = (corners + torch.tensor([[0.0], [2.0]], device=model.device)).flatten(1)
 
     def encode(method: str) -> Callable[[], object]:
-        run = encode_with_early if method == "hq-sam" else fast_encoder.encode
+        run = encode_with_early if method == "hq-sam" else encoder.encode
         return lambda: run(model.sam, image)
 
     def decode(method: str, count: int) -> Callable[[], object]:

@@ -34,9 +34,9 @@ from stable_sam.modeling.build import build_model
 from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
+from stable_sam.refining.stability import jittered_prompts, prompt_stability
 from stable_sam.rle import decode_mask
-from stable_sam.stability import jittered_prompts, prompt_stability
 
 Times = dict[tuple[int, int], dict[str, list[Seconds]]]
 """(prompts, K) to side to the seconds of every round, by the clock and of CPU."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from planning import publish_without_masks, write_images, write_source
 
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data.planning import NightPlan, plan_night
-from stable_sam.data.storage import list_files
+from stable_sam.runs.plan import NightPlan, plan_night
 from stable_sam.runs.request import RunRequest
+from stable_sam.storage.files import list_files
 
 
 def main() -> None:

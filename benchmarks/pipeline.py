@@ -4,11 +4,11 @@
     python benchmarks/pipeline.py --images 200 --jitter 0 --cores free --actors 1
 
 The loop opens each file, decodes it and calls `Refiner.refine_image`, in one process, and stores nothing. The pipeline
-reads shards, fetches, decodes, refines, encodes, writes Parquet and commits, by `tasks.fleet` as a night does, with as
-many torch threads for each actor as the loop has. Everything is started and warm before the clock runs. The sides take
-turns block by block (a block is a few shards, another order in every block), so that other work on the machine meets
-them alike; a ratio is the median of the blocks' ratios. A block of the pipeline lasts from handing out its first
-shard to the commit of its last one, with nothing before or after it to overlap with: a night has that once.
+reads shards, fetches, decodes, refines, encodes, writes Parquet and commits, by `tasks.actors.fleet` as a night does,
+with as many torch threads for each actor as the loop has. Everything is started and warm before the clock runs. The
+sides take turns block by block (a block is a few shards, another order in every block), so that other work on the
+machine meets them alike; a ratio is the median of the blocks' ratios. A block of the pipeline lasts from handing out
+its first shard to the commit of its last one, with nothing before or after it to overlap with: a night has that once.
 
 "one core": every process there is pinned to the same core, so all that the pipeline does shows. "free": fetching,
 encoding and writing may find another core. CPU seconds are those of all processes: for the pipeline the driver, the
@@ -38,13 +38,13 @@ import numpy as np
 from PIL import Image
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
-from stable_sam.data.annotations import read_prompts
-from stable_sam.data.images import decode_image
-from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard
-from stable_sam.data.planning import plan_run
+from stable_sam.formats.read import read_prompts
+from stable_sam.images.decode import decode_image
 from stable_sam.records import Prompt, ShardReport
+from stable_sam.refining.shard_job import by_image
+from stable_sam.runs.manifest import RunManifest, ShardPlan, read_shard
+from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import by_image
 
 BLOCK_SHARDS = 4
 """So that two actors have two shards each, as many as they are handed ahead of time."""
@@ -129,9 +129,9 @@ def _measure_case(options: argparse.Namespace, case: dict[str, Any]) -> None:
     }
     import ray
 
-    from tasks.fleet import fleet_of, pickled
-    from tasks.refiner_child import load_refiner
-    from tasks.shard_actor import ShardActor
+    from tasks.actors.child import load_refiner
+    from tasks.actors.fleet import fleet_of, pickled
+    from tasks.actors.shard_actor import ShardActor
 
     config = RunConfig(
         refiner=RefinerConfig(model=options.model, jitter_count=case["jitter"]),
@@ -201,7 +201,7 @@ def _loop(config: RunConfig, manifest: RunManifest, threads: int) -> Callable[[s
     import cv2
     import torch
 
-    from stable_sam.refiner import Refiner
+    from stable_sam.refining.refiner import Refiner
 
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)

@@ -26,22 +26,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stable_sam.config import RunConfig
-from stable_sam.data import live, night, ordering, planning
-from stable_sam.data.annotations import read_prompt_batches
-from stable_sam.data.commits import write_part
-from stable_sam.data.manifest import RunManifest, read_shard
-from stable_sam.data.table import publish
+from stable_sam.formats.read import read_prompt_batches
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import RefinedMask
-from stable_sam.runs import request
+from stable_sam.runs import compare, request
+from stable_sam.runs import plan as planning
+from stable_sam.runs import shards as ordering
+from stable_sam.runs.commits import write_part
+from stable_sam.runs.manifest import RunManifest, read_shard
+from stable_sam.runs.publish import publish
+from stable_sam.table import current
 
 MODEL = ModelIdentity(model_id="none", weights_sha256="0", dtype="float32")
 IN_A_FOLDER = 1000
 STAGES = {
-    "list images": (night, "load_versions"),
-    "read, fingerprints": (night, "load_source"),
-    "rows of the table": (live, "load_live"),
-    "compare": (night, "compare"),
+    "list images": (compare, "load_versions"),
+    "read, fingerprints": (compare, "load_source"),
+    "rows of the table": (current, "load_live"),
+    "compare": (compare, "compare"),
     "cut into shards": (ordering, "cut"),
     "sort, write shards": (planning, "write_shards"),
 }

@@ -19,17 +19,17 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import write_tombstones
-from stable_sam.data.manifest import read_manifest
-from stable_sam.data.query import query
-from stable_sam.data.review import import_answers
-from stable_sam.data.table import publish
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
-from stable_sam.evaluation.truth import TruthImage, read_truth
+from stable_sam.evaluation.true_masks import TruthImage, read_truth
 from stable_sam.formats.review_records import Answer
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.review.answers import import_answers
 from stable_sam.rle import encode_mask
-from stable_sam.shard_job import refine_shard
+from stable_sam.runs.commits import write_tombstones
+from stable_sam.runs.manifest import read_manifest
+from stable_sam.runs.publish import publish
+from stable_sam.table.query import query
 from tasks.plan import plan
 
 QUESTIONS: list[tuple[str, str, str | None]] = [

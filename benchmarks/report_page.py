@@ -21,15 +21,15 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from stable_sam.config import RunConfig
-from stable_sam.data.planning import plan_run
-from stable_sam.data.storage import join, write_bytes
-from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask, Route
+from stable_sam.refining.shard_job import refine_shard
 from stable_sam.report.write import write_report
 from stable_sam.rle import encode_mask
+from stable_sam.runs.plan import plan_run
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import refine_shard
+from stable_sam.storage.files import join, write_bytes
 
 MODEL = ModelIdentity(model_id="random shapes", weights_sha256="0" * 64, dtype="float32")
 PHOTOGRAPHS = ("astronaut", "cat", "chelsea", "coffee", "rocket", "motorcycle_left")

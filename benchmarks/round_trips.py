@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from stable_sam.evaluation.truth import TruthImage, read_truth
+from stable_sam.evaluation.true_masks import TruthImage, read_truth
+from stable_sam.formats.export_records import SENT, ExportCategory, ExportImage, ExportObject, Target
+from stable_sam.formats.polygons import Part, Ring, one_ring, polygon_parts
 from stable_sam.formats.registry import REVIEW_READERS as READERS
 from stable_sam.formats.registry import WRITERS
+from stable_sam.formats.review_files import open_files
 from stable_sam.formats.review_records import collect
-from stable_sam.formats.review_sent import open_files
-from stable_sam.formats.write_json import json_lists
-from stable_sam.formats.write_polygons import Part, Ring, one_ring, polygon_parts
-from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target
 from stable_sam.rle import decode_mask, encode_mask
+from stable_sam.storage.json_lists import json_lists
 
 Mask = NDArray[np.bool_]
 CATEGORY = ExportCategory(number=1, name="object", index=0)

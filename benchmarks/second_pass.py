@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from stable_sam.calibration.labels import asked_prompts, truth_iou
 from stable_sam.config import RefinerConfig
-from stable_sam.data.images import decode_image
 from stable_sam.evaluation.prompts import PromptKind
 from stable_sam.evaluation.sample import sample_objects
-from stable_sam.evaluation.truth import read_truth
-from stable_sam.refiner import Refiner
+from stable_sam.evaluation.true_masks import read_truth
+from stable_sam.images.decode import decode_image
+from stable_sam.refining.refiner import Refiner
 
 WAYS = {"off": {"second_pass": "off"}, "poor": {}, "all": {"second_pass_dsp_weight": 0.0}}
 ALPHA = (0.0, 0.25, 0.5, 1.01)

@@ -17,13 +17,13 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from skimage import data as pictures
 
 from benchmarks.model_path import some_boxes
-from stable_sam.data.images import Picture, decode_picture
-from stable_sam.frames import Frame
-from stable_sam.predict import PromptArrays, embed_image, embed_resized, predict
-from stable_sam.refiner import Refiner, prompt_arrays
-from stable_sam.resize import resize_image
+from stable_sam.images.decode import Picture, decode_picture
+from stable_sam.images.frames import Frame
+from stable_sam.images.resize import resize_image
+from stable_sam.refining.predict import PromptArrays, embed_image, embed_resized, predict
+from stable_sam.refining.refiner import Refiner, prompt_arrays
+from stable_sam.refining.stability import jittered_prompts, prompt_stability, stability_score
 from stable_sam.rle import decode_mask, encode_patch
-from stable_sam.stability import jittered_prompts, prompt_stability, stability_score
 
 SIZES = {"0.3 MP": (480, 640), "1.4 MP": (1024, 1365), "12 MP": (3000, 4000)}
 PROMPTS = 8

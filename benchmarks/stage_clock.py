@@ -22,11 +22,12 @@ import torch
 from PIL import Image
 from skimage import data
 
-from stable_sam import predict, refiner, stage_clock, stages
+from stable_sam import timing as stage_clock
 from stable_sam.config import RefinerConfig
 from stable_sam.records import Prompt
-from stable_sam.refiner import Refiner
-from stable_sam.stage_clock import SPANS_OF_AN_IMAGE, StageClock, timed
+from stable_sam.refining import predict, refiner, steps
+from stable_sam.refining.refiner import Refiner
+from stable_sam.timing import SPANS_OF_AN_IMAGE, StageClock, timed
 
 SIDES = ("without", "with", "with spans")
 
@@ -75,7 +76,7 @@ def _side(name: str) -> Iterator[None]:
 
     with (
         mock.patch.object(refiner, "timed", nothing),
-        mock.patch.object(stages, "timed", nothing),
+        mock.patch.object(steps, "timed", nothing),
         mock.patch.object(predict, "turn", lambda lock: lock),
     ):
         yield
@@ -93,7 +94,7 @@ def _calls(model: Refiner, pixels: np.ndarray, prompts: list[Prompt]) -> int:
 
     with (
         mock.patch.object(refiner, "timed", Counted),
-        mock.patch.object(stages, "timed", Counted),
+        mock.patch.object(steps, "timed", Counted),
         mock.patch.object(stage_clock, "timed", Counted),
     ):
         model.refine_image(pixels, prompts)

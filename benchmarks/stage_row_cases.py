@@ -21,16 +21,16 @@ import pyarrow.parquet as pq
 
 from benchmarks.stage_cases import SIZES, Case, jpeg
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import PARQUET_OPTIONS, CommitRecord, write_part
-from stable_sam.data.planning import plan_run
-from stable_sam.data.schema import MASKS_SCHEMA, mask_table
-from stable_sam.data.storage import join, read_bytes, write_bytes
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, Provenance, RefinedMask
+from stable_sam.refining.shard_job import MAX_IMAGE_BYTES
 from stable_sam.rle import encode_mask
+from stable_sam.runs.commits import PARQUET_OPTIONS, CommitRecord, write_part
+from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
 from stable_sam.scores import FROM_MODEL
-from stable_sam.shard_job import MAX_IMAGE_BYTES
+from stable_sam.storage.files import join, read_bytes, write_bytes
+from stable_sam.table.schema import MASKS_SCHEMA, mask_table
 
 ROWS = 1000
 """Of a shard."""

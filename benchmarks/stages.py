@@ -29,7 +29,7 @@ from benchmarks import stage_cases, stage_row_cases
 from benchmarks.model_path import load_refiner
 from benchmarks.stage_cases import Case
 from benchmarks.timing import add_outputs, cell, interleaved, spread, write
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
 
 STAGES = "fetch", "decode", "resize", "encode", "prompts", "jitter", "upsample", "rle", "score", "write", "commit"
 AT_LEAST_S = 0.02

@@ -24,13 +24,13 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
-from stable_sam.data.commits import PARQUET_OPTIONS
-from stable_sam.data.compaction import compact
-from stable_sam.data.query import query
-from stable_sam.data.runs import RUN_KEY
-from stable_sam.data.schema import MASKS_SCHEMA
-from stable_sam.data.table import CONFIGURATION
+from stable_sam.runs.commits import PARQUET_OPTIONS
+from stable_sam.runs.compact import compact
+from stable_sam.runs.publish import CONFIGURATION
 from stable_sam.scores import MEASURED
+from stable_sam.table.log import RUN_KEY
+from stable_sam.table.query import query
+from stable_sam.table.schema import MASKS_SCHEMA
 
 QUERIES = {
     "count": "SELECT count(*) FROM {masks}",

@@ -39,16 +39,16 @@ from planning import write_images, write_source
 
 import stable_sam.table
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data.commits import _commit
-from stable_sam.data.live import CURRENT
-from stable_sam.data.manifest import RunManifest, ShardPlan, read_shard_table
-from stable_sam.data.planning import NightPlan, plan_night
-from stable_sam.data.query import MEMORY_LIMIT
-from stable_sam.data.schema import MASKS_SCHEMA, withdrawn_rows
-from stable_sam.data.table import publish
-from stable_sam.data.views import documented
+from stable_sam.runs.commits import _commit
+from stable_sam.runs.manifest import RunManifest, ShardPlan, read_shard_table
+from stable_sam.runs.plan import NightPlan, plan_night
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from stable_sam.scores import FROM_MODEL
+from stable_sam.table.current import CURRENT
+from stable_sam.table.query import MEMORY_LIMIT
+from stable_sam.table.schema import MASKS_SCHEMA, withdrawn_rows
+from stable_sam.table.views import documented
 
 QUESTIONS = {
     "count": "SELECT count(*) FROM {masks}",

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from benchmarks.stage_cases import jpeg, photograph
 from benchmarks.timing import timed
-from stable_sam import predict as predict_module
-from stable_sam import refiner as refiner_module
-from stable_sam import second_pass as second_pass_module
 from stable_sam.config import RefinerConfig
+from stable_sam.images.tiles import CELL, INPUT_SIDES, TilePlan, tile_rule
 from stable_sam.modeling.build import build_model
 from stable_sam.records import Prompt
-from stable_sam.refiner import Refiner
-from stable_sam.tiles import CELL, INPUT_SIDES, TilePlan, tile_rule
+from stable_sam.refining import predict as predict_module
+from stable_sam.refining import refiner as refiner_module
+from stable_sam.refining import second_pass as second_pass_module
+from stable_sam.refining.refiner import Refiner
 
 BOXES = (1, 8, 50, 300)
 MOST_APART = 50

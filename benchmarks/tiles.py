@@ -27,11 +27,11 @@ from pycocotools import mask as coco_mask
 from benchmarks.tile_costs import EncoderClock, print_costs
 from stable_sam.calibration.labels import asked_prompts, truth_iou
 from stable_sam.config import RefinerConfig
-from stable_sam.data.images import decode_image
 from stable_sam.evaluation.prompts import PromptKind, fill_box
-from stable_sam.evaluation.truth import TruthImage, TruthSet, read_truth
-from stable_sam.refiner import Refiner
-from stable_sam.tiles import CELL
+from stable_sam.evaluation.true_masks import TruthImage, TruthSet, read_truth
+from stable_sam.images.decode import decode_image
+from stable_sam.images.tiles import CELL
+from stable_sam.refining.refiner import Refiner
 
 SHARES = (0.0, 0.001, 0.005, 0.02, 0.1, 1.01)
 CELLS = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 1e9)

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stable_sam.config import RefinerConfig
 from stable_sam.evaluation.prompts import PromptKind
-from stable_sam.overlay import BOX_RGB, draw_overlay
+from stable_sam.explain.overlay import BOX_RGB, draw_overlay
 from stable_sam.records import Prompt, RefinedMask, Window
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
 from stable_sam.rle import decode_mask
 
 PICTURE = Path(__file__).parents[1] / "docs" / "tiles.jpg"

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stable_sam.config import RefinerConfig
-from stable_sam.data.images import decode_image
+from stable_sam.evaluation.evaluate import read_sets
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng, tight_box
-from stable_sam.evaluation.run import read_sets
-from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.truth import TruthImage, TruthObject
+from stable_sam.evaluation.true_masks import TruthImage, TruthObject
+from stable_sam.images.decode import decode_image
 from stable_sam.modeling.decoder import decoder_inputs, read_masks
 from stable_sam.modeling.load import LoadedModel, load_model
-from stable_sam.predict import ImageView, embed_image
+from stable_sam.refining.predict import ImageView, embed_image
 
 Scores = dict[str, list[float]]
 

@@ -9,11 +9,11 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.prefect_setup import log_user_errors_in_one_line
 from stable_sam.config import RayConfig
-from stable_sam.data.storage import absolute_uri
+from stable_sam.evaluation.evaluate import Evaluation
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.markdown import markdown
 from stable_sam.evaluation.outputs import EvaluationOutputs
-from stable_sam.evaluation.run import Evaluation
-from stable_sam.evaluation.settings import EvaluationConfig
+from stable_sam.storage.files import absolute_uri
 from tasks.evaluate import evaluate
 
 

@@ -10,8 +10,8 @@ from prefect.logging import get_run_logger
 
 from stable_sam.config import RunConfig
 from stable_sam.errors import StableSamError
-from stable_sam.quality import Quality, check_quality, judge
-from stable_sam.summary import RunSummary, check_failures
+from stable_sam.runs.regression import Quality, check_quality, judge
+from stable_sam.runs.summary import RunSummary, check_failures
 
 REGRESSION_EVENT = "stable-sam.quality-regression"
 """Emitted once for each run that is worse than usual; deployments/automations.yaml turns it into a notification."""

@@ -2,7 +2,7 @@
 
     plan -> refine -> publish
 
-Safe to run twice, to kill and to run again: see `stable_sam.data.commits`. Parameters are URIs and a configuration.
+Safe to run twice, to kill and to run again: see `stable_sam.runs.commits`. Parameters are URIs and a configuration.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from prefect import flow, runtime
 
 from flows.outcome import conclude
 from flows.prefect_setup import log_user_errors_in_one_line
-from stable_sam.data.runs import newest_run
 from stable_sam.errors import NotFoundError
 from stable_sam.records import Changes
 from stable_sam.runs.request import RunRequest
-from stable_sam.stage_clock import timed
-from stable_sam.summary import RunSummary, summarize
-from stable_sam.trace import traced
+from stable_sam.runs.summary import RunSummary, summarize
+from stable_sam.runs.trace import traced
+from stable_sam.table.log import newest_run
+from stable_sam.timing import timed
 from tasks.plan import plan
 from tasks.publish import publish
 from tasks.refine import refine

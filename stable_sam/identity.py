@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from stable_sam.config import RefinerConfig
-from stable_sam.data.storage import read_bytes
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.scores import ScoreSource
+from stable_sam.storage.files import read_bytes
 
 BUNDLED_BASE = "nano.safetensors"
 BUNDLED_PLUGIN = "nano_plugin.safetensors"

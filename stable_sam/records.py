@@ -59,7 +59,7 @@ class Prompt:
     """What else the source says of this annotation, as a JSON object."""
     error: str | None = None
     fingerprint: str | None = field(default=None, compare=False)
-    """Hash of all fields above and of the image's version, set by the plan of a run; see stable_sam.data.fingerprint.
+    """Hash of all fields above and of the image's version, set by the plan of a run; see stable_sam.table.fingerprint.
     Not compared: it says nothing that the prompt and its image do not."""
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from prefect import task
 
 from stable_sam.config import RayConfig
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.outputs import EvaluationOutputs
-from stable_sam.evaluation.settings import EvaluationConfig
-from tasks.actors import score_shares
-from tasks.evaluation_actor import ScoredShare, split_sets
+from tasks.actors.evaluation_actor import ScoredShare, split_sets
+from tasks.actors.run import score_shares
 
 if TYPE_CHECKING:
-    from stable_sam.evaluation.run import Evaluation
+    from stable_sam.evaluation.evaluate import Evaluation
 
 
 @task(task_run_name="evaluate")
@@ -25,7 +25,7 @@ def evaluate(data: list[str], outputs: EvaluationOutputs, settings: EvaluationCo
     """
     from prefect.logging import get_run_logger
 
-    from stable_sam.evaluation.run import conclude, read_sets
+    from stable_sam.evaluation.evaluate import conclude, read_sets
 
     logger = get_run_logger()
     sets = read_sets([Path(folder) for folder in data], settings)

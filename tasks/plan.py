@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from prefect import task
 
-from stable_sam.data.planning import plan_night
-from stable_sam.data.storage import check_output
 from stable_sam.records import Changes
+from stable_sam.runs.plan import plan_night
 from stable_sam.runs.request import RunRequest
+from stable_sam.storage.files import check_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import task
 
-from stable_sam.data import table
-from stable_sam.data.manifest import read_manifest
+from stable_sam.runs import publish as table
+from stable_sam.runs.manifest import read_manifest
 
 
 @task(task_run_name="publish {manifest_uri}")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from prefect import task
 
 from stable_sam.config import RayConfig
-from stable_sam.data.commits import committed, write_tombstones
-from stable_sam.data.manifest import read_manifest
 from stable_sam.errors import StorageError
 from stable_sam.records import ShardReport
-from tasks.actors import run_shards
+from stable_sam.runs.commits import committed, write_tombstones
+from stable_sam.runs.manifest import read_manifest
+from tasks.actors.run import run_shards
+from tasks.actors.shard_actor import ShardFailure
 from tasks.progress import Progress
-from tasks.shard_actor import ShardFailure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

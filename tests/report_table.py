@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import write_tombstones
-from stable_sam.data.planning import plan_run
-from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.refining.shard_job import refine_shard
 from stable_sam.rle import encode_mask
+from stable_sam.runs.commits import write_tombstones
+from stable_sam.runs.plan import plan_run
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import refine_shard
 
 
 class Scripted:

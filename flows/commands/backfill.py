@@ -28,13 +28,13 @@ def backfill(
     """
     from rich.console import Console
 
-    from stable_sam.backfill import DATE, check_order, days, in_force
-    from stable_sam.data.annotation_files import check_annotations
-    from stable_sam.data.planning import plan_night
-    from stable_sam.data.runs import list_runs, open_table
     from stable_sam.errors import ConfigError
-    from stable_sam.preflight import check_run
+    from stable_sam.formats.sources import check_annotations
+    from stable_sam.runs.backfill import DATE, check_order, days, in_force
+    from stable_sam.runs.plan import plan_night
+    from stable_sam.runs.preflight import check_run
     from stable_sam.runs.request import RunRequest
+    from stable_sam.table.log import list_runs, open_table
 
     dates = days(first, last)
     if len(dates) > 1 and DATE not in annotations + images:

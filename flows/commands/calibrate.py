@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
 
-    from stable_sam.calibration.run import Held
+    from stable_sam.calibration.calibrate import Held
     from stable_sam.config import RefinerConfig
-    from stable_sam.refiner import Refiner
+    from stable_sam.refining.refiner import Refiner
 
 
 def calibrate(
@@ -63,16 +63,16 @@ def calibrate(
     from rich.console import Console
 
     from flows.commands.options import read_settings
+    from stable_sam.calibration.calibrate import CalibrationSettings, held
+    from stable_sam.calibration.calibrate import calibrate as fit
     from stable_sam.calibration.drawing import chart as draw_chart
     from stable_sam.calibration.drawing import gain_line, promise_line
     from stable_sam.calibration.drawing import markdown as tables
     from stable_sam.calibration.labels import labelled, read_records, without_tiles, write_records
     from stable_sam.calibration.reviewed import reviewed_labels
-    from stable_sam.calibration.run import CalibrationSettings, held
-    from stable_sam.calibration.run import calibrate as fit
-    from stable_sam.data.storage import absolute_uri, write_bytes
     from stable_sam.errors import ConfigError
     from stable_sam.identity import model_identity
+    from stable_sam.storage.files import absolute_uri, write_bytes
 
     if not data and not records and not table:
         raise ConfigError("calibrate: expected --data, --records or --table, got none of them")
@@ -136,7 +136,7 @@ def _load(config: RefinerConfig, threads: int | None) -> Refiner:
     import torch
 
     from stable_sam.config import RoutingConfig
-    from stable_sam.refiner import Refiner
+    from stable_sam.refining.refiner import Refiner
 
     if threads is not None:
         torch.set_num_threads(threads)

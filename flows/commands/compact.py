@@ -12,8 +12,8 @@ def compact(
     target_mb: Annotated[int, typer.Option(min=1, help="Size of a file in MiB; it is built in memory.")] = 128,
 ) -> None:
     """Make queries fast again after many nights: fewer files, current rows apart from past ones. Runs beside refine."""
-    from stable_sam.data.compaction import compact as run_compact
-    from stable_sam.data.storage import absolute_uri
+    from stable_sam.runs.compact import compact as run_compact
+    from stable_sam.storage.files import absolute_uri
 
     report = run_compact(absolute_uri(table), target_bytes=target_mb * 2**20)
     if report.version is None:

@@ -25,8 +25,8 @@ def demo_images(
     """Write the demo's photographs to DIR, without any download; those that are there already are left as they are."""
     from importlib.resources import files
 
-    from stable_sam.data.storage import exists, join, read_bytes, write_bytes
     from stable_sam.errors import InputError
+    from stable_sam.storage.files import exists, join, read_bytes, write_bytes
 
     try:
         data = files("skimage") / "data"

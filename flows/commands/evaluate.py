@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
 
-    from stable_sam.evaluation.run import Evaluation
-    from stable_sam.evaluation.settings import EvaluationConfig
+    from stable_sam.evaluation.evaluate import Evaluation
+    from stable_sam.evaluation.evaluation_config import EvaluationConfig
 
 
 def evaluate(
@@ -70,8 +70,8 @@ def evaluate(
     from rich.console import Console
 
     from stable_sam.errors import ConfigError
+    from stable_sam.evaluation.evaluation_config import EvaluationConfig
     from stable_sam.evaluation.outputs import EvaluationOutputs
-    from stable_sam.evaluation.settings import EvaluationConfig
 
     settings = EvaluationConfig.from_dict(
         {
@@ -128,7 +128,7 @@ def _evaluate_here(data: list[Path], settings: EvaluationConfig, threads: int | 
     from rich.console import Console
     from rich.progress import Progress
 
-    from stable_sam.evaluation.run import evaluate as run
+    from stable_sam.evaluation.evaluate import evaluate as run
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -169,7 +169,7 @@ def _tables(evaluation: Evaluation) -> Iterator[Table]:
     """One table for each set: a set's name is wider than any column of its scores."""
     from rich.table import Table
 
-    from stable_sam.evaluation.summary import WHOLE_SLICE
+    from stable_sam.evaluation.averages import WHOLE_SLICE
 
     whole = [score for score in evaluation.scores if score.slice == WHOLE_SLICE]
     for name, scores in groupby(whole, key=lambda score: score.set):

@@ -22,10 +22,10 @@ def explain(
     prompt_id: PromptId = "explain",
 ) -> None:
     """Draw SAM beside Stable-SAM for one weak box, points, or both: masks, attended features, offsets and alpha."""
-    from stable_sam.data.images import decode_picture
-    from stable_sam.explain import explain as explain_prompt
-    from stable_sam.explain_drawing import draw
-    from stable_sam.refiner import Refiner
+    from stable_sam.explain.drawing import draw
+    from stable_sam.explain.explanation import explain as explain_prompt
+    from stable_sam.images.decode import decode_picture
+    from stable_sam.refining.refiner import Refiner
 
     check_suffix(out, (".png", ".jpg"), "what it draws is a picture")
     run = run_config(config, model, checkpoint, plugin)

@@ -39,8 +39,8 @@ def export(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from stable_sam.data.storage import absolute_uri
-    from stable_sam.formats.write_export import export as run_export
+    from stable_sam.review.export import export as run_export
+    from stable_sam.storage.files import absolute_uri
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -30,8 +30,8 @@ def import_review(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
 ) -> None:
     """Bring corrected, confirmed and deleted masks back; later nights leave them as they are."""
-    from stable_sam.data.storage import absolute_uri
-    from stable_sam.formats.review_import import import_review as run_import
+    from stable_sam.review.import_review import import_review as run_import
+    from stable_sam.storage.files import absolute_uri
 
     report = run_import(
         absolute_uri(table),

@@ -50,10 +50,10 @@ def read_photo(photo: str, prompt: Prompt, max_pixels: int) -> tuple[bytes, NDAr
 
     Raises `StorageError`, `ImageError`, and `PromptError` with the picture's name.
     """
-    from stable_sam.data.images import decode_image
-    from stable_sam.data.storage import read_bytes
     from stable_sam.errors import PromptError
+    from stable_sam.images.decode import decode_image
     from stable_sam.prompt_check import check_prompt
+    from stable_sam.storage.files import read_bytes
 
     data = read_bytes(photo)
     pixels = decode_image(data, name=photo, max_pixels=max_pixels)
@@ -103,7 +103,7 @@ def write_picture(uri: str, pixels: NDArray[np.uint8]) -> None:
     import numpy as np
     from PIL import Image
 
-    from stable_sam.data.storage import write_bytes
+    from stable_sam.storage.files import write_bytes
 
     buffer = BytesIO()
     kind = "JPEG" if uri.endswith(".jpg") else "PNG"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stable_sam.data.planning import NightPlan
-    from stable_sam.summary import RunSummary
+    from stable_sam.runs.plan import NightPlan
+    from stable_sam.runs.summary import RunSummary
 
 
 def print_summary(summary: RunSummary) -> None:
@@ -62,9 +62,9 @@ def print_plan(plan: NightPlan) -> None:
     """What a dry run found, and how long it would take."""
     from rich.console import Console
 
-    from stable_sam.data.runs import list_runs, open_table
-    from stable_sam.estimate import duration, measured
-    from stable_sam.summary import describe
+    from stable_sam.runs.estimate import duration, measured
+    from stable_sam.runs.summary import describe
+    from stable_sam.table.log import list_runs, open_table
 
     changes, config = plan.changes, plan.request.config
     lines = ["Dry run: nothing was written.", describe(changes)]

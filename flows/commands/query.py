@@ -57,8 +57,8 @@ def query(
         raise ConfigError("query: expected a statement, or --views for what can be asked")
     if form is Format.parquet and out is None:
         raise ConfigError("--format parquet: expected --out FILE, a terminal cannot show it")
-    from stable_sam.data.query import query as run_query
-    from stable_sam.data.storage import absolute_uri, write_bytes
+    from stable_sam.storage.files import absolute_uri, write_bytes
+    from stable_sam.table.query import query as run_query
 
     rows = run_query(absolute_uri(table), sql, as_of=as_of, memory_limit=memory_limit)
     if out is not None:
@@ -71,7 +71,7 @@ def query(
 
 
 def _list_views() -> None:
-    from stable_sam.data.views import documented
+    from stable_sam.table.views import documented
 
     meanings = documented()
     for name, meaning in meanings.items():

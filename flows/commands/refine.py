@@ -41,7 +41,7 @@ def refine(
 
     Run again after a kill: it takes up.
     """
-    from stable_sam.preflight import check_run
+    from stable_sam.runs.preflight import check_run
     from stable_sam.runs.request import RunRequest
 
     if profile is not None and dry_run:
@@ -61,7 +61,7 @@ def refine(
     )
     check_run(request, writes=not dry_run)
     if dry_run:
-        from stable_sam.data.planning import check_withdrawn, plan_night
+        from stable_sam.runs.plan import check_withdrawn, plan_night
 
         plan = plan_night(request, dry_run=True)
         print_plan(plan)

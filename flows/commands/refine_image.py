@@ -29,8 +29,8 @@ def refine_image(
     from rich.console import Console
 
     from stable_sam.errors import PromptError
-    from stable_sam.overlay import draw_overlay
-    from stable_sam.refiner import Refiner
+    from stable_sam.explain.overlay import draw_overlay
+    from stable_sam.refining.refiner import Refiner
     from stable_sam.rle import decode_mask
 
     overlay = overlay or _beside(out)

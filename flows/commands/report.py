@@ -25,8 +25,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: figures of the whole table, and a gallery of its masks."""
     from stable_sam.config import RunConfig
-    from stable_sam.data.storage import absolute_uri
     from stable_sam.report.write import write_report
+    from stable_sam.storage.files import absolute_uri
 
     run = None if config is None else RunConfig.from_yaml(config)
     shown = write_report(

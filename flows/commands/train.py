@@ -37,9 +37,9 @@ def train_base_command(
     start: Annotated[Path | None, typer.Option(help="Weights of nano to train further (safetensors).")] = None,
 ) -> None:
     """Train nano's encoder, prompt encoder and mask decoder; writes OUT/nano.safetensors."""
-    from stable_sam.training.base import train_base
     from stable_sam.training.progress import log_to_console
-    from stable_sam.training.settings import BaseTraining
+    from stable_sam.training.train_base import train_base
+    from stable_sam.training.training_config import BaseTraining
 
     settings = BaseTraining.from_yaml(config)
     log_to_console()
@@ -57,9 +57,9 @@ def train_plugin_command(
     steps: Steps = None,
 ) -> None:
     """Train a plugin with the base frozen, by RTS; writes OUT/plugin.safetensors."""
-    from stable_sam.training.plugin import train_plugin
     from stable_sam.training.progress import log_to_console
-    from stable_sam.training.settings import PluginTraining
+    from stable_sam.training.train_plugin import train_plugin
+    from stable_sam.training.training_config import PluginTraining
 
     settings = PluginTraining.from_file(config, steps=steps)
     log_to_console()
@@ -77,9 +77,9 @@ def train_hq_command(
     steps: Steps = None,
 ) -> None:
     """Train HQ-SAM's branch as the plugin is trained, for comparison; writes OUT/hq.safetensors."""
-    from stable_sam.training.hq import train_hq
     from stable_sam.training.progress import log_to_console
-    from stable_sam.training.settings import FrozenBaseTraining
+    from stable_sam.training.train_hq import train_hq
+    from stable_sam.training.training_config import FrozenBaseTraining
 
     settings = FrozenBaseTraining.from_file(config, steps=steps)
     log_to_console()

@@ -18,8 +18,8 @@ def vacuum(
     ] = False,
 ) -> None:
     """Remove parts of dead writers, files that compact replaced, and folders of runs that are over."""
-    from stable_sam.data.storage import absolute_uri
-    from stable_sam.data.vacuum import vacuum as run_vacuum
+    from stable_sam.runs.vacuum import vacuum as run_vacuum
+    from stable_sam.storage.files import absolute_uri
 
     report = run_vacuum(absolute_uri(table), retention_hours=retention_hours, dry_run=dry_run, force=force)
     for file in report.files:

@@ -8,10 +8,10 @@ from io import BytesIO
 
 import numpy as np
 
+from stable_sam.calibration.calibrate import BASELINE, Held
 from stable_sam.calibration.gain import MIN_MASKS
 from stable_sam.calibration.judge import REVIEWED, reliability, risk_coverage
-from stable_sam.calibration.model import Calibration, GainOverBox, Promise, SizeSlice
-from stable_sam.calibration.run import BASELINE, Held
+from stable_sam.config.calibration import Calibration, GainOverBox, Promise, SizeSlice
 
 COLOURS = {"quality": "#1e78d0", BASELINE: "#9aa5b1", "prompt_stability": "#e0a030"}
 

@@ -12,7 +12,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import SplineTransformer
 
-from stable_sam.calibration.model import Curve
+from stable_sam.config.calibration import Curve
 
 KNOTS = 6
 """Of each curve, at quantiles of its score."""

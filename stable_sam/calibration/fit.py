@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV, GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 
 from stable_sam.calibration.features import Features, LabelledMasks, folds_of
-from stable_sam.calibration.model import SCORES, Curve, Promise
+from stable_sam.config.calibration import SCORES, Curve, Promise
 from stable_sam.errors import InputError
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)

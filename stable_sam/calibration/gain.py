@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from stable_sam.calibration.features import Features, LabelledMasks, curves_at, folds_of
-from stable_sam.calibration.model import BOX_SCORES, SCORES, GainOverBox, SizeSlice
+from stable_sam.config.calibration import BOX_SCORES, SCORES, GainOverBox, SizeSlice
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Penalty of the ridge regression, chosen by cross-validated squared error."""

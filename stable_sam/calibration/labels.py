@@ -14,22 +14,22 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
 from stable_sam.calibration.features import LabelledMasks
-from stable_sam.calibration.load import BUNDLED
-from stable_sam.calibration.model import BOX_SCORES, SCORES, scores_of
 from stable_sam.config import RefinerConfig
-from stable_sam.data.storage import read_bytes, write_bytes
+from stable_sam.config.calibration import BOX_SCORES, SCORES, scores_of
 from stable_sam.errors import AnnotationError, ConfigError, one_line
 from stable_sam.evaluation.neighbours import find_neighbours
 from stable_sam.evaluation.prompts import PromptKind, fill_box, prompt_rng
 from stable_sam.evaluation.sample import sample_objects
-from stable_sam.evaluation.truth import TruthImage, TruthObject, read_truth
+from stable_sam.evaluation.true_masks import TruthImage, TruthObject, read_truth
 from stable_sam.identity import ModelIdentity, bundled_path
 from stable_sam.records import BoxXYXY, Prompt, RefinedMask
 from stable_sam.rle import rle, rle_iou
+from stable_sam.runs.calibrated import BUNDLED
 from stable_sam.scores import ScoreSource
+from stable_sam.storage.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
-    from stable_sam.refiner import Refiner
+    from stable_sam.refining.refiner import Refiner
 
 BUNDLED_RECORDS = "nano_calibration_masks.parquet"
 _LATER = ("object_share", "box_iou", *BOX_SCORES)

@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from stable_sam.calibration.fit import REVIEWED, SAMPLE
 from stable_sam.calibration.labels import RECORDS_SCHEMA, box_labels
-from stable_sam.calibration.model import box_scores, log_area
 from stable_sam.config import RefinerConfig
-from stable_sam.data.query import connected, in_sample
-from stable_sam.data.review import reviewed_masks
+from stable_sam.config.calibration import box_scores, log_area
 from stable_sam.errors import InputError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Route
+from stable_sam.review.answers import reviewed_masks
 from stable_sam.rle import rle
+from stable_sam.table.query import connected, in_sample
 
 # Masks whose scores are of the source that the parameters say, in columns of a row and of its run.
 _OURS = """
@@ -86,7 +86,7 @@ def reviewed_labels(
     """The reviewed masks of a table whose scores are this model's.
 
     sample: the part of the table that was exported with it (`in_sample`) and reviewed, to the last mask.
-    Raises `InputError` when masks of the sample wait, `ConfigError`, and what `stable_sam.data.query.query` raises.
+    Raises `InputError` when masks of the sample wait, `ConfigError`, and what `stable_sam.table.query.query` raises.
     """
     ours = asdict(model.score_source(refiner))
     condition = "false" if sample is None else in_sample(sample)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from stable_sam.evaluation.prompts import PromptKind
-from stable_sam.evaluation.records import codes, numbers
+from stable_sam.evaluation.result_records import codes, numbers
 
 ALL_BOXES, NOISY_BOXES, ALL_POINTS = "boxes", "boxes with noise", "points"
 """Groups of kinds: every box, every box but the true one, and points, whose quality is their number."""

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stable_sam.evaluation.evaluation_config import BASELINE, EvaluationConfig
 from stable_sam.evaluation.prompts import WORST_BOX
-from stable_sam.evaluation.records import codes, numbers
-from stable_sam.evaluation.settings import BASELINE, EvaluationConfig
+from stable_sam.evaluation.result_records import codes, numbers
 
 ALL_SETS = "all objects"
 """Name of the lines that average over the objects of all sets."""

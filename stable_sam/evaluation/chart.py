@@ -11,10 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stable_sam.evaluation.alpha import alpha_and_quality
+from stable_sam.evaluation.averages import WHOLE_SLICE, Score
+from stable_sam.evaluation.evaluate import Evaluation
+from stable_sam.evaluation.evaluation_config import BASELINE
 from stable_sam.evaluation.prompts import GT_BOX, PromptKind
-from stable_sam.evaluation.run import Evaluation
-from stable_sam.evaluation.settings import BASELINE
-from stable_sam.evaluation.summary import WHOLE_SLICE, Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,13 +21,13 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from stable_sam.data.json_stream import JsonStream
-from stable_sam.data.source_annotation import id_text
-from stable_sam.data.storage import open_stream
 from stable_sam.errors import AnnotationError
 from stable_sam.evaluation.prompts import box_iou
-from stable_sam.evaluation.truth import DetectionCounts, TruthImage, TruthObject, TruthSet
+from stable_sam.evaluation.true_masks import DetectionCounts, TruthImage, TruthObject, TruthSet
+from stable_sam.formats.source_annotation import id_text
 from stable_sam.prompt_noise import clip_boxes
+from stable_sam.storage.files import open_stream
+from stable_sam.storage.json_stream import JsonStream
 
 MATCHED = 0.5
 """Smallest IoU of a detected and a true box at which the object counts as found: COCO's loosest threshold."""

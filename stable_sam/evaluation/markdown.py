@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from stable_sam.evaluation.averages import CELLS, PARTS, SHARES, WHOLE_SLICE, Score
 from stable_sam.evaluation.bootstrap import Estimate
 from stable_sam.evaluation.by_object import DIFFERENT
 from stable_sam.evaluation.detections import MATCHED
+from stable_sam.evaluation.evaluate import Evaluation
 from stable_sam.evaluation.routing_bound import RoutingBound
-from stable_sam.evaluation.run import Evaluation
-from stable_sam.evaluation.summary import CELLS, PARTS, SHARES, WHOLE_SLICE, Score
 
 ABOUT_ROUTING = f"""\
 Best of both: mIoU of the better mask of SAM's and the method's for each prompt, chosen with the true mask; no rule that

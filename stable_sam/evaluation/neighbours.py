@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from stable_sam.evaluation.truth import TruthObject
+from stable_sam.evaluation.true_masks import TruthObject
 
 CONTAINED = 0.9
 """An object of which this much lies in another one is a part of it, unless the other lies in it as well."""

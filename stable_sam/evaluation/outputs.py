@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stable_sam.config_section import Section
-from stable_sam.data.storage import absolute_uri, write_bytes
+from stable_sam.config.section import Section
 from stable_sam.errors import StorageError
+from stable_sam.evaluation.evaluate import Evaluation
 from stable_sam.evaluation.markdown import markdown
-from stable_sam.evaluation.records import write_records
-from stable_sam.evaluation.run import Evaluation
+from stable_sam.evaluation.result_records import write_records
+from stable_sam.storage.files import absolute_uri, write_bytes
 
 
 class EvaluationOutputs(Section):

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from stable_sam.evaluation.bootstrap import Estimate, bootstrap_means, estimate
 from stable_sam.evaluation.by_object import ObjectMeans, set_names
+from stable_sam.evaluation.evaluation_config import BASELINE, EvaluationConfig
 from stable_sam.evaluation.prompts import GT_BOX
-from stable_sam.evaluation.settings import BASELINE, EvaluationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stable_sam.evaluation.prompts import prompt_rng
-from stable_sam.evaluation.truth import TruthSet
+from stable_sam.evaluation.true_masks import TruthSet
 
 
 def sample_objects(sets: Sequence[TruthSet], max_objects: int, seed: int) -> list[TruthSet]:

@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stable_sam.config import RefinerConfig
-from stable_sam.data.images import decode_picture
 from stable_sam.errors import ImageError
+from stable_sam.evaluation.evaluation_config import BOX, EvaluationConfig
 from stable_sam.evaluation.methods import load_methods, select_method
 from stable_sam.evaluation.metrics import Mask, MaskUnion, ReferenceMask
 from stable_sam.evaluation.neighbours import find_neighbours
@@ -28,17 +28,17 @@ from stable_sam.evaluation.prompts import (
     prompt_rng,
     tight_box,
 )
-from stable_sam.evaluation.records import record_table
-from stable_sam.evaluation.settings import BOX, EvaluationConfig
-from stable_sam.evaluation.truth import TruthImage
+from stable_sam.evaluation.result_records import record_table
+from stable_sam.evaluation.true_masks import TruthImage
 from stable_sam.evaluation.worst_box import START, search_worst_box
-from stable_sam.frames import Frame
+from stable_sam.images.decode import decode_picture
+from stable_sam.images.frames import Frame
+from stable_sam.images.resize import resize_image
+from stable_sam.images.tile_pixels import TilePixels
+from stable_sam.images.tiles import CELL, TilePlan, TileRule, tile_rule
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.records import Prompt, View, Window
-from stable_sam.refiner import Encoded, ask_views
-from stable_sam.resize import resize_image
-from stable_sam.tile_pixels import TilePixels
-from stable_sam.tiles import CELL, TilePlan, TileRule, tile_rule
+from stable_sam.refining.refiner import Encoded, ask_views
 
 DECODER_CHUNK = 8
 """Prompts that pass the decoder together; on a CPU a quarter faster than 32, because they stay in its caches."""

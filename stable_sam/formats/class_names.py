@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from stable_sam.data import storage
 from stable_sam.errors import AnnotationError, NotFoundError, one_line
+from stable_sam.storage import files as storage
 
 YOLO_FILES = ("data.yaml", "dataset.yaml", "data.yml", "obj.names", "classes.txt", "classes.names")
 OPEN_IMAGES_FILES = tuple(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stable_sam.data import storage
-from stable_sam.data.ahead import ahead
-from stable_sam.data.source_annotation import SourceAnnotation
 from stable_sam.errors import AnnotationError, NotFoundError
 from stable_sam.formats.reading import AnnotationFile, AnnotationSource, Context, SmallFile, unreadable
 from stable_sam.formats.registry import Reader
+from stable_sam.formats.source_annotation import SourceAnnotation
+from stable_sam.storage import files as storage
+from stable_sam.storage.parallel import ahead
 
 MAX_BYTES = 2**26
 """Of one file: LabelMe puts the picture itself into it."""

@@ -9,12 +9,12 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from stable_sam.data import storage
-from stable_sam.data.image_folder import ImageFolder
-from stable_sam.data.image_size import image_size_of
-from stable_sam.data.source_annotation import SourceAnnotation
 from stable_sam.errors import AnnotationError, ImageError, NotFoundError
 from stable_sam.formats.class_names import ClassNames, read_class_names
+from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.source_annotation import SourceAnnotation
+from stable_sam.images.size import image_size_of
+from stable_sam.storage import files as storage
 
 MAX_INTEGER = 2**1000
 ROWS_ONE_BY_ONE = 500

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, BinaryIO
 
-from stable_sam.data.json_stream import JsonStream
-from stable_sam.data.prompt_table import PARQUET
 from stable_sam.errors import AnnotationError
+from stable_sam.formats.prompt_table.read import PARQUET
 from stable_sam.formats.registry import READERS
 from stable_sam.formats.xml_elements import root_tag
+from stable_sam.storage.json_stream import JsonStream
 
 EXPECTED = (
     "expected COCO instances JSON (images and annotations), COCO detection results JSON (a list of objects with "

@@ -10,35 +10,35 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from stable_sam.data.coco import catalogue_of, read_detections, read_instances
-from stable_sam.data.prompt_chunks import PromptChunk, record_chunks
-from stable_sam.data.prompt_table import read_prompt_table
-from stable_sam.data.source_annotation import SourceAnnotation
 from stable_sam.formats.class_names import OPEN_IMAGES_FILES, YOLO_FILES
-from stable_sam.formats.read_cvat import read_cvat
-from stable_sam.formats.read_labelme import read_labelme
-from stable_sam.formats.read_labelstudio import read_labelstudio
-from stable_sam.formats.read_openimages import read_openimages
-from stable_sam.formats.read_voc import read_voc
-from stable_sam.formats.read_yolo import read_yolo
+from stable_sam.formats.coco.read import catalogue_of, read_detections, read_instances
+from stable_sam.formats.coco.review import review_coco
+from stable_sam.formats.coco.write import write_instances, write_results
+from stable_sam.formats.columns.chunks import PromptChunk, record_chunks
+from stable_sam.formats.cvat.read import read_cvat
+from stable_sam.formats.cvat.review import review_cvat
+from stable_sam.formats.cvat.write import write_cvat
+from stable_sam.formats.export_records import OpenWriter
+from stable_sam.formats.fiftyone import write_fiftyone
+from stable_sam.formats.hugging_face import write_hugging_face
+from stable_sam.formats.labelme.read import read_labelme
+from stable_sam.formats.labelme.review import review_labelme
+from stable_sam.formats.labelme.write import write_labelme
+from stable_sam.formats.labelstudio.read import read_labelstudio
+from stable_sam.formats.labelstudio.review import review_label_studio
+from stable_sam.formats.labelstudio.write import write_label_studio
+from stable_sam.formats.openimages import read_openimages
+from stable_sam.formats.png.review import review_png
+from stable_sam.formats.png.write import write_png
+from stable_sam.formats.prompt_table.read import read_prompt_table
 from stable_sam.formats.reading import Context, SmallFile
-from stable_sam.formats.review_coco import review_coco
-from stable_sam.formats.review_cvat import review_cvat
-from stable_sam.formats.review_label_studio import review_label_studio
-from stable_sam.formats.review_labelme import review_labelme
-from stable_sam.formats.review_png import review_png
+from stable_sam.formats.review_files import Files
 from stable_sam.formats.review_records import ReviewedImage
-from stable_sam.formats.review_sent import Files
-from stable_sam.formats.review_yolo import review_yolo
-from stable_sam.formats.write_coco import write_instances, write_results
-from stable_sam.formats.write_cvat import write_cvat
-from stable_sam.formats.write_fiftyone import write_fiftyone
-from stable_sam.formats.write_hugging_face import write_hugging_face
-from stable_sam.formats.write_label_studio import write_label_studio
-from stable_sam.formats.write_labelme import write_labelme
-from stable_sam.formats.write_png import write_png
-from stable_sam.formats.write_records import OpenWriter
-from stable_sam.formats.write_yolo import write_yolo
+from stable_sam.formats.source_annotation import SourceAnnotation
+from stable_sam.formats.voc import read_voc
+from stable_sam.formats.yolo.read import read_yolo
+from stable_sam.formats.yolo.review import review_yolo
+from stable_sam.formats.yolo.write import write_yolo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.data.source_annotation import MAX_INT64, image_size
+from stable_sam.formats.source_annotation import MAX_INT64, image_size
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask
 
 MAX_PIXELS = 2**28

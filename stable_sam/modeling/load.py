@@ -16,7 +16,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import ModelIdentity, WeightFiles, identify, read_weights
 from stable_sam.modeling.build import NANO_SIZE, build_model, build_nano, set_input_size
-from stable_sam.modeling.compiled import CompiledPasses
+from stable_sam.modeling.fast.compiled import CompiledPasses
 from stable_sam.modeling.hq import HqBranch, attach_hq, build_hq
 from stable_sam.modeling.plugin import PluginHost, StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stable_sam.config_section import Section
+from stable_sam.config.section import Section
 
 
 class PluginSpec(Section):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 
-from stable_sam.data.query import connected, rows_of
-from stable_sam.data.views import OUTCOME, OUTCOMES, WORST_FIRST
 from stable_sam.report.figures import Figures, figures
 from stable_sam.scores import SCORES
+from stable_sam.table.query import connected, rows_of
+from stable_sam.table.views import OUTCOME, OUTCOMES, WORST_FIRST
 
 WORST = 10
 """Prompts listed."""

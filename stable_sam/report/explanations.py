@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stable_sam.config import RunConfig
-from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row
 from stable_sam.errors import ConfigError, ImageError, PromptError, StorageError
 from stable_sam.report.pictures import read_picture, webp
+from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanations:
-    """SAM beside Stable-SAM (`stable_sam.explain_drawing`) for some prompts."""
+    """SAM beside Stable-SAM (`stable_sam.explain.drawing`) for some prompts."""
 
     webp: list[tuple[str, str]] = field(default_factory=list)
     """Name of the picture and WebP file in base64."""
@@ -33,9 +33,9 @@ def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) 
     found = Explanations()
     if not chosen:
         return found
-    from stable_sam.explain import explain
-    from stable_sam.explain_drawing import draw
-    from stable_sam.refiner import Refiner
+    from stable_sam.explain.drawing import draw
+    from stable_sam.explain.explanation import explain
+    from stable_sam.refining.refiner import Refiner
 
     refiner = Refiner(config.refiner, config.routing)
     given = _model_name(asdict(refiner.identity))

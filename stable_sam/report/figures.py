@@ -7,9 +7,9 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from stable_sam.data.query import rows_of
-from stable_sam.data.views import OUTCOME, OUTCOMES
 from stable_sam.scores import IN_GROUPS, IN_UNIT, Score
+from stable_sam.table.query import rows_of
+from stable_sam.table.views import OUTCOME, OUTCOMES
 
 BINS = 25
 """Of each distribution, between 0 and 1."""
@@ -63,7 +63,7 @@ class Figures:
 
 
 def figures(connection: DuckDBPyConnection) -> Figures:
-    """Measure the newest row of each prompt, over the views of `stable_sam.data.query.connected`."""
+    """Measure the newest row of each prompt, over the views of `stable_sam.table.query.connected`."""
     outcomes = rows_of(connection, f"SELECT {OUTCOME} AS outcome, verdict, count(*) AS n FROM masks GROUP BY ALL")
     counts = {one: sum(row["n"] for row in outcomes if row["outcome"] == one) for one in OUTCOMES}
     distributions = _distributions(connection)

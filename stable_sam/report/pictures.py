@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stable_sam.data.images import Picture, decode_picture
-from stable_sam.data.storage import read_bytes
 from stable_sam.errors import ImageError, StorageError
+from stable_sam.images.decode import Picture, decode_picture
+from stable_sam.storage.files import read_bytes
 
 PIXELS_MAX = 300_000_000
 """Of all squares around the pictures of whole images: about 30 MB of page."""

@@ -10,10 +10,10 @@ from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
 from stable_sam.calibration.judge import risk_coverage as ranked
-from stable_sam.data.live import MADE_BEFORE_REVIEW
-from stable_sam.data.query import rows_of
 from stable_sam.rle import mask_iou
 from stable_sam.scores import IN_UNIT
+from stable_sam.table.current import MADE_BEFORE_REVIEW
+from stable_sam.table.query import rows_of
 
 GOOD_IOU = 0.75
 """A mask whose IoU with the true one is less is bad."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from stable_sam.data.live import NEWEST_FIRST
-from stable_sam.data.query import rows_of
-from stable_sam.data.views import OUTCOME, WORST_FIRST
+from stable_sam.table.current import NEWEST_FIRST
+from stable_sam.table.query import rows_of
+from stable_sam.table.views import OUTCOME, WORST_FIRST
 
 _DRAW = "md5(prompt_id || '/{seed}')"
 # How far a box has moved and an area has grown tells well enough which masks changed; the page compares the masks.

@@ -12,8 +12,6 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from stable_sam.config import RunConfig
-from stable_sam.data.query import connected
-from stable_sam.data.storage import write_bytes
 from stable_sam.report.entries import entries
 from stable_sam.report.explanations import explanations
 from stable_sam.report.figures import figures
@@ -21,6 +19,8 @@ from stable_sam.report.pictures import pictures
 from stable_sam.report.risk import risk_coverage
 from stable_sam.report.selection import select_rows
 from stable_sam.scores import IN_UNIT, SCORES
+from stable_sam.storage.files import write_bytes
+from stable_sam.table.query import connected
 
 SCRIPTS = ("masks.js", "drawing.js", "gallery.js", "large_view.js", "keys.js")
 """Of the page, in the order in which they run."""

@@ -13,12 +13,12 @@ from typing import Any, Self
 import pyarrow as pa
 
 from stable_sam.config import RunConfig
-from stable_sam.data.annotation_files import absolute_annotations
-from stable_sam.data.annotations import read_prompt_batches
-from stable_sam.data.night import REFRESH
-from stable_sam.data.storage import absolute_uri
 from stable_sam.errors import ConfigError
+from stable_sam.formats.read import read_prompt_batches
+from stable_sam.formats.sources import absolute_annotations
+from stable_sam.runs.compare import REFRESH
 from stable_sam.runs.dates import check_logical_date, day_of, since_moment
+from stable_sam.storage.files import absolute_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class RunRequest:
     """
 
     annotations_uri: str
-    """A file, a folder, a pattern, or several of these with commas: see `stable_sam.data.annotation_files`. As the
+    """A file, a folder, a pattern, or several of these with commas: see `stable_sam.formats.sources`. As the
     other URIs here, absolute: actors and later readers may stand in another folder."""
     images_uri: str
     """Folder that the file names in the annotations are relative to."""
@@ -96,7 +96,7 @@ class RunRequest:
         }
 
     def prompt_batches(self) -> Iterator[pa.RecordBatch]:
-        """The prompts of the source, as `stable_sam.data.annotations.read_prompt_batches` reads them."""
+        """The prompts of the source, as `stable_sam.formats.read.read_prompt_batches` reads them."""
         return read_prompt_batches(
             self.annotations_uri,
             images_uri=self.images_uri,

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.prompts import tight_box
-from stable_sam.frames import Frame
+from stable_sam.images.frames import Frame
 from stable_sam.modeling.features import ImageFeatures, stack_features
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 from stable_sam.training.dataset import MIN_OBJECT_FRACTION, TrainingImage, cut_window, set_share, window_around
 from stable_sam.training.embeddings import EmbeddingCache
-from stable_sam.training.settings import FrozenBaseTraining
+from stable_sam.training.training_config import FrozenBaseTraining
 
 Sets = dict[str, list[TrainingImage]]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.evaluation.prompts import tight_box
-from stable_sam.evaluation.truth import picture_path
+from stable_sam.evaluation.true_masks import picture_path
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 from stable_sam.training.paste import paste_object

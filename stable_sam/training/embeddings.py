@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from stable_sam.data.ahead import ahead
-from stable_sam.data.storage import write_bytes
 from stable_sam.errors import ImageError, StorageError
 from stable_sam.modeling.features import ImageFeatures, feature_names, named_features
 from stable_sam.modeling.load import LoadedModel
-from stable_sam.predict import embed_image
+from stable_sam.refining.predict import embed_image
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.parallel import ahead
 from stable_sam.training.dataset import TrainingImage, read_annotated
 from stable_sam.training.loop import BATCHES_AHEAD
 from stable_sam.training.progress import progress_bar

@@ -16,7 +16,7 @@ from stable_sam.training.cached_batches import EmbeddedBatch, EmbeddedBatches
 from stable_sam.training.dataset import read_training_sets
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.loop import Figures, TrainingLoop
-from stable_sam.training.settings import FrozenBaseTraining
+from stable_sam.training.training_config import FrozenBaseTraining
 
 FrozenLoss = Callable[[EmbeddedBatch, torch.Generator, float], tuple[Tensor, Figures]]
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stable_sam.data.ahead import ahead
 from stable_sam.errors import StorageError, WeightsError, one_line
+from stable_sam.storage.parallel import ahead
 from stable_sam.training.progress import progress_bar
-from stable_sam.training.settings import TrainingSettings
+from stable_sam.training.training_config import TrainingSettings
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, trace_pro
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost
-from stable_sam.training.base import multimask_loss
 from stable_sam.training.cached_batches import EmbeddedBatch
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
-from stable_sam.training.settings import PluginTraining
+from stable_sam.training.train_base import multimask_loss
+from stable_sam.training.training_config import PluginTraining
 
 WORTH = 0.02
 """IoU that the deformed path must gain on average for alpha to open."""

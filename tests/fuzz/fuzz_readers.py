@@ -22,17 +22,17 @@ INSTRUMENTED = [
 ]
 
 with atheris.instrument_imports(include=INSTRUMENTED):
-    from stable_sam.calibration.model import Calibration
     from stable_sam.config import SourceConfig
-    from stable_sam.data.annotations import read_prompt_batches, read_prompts
-    from stable_sam.data.images import decode_picture
-    from stable_sam.data.schema import prompt_from_row
+    from stable_sam.config.calibration import Calibration
     from stable_sam.errors import StableSamError
     from stable_sam.formats import review_records
+    from stable_sam.formats.export_records import SENT
+    from stable_sam.formats.read import read_prompt_batches, read_prompts
     from stable_sam.formats.registry import REVIEW_READERS
+    from stable_sam.formats.review_files import open_files
     from stable_sam.formats.review_records import collect
-    from stable_sam.formats.review_sent import open_files
-    from stable_sam.formats.write_records import SENT
+    from stable_sam.images.decode import decode_picture
+    from stable_sam.table.schema import prompt_from_row
     from tests.fuzz import seeds
 
 ROOT = Path(tempfile.mkdtemp(prefix="stable-sam-fuzz-"))

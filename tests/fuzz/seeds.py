@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stable_sam.formats.export_records import SENT, ExportCategory, ExportImage, ExportObject, Target
 from stable_sam.formats.registry import REVIEW_READERS, WRITERS
-from stable_sam.formats.write_export import _sent
-from stable_sam.formats.write_json import json_lists
-from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target
+from stable_sam.review.export import _sent
 from stable_sam.rle import encode_mask
+from stable_sam.storage.json_lists import json_lists
 
 BOX = [1.0, 2.0, 6.0, 5.0]
 YOLO = b"0 0.5 0.5 0.2 0.5\n1 0.5 0.5 0.2 0.5 0.75\n0 0.1 0.2 0.3 0.2 0.3 0.4\n"

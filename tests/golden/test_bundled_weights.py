@@ -16,7 +16,7 @@ from skimage import data
 from stable_sam.config import RefinerConfig
 from stable_sam.identity import BUNDLED_BASE, BUNDLED_PLUGIN, bundled_path
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
 from stable_sam.rle import decode_mask
 
 GOLDEN = Path(__file__).with_name("nano_masks.json")

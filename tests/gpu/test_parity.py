@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stable_sam.config import RefinerConfig
-from stable_sam.modeling import fast_encoder
 from stable_sam.modeling.build import build_tiny
-from stable_sam.predict import PromptArrays, embed_image, predict
+from stable_sam.modeling.fast import encoder
 from stable_sam.records import Prompt, RefinedMask
-from stable_sam.refiner import Refiner
+from stable_sam.refining.predict import PromptArrays, embed_image, predict
+from stable_sam.refining.refiner import Refiner
 from stable_sam.rle import decode_mask
 
 pytestmark = [
@@ -111,5 +111,5 @@ def test_the_vision_transformer_is_sams_through_a_fused_kernel(half: bool, windo
     with torch.no_grad():
         expected = sam.image_encoder(images)
         with torch.autocast("cuda", torch.bfloat16, enabled=half), sdpa_kernel(kernel):
-            ours = fast_encoder.encode(sam, images).float()
+            ours = encoder.encode(sam, images).float()
     torch.testing.assert_close(ours, expected, rtol=0, atol=(0.05 if half else 1e-3) * expected.abs().max().item())

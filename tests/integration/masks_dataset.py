@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image
 
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import write_tombstones
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.planning import plan_run
-from stable_sam.data.query import query
-from stable_sam.data.storage import join, write_bytes
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.runs.commits import write_tombstones
+from stable_sam.runs.manifest import RunManifest
+from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import refine_shard
+from stable_sam.storage.files import join, write_bytes
+from stable_sam.table.query import query
 
 MODEL = ModelIdentity(model_id="constant", weights_sha256="ab", dtype="float32")
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from deltalake import DeltaTable
 
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.storage import (
+from stable_sam.runs.manifest import RunManifest
+from stable_sam.runs.publish import publish
+from stable_sam.storage.files import (
     delta_options,
 )
-from stable_sam.data.table import publish
 from tests.integration.masks_dataset import Dataset
 
 EVERY_ROW = "SELECT * FROM history ORDER BY prompt_id, revision"

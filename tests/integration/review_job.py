@@ -12,19 +12,19 @@ import numpy as np
 from PIL import Image
 
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data.commits import write_tombstones
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.planning import NightPlan, plan_night
-from stable_sam.data.query import query
-from stable_sam.data.storage import join, read_bytes, write_bytes
-from stable_sam.data.table import publish
 from stable_sam.formats.review_records import Answer
-from stable_sam.formats.write_export import export
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.review.export import export
 from stable_sam.rle import encode_mask
+from stable_sam.runs.commits import write_tombstones
+from stable_sam.runs.manifest import RunManifest
+from stable_sam.runs.plan import NightPlan, plan_night
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import refine_shard
+from stable_sam.storage.files import join, read_bytes, write_bytes
+from stable_sam.table.query import query
 
 MODEL = ModelIdentity(model_id="painter", weights_sha256="ab", dtype="float32")
 HEIGHT, WIDTH = 40, 60

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 
 from stable_sam.config import RayConfig, RefinerConfig, RunConfig
-from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.planning import plan_run
-from stable_sam.data.query import query
-from stable_sam.data.table import publish
 from stable_sam.errors import InputError, WeightsError
 from stable_sam.identity import model_identity
-from stable_sam.image_job import ImageRefiner
 from stable_sam.records import Prompt, RefinedMask, ShardReport
+from stable_sam.refining.image_job import ImageRefiner
+from stable_sam.runs.commits import committed
+from stable_sam.runs.manifest import RunManifest
+from stable_sam.runs.plan import plan_run
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.summary import check_failures, summarize
-from tasks.actors import POISON_REASON, run_shards
-from tasks.refiner_child import LoadRefiner
-from tasks.shard_actor import ShardActor, ShardFailure
+from stable_sam.runs.summary import check_failures, summarize
+from stable_sam.table.query import query
+from tasks.actors.child import LoadRefiner
+from tasks.actors.run import POISON_REASON, run_shards
+from tasks.actors.shard_actor import ShardActor, ShardFailure
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

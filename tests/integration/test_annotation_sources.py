@@ -13,11 +13,12 @@ import pytest
 
 from flows import cli
 from stable_sam.config import SourceConfig
-from stable_sam.data import ahead, storage
-from stable_sam.data.annotation_files import annotations_modified_since, annotations_version
-from stable_sam.data.annotations import read_prompts
-from stable_sam.data.query import query
+from stable_sam.formats.read import read_prompts
+from stable_sam.formats.sources import annotations_modified_since, annotations_version
 from stable_sam.records import Changes
+from stable_sam.storage import files as storage
+from stable_sam.storage import parallel
+from stable_sam.table.query import query
 from tests.integration.test_nights import CONFIG, done, night
 
 VOC = "<annotation><filename>{}.jpg</filename><object><name>cat</name>{}</object></annotation>"
@@ -118,7 +119,7 @@ def test_folders_on_s3_are_those_of_local_folders(s3: str, job: dict[str, Any], 
 
 def test_small_files_cost_a_request_each(s3: str, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     base = storage.join(s3, uuid.uuid4().hex)
-    count = 2 * ahead.AHEAD
+    count = 2 * parallel.AHEAD
     for number in range(count):
         storage.write_bytes(f"{base}/labels/{number:04}.txt", b"0 0.5 0.5 0.4 0.4\n")
         storage.write_bytes(f"{base}/images/{number:04}.jpg", photos[0].read_bytes())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flows import cli
-from stable_sam.data.query import query
+from stable_sam.table.query import query
 
 Folder = Path
 Options = dict[str, str]

@@ -21,13 +21,13 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from stable_sam.config import RefinerConfig
-from stable_sam.data.storage import join, write_bytes
 from stable_sam.errors import WeightsError
 from stable_sam.modeling import build
 from stable_sam.modeling.build import build_model
 from stable_sam.modeling.hq import build_hq
 from stable_sam.modeling.load import LoadedModel, load_model
-from stable_sam.predict import PromptArrays, embed_image, predict
+from stable_sam.refining.predict import PromptArrays, embed_image, predict
+from stable_sam.storage.files import join, write_bytes
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/sam_checkpoints.json").read_text())
 HQ_PARTS = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")

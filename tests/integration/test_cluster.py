@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data.commits import committed
-from stable_sam.data.manifest import RunManifest
-from stable_sam.data.planning import plan_run
-from stable_sam.data.query import query
-from stable_sam.data.table import publish
 from stable_sam.records import Prompt
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.runs.commits import committed
+from stable_sam.runs.manifest import RunManifest
+from stable_sam.runs.plan import plan_run
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import refine_shard
+from stable_sam.table.query import query
 
 ROWS = """SELECT prompt_id, status, mask_counts, route, predicted_iou, stability_score, prompt_stability, dsp_weight
           FROM masks ORDER BY prompt_id"""

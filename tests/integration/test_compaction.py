@@ -9,18 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from stable_sam.data import compaction
-from stable_sam.data.compaction import compact
-from stable_sam.data.layout import layout, paths_of
-from stable_sam.data.runs import open_table
-from stable_sam.data.storage import (
+from stable_sam.errors import StorageError
+from stable_sam.runs import compact as compaction
+from stable_sam.runs.compact import compact
+from stable_sam.runs.publish import publish
+from stable_sam.runs.summary import summarize
+from stable_sam.storage.files import (
     join,
     list_files,
     write_bytes,
 )
-from stable_sam.data.table import publish
-from stable_sam.errors import StorageError
-from stable_sam.summary import summarize
+from stable_sam.table.layout import layout, paths_of
+from stable_sam.table.log import open_table
 from tests.integration.masks_dataset import Dataset
 from tests.integration.months import CURRENT, EVERY_ROW, delta, months, moved
 

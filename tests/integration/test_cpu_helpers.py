@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from stable_sam.config import RayConfig
-from stable_sam.stage_clock import StageClock, timed
-from tasks import cpu_helpers
-from tasks.actor_plan import ActorPlan
-from tasks.cpu_helpers import CpuHelpers
-from tasks.offload import NoHelperError
+from stable_sam.timing import StageClock, timed
+from tasks.actors import helpers as cpu_helpers
+from tasks.actors.helpers import CpuHelpers
+from tasks.actors.offload import NoHelperError
+from tasks.actors.sizing import ActorPlan
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 
 from flows.refine import refine_dataset
-from stable_sam.data.query import query
+from stable_sam.table.query import query
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deployments" / "prefect.yaml"

@@ -16,12 +16,12 @@ from PIL import Image
 from flows.evaluate import evaluate_dataset
 from stable_sam.config import RayConfig, RefinerConfig
 from stable_sam.errors import ImageError, StableSamError
-from stable_sam.evaluation.records import write_records
-from stable_sam.evaluation.run import evaluate, read_sets
-from stable_sam.evaluation.settings import EvaluationConfig
-from tasks import evaluation_actor
-from tasks.actors import score_shares
-from tasks.evaluation_actor import EvaluationActor, split_sets
+from stable_sam.evaluation.evaluate import evaluate, read_sets
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
+from stable_sam.evaluation.result_records import write_records
+from tasks.actors import evaluation_actor
+from tasks.actors.evaluation_actor import EvaluationActor, split_sets
+from tasks.actors.run import score_shares
 
 SETTINGS = EvaluationConfig(
     refiner=RefinerConfig(model="tiny"),

@@ -16,19 +16,22 @@ from deltalake import DeltaTable
 
 from flows import cli
 from stable_sam.config import RunConfig
-from stable_sam.data import commits, runs, schema, table
-from stable_sam.data.commits import write_part, write_tombstones
-from stable_sam.data.compaction import compact
-from stable_sam.data.manifest import RunManifest, ShardPlan, read_manifest
-from stable_sam.data.query import query
-from stable_sam.data.storage import list_files
-from stable_sam.data.table import publish
 from stable_sam.errors import ConservationError
 from stable_sam.records import Changes
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.runs import commits
+from stable_sam.runs import publish as table
+from stable_sam.runs.commits import write_part, write_tombstones
+from stable_sam.runs.compact import compact
+from stable_sam.runs.manifest import RunManifest, ShardPlan, read_manifest
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import refine_shard
-from stable_sam.summary import RunSummary, summarize
+from stable_sam.runs.summary import RunSummary, summarize
+from stable_sam.storage.files import list_files
+from stable_sam.table import log as runs
+from stable_sam.table import schema
+from stable_sam.table.query import query
 from tasks.plan import plan
 
 CONFIG: dict[str, Any] = {"refiner": {"model": "tiny", "jitter_count": 1}, "ray": {"actors": 1}, "shard_images": 1}
@@ -208,8 +211,8 @@ def test_rows_that_are_not_the_sources_prompts_are_not_published(
     def wrong_id(manifest: RunManifest, shard: ShardPlan, rows: list[Any], **more: Any) -> Any:
         return write_part(manifest, shard, [(replace(p, prompt_id="0"), replace(m, prompt_id="0")) for p, m in rows])
 
-    monkeypatch.setattr("stable_sam.data.commits._check_rows", lambda *_: None)
-    monkeypatch.setattr("stable_sam.shard_job.write_part", wrong_id)
+    monkeypatch.setattr("stable_sam.runs.commits._check_rows", lambda *_: None)
+    monkeypatch.setattr("stable_sam.refining.shard_job.write_part", wrong_id)
     edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
     with pytest.raises(ConservationError, match="expected one row for each of 9 prompts, got 9 rows of 1 prompts"):
         night(job)
@@ -246,7 +249,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "0 new, 1 changed (annotation 1), 1 withdrawn, 7 unchanged" in later
     assert "Measured: " in later
     # What the night would refuse is shown and said.
-    monkeypatch.setattr("stable_sam.data.planning._FEW_PROMPTS", 9)
+    monkeypatch.setattr("stable_sam.runs.plan._FEW_PROMPTS", 9)
     edit(annotations, lambda document: document["annotations"].__delitem__(slice(3, None)))
     refused = shown(code=2)
     assert "0 new, 1 changed (annotation 1), 6 withdrawn, 2 unchanged" in refused

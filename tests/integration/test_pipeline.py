@@ -20,13 +20,13 @@ from PIL import Image
 
 from flows.refine import refine_dataset
 from stable_sam.config import RefinerConfig
-from stable_sam.data.annotations import read_prompts
-from stable_sam.data.query import query
-from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
 from stable_sam.errors import InputError, StableSamError
+from stable_sam.formats.read import read_prompts
 from stable_sam.records import RefinedMask
-from stable_sam.refiner import Refiner
-from stable_sam.stage_clock import STAGES
+from stable_sam.refining.refiner import Refiner
+from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
+from stable_sam.table.query import query
+from stable_sam.timing import STAGES
 
 pytestmark = [pytest.mark.usefixtures("prefect_server", "ray_local")]
 

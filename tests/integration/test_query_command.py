@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import write_part
-from stable_sam.data.manifest import read_shard
-from stable_sam.data.planning import plan_run
-from stable_sam.data.query import query
-from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.commits import write_part
+from stable_sam.runs.manifest import read_shard
+from stable_sam.runs.plan import plan_run
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
+from stable_sam.table.query import query
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,18 @@ import pytest
 
 from flows import cli
 from stable_sam.config import QualityConfig, RefinerConfig
-from stable_sam.data import review
-from stable_sam.data.compaction import compact
-from stable_sam.data.query import query
-from stable_sam.data.review import import_answers, reviewed_masks
-from stable_sam.data.storage import join, list_files, read_bytes, write_bytes
-from stable_sam.data.table import publish
 from stable_sam.errors import ConfigError, InputError, StorageError
-from stable_sam.formats.review_import import import_review
-from stable_sam.quality import judge
 from stable_sam.records import Changes
+from stable_sam.review import answers as review
+from stable_sam.review.answers import import_answers, reviewed_masks
+from stable_sam.review.import_review import import_review
 from stable_sam.rle import decode_mask, encode_mask
-from stable_sam.summary import describe, summarize
+from stable_sam.runs.compact import compact
+from stable_sam.runs.publish import publish
+from stable_sam.runs.regression import judge
+from stable_sam.runs.summary import describe, summarize
+from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
+from stable_sam.table.query import query
 from tests.integration.review_job import (
     HEIGHT,
     WIDTH,

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stable_sam.data.review import import_answers
-from stable_sam.data.storage import join, list_files, read_bytes
 from stable_sam.errors import InputError
-from stable_sam.formats.review_import import import_review
-from stable_sam.formats.write_export import export
-from stable_sam.formats.write_records import SENT
-from stable_sam.formats.write_selection import Naming, _categories, _keys, selected
+from stable_sam.formats.export_records import SENT
+from stable_sam.review.answers import import_answers
+from stable_sam.review.export import export
+from stable_sam.review.import_review import import_review
+from stable_sam.review.selection import Naming, _categories, _keys, selected
 from stable_sam.rle import encode_mask
+from stable_sam.storage.files import join, list_files, read_bytes
 from tests.integration.review_job import (
     Job,
     answer,
@@ -78,7 +78,7 @@ def test_out_and_back_on_object_storage(s3: str, tmp_path: Path) -> None:
 
 
 def test_reviewed_masks_train_and_evaluate(job: Job) -> None:
-    from stable_sam.evaluation.truth import read_truth
+    from stable_sam.evaluation.true_masks import read_truth
     from stable_sam.training.dataset import read_training_sets
 
     import_answers(job.table, [answer("p1", corrected_mask()), answer("p2", None)])

@@ -22,17 +22,17 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.data import storage
-from stable_sam.data.annotations import read_prompt_batches, read_prompts
-from stable_sam.data.image_folder import ImageFolder
-from stable_sam.data.planning import plan_run
-from stable_sam.data.query import query
-from stable_sam.data.schema import prompt_from_row
-from stable_sam.data.table import publish
 from stable_sam.errors import StorageError
-from stable_sam.refiner import Refiner
+from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.read import read_prompt_batches, read_prompts
+from stable_sam.refining.refiner import Refiner
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.runs.plan import plan_run
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.shard_job import refine_shard
+from stable_sam.storage import files as storage
+from stable_sam.table.query import query
+from stable_sam.table.schema import prompt_from_row
 
 pytestmark = pytest.mark.usefixtures("s3")
 

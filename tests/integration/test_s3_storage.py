@@ -12,8 +12,8 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from stable_sam.data import storage
 from stable_sam.errors import CredentialsError, NotFoundError, StorageError
+from stable_sam.storage import files as storage
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

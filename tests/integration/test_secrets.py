@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from stable_sam.data.query import query
-from stable_sam.data.storage import join, write_bytes
+from stable_sam.storage.files import join, write_bytes
+from stable_sam.table.query import query
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAMADEUPMADEUP0001",

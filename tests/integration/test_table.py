@@ -9,15 +9,15 @@ from dataclasses import replace
 import pytest
 from deltalake import DeltaTable
 
-from stable_sam.data import runs as runs_module
-from stable_sam.data import table as table_module
-from stable_sam.data.commits import committed
-from stable_sam.data.runs import newest_run
-from stable_sam.data.storage import delta_options, join, list_files, write_bytes
-from stable_sam.data.table import PublishReport, publish
 from stable_sam.errors import ConservationError, InputError, NotFoundError, StorageError
 from stable_sam.records import Prompt
-from stable_sam.shard_job import refine_shard
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.runs import publish as table_module
+from stable_sam.runs.commits import committed
+from stable_sam.runs.publish import PublishReport, publish
+from stable_sam.storage.files import delta_options, join, list_files, write_bytes
+from stable_sam.table import log as runs_module
+from stable_sam.table.log import newest_run
 from tests.integration.masks_dataset import ConstantRefiner, Dataset
 
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import Field, Schema, write_deltalake
 
-from stable_sam.data.compaction import compact
-from stable_sam.data.schema import MASKS_SCHEMA
-from stable_sam.data.table import publish
-from stable_sam.data.vacuum import vacuum
 from stable_sam.errors import InputError, NotFoundError, StorageError
+from stable_sam.runs.compact import compact
+from stable_sam.runs.publish import publish
+from stable_sam.runs.vacuum import vacuum
+from stable_sam.table.schema import MASKS_SCHEMA
 from tests.integration.masks_dataset import Dataset
 from tests.integration.months import EVERY_ROW, delta, moved
 
@@ -50,7 +50,7 @@ def test_time_travel(dataset: Dataset) -> None:
 def test_a_reader_sees_one_version_whatever_is_published_meanwhile(
     local: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stable_sam.data import query as query_module
+    from stable_sam.table import query as query_module
 
     publish(local.refined())
     night, make_views = moved(local, 1, 10), query_module._make_views

@@ -18,17 +18,17 @@ from pycocotools.cocoeval import COCOeval
 
 from flows import cli
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import write_tombstones
-from stable_sam.data.compaction import compact
-from stable_sam.data.manifest import RunManifest, read_manifest
-from stable_sam.data.query import query
-from stable_sam.data.storage import list_files
-from stable_sam.data.table import publish
-from stable_sam.data.vacuum import vacuum
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
+from stable_sam.refining.shard_job import refine_shard
 from stable_sam.rle import decode_mask
-from stable_sam.shard_job import refine_shard
-from stable_sam.summary import RunSummary, summarize
+from stable_sam.runs.commits import write_tombstones
+from stable_sam.runs.compact import compact
+from stable_sam.runs.manifest import RunManifest, read_manifest
+from stable_sam.runs.publish import publish
+from stable_sam.runs.summary import RunSummary, summarize
+from stable_sam.runs.vacuum import vacuum
+from stable_sam.storage.files import list_files
+from stable_sam.table.query import query
 from tasks.plan import plan
 
 CONFIG: dict[str, Any] = {"refiner": {"model": "tiny", "jitter_count": 1}, "shard_images": 1}

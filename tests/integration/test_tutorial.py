@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.tutorial import DOCUMENT, FOLDER, ROOT, blocks, run
 from flows import cli
-from stable_sam.data.query import query
+from stable_sam.table.query import query
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "ray_local")
 

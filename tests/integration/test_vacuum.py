@@ -11,13 +11,16 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from stable_sam.data import table as table_module
-from stable_sam.data import vacuum as vacuum_module
-from stable_sam.data.commits import committed
-from stable_sam.data.compaction import compact
-from stable_sam.data.manifest import RunManifest, read_manifest
-from stable_sam.data.runs import newest_run
-from stable_sam.data.storage import (
+from stable_sam.errors import ConfigError, ConservationError, NotFoundError, StorageError
+from stable_sam.refining.shard_job import refine_shard
+from stable_sam.runs import publish as table_module
+from stable_sam.runs import vacuum as vacuum_module
+from stable_sam.runs.commits import committed
+from stable_sam.runs.compact import compact
+from stable_sam.runs.manifest import RunManifest, read_manifest
+from stable_sam.runs.publish import publish
+from stable_sam.runs.vacuum import vacuum
+from stable_sam.storage.files import (
     exists,
     join,
     list_files,
@@ -26,10 +29,7 @@ from stable_sam.data.storage import (
     remove_files,
     write_bytes,
 )
-from stable_sam.data.table import publish
-from stable_sam.data.vacuum import vacuum
-from stable_sam.errors import ConfigError, ConservationError, NotFoundError, StorageError
-from stable_sam.shard_job import refine_shard
+from stable_sam.table.log import newest_run
 from tests.integration.masks_dataset import ConstantRefiner, Dataset
 from tests.integration.months import EVERY_ROW, months, moved
 

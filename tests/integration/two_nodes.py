@@ -19,13 +19,13 @@ import ray
 from ray.cluster_utils import Cluster
 
 from stable_sam.config import RayConfig, RunConfig
-from stable_sam.data.manifest import read_manifest
-from stable_sam.image_job import ImageRefiner
 from stable_sam.records import ShardReport
-from tasks.actors import run_shards
-from tasks.helper_work import HelperWork
-from tasks.refiner_child import load_refiner
-from tasks.shard_actor import ShardActor
+from stable_sam.refining.image_job import ImageRefiner
+from stable_sam.runs.manifest import read_manifest
+from tasks.actors.child import load_refiner
+from tasks.actors.helper_work import HelperWork
+from tasks.actors.run import run_shards
+from tasks.actors.shard_actor import ShardActor
 
 MEMORY = {"object_store_memory": 80 * 2**20}
 

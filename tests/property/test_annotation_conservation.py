@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row, prompt_row, rows_to_table
-from stable_sam.data.source_annotation import SourceAnnotation, attributes_json, checked_prompt
+from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt
 from stable_sam.prompt_check import check_prompt
 from stable_sam.records import Prompt
+from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row, prompt_row, rows_to_table
 
 SIZE_HW = (80, 100)
 numbers = st.one_of(st.integers(-200, 300), st.floats(-200, 300), st.floats(), st.integers())

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stable_sam.config import SourceConfig
-from stable_sam.data.annotations import read_prompt_batches, read_prompts
-from stable_sam.data.schema import prompt_from_row
 from stable_sam.errors import StableSamError
-from stable_sam.formats.brush_rle import encode_brush, painted_box
+from stable_sam.formats.labelstudio.brush_rle import encode_brush, painted_box
+from stable_sam.formats.read import read_prompt_batches, read_prompts
 from stable_sam.records import Prompt
+from stable_sam.table.schema import prompt_from_row
 
 WIDTH, HEIGHT = 100, 80
 HUGE: list[Any] = [[1, 2], 10**400, [10**400, 1]]

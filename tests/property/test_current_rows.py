@@ -15,14 +15,15 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stable_sam.data import live, night
-from stable_sam.data.commits import PARQUET_OPTIONS
-from stable_sam.data.compaction import compact
-from stable_sam.data.query import query
-from stable_sam.data.runs import RUN_KEY
-from stable_sam.data.schema import MASKS_SCHEMA
-from stable_sam.data.table import CONFIGURATION
-from stable_sam.data.vacuum import vacuum
+from stable_sam.runs import compare
+from stable_sam.runs.commits import PARQUET_OPTIONS
+from stable_sam.runs.compact import compact
+from stable_sam.runs.publish import CONFIGURATION
+from stable_sam.runs.vacuum import vacuum
+from stable_sam.table import current as live
+from stable_sam.table.log import RUN_KEY
+from stable_sam.table.query import query
+from stable_sam.table.schema import MASKS_SCHEMA
 
 Row = dict[str, Any]
 IDS = "abcdef"
@@ -126,7 +127,7 @@ def check(table_uri: str, rows: list[Row]) -> None:
             for row in current(rows)
         ]
         connection.execute("CREATE TABLE withdrawn AS SELECT prompt_id, revision FROM live")
-        found = [row for table in night.withdrawn_prompts(connection, 2) for row in table.to_pylist()]
+        found = [row for table in compare.withdrawn_prompts(connection, 2) for row in table.to_pylist()]
     assert [(row["prompt_id"], row["image_id"], row["fingerprint"]) for row in found] == [
         (row["prompt_id"], row["image_id"], row["fingerprint"]) for row in current(rows)
     ]

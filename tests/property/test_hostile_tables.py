@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stable_sam.data.annotations import read_prompt_batches, read_prompts
-from stable_sam.data.schema import PROMPTS_SCHEMA, prompt_from_row
 from stable_sam.errors import StableSamError
+from stable_sam.formats.read import read_prompt_batches, read_prompts
+from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row
 
 NAMES = ("a.jpg", "deep/b.jpg", "ü b.jpg")
 few = settings(

@@ -18,16 +18,16 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from stable_sam.errors import AnnotationError, PromptError
-from stable_sam.formats.brush_rle import decode_brush, encode_brush
+from stable_sam.formats.coco.review import segmentation_mask
+from stable_sam.formats.export_records import SENT, ExportCategory, ExportImage, ExportObject, Target
+from stable_sam.formats.labelstudio.brush_rle import decode_brush, encode_brush
+from stable_sam.formats.polygons import fill, one_ring, polygon_parts
 from stable_sam.formats.registry import REVIEW_READERS, WRITERS
-from stable_sam.formats.review_coco import segmentation_mask
+from stable_sam.formats.review_files import open_files
 from stable_sam.formats.review_records import collect
-from stable_sam.formats.review_sent import open_files
-from stable_sam.formats.write_export import _sent
-from stable_sam.formats.write_json import json_lists
-from stable_sam.formats.write_polygons import fill, one_ring, polygon_parts
-from stable_sam.formats.write_records import SENT, ExportCategory, ExportImage, ExportObject, Target
+from stable_sam.review.export import _sent
 from stable_sam.rle import encode_mask
+from stable_sam.storage.json_lists import json_lists
 
 CATEGORIES = tuple(ExportCategory(number=n + 3, name=f"kïnd & <{n}>", index=n) for n in range(2))
 HOSTILE_IDS = ("7", "a \"<&>' ü", "tab\there", "a:1/b.jpg")

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stable_sam.records import Prompt
-from stable_sam.stability import jittered_prompts, prompt_stability, stability_score
+from stable_sam.refining.stability import jittered_prompts, prompt_stability, stability_score
 
 stacks = st.integers(1, 6).flatmap(lambda count: arrays(np.bool_, (count, 5, 6)))
 logits = arrays(np.float32, (5, 6), elements=st.floats(-10, 10, width=32))

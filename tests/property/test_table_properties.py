@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import PARQUET_OPTIONS
-from stable_sam.data.manifest import read_shard
-from stable_sam.data.planning import plan_run
-from stable_sam.data.schema import MASKS_SCHEMA, PROMPTS_SCHEMA, mask_table, prompt_from_row, prompt_row, rows_to_table
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, Provenance, RefinedMask
+from stable_sam.runs.commits import PARQUET_OPTIONS
+from stable_sam.runs.manifest import read_shard
+from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
+from stable_sam.table.schema import MASKS_SCHEMA, PROMPTS_SCHEMA, mask_table, prompt_from_row, prompt_row, rows_to_table
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 numbers = st.floats(width=64, allow_nan=False)

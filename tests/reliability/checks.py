@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from stable_sam.data.query import query
-from stable_sam.data.runs import open_table
-from stable_sam.data.storage import PARTIAL_SUFFIX, join, list_stored
-from stable_sam.data.vacuum import vacuum
+from stable_sam.runs.vacuum import vacuum
+from stable_sam.storage.files import PARTIAL_SUFFIX, join, list_stored
+from stable_sam.table.log import open_table
+from stable_sam.table.query import query
 from tests.reliability.workload import Night
 
 _LEFTOVER = re.compile(rf"_probe-|{re.escape(PARTIAL_SUFFIX)}$|_delta_log/_commit_|_delta_log/.*#\d+$")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stable_sam.data.runs import open_table
-from stable_sam.data.storage import join, list_files
+from stable_sam.storage.files import join, list_files
+from stable_sam.table.log import open_table
 from tests.reliability.cases import UNDISTURBED, Case
 from tests.reliability.checks import check_table, orphans, sweep
 from tests.reliability.processes import descendants, in_role

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROLES = {
     "actor": ("ray::ShardActor",),
-    "model process": ("tasks.refiner_child",),
+    "model process": ("tasks.actors.child",),
     "raylet": ("/raylet/raylet",),
     "gcs": ("gcs_server",),
 }

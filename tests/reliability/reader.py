@@ -14,8 +14,8 @@ from collections import Counter
 
 from deltalake import DeltaTable
 
-from stable_sam.data.query import query
-from stable_sam.data.runs import list_runs, open_table
+from stable_sam.table.log import list_runs, open_table
+from stable_sam.table.query import query
 
 PAUSE_S = 0.5
 _SQL = """

@@ -14,12 +14,12 @@ import pytest
 from deltalake import write_deltalake
 
 from stable_sam.config import RunConfig
-from stable_sam.data.commits import write_part
-from stable_sam.data.manifest import read_shard
-from stable_sam.data.planning import plan_run
-from stable_sam.data.table import publish
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
+from stable_sam.runs.commits import write_part
+from stable_sam.runs.manifest import read_shard
+from stable_sam.runs.plan import plan_run
+from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from tests.reliability.checks import check_table, orphans, sweep
 from tests.reliability.proxy import FaultyProxy, Rule

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from stable_sam.data.vacuum import vacuum
 from stable_sam.errors import NotFoundError
+from stable_sam.runs.vacuum import vacuum
 from tests.reliability.processes import Process, in_role, kill
 from tests.reliability.proxy import Rule
 from tests.reliability.stores import Store

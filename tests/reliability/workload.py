@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from stable_sam.data.storage import join, write_bytes
+from stable_sam.storage.files import join, write_bytes
 
 PICTURES, MORE_PICTURES = 24, 4
 PROMPTS_EACH = 2

@@ -13,7 +13,7 @@ from flows import cli
 from flows.commands.options import read_settings
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
-from tasks.actor_plan import plan_actors
+from tasks.actors.sizing import plan_actors
 
 COMMANDS = (
     "automations",

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from stable_sam.config import RunConfig
-from tasks.actor_plan import ActorPlan, plan_actors
+from tasks.actors.sizing import ActorPlan, plan_actors
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deployments" / "kuberay"

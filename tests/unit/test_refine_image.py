@@ -10,7 +10,7 @@ from PIL import Image
 from flows.cli import main
 from stable_sam.config import RefinerConfig
 from stable_sam.records import Prompt
-from stable_sam.refiner import Refiner
+from stable_sam.refining.refiner import Refiner
 from stable_sam.rle import decode_mask
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stable_sam.data.schema import MASKS_SCHEMA
 from stable_sam.records import RefinedMask
 from stable_sam.scores import FROM_MODEL, SCORES, Score
+from stable_sam.table.schema import MASKS_SCHEMA
 
 README = Path(__file__, "../../../README.md").resolve().read_text(encoding="utf-8")
 

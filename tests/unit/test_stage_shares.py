@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flows.commands.printed import print_profile
-from stable_sam.stage_clock import STAGES, StageShares, summed
-from stable_sam.summary import RunSummary
+from stable_sam.runs.summary import RunSummary
+from stable_sam.timing import STAGES, StageShares, summed
 
 SHARES = StageShares(seconds=dict.fromkeys(STAGES, 0.0) | {"encode": 3.0, "jitter": 1.0}, images=10, prompts=40)
 EMPTY = StageShares(seconds=dict.fromkeys(STAGES, 0.0), images=0, prompts=0)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stable_sam.config import RefinerConfig
+from stable_sam.evaluation.averages import CELLS, SHARES
 from stable_sam.evaluation.chart import bar_chart
+from stable_sam.evaluation.evaluate import evaluate
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.markdown import markdown
 from stable_sam.evaluation.prompts import box_iou, fill_box, tight_box
-from stable_sam.evaluation.run import evaluate
-from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.summary import CELLS, SHARES
-from tests.unit.test_evaluation import boxed, write_set
+from tests.unit.evaluation.test_evaluation import boxed, write_set
 
 KINDS = ("gt-box", "noisy-box", "1-point")
 

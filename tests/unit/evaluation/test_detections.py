@@ -16,11 +16,11 @@ from flows.cli import app
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import AnnotationError, ConfigError, StorageError
 from stable_sam.evaluation.detections import MATCHED, match_detections
+from stable_sam.evaluation.evaluate import evaluate, read_sets
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.markdown import markdown
-from stable_sam.evaluation.run import evaluate, read_sets
-from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.truth import DetectionCounts, TruthSet, read_truth
-from tests.unit.test_evaluation import boxed, write_set
+from stable_sam.evaluation.true_masks import DetectionCounts, TruthSet, read_truth
+from tests.unit.evaluation.test_evaluation import boxed, write_set
 
 TINY = RefinerConfig(model="tiny")
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_sam import refiner as refiner_module
 from stable_sam.config import RefinerConfig
+from stable_sam.evaluation.evaluate import evaluate
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.metrics import ReferenceMask
-from stable_sam.evaluation.run import evaluate
-from stable_sam.evaluation.settings import EvaluationConfig
-from stable_sam.evaluation.truth import read_truth
-from stable_sam.frames import Frame
-from stable_sam.predict import PromptArrays, embed_image, predict
+from stable_sam.evaluation.true_masks import read_truth
+from stable_sam.images.frames import Frame
 from stable_sam.records import Prompt
-from stable_sam.refiner import Refiner
+from stable_sam.refining import refiner as refiner_module
+from stable_sam.refining.predict import PromptArrays, embed_image, predict
+from stable_sam.refining.refiner import Refiner
 from stable_sam.rle import decode_mask
-from tests.unit.test_evaluation import boxed, write_set
+from tests.unit.evaluation.test_evaluation import boxed, write_set
 
 TINY = RefinerConfig(model="tiny", jitter_count=0, second_pass="off", tile_below_cells=4)
 SMALL, LARGE = boxed(1, 10, 10, 17, 17), boxed(2, 0, 0, 80, 60)

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 
 from stable_sam.config import RefinerConfig
 from stable_sam.evaluation.by_object import ALL_SETS, object_means
-from stable_sam.evaluation.records import SCHEMA, join_records, record_table
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
+from stable_sam.evaluation.result_records import SCHEMA, join_records, record_table
 from stable_sam.evaluation.routing_bound import RoutingBound, routing_bounds
-from stable_sam.evaluation.settings import EvaluationConfig
 
 METHODS = ("sam", "stable-sam")
 ROUNDING = 1e-12

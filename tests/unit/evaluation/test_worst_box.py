@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError
+from stable_sam.evaluation.evaluate import evaluate
+from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.prompts import PromptKind, box_iou, fill_box, prompt_rng
-from stable_sam.evaluation.run import evaluate
 from stable_sam.evaluation.scoring import Scorer
-from stable_sam.evaluation.settings import EvaluationConfig
 from stable_sam.evaluation.worst_box import BOXES, NATURAL, ROUNDS, START, search_worst_box
-from tests.unit.test_evaluation import boxed, write_set
+from tests.unit.evaluation.test_evaluation import boxed, write_set
 
 HW = (90, 120)
 TINY = RefinerConfig(model="tiny")
@@ -114,7 +114,7 @@ def test_the_filled_boxes_stability_is_that_of_the_boxes_the_search_starts_from(
 
 
 def test_the_decoder_sees_a_bounded_number_of_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stable_sam import refiner
+    from stable_sam.refining import refiner
 
     asked: list[int] = []
     honest = refiner.predict
@@ -133,7 +133,7 @@ def test_a_mask_alone_does_not_give_these_kinds(name: str) -> None:
 
 
 def test_worst_boxes_do_not_depend_on_what_else_is_measured(tmp_path: Path) -> None:
-    from stable_sam.evaluation.truth import read_truth
+    from stable_sam.evaluation.true_masks import read_truth
 
     image = read_truth(write_set(tmp_path / "a", [boxed(1, 10, 10, 40, 40)]))[0].images[0]
     one, two = (

@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from stable_sam.config import SourceConfig
-from stable_sam.data import storage
-from stable_sam.data.annotations import read_prompt_batches, read_prompts
-from stable_sam.data.schema import prompt_from_row
+from stable_sam.formats.read import read_prompt_batches, read_prompts
 from stable_sam.records import Prompt
+from stable_sam.storage import files as storage
+from stable_sam.table.schema import prompt_from_row
 
 WIDTH, HEIGHT = 100, 80
 

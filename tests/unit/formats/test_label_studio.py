@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stable_sam.formats.brush_rle import encode_brush
+from stable_sam.formats.labelstudio.brush_rle import encode_brush
 from tests.unit.formats.dataset import HEIGHT, WIDTH, Dataset, only
 
 

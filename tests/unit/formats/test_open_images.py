@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from stable_sam.data.image_folder import ImageFolder
 from stable_sam.errors import AnnotationError
+from stable_sam.formats.image_folder import ImageFolder
 from tests.unit.formats.dataset import Dataset, only
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stable_sam.data.annotations import read_prompts
 from stable_sam.errors import AnnotationError, StableSamError
+from stable_sam.formats.read import read_prompts
 from tests.unit.formats.dataset import Dataset, only, voc, voc_object
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stable_sam.training import base
-from stable_sam.training.base import train_base
+from stable_sam.training import train_base as base
 from stable_sam.training.dataset import Batch
-from stable_sam.training.settings import BaseTraining
+from stable_sam.training.train_base import train_base
+from stable_sam.training.training_config import BaseTraining
 from tests.unit.training.ellipses import settings_of, watch, write_set
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from stable_sam.config import RefinerConfig
 from stable_sam.modeling.load import LoadedModel, load_model
-from stable_sam.training.settings import BaseTraining
+from stable_sam.training.training_config import BaseTraining
 
 PICTURES = 3
 """In each set."""

@@ -10,9 +10,9 @@ from stable_sam.modeling.build import build_nano
 from stable_sam.modeling.load import load_model
 from stable_sam.modeling.nano import Backbone
 from stable_sam.modeling.weights import save_weights
-from stable_sam.training import base
-from stable_sam.training.base import jitter_boxes, train_base
-from stable_sam.training.settings import BaseTraining
+from stable_sam.training import train_base as base
+from stable_sam.training.train_base import jitter_boxes, train_base
+from stable_sam.training.training_config import BaseTraining
 from tests.unit.training.ellipses import Killed, metadata_of, nano, same, settings_of, tensors_of, watch
 
 

@@ -14,13 +14,13 @@ from pycocotools import mask as coco_mask
 
 from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.prompts import tight_box
-from stable_sam.frames import Frame
-from stable_sam.predict import embed_image
+from stable_sam.images.frames import Frame
+from stable_sam.refining.predict import embed_image
 from stable_sam.training import cached_batches
 from stable_sam.training.cached_batches import EmbeddedBatches, cell_coverage
 from stable_sam.training.dataset import TrainingImage, cut_window, read_picture, read_training_sets, window_around
 from stable_sam.training.embeddings import EmbeddingCache
-from stable_sam.training.settings import PluginTraining
+from stable_sam.training.training_config import PluginTraining
 from tests.unit.training.ellipses import same, settings_of, tiny
 
 

@@ -13,7 +13,6 @@ import torch
 
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.modeling.build import build_tiny
-from stable_sam.training.base import train_base
 from stable_sam.training.dataset import (
     SAM_PIXEL_MEAN,
     TrainingBatches,
@@ -23,7 +22,8 @@ from stable_sam.training.dataset import (
     random_window,
     read_training_sets,
 )
-from stable_sam.training.settings import BaseTraining
+from stable_sam.training.train_base import train_base
+from stable_sam.training.training_config import BaseTraining
 from tests.unit.training.ellipses import same, settings_of, write_set
 
 Edit = Callable[[dict], object]

@@ -12,7 +12,7 @@ import torch
 
 from stable_sam.errors import ImageError, StorageError
 from stable_sam.modeling.hq import attach_hq, build_hq
-from stable_sam.predict import embed_image
+from stable_sam.refining.predict import embed_image
 from stable_sam.training.dataset import read_picture, read_training_sets
 from stable_sam.training.embeddings import EmbeddingCache
 from tests.unit.training.ellipses import Killed, tiny, write_set

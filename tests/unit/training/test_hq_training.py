@@ -11,12 +11,13 @@ from stable_sam.config import RefinerConfig
 from stable_sam.modeling.hq import attach_hq, build_hq
 from stable_sam.modeling.load import load_model
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
-from stable_sam.training import hq, rts
+from stable_sam.training import rts
+from stable_sam.training import train_hq as hq
 from stable_sam.training.cached_batches import EmbeddedBatch, EmbeddedBatches
 from stable_sam.training.dataset import read_training_sets
 from stable_sam.training.embeddings import EmbeddingCache
-from stable_sam.training.hq import hq_loss, train_hq
-from stable_sam.training.settings import FrozenBaseTraining, PluginTraining
+from stable_sam.training.train_hq import hq_loss, train_hq
+from stable_sam.training.training_config import FrozenBaseTraining, PluginTraining
 from tests.model_parts import detach_plugin
 from tests.unit.training.ellipses import metadata_of, settings_of, tensors_of, tiny
 
@@ -63,8 +64,8 @@ def test_prompts_are_those_of_the_plugins_training(data, tmp_path, monkeypatch):
     model = tiny()
     model = replace(model, hq=attach_hq(model.sam, build_hq(model.sam)))
     asked: dict[str, list] = {"hq": [], "rts": []}
-    for module in (hq, rts):
-        name, real = module.__name__.split(".")[-1], module.decode_prompts
+    for name, module in (("hq", hq), ("rts", rts)):
+        real = module.decode_prompts
 
         def watched(sam, embeddings, name=name, real=real, **prompts):
             asked[name].append((prompts.get("boxes"), prompts.get("points")))

@@ -7,10 +7,10 @@ import csv
 import pytest
 
 from stable_sam.errors import StorageError, WeightsError
-from stable_sam.training import plugin
+from stable_sam.training import train_plugin as plugin
 from stable_sam.training.loop import mean_figures, rate_factor, write_csv
-from stable_sam.training.plugin import train_plugin
-from stable_sam.training.settings import BaseTraining, PluginTraining
+from stable_sam.training.train_plugin import train_plugin
+from stable_sam.training.training_config import BaseTraining, PluginTraining
 from tests.unit.training.ellipses import Killed, settings_of, tiny, watch
 
 

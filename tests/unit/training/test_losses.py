@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stable_sam.modeling.decoder import DecoderOutput
-from stable_sam.training.base import multimask_loss
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
+from stable_sam.training.train_base import multimask_loss
 
 
 def test_a_perfect_mask_costs_almost_nothing_and_errors_cost_more():

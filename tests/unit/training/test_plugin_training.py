@@ -19,10 +19,10 @@ from stable_sam.modeling.load import load_model
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import save_weights
-from stable_sam.training.plugin import train_plugin
-from stable_sam.training.routing import _scale_input
 from stable_sam.training.rts import mixed_boxes, routing_loss
-from stable_sam.training.settings import PluginTraining
+from stable_sam.training.teach_routing import _scale_input
+from stable_sam.training.train_plugin import train_plugin
+from stable_sam.training.training_config import PluginTraining
 from tests.model_parts import count_parameters, detach_plugin
 from tests.unit.training.ellipses import metadata_of, nano, settings_of, tensors_of
 
@@ -88,7 +88,7 @@ def test_the_routing_is_taught_last_and_alone(whole_run, data, tmp_path, monkeyp
     """Where nobody teaches it, everything else is the same."""
     settings = settings_of(PluginTraining, routing_steps=4)
     taught = tensors_of(train_plugin(load_model(nano(whole_run[0])), data, tmp_path / "taught", settings))
-    monkeypatch.setattr("stable_sam.training.plugin.teach_routing", lambda *_: {})
+    monkeypatch.setattr("stable_sam.training.train_plugin.teach_routing", lambda *_: {})
     left = tensors_of(train_plugin(load_model(nano(whole_run[0])), data, tmp_path / "left", settings))
     changed = {name for name, value in left.items() if not torch.equal(taught[name], value)}
     assert changed

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stable_sam.errors import ConfigError
-from stable_sam.training.settings import BaseTraining, PluginTraining
+from stable_sam.training.training_config import BaseTraining, PluginTraining
 from tests.unit.training.ellipses import settings_of
 
 

@@ -1,0 +1,166 @@
+"""From labelled masks to a calibration and to the figures that say what it is worth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stable_sam.calibration.features import LabelledMasks, curves_at
+from stable_sam.calibration.fit import SAMPLE, divide, fit_curves, promised
+from stable_sam.calibration.gain import THRESHOLDS, expected_gain, fit_gain, sizes_of, some_worse
+from stable_sam.calibration.judge import Judgement, judge
+from stable_sam.config import RefinerConfig
+from stable_sam.config.calibration import Calibration, Curve, Promise, SizeSlice
+from stable_sam.config.section import Section
+from stable_sam.identity import ModelIdentity
+from stable_sam.scores import SCORES
+
+BASELINE = "predicted_iou"
+
+
+class CalibrationSettings(Section):
+    """What is promised."""
+
+    target_iou: float = 0.75
+    precision: float = 0.95
+    """Promised share of good masks among the accepted."""
+    reject_precision: float = 0.95
+    """Promised share of bad masks among the rejected."""
+    confidence: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCount:
+    """What the thresholds make of N masks."""
+
+    route: str
+    masks: int
+    good: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The figures of one set of masks that the fit did not see."""
+
+    name: str
+    judgements: tuple[Judgement, ...]
+    """The probability first, then each score alone."""
+    routes: tuple[RouteCount, ...]
+    sizes: tuple[SizeSlice, ...]
+    """The accepted masks beside their filled boxes."""
+    quality: NDArray[np.float64]
+    masks: LabelledMasks
+
+
+def calibrate(
+    masks: LabelledMasks, refiner: RefinerConfig, model: ModelIdentity, settings: CalibrationSettings
+) -> tuple[Calibration, Held]:
+    """Fit on a part of the masks, choose the thresholds on others (see `divide`); returns the figures of these too.
+
+    Raises `InputError` when there are too few masks, or none to check on.
+    """
+    fitted, checked = divide(masks, settings.seed)
+    intercept, curves = fit_curves(fitted, settings.target_iou, settings.seed)
+    quality = _quality(intercept, curves, checked)
+    good = checked.iou >= settings.target_iou
+    reject = promised("reject", quality, good, settings.reject_precision, settings.confidence)
+    learnt = fit_gain(fitted, settings.seed)
+    if learnt is None:
+        accept, gain = promised("accept", quality, good, settings.precision, settings.confidence), None
+    else:
+        unseen = _Judged(checked, quality, expected_gain(learnt.gain, checked))
+        others = _Judged(fitted, _quality(intercept, curves, fitted), learnt.expected)
+        accept, threshold = _accept(unseen, others, settings)
+        gain = learnt.gain.model_copy(
+            update={"threshold": threshold, "sizes": sizes_of(checked, unseen.accepted(accept.threshold, threshold))}
+        )
+    calibration = Calibration(
+        target_iou=settings.target_iou,
+        intercept=intercept,
+        curves=curves,
+        accept=accept,
+        reject=_apart(accept, reject),
+        gain_over_box=gain,
+        **asdict(model.score_source(refiner)),
+        fitted_on=dict(sorted(Counter(map(str, fitted.sets)).items())),
+    )
+    name = "random sample" if (checked.kinds == SAMPLE).all() else "kept apart"
+    return calibration, held(name, calibration, checked)
+
+
+def held(name: str, calibration: Calibration, masks: LabelledMasks) -> Held:
+    """Judge a calibration, and each score alone, on masks that it was not fitted on."""
+    quality = _quality(calibration.intercept, calibration.curves, masks)
+    gain = calibration.gain_over_box
+    judged = _Judged(masks, quality, expected_gain(gain, masks))
+    accepted = judged.accepted(calibration.accept.threshold, 0.0 if gain is None else gain.threshold)
+    target = calibration.target_iou
+    singles = [
+        (score.column, masks.scores[score.column] * (1 if score.higher_is_better else -1))
+        for score in SCORES
+        if score.kind == "measured" and np.isfinite(masks.scores[score.column]).any()
+    ]
+    return Held(
+        name=name,
+        judgements=(
+            judge("quality", quality, masks.iou, target, probability=True),
+            *(judge(score, values, masks.iou, target) for score, values in singles),
+        ),
+        routes=tuple(_routes(calibration.reject, judged, accepted, target)),
+        sizes=sizes_of(masks, accepted),
+        quality=quality,
+        masks=masks,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """N masks with the quality (N,) and the expected gain (N,), NaN where none is known, of each."""
+
+    masks: LabelledMasks
+    quality: NDArray[np.float64]
+    gain: NDArray[np.float64]
+
+    def accepted(self, from_quality: float | None, above_gain: float) -> NDArray[np.bool_]:
+        """(N,): which are routed to accept."""
+        if from_quality is None:
+            return np.zeros(len(self.masks), bool)
+        return (self.quality >= from_quality) & ~(self.gain <= above_gain)
+
+
+def _accept(checked: _Judged, others: _Judged, settings: CalibrationSettings) -> tuple[Promise, float]:
+    """The promise of what is accepted, and the lowest gain above which accepted masks of no size are worse than their
+    filled boxes: neither of those that the promise is checked on nor of the others, whose gain is out of fold."""
+    good = checked.masks.iou >= settings.target_iou
+    for threshold in THRESHOLDS:
+        worth = ~(checked.gain <= threshold)
+        # Masks that are never accepted count as bad ones of no quality, so that they cannot loosen the promise.
+        accept = promised("accept", checked.quality * worth, good & worth, settings.precision, settings.confidence)
+        accepted = [(part.masks, part.accepted(accept.threshold, threshold)) for part in (checked, others)]
+        if not any(some_worse(sizes_of(masks, which)) for masks, which in accepted):
+            break
+    return accept, float(threshold)
+
+
+def _quality(intercept: float, curves: dict[str, Curve], masks: LabelledMasks) -> NDArray[np.float64]:
+    quality: NDArray[np.float64] = 1 / (1 + np.exp(-curves_at(intercept, curves, masks)))
+    return quality
+
+
+def _apart(accept: Promise, reject: Promise) -> Promise:
+    """A mask is never both: where the thresholds meet, nothing is rejected."""
+    meets = accept.threshold is not None and reject.threshold is not None and reject.threshold >= accept.threshold
+    return reject.model_copy(update={"threshold": None, "masks": 0, "kept": 0, "possible": None}) if meets else reject
+
+
+def _routes(reject: Promise, judged: _Judged, accepted: NDArray[np.bool_], target_iou: float) -> list[RouteCount]:
+    good = judged.masks.iou >= target_iou
+    rejected = np.zeros(len(good), bool) if reject.threshold is None else judged.quality <= reject.threshold
+    chosen = {"accept": accepted, "review": ~accepted & ~rejected, "reject": rejected}
+    return [
+        RouteCount(route=route, masks=int(which.sum()), good=int(good[which].sum())) for route, which in chosen.items()
+    ]

@@ -1,1 +1,0 @@
-"""Bytes: storage, annotation formats, images, shards and the table of masks. Never tensors."""

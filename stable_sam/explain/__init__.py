@@ -1,0 +1,1 @@
+"""Explanations: what the decoder looked at for one prompt, with and without the plugin, as pictures."""

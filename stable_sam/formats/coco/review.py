@@ -1,0 +1,92 @@
+"""COCO instances that came back: masks by `prompt_id`, what was sent by `stable_sam` of each image or by the list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from stable_sam.errors import AnnotationError
+from stable_sam.formats.coco.write import OWN_KEY
+from stable_sam.formats.polygons import fill
+from stable_sam.formats.review_files import Files
+from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, reviewed_size, revisions
+from stable_sam.rle import EncodedMask, decode_mask, encode_segmentation
+from stable_sam.storage.files import open_stream
+from stable_sam.storage.json_stream import JsonStream
+
+
+def review_coco(files: Files) -> Iterator[ReviewedImage]:
+    """Every image that is among the `images` of a file; raises `AnnotationError` for what is no COCO file."""
+    for name in files.named(".json"):
+        yield from _file(files, name)
+
+
+def _file(files: Files, name: str) -> Iterator[ReviewedImage]:
+    uri = files.where(name)
+    lists: dict[str, list[Any]] = {}
+    with open_stream(uri) as file:
+        stream = JsonStream(file, uri)
+        if stream.peek() != "{":
+            raise AnnotationError(f"{uri}: expected COCO instances with images and annotations, got no object")
+        for key in stream.members():
+            if key in ("images", "annotations") and stream.peek() == "[":
+                lists[key] = list(stream.elements())
+            else:
+                stream.skip()
+    if len(lists) < 2:
+        raise AnnotationError(f"{uri}: expected COCO instances with the lists images and annotations")
+    of_image: dict[Any, list[Any]] = {}
+    for number, annotation in enumerate(lists["annotations"]):
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int | str):
+            raise AnnotationError(f"{uri}: annotations[{number}]: expected an object with an image_id")
+        of_image.setdefault(annotation["image_id"], []).append(annotation)
+    for number, image in enumerate(lists["images"]):
+        size = reviewed_size(image) if isinstance(image, dict) else None
+        if size is None or not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), int | str):
+            raise AnnotationError(f"{uri}: images[{number}]: expected id, file_name, height and width")
+        own, listed = image.get(OWN_KEY), None if files.sent is None else files.sent.find(image["file_name"])
+        sent = revisions(own.get("sent")) if isinstance(own, dict) else None
+        yield ReviewedImage(
+            where=f"{uri}: image {image['id']}",
+            findings=[_finding(uri, each, size) for each in of_image.get(image["id"], ())],
+            sent=sent if sent is not None or listed is None else listed.revisions,
+        )
+
+
+def _finding(uri: str, annotation: Mapping[str, Any], size_hw: tuple[int, int]) -> Finding:
+    where = f"{uri}: annotation {annotation.get('id')}"
+    attributes = annotation.get("attributes")
+    prompt_id = annotation.get("prompt_id") or (isinstance(attributes, dict) and attributes.get("prompt_id"))
+    if not isinstance(prompt_id, str | int) or prompt_id is False:
+        return Finding(where=where, prompt_id=None)
+    try:
+        mask = segmentation_mask(annotation.get("segmentation"), size_hw)
+    except ValueError as error:
+        return Finding(where=where, prompt_id=str(prompt_id), problem=str(error))
+    return Finding(where=where, prompt_id=str(prompt_id), mask=mask)
+
+
+def segmentation_mask(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMask | None:
+    """The mask in any of COCO's three forms, None of an empty one; raises ValueError for anything else.
+
+    Polygons are one object's parts, which may overlap.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        rings = [ring_of(polygon) for polygon in segmentation]
+        return encoded(np.logical_or.reduce([fill([ring], size_hw) for ring in rings]))
+    size = list(size_hw)
+    if isinstance(segmentation, dict) and segmentation.get("size") == size:
+        segmentation = segmentation | {"size": size}  # numbers such as 8.0 are equal, too
+    # A stranger's run lengths may be written in another way.
+    return encoded(decode_mask(size_hw, encode_segmentation(segmentation, size_hw).counts))
+
+
+def ring_of(polygon: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The corners (N, 2) of COCO's `[x, y, x, y, ...]`; raises ValueError for fewer than three, and for no numbers."""
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError("expected a polygon of at least 3 corners")
+    if not all(isinstance(value, int | float) and abs(value) < 1e9 for value in polygon):
+        raise ValueError("expected a polygon of numbers")
+    return np.array(polygon, np.float64).reshape(-1, 2)

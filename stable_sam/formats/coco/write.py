@@ -1,0 +1,92 @@
+"""COCO instances (`instances.json`) and COCO results (`results.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Target
+from stable_sam.formats.polygons import polygon_parts
+from stable_sam.rle import EncodedMask, decode_mask
+from stable_sam.storage.files import join
+from stable_sam.storage.json_lists import json_lists
+
+OWN_KEY = "stable_sam"
+"""Where our own facts stand in other people's formats."""
+
+
+@contextmanager
+def write_instances(target: Target) -> Iterator[Add]:
+    """Compressed RLE. As polygons: those masks that have no hole, for a COCO polygon cannot have one."""
+    head = {
+        "info": {"description": "Masks of stable-sam", OWN_KEY: target.header},
+        "licenses": [],
+        "categories": [{"id": c.number, "name": c.name, "supercategory": ""} for c in target.categories],
+    }
+    with json_lists(join(target.uri, "instances.json"), head, ("annotations", "images")) as (annotation, picture):
+
+        def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
+            for item in image.objects:
+                annotation(_annotation(image, item, target.polygons))
+            height, width = image.size_hw
+            picture(
+                {
+                    "id": image.number,
+                    "file_name": image.name,
+                    "height": height,
+                    "width": width,
+                    # Who deletes an annotation leaves no other trace of it.
+                    OWN_KEY: {"sent": {item.prompt_id: item.revision for item in image.objects}},
+                }
+            )
+            return [{"id": item.number} for item in image.objects]
+
+        yield add
+
+
+@contextmanager
+def write_results(target: Target) -> Iterator[Add]:
+    """Detection results, as COCO's evaluation takes them: masks as RLE with a score."""
+    with json_lists(join(target.uri, "results.json"), None, ("results",)) as (result,):
+
+        def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
+            for item in image.objects:
+                result(
+                    {
+                        "image_id": image.number,
+                        "category_id": item.category.number,
+                        "bbox": list(item.mask.bbox_xywh),
+                        "segmentation": _rle(item.mask),
+                        "score": 1.0 if item.score is None else item.score,
+                        "prompt_id": item.prompt_id,
+                    }
+                )
+            return [{} for _ in image.objects]
+
+        yield add
+
+
+def _annotation(image: ExportImage, item: ExportObject, polygons: bool) -> dict[str, Any]:
+    return {
+        "id": item.number,
+        "image_id": image.number,
+        "category_id": item.category.number,
+        "iscrowd": int(item.iscrowd),
+        "bbox": list(item.mask.bbox_xywh),
+        "area": item.mask.area,
+        # A crowd's mask is RLE by COCO's rules.
+        "segmentation": (polygons and not item.iscrowd and _polygons(item.mask)) or _rle(item.mask),
+        "score": item.score,
+        "prompt_id": item.prompt_id,
+        **item.details,
+    }
+
+
+def _polygons(mask: EncodedMask) -> list[list[float]] | None:
+    parts = polygon_parts(decode_mask(mask.size_hw, mask.counts))
+    return None if any(part.holes for part in parts) else [part.outer.ravel().tolist() for part in parts]
+
+
+def _rle(mask: EncodedMask) -> dict[str, Any]:
+    return {"size": list(mask.size_hw), "counts": mask.counts}

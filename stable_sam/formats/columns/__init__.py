@@ -1,0 +1,1 @@
+"""Prompts as columns: chunks of many annotations that are checked and converted together."""

@@ -1,0 +1,1 @@
+"""Label Studio (JSON tasks, with brush masks)."""

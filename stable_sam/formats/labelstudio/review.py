@@ -1,0 +1,88 @@
+"""Label Studio's JSON export: what annotators made of the tasks that `write_label_studio` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from stable_sam.errors import AnnotationError, PromptError
+from stable_sam.formats.coco.review import ring_of
+from stable_sam.formats.coco.write import OWN_KEY
+from stable_sam.formats.labelstudio.brush_rle import decode_brush
+from stable_sam.formats.polygons import fill
+from stable_sam.formats.review_files import Files
+from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, is_revision, reviewed_size
+from stable_sam.storage.files import open_stream
+from stable_sam.storage.json_stream import JsonStream
+
+
+def review_label_studio(files: Files) -> Iterator[ReviewedImage]:
+    """Every annotation that was submitted, not predictions and what was skipped: that somebody looked is what it says.
+
+    Raises `AnnotationError` for what is no list of tasks.
+    """
+    for name in files.named(".json"):
+        uri = files.where(name)
+        with open_stream(uri) as file:
+            stream = JsonStream(file, uri)
+            if stream.peek() != "[":
+                raise AnnotationError(f'{uri}: expected a list of tasks, as Label Studio exports them as "JSON"')
+            for number, task in enumerate(stream.elements()):
+                if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+                    raise AnnotationError(
+                        f'{uri}: tasks[{number}]: expected a task with data, as Label Studio exports it as "JSON"'
+                    )
+                yield from _annotations(f"{uri}: task {task.get('id', number)}", task)
+
+
+def _annotations(where: str, task: Mapping[str, Any]) -> Iterator[ReviewedImage]:
+    own = task["data"].get(OWN_KEY)
+    sent = own.get("sent") if isinstance(own, dict) else None
+    regions: dict[str, Any] = sent if isinstance(sent, dict) else {}
+    if not all(isinstance(one, dict) and isinstance(one.get("prompt_id"), str) and is_revision(one.get("revision"))
+               for one in regions.values()):  # fmt: skip
+        raise AnnotationError(f"{where}: data.{OWN_KEY}: expected what the export wrote there, got something else")
+    annotations = task.get("annotations") or []
+    if not isinstance(annotations, list):
+        raise AnnotationError(f"{where}: expected a list of annotations, got {annotations!r:.60}")
+    for annotation in annotations:
+        if not isinstance(annotation, dict) or annotation.get("was_cancelled"):
+            continue
+        which = f"{where}, annotation {annotation.get('id')}"
+        results = annotation.get("result")
+        if not isinstance(results, list):
+            raise AnnotationError(f"{which}: expected a list of results, got {results!r:.60}")
+        yield ReviewedImage(
+            where=which,
+            findings=[_finding(which, result, regions) for result in results if isinstance(result, dict)],
+            sent={one["prompt_id"]: one["revision"] for one in regions.values()} if regions else None,
+            checked=True,
+        )
+
+
+def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mapping[str, Any]]) -> Finding:
+    # Some versions add the annotation behind a #.
+    region = str(result.get("id")).partition("#")[0]
+    where = f"{where}, region {region}"
+    if region not in regions:
+        return Finding(where=where, prompt_id=None)
+    prompt_id = regions[region]["prompt_id"]
+    value = result.get("value")
+    size = reviewed_size({"height": result.get("original_height"), "width": result.get("original_width")})
+    try:
+        if size is None or not isinstance(value, dict):
+            raise ValueError("expected a value, original_width and original_height")
+        if result.get("image_rotation"):
+            raise ValueError("expected an image that is not turned; a turned one cannot be laid over its picture")
+        if "rle" in value:
+            mask = decode_brush(value["rle"], size)
+        elif isinstance(value.get("points"), list):
+            corners = [coordinate for point in value["points"] for coordinate in point]
+            mask = fill([ring_of(corners) / 100 * np.array(size[::-1], np.float64)], size)
+        else:
+            raise ValueError(f"expected a brush mask or a polygon, got {result.get('type')!r:.60}")
+    except (PromptError, ValueError, TypeError) as error:
+        return Finding(where=where, prompt_id=prompt_id, problem=str(error))
+    return Finding(where=where, prompt_id=prompt_id, mask=encoded(mask))

@@ -1,0 +1,1 @@
+"""Prompts as a table: Parquet, CSV or JSON lines."""

@@ -1,0 +1,177 @@
+"""Weak annotations of any supported format as `Prompt` records; docs/annotations.md says what is read of each.
+
+`stable_sam.formats.sources` finds the files, `stable_sam.formats.recognise` tells their format unless the
+configuration does, and `stable_sam.formats.registry` has the reader of each format.
+
+Every annotation becomes exactly one `Prompt`. One that cannot be used has the reason in `error`; a file that cannot be
+understood as a whole raises `AnnotationError`, unless it is one of many that hold the annotations of one image each:
+then it is one prompt with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from itertools import islice
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from stable_sam.config import SourceConfig
+from stable_sam.errors import AnnotationError, ConfigError
+from stable_sam.formats.columns.chunks import NamedChunk, PromptChunk, record_chunks
+from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.per_image import read_per_image
+from stable_sam.formats.reading import ROWS_ONE_BY_ONE, AnnotationFile, AnnotationSource, Context, open_annotations
+from stable_sam.formats.recognise import recognise
+from stable_sam.formats.registry import READERS, Reader
+from stable_sam.formats.sources import find_sources
+from stable_sam.records import Prompt
+
+BATCH_ROWS = 10_000
+"""Prompts read together: some megabytes."""
+SAMPLE_FILES = 16
+"""Of a folder, looked into until one can be recognised."""
+AUTO = SourceConfig()
+
+
+def read_prompt_batches(
+    annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None, source: SourceConfig = AUTO
+) -> Iterator[pa.RecordBatch]:
+    """The prompts of `read_prompts` as record batches of PROMPTS_SCHEMA, at most `BATCH_ROWS` rows each.
+
+    Plain boxes are read and checked column by column, everything else row by row. Raises what `read_prompts` raises,
+    and when it does.
+    """
+    return _batches(_open(annotations_uri, images_uri, image_index_uri, BATCH_ROWS, source))
+
+
+def read_prompts(
+    annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None, source: SourceConfig = AUTO
+) -> Iterator[Prompt]:
+    """The prompts of annotation files, in the files' order.
+
+    `annotations_uri`: a file, a folder, a pattern, or several (see `annotation_files`); several have their names before
+    the ids of their prompts and in their attributes.
+    `images_uri` is the folder that file names in the annotations are relative to; an image outside is refused.
+    `image_index_uri` (detection results only) is a COCO JSON whose `images` say which file an image_id is.
+
+    Files of any length are read as a stream; what is kept is the list of the folder's images and, of a COCO file, that
+    of its own. Whether an id appears twice is for the caller to find out.
+
+    The call itself raises `AnnotationError` when a source is missing, when a file that was given itself is of no known
+    format or a COCO file that is no JSON, and `StorageError` when it or the image folder cannot be read. The iterator
+    raises `AnnotationError` for a line, detection or row group that cannot be parsed, and at the end of sources without
+    a single annotation.
+    """
+    return _prompts(_open(annotations_uri, images_uri, image_index_uri, ROWS_ONE_BY_ONE, source))
+
+
+def _batches(chunks: Iterator[PromptChunk]) -> Iterator[pa.RecordBatch]:
+    return (chunk.batch() for chunk in chunks)
+
+
+def _prompts(chunks: Iterator[PromptChunk]) -> Iterator[Prompt]:
+    return (prompt for chunk in chunks for prompt in chunk.prompts())
+
+
+def _open(
+    annotations: str, images_uri: str, image_index_uri: str | None, rows: int, settings: SourceConfig
+) -> Iterator[PromptChunk]:
+    sources = find_sources(annotations, settings.format)
+    folder = ImageFolder(images_uri)
+    context = Context(
+        folder=folder,
+        rows=rows,
+        keypoints=settings.keypoints,
+        class_names_uri=settings.class_names_uri,
+        image_index_uri=image_index_uri,
+    )
+    reader = _Reader(context, settings.format)
+    chunks = [reader.source(source) for source in sources]
+    if image_index_uri is not None and "detections" not in reader.formats:
+        raise AnnotationError(
+            f"{image_index_uri}: an image index is for COCO detection results, and {annotations} is not that"
+        )
+    return _some(chunks, annotations)
+
+
+def _some(sources: list[Iterator[PromptChunk]], annotations: str) -> Iterator[PromptChunk]:
+    found = False
+    for chunks in sources:
+        for chunk in chunks:
+            found = True
+            yield chunk
+    if not found:
+        raise AnnotationError(f"{annotations}: expected at least one annotation, got none")
+
+
+class _Reader:
+    """Opens sources; `formats` are those that were met."""
+
+    def __init__(self, context: Context, configured: str) -> None:
+        self._context, self._configured = context, configured
+        self.formats: set[str] = set()
+
+    def source(self, source: AnnotationSource) -> Iterator[PromptChunk]:
+        """The chunks of one source."""
+        is_small = self._configured != "auto" and READERS[self._configured].read_small is not None
+        if source.alone and not is_small:
+            return self._file(source, next(source.files), source.label)
+        file_format = self._configured if self._configured != "auto" else _sampled(source)
+        self.formats.add(file_format)
+        if READERS[file_format].read_small is not None:
+            return self._per_image(source, READERS[file_format])
+        # Each file of a folder is a source of its own.
+        below = f"{source.label}/" if source.label else ""
+        return (chunk for file in source.files for chunk in self._file(source, file, below + file.stem))
+
+    def _per_image(self, source: AnnotationSource, reader: Reader) -> Iterator[PromptChunk]:
+        annotations = read_per_image(source, reader, self._context)
+        return _named(record_chunks(annotations, self._context.few_rows), source.label)
+
+    def _file(self, source: AnnotationSource, file: AnnotationFile, name: str | None) -> Iterator[PromptChunk]:
+        with ExitStack() as opened:
+            stream = opened.enter_context(open_annotations(file.uri))
+            file_format = self._format(stream, file.uri)
+            self.formats.add(file_format)
+            reader = READERS[file_format]
+            if reader.read is None:
+                if source.alone:
+                    return self._per_image(source, reader)
+                raise AnnotationError(f"{file.uri}: expected a file like those before it, got one of {file_format}")
+            stream.seek(0)
+            context = self._context.with_class_names(file.uri.rpartition("/")[0], reader.class_names)
+            chunks = reader.read(stream, file.uri, context)
+            # From here on the file is closed where the chunks end.
+            return _closing(_named(chunks, name), opened.pop_all())
+
+    def _format(self, stream: BinaryIO, uri: str) -> str:
+        if self._configured == "auto":
+            return recognise(stream, uri)
+        with suppress(AnnotationError):  # what cannot be told may still be read
+            found = recognise(stream, uri)
+            if found != {"lvis": "coco"}.get(self._configured, self._configured):
+                raise ConfigError(f"{uri}: expected format {self._configured}, got {found}")
+        return self._configured
+
+
+def _sampled(source: AnnotationSource) -> str:
+    """The format of the first file that can be recognised."""
+    first: AnnotationError | None = None
+    for file in islice(source.files, SAMPLE_FILES):
+        try:
+            with open_annotations(file.uri) as opened:
+                return recognise(opened, file.uri)
+        except AnnotationError as error:
+            first = first or error
+    raise first or AnnotationError(f"{source.entry}: no such annotation file")
+
+
+def _named(chunks: Iterator[PromptChunk], name: str | None) -> Iterator[PromptChunk]:
+    return chunks if name is None else (NamedChunk(chunk, name) for chunk in chunks)
+
+
+def _closing(chunks: Iterator[PromptChunk], opened: ExitStack) -> Iterator[PromptChunk]:
+    with opened:
+        yield from chunks

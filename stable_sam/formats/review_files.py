@@ -1,0 +1,147 @@
+"""The files that came back, and the list of what had been sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from stable_sam.errors import AnnotationError, NotFoundError
+from stable_sam.formats.export_records import SENT
+from stable_sam.formats.review_records import is_revision, reviewed_size
+from stable_sam.storage.files import is_folder, iter_versions, join, open_stream, read_bytes
+from stable_sam.storage.json_stream import JsonStream
+
+MAX_FILE_BYTES = 512 * 2**20
+"""Of a file that is read as a whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentImage:
+    """What was sent of one image."""
+
+    name: str
+    size_hw: tuple[int, int]
+    objects: tuple[Mapping[str, Any], ...]
+    """prompt_id, revision, and what tells the object in the format's files."""
+    where: str = ""
+    """List and image, for messages."""
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """Revision of each prompt."""
+        return {entry["prompt_id"]: entry["revision"] for entry in self.objects}
+
+    def having(self, *names: str) -> tuple[Mapping[str, Any], ...]:
+        """The objects; raises `AnnotationError` unless each has these, as text or numbers."""
+        for entry in self.objects:
+            for name in names:
+                if not isinstance(entry.get(name), str | int):
+                    raise AnnotationError(
+                        f"{self.where}: expected {name} of each object, got {entry!r:.80}: is it the list of an export "
+                        "in this format?"
+                    )
+        return self.objects
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An export's list, by the names of its images."""
+
+    images: Mapping[str, SentImage] = field(default_factory=dict)
+
+    def find(self, name: str) -> SentImage | None:
+        """The image that a file calls `name`: by its whole name, or by the end of it where only one has that."""
+        exact = self.images.get(name)
+        if exact is not None:
+            return exact
+        plain = name.replace("\\", "/")
+        alike = [image for own, image in self.images.items() if plain.endswith(f"/{own}") or own.endswith(f"/{plain}")]
+        return alike[0] if len(alike) == 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """The files to import."""
+
+    uri: str
+    names: tuple[str, ...]
+    """Paths below `uri`, sorted."""
+    sent: Sent | None
+    """None where there is no list."""
+
+    def read(self, name: str) -> bytes:
+        """A file as a whole."""
+        return read_bytes(self.where(name), max_bytes=MAX_FILE_BYTES)
+
+    def where(self, name: str) -> str:
+        """URI of a file."""
+        return join(self.uri, name)
+
+    def named(self, *endings: str) -> Iterator[str]:
+        """The files with one of these endings, without the list of what was sent; raises `AnnotationError` for none."""
+        found = [name for name in self.names if name.lower().endswith(endings) and PurePosixPath(name).name != SENT]
+        if not found:
+            raise AnnotationError(f"{self.uri}: expected files that end in {' or '.join(endings)}, found none")
+        return iter(found)
+
+    def needed_sent(self) -> Sent:
+        """The list, for formats that do not hold what a prompt is; raises `AnnotationError` when there is none."""
+        if self.sent is None:
+            raise AnnotationError(f"{self.uri}: expected {SENT} beside the files, or --sent EXPORT, found none")
+        return self.sent
+
+
+def open_files(uri: str, sent_uri: str | None = None) -> Files:
+    """The file or folder at `uri`. sent_uri: folder of the export, or its list, when that does not lie beside them.
+
+    Raises `AnnotationError` when nothing is there or the list is broken, `StorageError`.
+    """
+    try:
+        folder = is_folder(uri)
+    except NotFoundError as error:
+        raise AnnotationError(f"{uri}: no such file or folder to import") from error
+    if folder:
+        base, names = uri.rstrip("/"), tuple(sorted(name for name, _ in iter_versions(uri)))
+    else:
+        base, _, name = uri.rpartition("/")
+        names = (name,)
+    if not names:
+        raise AnnotationError(f"{uri}: expected files to import, found an empty folder")
+    return Files(uri=base, names=names, sent=_sent(base, sent_uri))
+
+
+def _sent(base: str, sent_uri: str | None) -> Sent | None:
+    if sent_uri is not None:
+        return _read_sent(sent_uri if sent_uri.endswith(".json") else join(sent_uri, SENT))
+    with suppress(NotFoundError):
+        return _read_sent(join(base, SENT))
+    return None
+
+
+def _read_sent(uri: str) -> Sent:
+    images = {}
+    with open_stream(uri) as file:
+        stream = JsonStream(file, uri)
+        for key in stream.members():
+            if key != "images":
+                stream.skip()
+                continue
+            for entry in stream.elements():
+                image = _sent_image(entry, uri)
+                images[image.name] = image
+    return Sent(images)
+
+
+def _sent_image(entry: Any, uri: str) -> SentImage:
+    try:
+        name, (height, width), objects = entry["name"], entry["size"], tuple(entry["sent"])
+        size = reviewed_size({"height": height, "width": width})
+        known = all(isinstance(each["prompt_id"], str) and is_revision(each["revision"]) for each in objects)
+    except (KeyError, TypeError, ValueError):
+        size, known = None, False
+    if size is None or not known or not isinstance(name, str):
+        raise AnnotationError(f"{uri}: expected the list of an export, got {entry!r:.80}")
+    return SentImage(name=name, size_hw=size, objects=objects, where=f"{uri}: image {name}")

@@ -1,0 +1,190 @@
+"""Which files `--annotations` means: one file, a folder, a pattern, or several of these with commas between.
+
+s3://lake/weak.json                     a file
+s3://lake/labels                        a folder: the annotation files below, at any depth
+s3://lake/nights/*/boxes.json           a pattern: * and ? stand for part of a name, ** for any number of folders
+yolo=s3://lake/a.json,rcnn=s3://lake/b  several sources, best with names of their own
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+
+from stable_sam.errors import AnnotationError, NotFoundError, StorageError
+from stable_sam.formats.class_names import find_class_names
+from stable_sam.formats.reading import AnnotationFile, AnnotationSource
+from stable_sam.formats.registry import READERS
+from stable_sam.storage import files as storage
+from stable_sam.storage.listing import StoredFile
+
+MAX_NAME_CHARS = 200
+"""Of a source: it stands before the id of each of its prompts."""
+_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+_WILD = re.compile(r"[*?]")
+_KINDS = (("json", "jsonl", "ndjson", "parquet"), ("xml",), ("txt",), ("csv",))
+"""Endings of annotation files; those of one kind may lie in a folder together."""
+_NO_ANNOTATIONS = re.compile(
+    r"(readme|license|licence)\b.*|.*class-descriptions.*\.csv|.*imagelabels.*\.csv|.*image_?ids.*\.csv"
+    r"|.*images-with.*\.csv|.*object-segmentation.*\.csv|.*hierarchy.*\.json",
+    re.IGNORECASE,
+)
+"""Files that lie beside annotations in folders that others have made."""
+
+
+def absolute_annotations(annotations: str) -> str:
+    """The same files by absolute paths, for those who stand in another folder; URIs stay as they are."""
+    entries = map(_named, _entries(annotations))
+    return ",".join((f"{name}=" if name else "") + storage.absolute_uri(uri) for name, uri in entries)
+
+
+def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
+    """The sources that `--annotations` names, in their order, with their files.
+
+    file_format: `auto`, or the format whose files are taken of folders. Raises `AnnotationError` when there is no such
+    file, a folder holds files of more than one kind, or two sources have one name; `StorageError`.
+    """
+    entries = [_named(entry) for entry in _entries(annotations)]
+    sources = [_source(name, uri, len(entries) > 1, file_format) for name, uri in entries]
+    labels = [source.label for source in sources if source.label is not None]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise AnnotationError(
+                f"{annotations}: expected sources of different names, got two called {label!r}: name them, as in "
+                f"first={sources[0].entry},second=..."
+            )
+    return sources
+
+
+def annotations_version(annotations: str) -> str | None:
+    """What changes when a file of the sources, or of their class names, changes, comes or goes; None when one of the
+    sources is not there."""
+    try:
+        return ",".join(_version(uri) for _, uri in map(_named, _entries(annotations)))
+    except NotFoundError:
+        return None
+
+
+def annotations_modified_since(annotations: str, moment: datetime) -> bool:
+    """Whether a file of the sources was modified at `moment` or later."""
+    for _, uri in map(_named, _entries(annotations)):
+        if _WILD.search(uri):
+            if any(file.modified >= moment for file in _listed(uri)[1]):
+                return True
+        elif storage.modified_since(uri, moment):
+            return True
+    return False
+
+
+def check_annotations(annotations: str) -> None:
+    """Raise `AnnotationError` when a source is not there at all."""
+    for _, uri in map(_named, _entries(annotations)):
+        there = any(True for _ in _listed(uri)[1]) if _WILD.search(uri) else storage.exists(uri)
+        if not there:
+            raise AnnotationError(f"{uri}: no such annotation file")
+
+
+def _entries(annotations: str) -> list[str]:
+    if "," in annotations and _is_there(annotations):
+        return [annotations]
+    entries = [entry.strip() for entry in annotations.split(",")]
+    if not all(entries):
+        raise AnnotationError(f"{annotations!r}: expected annotation files with commas between, got an empty name")
+    return entries
+
+
+def _named(entry: str) -> tuple[str | None, str]:
+    """Name and URI of an entry; a file whose own name has a `=` keeps it."""
+    found = _NAMED.fullmatch(entry)
+    if found is None or _is_there(entry):
+        return None, entry
+    if len(found[1]) > MAX_NAME_CHARS:
+        raise AnnotationError(f"{entry}: expected a name of at most {MAX_NAME_CHARS} characters, got a longer one")
+    return found[1], found[2]
+
+
+def _is_there(uri: str) -> bool:
+    with suppress(StorageError):  # what is no URI at all is not there
+        return storage.exists(uri)
+    return False
+
+
+def _source(name: str | None, uri: str, several: bool, file_format: str) -> AnnotationSource:
+    try:
+        folder = bool(_WILD.search(uri)) or storage.is_folder(uri)
+    except NotFoundError as error:
+        raise AnnotationError(f"{uri}: no such annotation file") from error
+    if not folder:
+        folder_uri, _, own_name = uri.rpartition("/")
+        label = name or (AnnotationFile(uri=uri, name=own_name).stem if several else None)
+        return AnnotationSource(entry=uri, folder_uri=folder_uri, label=label, alone=True, names=(own_name,))
+    base, listed = _listed(uri)
+    names = _wanted(uri, [file.path for file in listed], file_format)
+    if not names:
+        raise AnnotationError(f"{uri}: expected annotation files, found none{_of(file_format)}")
+    label = name or (base.rstrip("/").rpartition("/")[2] if several else None)
+    return AnnotationSource(entry=uri, folder_uri=base, label=label, alone=False, names=tuple(sorted(names)))
+
+
+def _of(file_format: str) -> str:
+    return "" if file_format == "auto" else f" of format {file_format} ({', '.join(READERS[file_format].endings)})"
+
+
+def _version(uri: str) -> str:
+    if _WILD.search(uri) or storage.is_folder(uri):
+        folder, files = _listed(uri)
+        endings = set()
+        total = 0
+        for file in files:
+            endings.add(file.path.rpartition(".")[2].lower())
+            # Equal for equal files in any order, without holding them.
+            total ^= int.from_bytes(hashlib.sha256(f"{file.path}\0{file.version}".encode()).digest()[:16])
+        version = f"{total:032x}"
+    else:
+        folder, endings = uri.rpartition("/")[0], {uri.rpartition(".")[2].lower()}
+        version = storage.file_version(uri)
+    for reader in READERS.values():
+        if not endings.isdisjoint(reader.endings) and (names_uri := find_class_names(folder, reader.class_names)):
+            version += f" {names_uri} {storage.file_version(names_uri)}"
+    return version
+
+
+def _listed(uri: str) -> tuple[str, Iterator[StoredFile]]:
+    """The folder that an entry means, and the files that it means there."""
+    if not _WILD.search(uri):
+        return uri, storage.iter_files(uri)
+    fixed = _WILD.split(uri, maxsplit=1)[0]
+    base, slash, _ = fixed.rpartition("/")
+    pattern = _pattern(uri[len(base) + len(slash) :])
+    folder = base or ("/" if slash else ".")
+    return folder, (file for file in storage.iter_files(folder) if pattern.fullmatch(file.path))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", text)
+    return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
+
+
+def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
+    """The annotation files among those of a folder; all that a pattern finds."""
+    of_interest = [name for name in found if not _NO_ANNOTATIONS.fullmatch(name.rpartition("/")[2])]
+    if _WILD.search(uri):
+        return of_interest or found
+    if file_format != "auto":
+        return _with_endings(of_interest, READERS[file_format].endings)
+    kinds = {kind: names for kind in _KINDS if (names := _with_endings(of_interest, kind))}
+    if len(kinds) > 1:
+        examples = ", ".join(names[0] for names in kinds.values())
+        raise AnnotationError(
+            f"{uri}: expected annotation files of one format, found {examples:.300}: say which with --format, or by a "
+            "pattern such as *.xml"
+        )
+    return next(iter(kinds.values()), [])
+
+
+def _with_endings(names: list[str], endings: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name.rpartition(".")[2].lower() in endings]

@@ -1,0 +1,89 @@
+"""Pascal VOC XML, one file for each image, and the older XML of LabelMe's web tool.
+
+    <annotation><filename>a.jpg</filename><size>...</size>
+      <object><name>cat</name><difficult>0</difficult><bndbox><xmin>1</xmin> ... </bndbox></object>
+    </annotation>
+
+`bndbox` counts pixels from 1 and includes the last one, as the VOC development kit does: x0 = xmin - 1, x1 = xmax. Of
+files by tools that count from 0 the box becomes one pixel larger at the left and at the top, never smaller than drawn.
+LabelMe's polygons and its boxes of segments become boxes as they are. `part`s of an object are not read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from stable_sam.formats.image_lookup import beside, find_image
+from stable_sam.formats.reading import Context, SmallFile, bounds
+from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, image_size
+from stable_sam.formats.xml_elements import children, number, whole_number
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+FLAGS = ("difficult", "truncated", "occluded")
+SCORES = ("score", "confidence")
+OWN_FIELDS = frozenset({"name", "bndbox", "polygon", "segm", "part", "parts", "deleted", *SCORES})
+
+
+def read_voc(file: SmallFile, context: Context) -> list[SourceAnnotation]:
+    """One annotation for each object; raises `AnnotationError` for what is no such XML."""
+    header: dict[str, str | None] = {}
+    size: dict[str, int | None] = {}
+    objects: list[tuple[int, dict[str, Any]]] = []
+    count = 0
+    for element in children(file.stream(), file.uri, "annotation"):
+        if element.tag == "object":
+            if (element.findtext("deleted") or "").strip() != "1":
+                objects.append((count, _fields(element)))
+            count += 1
+        elif element.tag == "size":
+            size = {side: whole_number(element.findtext(side)) for side in ("height", "width")}
+        elif element.tag == "imagesize":
+            size = {"height": whole_number(element.findtext("nrows")), "width": whole_number(element.findtext("ncols"))}
+        else:
+            header.setdefault(element.tag, (element.text or "").strip())
+    name, folder = header.get("filename"), header.get("folder")
+    names = [*beside(file.stem, name), *([f"{folder}/{name}"] if name and folder else [])]
+    image = find_image(context.folder, name, names)
+    return [
+        SourceAnnotation(
+            prompt_id=f"{file.stem}:{place}",
+            where=f"{file.uri}: object {place}",
+            image_id=image.image_id,
+            image_uri=image.uri,
+            problem=image.problem,
+            size_hw=image_size(size),
+            **fields,
+        )
+        for place, fields in objects
+    ]
+
+
+def _fields(element: Element) -> dict[str, Any]:
+    leaves = {child.tag: (child.text or "").strip() for child in element if len(child) == 0}
+    groups = {child.tag: {leaf.tag: leaf.text for leaf in child} for child in element if len(child)}
+    flags = {name: flag for name in FLAGS if (flag := whole_number(leaves.get(name))) is not None}
+    attributes = {name: text for name, text in leaves.items() if text} | groups | flags
+    score = next((leaves[name] for name in SCORES if name in leaves), None)
+    return {
+        "category": leaves.get("name"),
+        "box_xyxy": _box(element),
+        "score": number(score),
+        "attributes": attributes_json(attributes, OWN_FIELDS),
+    }
+
+
+def _box(element: Element) -> list[Any] | None:
+    box = element.find("bndbox")
+    if box is not None:
+        return [
+            value - 1 if corner in ("xmin", "ymin") and isinstance(value, float) else value
+            for corner in CORNERS
+            for value in [number(box.findtext(corner))]
+        ]
+    segment = element.find("segm/box")
+    if segment is not None:
+        return [number(segment.findtext(corner)) for corner in CORNERS]
+    return bounds(
+        [[number(point.findtext("x")), number(point.findtext("y"))] for point in element.iterfind("polygon/pt")]
+    )

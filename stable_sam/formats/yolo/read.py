@@ -1,0 +1,115 @@
+"""YOLO labels, one text file for each image, one object a line; numbers are shares of the image's width and height.
+
+    class cx cy w h [confidence]                 box (5 or 6 values)
+    class x1 y1 x2 y2 x3 y3 ... [confidence]     polygon, or the corners of a turned box (7 values and more)
+    class cx cy w h x y [visible] ...            pose, when data.yaml has a kpt_shape
+
+A box is the line's own, or the one around its polygon. Pixels need the size of the image: of each image that has
+labels, the header is read. The image has the name of the label file, where `labels` in its path may be `images`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stable_sam.errors import AnnotationError
+from stable_sam.formats.class_names import ClassNames
+from stable_sam.formats.image_lookup import FoundImage, find_image, with_endings
+from stable_sam.formats.reading import Context, SmallFile, bounds, scaled
+from stable_sam.formats.source_annotation import SourceAnnotation
+from stable_sam.formats.xml_elements import number
+
+NORMALISED = (-0.5, 1.5)
+"""What passes for a share of the image: detectors and people draw a little over the border."""
+LISTS = frozenset({"classes", "labels", "labelmap", "train", "val", "valid", "test", "trainval", "requirements"})
+"""Text files that lie among the labels; one that has an image is labels all the same."""
+VISIBLE = 2
+FOLDERS = {"labels": "images", "Labels": "Images", "annotations": "images", "Annotations": "Images"}
+
+
+def read_yolo(file: SmallFile, context: Context) -> list[SourceAnnotation]:
+    """One annotation for each line that is not blank; raises `AnnotationError` for what is no text."""
+    image = _image(file, context)
+    if image.problem is not None and file.stem.rpartition("/")[2].lower() in LISTS:
+        return []
+    try:
+        lines = file.content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{file.uri}: expected YOLO labels in text, got {error.reason}") from None
+    rows = [(place, line.split()) for place, line in enumerate(lines) if line.strip()]
+    size, unknown = context.sizes.of(image.uri) if rows and image.uri else (None, None)
+    return [
+        SourceAnnotation(
+            prompt_id=f"{file.stem}:{place}",
+            where=f"{file.uri}: line {line + 1}",
+            image_id=image.image_id,
+            image_uri=image.uri,
+            size_hw=size,
+            **_fields(
+                values, context.class_names, size, "; ".join(filter(None, (image.problem, unknown))), context.keypoints
+            ),
+        )
+        for place, (line, values) in enumerate(rows)
+    ]
+
+
+def _fields(
+    texts: Sequence[str], names: ClassNames, size: tuple[int, int] | None, problem: str, keypoints: bool
+) -> dict[str, Any]:
+    label, values = number(texts[0]), [number(text) for text in texts[1:]]
+    fields: dict[str, Any] = {"category_id": label}
+    if isinstance(label, float) and label.is_integer():
+        fields["category"] = names.names.get(str(int(label)))
+    pose = names.keypoints * names.keypoint_values
+    shares: list[Any] | None = None
+    points: list[list[Any]] = []
+    if not all(isinstance(value, float) for value in values):
+        problem = problem or f"expected a class and numbers, got {' '.join(texts)!r:.80}"
+    elif pose and len(values) in (4 + pose, 5 + pose):
+        shares = values[:4]
+        points = list(_visible(values[4 : 4 + pose], names.keypoint_values)) if keypoints else []
+        fields["score"] = values[-1] if len(values) > 4 + pose else None
+    elif len(values) in (4, 5):
+        shares, fields["score"] = values[:4], values[4] if len(values) == 5 else None
+    elif len(values) >= 6:
+        corners = values[: len(values) // 2 * 2]
+        fields["score"] = values[-1] if len(values) > len(corners) else None
+        around = bounds([corners[at : at + 2] for at in range(0, len(corners), 2)]) or []
+        shares = _centred(around)
+    else:
+        problem = problem or f"expected a class and 4 numbers or more, got {' '.join(texts)!r:.80}"
+    if shares is not None and not all(NORMALISED[0] <= value <= NORMALISED[1] for value in shares):
+        problem = problem or f"expected shares of the image's size, from 0 to 1, got {' '.join(texts)!r:.80}"
+        shares, points = None, []
+    if shares is not None and size is not None:
+        height, width = size
+        cx, cy, w, h = scaled(shares, width, height)
+        fields["box_xyxy"] = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+        fields["points_xy"] = [scaled(point, width, height) for point in points]
+    return fields | {"problem": problem or None}
+
+
+def _centred(box: Sequence[Any]) -> list[Any]:
+    x0, y0, x1, y1 = box
+    return [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+
+
+def _visible(values: Sequence[Any], each: int) -> Iterator[list[Any]]:
+    for at in range(0, len(values), each):
+        point = values[at : at + each]
+        visible = point[2] == VISIBLE if each == 3 else any(point)
+        if visible:
+            yield list(point[:2])
+
+
+def _image(file: SmallFile, context: Context) -> FoundImage:
+    stem, own = file.stem, file.uri.rpartition("/")[0].removesuffix("/" + file.stem.rpartition("/")[0])
+    parts = stem.split("/")
+    stems = [stem, "/".join(FOLDERS.get(part, part) for part in parts), f"{own.rpartition('/')[2]}/{stem}"]
+    if parts[0] in FOLDERS:
+        stems.append("/".join(parts[1:]))
+    found = find_image(context.folder, None, (name for each in dict.fromkeys(stems) for name in with_endings(each)))
+    if found.problem is None:
+        return found
+    return FoundImage(image_id=stem, problem=f"no image file {stem}.* is below {context.folder.uri}")

@@ -1,0 +1,345 @@
+"""SAM's mask decoder for the prompts of one image, its sums in an order that costs less than half.
+
+`decoder.decode_prompts` is the reference: training, HQ-SAM and whoever looks inside use it. Here, for inference:
+
+- Layer 1 meets the same image with every prompt: its projections of the image are made once (`image_side`). What a
+  `NanoSam` draws adds few channels to them.
+- Layer 1 adds to the image's features no more than its tokens write, some 70 products of a weight for each cell and a
+  vector: the plugin's projection of the sum is that of the image, made once, and of these vectors.
+- In layer 2 the projections move from the image's many cells to the few tokens: q.(W x) = (W'q).x, and
+  sum a_i (W x_i) = W (sum a_i x_i). `MOST_TOKENS` says up to how many that is less work.
+- Features keep the order of tokens, (P, N, C) with N = H * W cells, so that nothing is transposed. The kernels of the
+  transposed convolutions do not overlap: each is a matrix product, and cells go to their places when of each only one
+  number is left.
+- Of the last attention only the tokens that are used are computed. The IoU head needs no masks, so the token is chosen
+  first, and one mask is computed.
+
+Logits differ from the reference's by rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from torch import Tensor, nn
+
+from stable_sam.modeling.fast.prompt_tokens import prompt_tokens
+from stable_sam.modeling.features import FineFeatures, ImageFeatures
+from stable_sam.modeling.nano import NanoSam
+from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost, StableSamPlugin
+
+MOST_TOKENS = 16
+"""Output and prompt tokens up to which layer 2 is cheaper here: 16 tokens of 8 heads are as many as 128 channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSide:
+    """What is the same for all prompts of an image; of N cells, h heads of D channels."""
+
+    features: Tensor
+    """(N, C), the embedding with what SAM adds for "no mask prompt"; for `NanoSam` without the drawn prompt."""
+    position: Tensor
+    """(N, C), positional encoding."""
+    keys: Tensor
+    """(h, D, N), of layer 1's attention of the tokens to the image."""
+    values: Tensor
+    """(h, N, D), of the same."""
+    queries: Tensor
+    """(h, D, N), of layer 1's attention of the image to the tokens."""
+    projected: tuple[StableSamPlugin, Tensor] | None
+    """The plugin that was attached, and (N, C) of its projection: see `_projection`."""
+    fine: FineFeatures | None
+    """(N, 4, 4, C/8) and (N, 4, C/4), in the order of what `_upscaled` returns; None of an encoder that makes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenMasks:
+    """One mask for each of P prompts: logits (P, h, w) at a quarter of the model's input, and iou (P,)."""
+
+    logits: Tensor
+    iou: Tensor
+    token: Tensor
+    """(P,), 0 SAM's single mask, 1-3 its multimask."""
+    alpha: Tensor | None
+    """(P, 2) of the plugin."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer1:
+    """What layer 1 makes of P prompts."""
+
+    queries: Tensor
+    """(P, T, C)"""
+    features: Tensor
+    """(P, N, C), the norm of the image's features + weights.mT @ written."""
+    scale: Tensor
+    """(P, N, 1), what that norm multiplied the cells by."""
+    weights: Tensor
+    """(P, M, N)"""
+    written: Tensor
+    """(P, M, C)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What drawn prompts add to the features: cells.mT @ weight.mT."""
+
+    cells: Tensor
+    """(P, M, N)"""
+    weight: Tensor
+    """(C, M)"""
+
+
+def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
+    """What `decode_image` needs of the features of one image."""
+    encoder, layer = sam.prompt_encoder, sam.mask_decoder.transformer.layers[0]
+    constant = encoder.mask_downscaling[-1].bias if _draws(sam) else encoder.no_mask_embed.weight[0]
+    features = image.embedding[0].flatten(1).T + constant
+    position = encoder.get_dense_pe()[0].flatten(1).T.contiguous()
+    read, written = _own(layer.cross_attn_token_to_image), _own(layer.cross_attn_image_to_token)
+    keys, values, queries = (
+        projection(x).unflatten(1, (read.num_heads, -1)).transpose(0, 1).contiguous()
+        for projection, x in (
+            (read.k_proj, features + position),
+            (read.v_proj, features),
+            (written.q_proj, features + position),
+        )
+    )
+    projected = None
+    attached = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
+    if isinstance(attached, PluginHost):
+        projected = attached.plugin, features @ _projection(layer.norm4, attached.plugin)[0]
+    fine = None if image.fine is None else (_quarters(image.fine[0], 2), _quarters(image.fine[1], 1))
+    return ImageSide(features, position, keys.mT, values, queries.mT, projected, fine)
+
+
+def can_decode(sam: Sam, tokens: int) -> bool:
+    """Whether `decode_image` knows the plugin that `sam` hosts, and prompts of `tokens` tokens are cheaper with it."""
+    host = _host(sam)
+    known = host is None or (host.plugin.spec.layers == "second" and not host.plugin.spec.move_positions)
+    return known and 1 + sam.mask_decoder.num_mask_tokens + tokens <= MOST_TOKENS
+
+
+def decode_image(
+    sam: Sam,
+    image: ImageSide,
+    *,
+    boxes: Tensor | None = None,
+    points: tuple[Tensor, Tensor] | None = None,
+    ambiguous: bool = False,
+) -> ChosenMasks:
+    """The mask of each of P prompts of one image: SAM's single mask, or of `ambiguous` ones the best by predicted IoU.
+
+    boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N), as in `decoder.decode_prompts`.
+    """
+    decoder, host = sam.mask_decoder, _host(sam)
+    sparse = prompt_tokens(sam.prompt_encoder, boxes, points)
+    output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+    tokens = torch.cat((output_tokens.expand(len(sparse), -1, -1), sparse), dim=1)
+    drawn = _drawn(sam, sam.drawn_prompts(boxes, points)) if _draws(sam) else None
+
+    transformer = decoder.transformer
+    first = _first_layer(transformer.layers[0], image, tokens, drawn)
+    projected = None if host is None else _projected(transformer.layers[0].norm4, host.plugin, image, first)
+    queries, features, alpha = _second_layer(transformer.layers[1], first, projected, image.position, tokens, host)
+    used = slice(0, 1 + decoder.num_mask_tokens if ambiguous else 2)  # the IoU token, then the masks'
+    queries, tokens = queries[:, used], tokens[:, used]
+    read = _read(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
+    queries = transformer.norm_final_attn(queries + read)
+
+    iou = decoder.iou_prediction_head(queries[:, 0])
+    chosen = iou[:, 1:].argmax(dim=1) + 1 if ambiguous else torch.zeros_like(iou[:, 0], dtype=torch.long)
+    logits = _mask_logits(decoder, features, image.fine, _kernels(decoder, queries[:, 1:], chosen))
+    return ChosenMasks(logits, iou.gather(1, chosen[:, None])[:, 0], chosen, alpha)
+
+
+def _host(sam: Sam) -> PluginHost | None:
+    host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
+    return host if isinstance(host, PluginHost) and host.enabled else None
+
+
+def _own(attention: nn.Module) -> Attention:
+    """SAM's attention, where the plugin may host it."""
+    return cast(Attention, attention.attention if isinstance(attention, PluginHost | ImageStreamHost) else attention)
+
+
+def _draws(sam: Sam) -> bool:
+    """Whether the prompts of `sam` are drawn as well."""
+    return isinstance(sam, NanoSam) and sam.drawn > 0
+
+
+def _drawn(sam: NanoSam, masks: Tensor) -> _Drawn:
+    layers = sam.prompt_encoder.mask_downscaling
+    return _Drawn(layers[:-1](masks).flatten(2), layers[-1].weight.flatten(1))
+
+
+def _first_layer(layer: TwoWayAttentionBlock, image: ImageSide, tokens: Tensor, drawn: _Drawn | None) -> _Layer1:
+    queries = layer.norm1(layer.self_attn(q=tokens, k=tokens, v=tokens))
+    attention = _own(layer.cross_attn_token_to_image)
+    scores = _shared_scores(attention, attention.q_proj(queries + tokens), attention.k_proj, image.keys, drawn)
+    weights = scores.softmax(dim=-1)  # (P, h, T, N)
+    value = weights.transpose(0, 1).flatten(1, 2) @ image.values  # (h, P * T, D)
+    value = torch.unflatten(value, 1, tokens.shape[:2]).permute(1, 2, 0, 3)
+    if drawn is not None:
+        read = weights.flatten(1, 2) @ drawn.cells.mT  # (P, h * T, M)
+        projection = _per_head(attention.v_proj.weight @ drawn.weight, attention)
+        value = value + torch.einsum("phtm,hdm->pthd", torch.unflatten(read, 1, weights.shape[1:3]), projection)
+    queries = layer.norm2(queries + attention.out_proj(value.flatten(2)))
+    queries = layer.norm3(queries + layer.mlp(queries))
+
+    attention = _own(layer.cross_attn_image_to_token)
+    scores = _shared_scores(attention, attention.k_proj(queries + tokens), attention.q_proj, image.queries, drawn)
+    weights, written = scores.softmax(dim=2).flatten(1, 2), _written(attention, queries)
+    if drawn is not None:
+        weights = torch.cat((weights, drawn.cells), dim=1)
+        written = torch.cat((written, drawn.weight.mT.expand(len(written), -1, -1)), dim=1)
+    features, norm = torch.baddbmm(image.features.expand(len(weights), -1, -1), weights.mT, written), layer.norm4
+    features, _, scale = torch.native_layer_norm(features, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return _Layer1(queries, features, scale, weights, written)
+
+
+def _projection(norm: nn.LayerNorm, plugin: StableSamPlugin) -> tuple[Tensor, Tensor]:
+    """The plugin's projection of what `norm` makes of x is scale * (x @ weight) + bias, with the norm's own scale.
+
+    Returns weight (C, C) and bias (C,). The norm subtracts a cell's mean: the rows of this weight add up to 0 instead.
+    """
+    project = plugin.sampling.project
+    weight = project.weight.flatten(1)
+    scaled = weight * norm.weight
+    return (scaled - scaled.mean(dim=1, keepdim=True)).T, cast(Tensor, project.bias) + weight @ norm.bias
+
+
+def _projected(norm: nn.LayerNorm, plugin: StableSamPlugin, image: ImageSide, first: _Layer1) -> Tensor:
+    """x*_p (P, N, C) of layer 1's features."""
+    if image.projected is None or image.projected[0] is not plugin:
+        return plugin.sampling.project_tokens(first.features)
+    weight, bias = _projection(norm, plugin)
+    shared = image.projected[1].expand(len(first.written), -1, -1)
+    return torch.addcmul(bias, torch.baddbmm(shared, first.weights.mT, first.written @ weight), first.scale)
+
+
+def _second_layer(
+    layer: TwoWayAttentionBlock,
+    first: _Layer1,
+    projected: Tensor | None,
+    position: Tensor,
+    tokens: Tensor,
+    host: PluginHost | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries (P, T, C), features (P, N, C) and alpha of the plugin after layer 2; projected: x*_p for it."""
+    queries, features = first.queries, first.features
+    queries = layer.norm1(queries + layer.self_attn(q=queries + tokens, k=queries + tokens, v=queries))
+    calibrated, alpha = features, None
+    if host is not None:
+        assert projected is not None, "a plugin samples it"
+        token = host.plugin.spec.routing_token
+        calibrated, alpha = host.plugin.calibrate_tokens(features, projected, queries[:, token] + tokens[:, token])
+    positioned = calibrated + position
+    read = _read(_own(layer.cross_attn_token_to_image), queries + tokens, positioned, calibrated)
+    queries = layer.norm2(queries + read)
+    queries = layer.norm3(queries + layer.mlp(queries))
+    if host is None or host.plugin.spec.calibrates == "stream":
+        features = calibrated
+    else:
+        positioned = features + position
+
+    attention = _own(layer.cross_attn_image_to_token)
+    keys = _per_token(attention.k_proj(queries + tokens), attention)
+    scores = _asked(keys, attention.q_proj.weight, attention) @ positioned.mT
+    constant = torch.einsum("pthd,hd->pht", keys, attention.q_proj.bias.unflatten(0, (attention.num_heads, -1)))
+    weights = (torch.unflatten(scores, 1, constant.shape[1:]) + constant[..., None]).softmax(dim=2).flatten(1, 2)
+    return queries, layer.norm4(features.baddbmm_(weights.mT, _written(attention, queries))), alpha
+
+
+def _shared_scores(
+    attention: Attention, q: Tensor, projection: nn.Linear, shared: Tensor, drawn: _Drawn | None
+) -> Tensor:
+    """(P, h, T, N): projected tokens q (P, T, h * D) times cells `shared` (h, D, N) plus what `drawn` adds to them."""
+    query = _per_token(q, attention)
+    prompts, count = query.shape[:2]
+    scores = query.permute(2, 0, 1, 3).flatten(1, 2) @ shared  # (h, P * T, N)
+    scores = torch.unflatten(scores, 1, (prompts, count)).transpose(0, 1)
+    if drawn is None:
+        return scores
+    weight = _per_head(projection.weight @ drawn.weight, attention)
+    asked = torch.einsum("pthd,hdm->phtm", query, weight).flatten(1, 2)
+    return torch.unflatten(torch.baddbmm(scores.flatten(1, 2), asked, drawn.cells), 1, (-1, count))
+
+
+def _read(attention: Attention, q: Tensor, positioned: Tensor, features: Tensor) -> Tensor:
+    """`attention` of tokens q (P, T, C) to cells (P, N, C)."""
+    # The bias of the keys adds the same to all cells, which softmax does not see.
+    asked = _asked(_per_token(attention.q_proj(q), attention), attention.k_proj.weight, attention)
+    read = (asked @ positioned.mT).softmax(dim=-1) @ features  # (P, h * T, C)
+    weight = _per_head(attention.v_proj.weight, attention)
+    value = torch.einsum("phtc,hdc->pthd", torch.unflatten(read, 1, (len(weight), -1)), weight)
+    return cast(Tensor, attention.out_proj(value.flatten(2) + attention.v_proj.bias))
+
+
+def _asked(query: Tensor, weight: Tensor, attention: Attention) -> Tensor:
+    """(P, h * T, C): what query (P, T, h, D) asks of cells before their projection by `weight` (h * D, C)."""
+    return torch.einsum("pthd,hdc->phtc", query, _per_head(weight, attention)).flatten(1, 2)
+
+
+def _written(attention: Attention, v: Tensor) -> Tensor:
+    """(P, h * T, C): what tokens v (P, T, C) write into a cell that attends to them alone, by head."""
+    values = attention.v_proj(v).unflatten(2, (attention.num_heads, -1))
+    weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))
+    written = torch.einsum("pthd,chd->phtc", values, weight).flatten(1, 2)
+    # A head's weights add up to 1: so does the bias, given to the heads in equal parts.
+    return cast(Tensor, written + attention.out_proj.bias / attention.num_heads)
+
+
+def _per_token(projected: Tensor, attention: Attention) -> Tensor:
+    """(P, T, h * D) to (P, T, h, D), divided by sqrt(D) as scores are."""
+    query = torch.unflatten(projected, 2, (attention.num_heads, -1))
+    return query * float(query.shape[-1] ** -0.5)
+
+
+def _per_head(weight: Tensor, attention: Attention) -> Tensor:
+    """(h * D, C) to (h, D, C)."""
+    return torch.unflatten(weight, 0, (attention.num_heads, -1))
+
+
+def _kernels(decoder: MaskDecoder, queries: Tensor, chosen: Tensor) -> Tensor:
+    """(P, C/8), what the masks of the tokens `chosen` (P,) are read with; queries: of all masks, or of the first."""
+    mlps = list(decoder.output_hypernetworks_mlps)[: queries.shape[1]]
+    kernels = torch.stack([mlp(query) for mlp, query in zip(mlps, queries.unbind(1), strict=True)], dim=1)
+    return kernels[torch.arange(len(chosen), device=chosen.device), chosen]
+
+
+def _mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | None, kernels: Tensor) -> Tensor:
+    """The logits (P, 4H, 4W) that `kernels` (P, C/8) read from the upscaled `features` (P, N, C)."""
+    first, norm, _, second, _ = decoder.output_upscaling
+    prompts, cells, _ = features.shape
+    side = isqrt(cells)
+    x = _upscaled(first, features)
+    if fine is not None:
+        x = x.add_(fine[1])
+    x = _upscaled(second, F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)))
+    if fine is not None:
+        x = x.add_(fine[0])
+    x = F.gelu(x)  # (P, N, 4, 4, C/8): the cell, then which quarter, then which quarter of that
+    quarters = (kernels[:, None] @ x.flatten(1, 3).mT).view(prompts, side, side, 2, 2, 2, 2)
+    return quarters.permute(0, 1, 3, 5, 2, 4, 6).reshape(prompts, 4 * side, 4 * side)
+
+
+def _quarters(grid: Tensor, halvings: int) -> Tensor:
+    """(1, C, H * 2^n, W * 2^n) to (H * W, 4, ..., C): the cell, then n times which quarter of it."""
+    parts = (-1,) + (2,) * halvings
+    split = torch.unflatten(torch.unflatten(grid[0], 2, parts), 1, parts)  # C, then the rows' parts, then the columns'
+    rows, columns = range(1, 2 + halvings), range(2 + halvings, 3 + 2 * halvings)
+    order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
+    return split.permute(*order, 0).reshape(-1, *(4,) * halvings, grid.shape[1])
+
+
+def _upscaled(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A transposed convolution whose kernel of 2 x 2 is its stride: (..., C) to (..., 4, C')."""
+    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * C', C)
+    return torch.unflatten(F.linear(x, weight, cast(Tensor, layer.bias).repeat(4)), -1, (4, -1))

@@ -1,0 +1,1 @@
+"""Refining: an image and its prompts to masks, scores and routes."""

@@ -1,0 +1,247 @@
+"""What people said of masks becomes rows of the table: an import of corrections is a run, as a night is one.
+
+    files of a tool --stable_sam.formats.review_*--> Answer for each prompt --import_answers--> one table version
+
+No night refines a prompt again whose newest row is of status `reviewed`: see `stable_sam.runs.compare`. The masks of
+one import are held in memory, as run lengths.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import get_args
+
+import pyarrow as pa
+
+import stable_sam
+from stable_sam.config import RunConfig, tile_settings
+from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageError
+from stable_sam.formats.review_records import Answer
+from stable_sam.identity import ModelIdentity
+from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
+from stable_sam.review.decide import OUTCOMES, decide, newest_rows, reviewed_row
+from stable_sam.rle import mask_iou
+from stable_sam.runs.commits import write_part
+from stable_sam.runs.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
+from stable_sam.runs.publish import publish
+from stable_sam.scores import FROM_MODEL
+from stable_sam.storage.files import create_bytes, iter_files, join
+from stable_sam.table.current import MADE_BEFORE_REVIEW
+from stable_sam.table.log import REVIEW_MODEL, RunInfo, is_review, newest_run
+from stable_sam.table.query import query
+from stable_sam.table.schema import SHARD_SCHEMA, rows_to_table
+
+MAX_REJECTED_FRACTION = 0.5
+"""An import that rejects more of what was sent is refused: half a file looks like that."""
+_FEW_ANSWERS = 20
+"""Of fewer any part may be rejected."""
+_SHARD_ROWS = 2_000
+STILL = timedelta(minutes=30)
+"""A night that wrote nothing for so long is taken for dead: a shard takes a minute or so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewReport:
+    """What an import did, or with `dry_run` would do."""
+
+    corrected: int = 0
+    confirmed: int = 0
+    rejected: int = 0
+    unchanged: int = 0
+    """As sent, and nothing says that somebody looked."""
+    already: int = 0
+    """The table says the same already."""
+    problems: tuple[str, ...] = ()
+    """A line for each prompt that was not imported though the file says something of it."""
+    run_id: str | None = None
+    """Of the run that was published; None when there was nothing to publish."""
+
+    @property
+    def imported(self) -> int:
+        """Rows of the run."""
+        return self.corrected + self.confirmed + self.rejected
+
+
+@dataclass(slots=True)
+class _Decisions:
+    rows: list[tuple[Prompt, RefinedMask]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+def import_answers(
+    table_uri: str,
+    answers: Sequence[Answer],
+    *,
+    reviewer: str | None = None,
+    confirm_unchanged: bool = False,
+    unchanged_iou: float = 1.0,
+    max_rejected_fraction: float = MAX_REJECTED_FRACTION,
+    dry_run: bool = False,
+    force: bool = False,
+) -> ReviewReport:
+    """Publish what people decided as rows of status "reviewed", in one run; the same answers again do nothing.
+
+    answers: at most one for each prompt. reviewer: who; may correct their own earlier answers to the same export.
+    unchanged_iou: a mask counts as unchanged from this IoU on; below 1 for tools that draw masks anew.
+    An answer is a problem when its prompt is unknown or withdrawn, the mask is of another size, or the row that was
+    sent has been replaced since by another mask; the others are imported.
+    force: also while a night is being made, which then has to start again.
+    Raises `NotFoundError` when there is no table, `ConfigError` beside a night, `InputError` when more than
+    `max_rejected_fraction` of the answers are deletions, `StorageError`, also when a night was published meanwhile:
+    then nothing was imported.
+    """
+    parent = newest_run(table_uri)
+    if parent is None:
+        raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
+    _check_rejected(answers, max_rejected_fraction)
+    made_by = REVIEW_MODEL if reviewer is None else f"{REVIEW_MODEL}:{reviewer}"
+    decided = _Decisions()
+    left = {answer.prompt_id: answer for answer in answers}
+    for row in newest_rows(table_uri, answers, made_by):
+        answer = left.pop(row["prompt_id"])
+        what = decide(row, answer, answer.checked or confirm_unchanged, unchanged_iou, reviewer is not None)
+        if what in OUTCOMES:
+            decided.counts[what] += 1
+        else:
+            decided.problems.append(f"{answer.where}: prompt {answer.prompt_id}: {what}")
+        if what in get_args(Verdict):
+            decided.rows.append(reviewed_row(row, answer, what))
+    decided.problems += [
+        f"{answer.where}: prompt {answer.prompt_id}: expected a prompt of {table_uri}, found none"
+        for answer in left.values()
+    ]
+    report = ReviewReport(
+        corrected=decided.counts["corrected"],
+        confirmed=decided.counts["confirmed"],
+        rejected=decided.counts["rejected"],
+        unchanged=decided.counts["unchanged"],
+        already=decided.counts["already"],
+        problems=tuple(decided.problems),
+    )
+    if dry_run or not decided.rows:
+        return report
+    if not force:
+        check_no_night(table_uri, parent)
+    manifest = _manifest(table_uri, parent, decided.rows, made_by)
+    _publish(manifest, decided.rows)
+    return replace(report, run_id=manifest.run_id)
+
+
+def reviewed_masks(table_uri: str) -> pa.Table:
+    """What people decided, with what the model had said: labels for calibration and training.
+
+    A row for each prompt that is reviewed now: its prompt and image; `verdict`; `true_mask_size` and `true_mask_counts`
+    (null for a rejected one); `mask_size`, `mask_counts` and `area`, the scores, `second_pass`, `view`, `model_route`
+    and the model of the row that was reviewed (the newest that a model made), with the `jitter_count`, `jitter_scale`,
+    `stability_offset` and `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
+    Raises what `stable_sam.table.query.query` raises.
+    """
+    theirs = ("mask_size", "mask_counts", "area", *FROM_MODEL, "second_pass", "view", "model_id", "weights_sha256",
+              "dtype", "config_hash")  # fmt: skip
+    ours = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
+            "points_xy", "point_labels", "verdict")  # fmt: skip
+    table = query(
+        table_uri,
+        f"""
+        SELECT {", ".join(f"m.{name}" for name in ours)},
+               m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
+               {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale,
+               r.stability_offset, r.tiles
+        FROM masks m JOIN ({MADE_BEFORE_REVIEW}) h USING (prompt_id) LEFT JOIN runs r ON r.run_id = h.run_id
+        WHERE m.status = 'reviewed'
+        ORDER BY m.image_uri, m.prompt_id
+        """,
+    )
+    masks = (table[name].to_pylist() for name in ("mask_size", "mask_counts", "true_mask_size", "true_mask_counts"))
+    ious = [mask_iou(*both) or 0.0 for both in zip(*masks, strict=True)]
+    return table.append_column("true_iou", pa.array(ious, pa.float64()))
+
+
+def _check_rejected(answers: Sequence[Answer], max_fraction: float) -> None:
+    rejected = sum(answer.mask is None for answer in answers)
+    if len(answers) >= _FEW_ANSWERS and rejected > max_fraction * len(answers):
+        raise InputError(
+            f"expected files that hold most of the {len(answers)} masks that were sent, got deletions of {rejected}; "
+            f"nothing was imported. If they were really deleted, raise max_rejected (now {max_fraction:g}) to 1"
+        )
+
+
+def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, RefinedMask]], made_by: str) -> RunManifest:
+    """The run, which continues `parent` and leaves everything else as it found it."""
+    measured = {name: getattr(parent, name) for name in ("jitter_count", "jitter_scale", "stability_offset")}
+    known = {name: value for name, value in measured.items() if value is not None}
+    config = RunConfig.from_dict({"refiner": known | tile_settings(parent.tiles)})
+    content = [[mask.prompt_id, mask.verdict, mask.mask_counts] for _, mask in rows]
+    content_hash = json_sha256([made_by, stable_sam.__version__, content])
+    current = parent.current_prompts
+    if current is None:
+        current = query(table_uri, "SELECT count(*) AS n FROM masks").to_pylist()[0]["n"]
+    return RunManifest(
+        run_id=json_sha256([content_hash, parent.run_id])[:ID_DIGITS],
+        parent_run_id=parent.run_id,
+        revision=parent.revision + 1,
+        content_hash=content_hash,
+        source_hash=parent.source_hash,
+        # The source is as far from the table as it was.
+        source_version=parent.source_version,
+        annotations_uri=parent.annotations_uri,
+        images_uri=parent.images_uri,
+        output_uri=table_uri,
+        config=config,
+        model=ModelIdentity(model_id=made_by, weights_sha256="", dtype=""),
+        config_hash=parent.config_hash,
+        code_version=stable_sam.__version__,
+        logical_date=None,
+        changes=Changes(unchanged=current),
+        current_prompts=current,
+        prompts=len(rows),
+        images=len({prompt.image_uri for prompt, _ in rows}),
+        shards=(),
+        tombstones=(),
+    )
+
+
+def _publish(manifest: RunManifest, rows: Sequence[tuple[Prompt, RefinedMask]]) -> None:
+    """Commit the rows in shards and make them one version; a killed import is taken up by the same import again."""
+    chunks = [rows[start : start + _SHARD_ROWS] for start in range(0, len(rows), _SHARD_ROWS)]
+    tables = (_shard(chunk) for chunk in chunks)
+    manifest = replace(manifest, shards=write_shards(tables, manifest.folder_uri, manifest.content_hash))
+    create_bytes(manifest.uri, manifest.to_json().encode())
+    for shard, chunk in zip(manifest.shards, chunks, strict=True):
+        write_part(manifest, shard, chunk)
+    publish(manifest)
+
+
+def _shard(rows: Sequence[tuple[Prompt, RefinedMask]]) -> tuple[pa.Table, int]:
+    plain = [
+        {name: value for name, value in asdict(prompt).items() if name in SHARD_SCHEMA.names} for prompt, _ in rows
+    ]
+    return rows_to_table(plain, SHARD_SCHEMA), len({prompt.image_uri for prompt, _ in rows})
+
+
+def check_no_night(table_uri: str, newest: RunInfo) -> None:
+    """Raise `ConfigError` when a run that continues the newest one was worked on a moment ago."""
+    touched: dict[str, datetime] = {}
+    for file in iter_files(join(table_uri, "_runs")):
+        run_id = file.path.partition("/")[0]
+        touched[run_id] = max(file.modified, touched.get(run_id, file.modified))
+    now = datetime.now(UTC)
+    for run_id, when in touched.items():
+        if run_id != newest.run_id and when > now - STILL and _continues(table_uri, run_id, newest):
+            minutes = max(0, int((now - when).total_seconds() // 60))
+            raise ConfigError(
+                f"{table_uri}: run {run_id} is being made (it wrote {minutes} min ago) and could not be published "
+                "after an import: import when it is through, or by force, and start it again"
+            )
+
+
+def _continues(table_uri: str, run_id: str, newest: RunInfo) -> bool:
+    try:
+        manifest = read_manifest(join(table_uri, "_runs", run_id, "manifest.json"))
+    except StorageError:
+        return False  # of another version, or not there yet
+    return manifest.parent_run_id == newest.run_id and not is_review(manifest.model.model_id)

@@ -1,0 +1,43 @@
+"""Which nights of the past have to be run, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date, timedelta
+
+from stable_sam.errors import ConfigError
+from stable_sam.table.log import RunInfo
+
+DATE = "{date}"
+"""Stands in a URI for the logical date, YYYY-MM-DD."""
+
+
+def days(first: str, last: str) -> list[str]:
+    """All dates from `first` to `last`, both included; raises `ConfigError` unless these are dates in this order."""
+    start, end = _date("--from", first), _date("--to", last)
+    if start > end:
+        raise ConfigError(f"--from {first}: expected a date that is not after --to {last}")
+    return [(start + timedelta(days=day)).isoformat() for day in range((end - start).days + 1)]
+
+
+def in_force(runs: Iterable[RunInfo], day: str) -> RunInfo | None:
+    """The published run whose content stood on the evening of `day`: the newest of the latest logical date up to it."""
+    dated = [run for run in runs if run.logical_date is not None and run.logical_date <= day]
+    return max(dated, key=lambda run: (run.logical_date or "", run.version), default=None)
+
+
+def check_order(runs: Iterable[RunInfo], day: str, last: str) -> None:
+    """Raise `ConfigError` when the table would be left with the content of an older date than it has."""
+    newest = max((run.logical_date for run in runs if run.logical_date is not None), default="")
+    if newest > last:
+        raise ConfigError(
+            f"--to {last}: the table already stands at {newest}, and running {day} would make older annotations "
+            f"current again; give --to {newest} or later, or another --output"
+        )
+
+
+def _date(option: str, given: str) -> date:
+    try:
+        return date.fromisoformat(given)
+    except ValueError:
+        raise ConfigError(f"{option}: expected YYYY-MM-DD, got {given!r}") from None

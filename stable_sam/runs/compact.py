@@ -1,0 +1,216 @@
+"""Compaction: many small parts rewritten as a few large files, current rows apart from past ones.
+
+Only data files change: every version before it reads as it did, `history` has the same rows, and the current view need
+no longer look at rows that are past (see `stable_sam.table.layout`). Runs beside writers: when a publish comes between,
+the same files are committed on top of it, and a publish that meets a compaction does likewise.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, RemoveAction
+
+from stable_sam.errors import ConservationError, NotFoundError, StorageError
+from stable_sam.runs.commits import PARQUET_OPTIONS
+from stable_sam.storage.files import join, remove_files, write_bytes
+from stable_sam.table.current import newest_revisions
+from stable_sam.table.layout import COMPACTED, layout, paths_of, subset
+from stable_sam.table.log import COMMIT_ATTEMPTS, open_table, pause_after, storage_error
+from stable_sam.table.schema import MASKS_SCHEMA
+
+TARGET_BYTES = 128 * 2**20
+"""Of a file: large enough that opening it costs nothing beside reading, small enough to be built in memory."""
+_COMPACTION_KEY = "stable_sam_compaction"
+_ROW_GROUP = 50_000
+"""Rows that a filter skips or reads together."""
+_MEMORY_LIMIT = "1GB"
+"""What DuckDB may hold before it spills."""
+_BUCKET_ROWS = 200_000
+"""Rows that are sorted together, where that makes no more than `_MAX_BUCKETS` of them."""
+_MAX_BUCKETS = 64
+# Pictures together, and runs together: what people ask for lies in few row groups. Rows are wide, so their places are
+# found by their keys alone, each row goes to its bucket on the disk, and one bucket at a time is sorted.
+_PLACES = f"""
+    CREATE TABLE places AS
+    WITH newest AS ({newest_revisions("candidates")}), keys AS (
+        SELECT rows.prompt_id, rows.revision, image_uri, image_id,
+               status = 'withdrawn' OR rows.revision < newest.revision AS is_past
+        FROM candidates rows JOIN newest ON rows.prompt_id = newest.prompt_id
+        UNION ALL SELECT prompt_id, revision, image_uri, image_id, true FROM past
+    )
+    SELECT prompt_id, revision, is_past, row_number() OVER (
+        PARTITION BY is_past ORDER BY CASE WHEN is_past THEN revision END, image_uri, image_id, prompt_id
+    ) AS place FROM keys
+"""
+_BUCKETS = """
+    COPY (
+        SELECT rows.*, is_past, place, place // {bucket_rows} AS bucket
+        FROM (SELECT * FROM candidates UNION ALL SELECT * FROM past) rows JOIN places
+        ON rows.prompt_id = places.prompt_id AND rows.revision = places.revision
+    ) TO '{folder}' (FORMAT parquet, PARTITION_BY (is_past, bucket))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactReport:
+    """What a compaction did."""
+
+    version: int | None
+    """Delta version that it made; None when there was nothing to do."""
+    rows: int = 0
+    """Rewritten."""
+    files_before: int = 0
+    files_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+def compact(table_uri: str, *, target_bytes: int = TARGET_BYTES) -> CompactReport:
+    """Rewrite the parts of the runs since the last compaction, and the current rows, as files of about `target_bytes`.
+
+    Files of past rows stay, until there are several small ones. The old files stay too, for older versions and their
+    readers, until `vacuum`. A compaction that was killed leaves files that nobody refers to.
+    Raises `NotFoundError` when there is no table, `ConservationError` when the rewritten rows are not as many as the
+    table says, `StorageError`, also when another compaction was faster.
+    """
+    table = open_table(table_uri)
+    if table is None:
+        raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
+    try:
+        return _compact(table, table_uri, target_bytes)
+    except (DeltaError, OSError, duckdb.Error, pa.ArrowException) as error:
+        raise storage_error(table_uri, "cannot compact the table", error) from error
+
+
+def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactReport:
+    files = layout(table)
+    known = _files(table)
+    small = [path for path in paths_of(files.past) if known[path][0] < target_bytes / 2]
+    past = small if len(small) > 1 else []
+    nights = paths_of(files.nights)
+    if not nights and not past:
+        return CompactReport(version=None)
+    # Past rows stay past. Without nights, current rows stay as they are, too.
+    candidates = [*paths_of(files.current), *nights] if nights else []
+    removed = [*candidates, *past]
+    expected = sum(known[path][1] for path in removed)
+    folder = f"{COMPACTED}{uuid.uuid4().hex}"
+    with (
+        tempfile.TemporaryDirectory(prefix="stable-sam-compact-") as spill,
+        duckdb.connect(config={"memory_limit": _MEMORY_LIMIT, "temp_directory": spill}) as connection,
+    ):
+        connection.register("candidates", subset(files.history, candidates))
+        connection.register("past", subset(files.history, past))
+        connection.execute(_PLACES)
+        bucket_rows = max(_BUCKET_ROWS, math.ceil(expected / _MAX_BUCKETS))
+        connection.execute(_BUCKETS.format(bucket_rows=bucket_rows, folder=f"{spill}/buckets"))
+        adds = []
+        for name, is_past in (("current", "false"), ("past", "true")):
+            batches = _sorted(connection, Path(spill, "buckets", f"is_past={is_past}"))
+            adds += list(_write(batches, table_uri, f"{folder}/{name}", target_bytes))
+    rows = sum(_rows(add) for add in adds)
+    if rows != expected:
+        remove_files(table_uri, [add.path for add in adds])
+        raise ConservationError(f"{table_uri}: expected {expected} rows after compaction, got {rows}; nothing changed")
+    version = _commit(table, table_uri, adds, {path: known[path][0] for path in removed})
+    return CompactReport(
+        version=version,
+        rows=rows,
+        files_before=len(removed),
+        files_after=len(adds),
+        bytes_before=sum(known[path][0] for path in removed),
+        bytes_after=sum(add.size for add in adds),
+    )
+
+
+def _files(table: DeltaTable) -> dict[str, tuple[int, int]]:
+    """Path -> (bytes, rows) of the table's files."""
+    actions = pa.table(table.get_add_actions())
+    columns = (actions.column(name).to_pylist() for name in ("path", "size_bytes", "num_records"))
+    return {path: (size, rows) for path, size, rows in zip(*columns, strict=True)}
+
+
+def _sorted(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of MASKS_SCHEMA in the buckets of `folder`, in their places."""
+    columns = ", ".join(MASKS_SCHEMA.names)
+    for bucket in sorted(folder.glob("bucket=*"), key=lambda path: int(path.name.partition("=")[2])):
+        sql = f"SELECT {columns} FROM read_parquet('{bucket}/*.parquet') ORDER BY place"
+        yield from connection.sql(sql).to_arrow_reader(_ROW_GROUP)
+
+
+def _write(batches: Iterator[pa.RecordBatch], table_uri: str, path: str, target_bytes: int) -> Iterator[AddAction]:
+    for number in count():
+        rows, buffer = 0, io.BytesIO()
+        with pq.ParquetWriter(buffer, MASKS_SCHEMA, **PARQUET_OPTIONS) as writer:
+            for batch in batches:
+                writer.write_batch(batch.cast(MASKS_SCHEMA))
+                rows += batch.num_rows
+                if buffer.tell() >= target_bytes:
+                    break
+        if not rows:
+            return
+        add = AddAction(
+            path=f"{path}-{number:05}.parquet",
+            size=buffer.tell(),
+            partition_values={},
+            modification_time=_now(),
+            data_change=False,
+            # Nothing but the count: no column of the table has statistics, see `table.py`.
+            stats=json.dumps({"numRecords": rows}),
+        )
+        write_bytes(join(table_uri, add.path), buffer.getvalue())
+        yield add
+
+
+def _commit(table: DeltaTable, table_uri: str, adds: Sequence[AddAction], removed: dict[str, int]) -> int:
+    removes = [
+        RemoveAction(path, data_change=False, deletion_timestamp=_now(), size=size, partition_values={})
+        for path, size in removed.items()
+    ]
+    properties = CommitProperties(
+        custom_metadata={_COMPACTION_KEY: {"removed": len(removes), "added": len(adds)}},
+        # What came between has to be looked at first.
+        max_commit_retries=0,
+    )
+    for attempt in range(COMMIT_ATTEMPTS):
+        try:
+            table.create_write_transaction([*adds, *removes], "append", table.schema(), commit_properties=properties)
+        except (DeltaError, OSError):
+            if attempt == COMMIT_ATTEMPTS - 1:
+                raise
+        else:
+            return table.version() + 1
+        pause_after(attempt)
+        # Somebody else wrote this version, or the answer was lost.
+        newest = open_table(table_uri)
+        there = set() if newest is None else set(_files(newest))
+        if newest is not None and adds[0].path in there:
+            return table.version() + 1
+        if newest is None or not there.issuperset(removed):
+            remove_files(table_uri, [add.path for add in adds])
+            raise StorageError(f"{table_uri}: another compaction was faster; this one changed nothing")
+        table = newest
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _rows(add: AddAction) -> int:
+    return int(json.loads(add.stats)["numRecords"])
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

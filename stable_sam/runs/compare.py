@@ -1,0 +1,213 @@
+"""One night's source laid beside the table: which prompts are new, changed, to be refreshed or withdrawn.
+
+All of it happens in DuckDB tables that spill to a temporary folder, so that memory does not grow with the dataset:
+
+    versions    uri, image_hash, looked_at                          the files below the image folder
+    source      PROMPTS_SCHEMA, prompt_hash                         the prompts as read
+    live        see live.py                                         the prompts that are current in the table
+    planned     source, image_hash, reason                          what has to be refined, and why
+    withdrawn   prompt_id, revision                                 what is current and no longer in the source
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+
+import duckdb
+import pyarrow as pa
+
+from stable_sam.errors import AnnotationError, StorageError
+from stable_sam.records import Changes
+from stable_sam.storage.files import file_version, modified_since
+from stable_sam.table.current import FAILED, OTHER_CODE, OTHER_MODEL, REVIEWED, first_row
+from stable_sam.table.fingerprint import DIGEST, NO_VERSION, PROMPT_HASH, hash_of
+from stable_sam.table.schema import PROMPTS_SCHEMA, SHARD_SCHEMA
+
+REFRESH = ("failed", "model", "all")
+"""What may be asked for besides changes of the source: failed prompts again; prompts refined by other weights or
+settings; both, and those refined by another version of this software."""
+
+_CHUNK = 200_000
+"""Rows handed to DuckDB at one time: enough for all its threads, some tens of megabytes."""
+_LOOKUPS = 16
+"""Images outside the folder looked up at the same time."""
+_IDS_DIGEST = "coalesce(bit_xor(md5_number(prompt_id)), 0)::VARCHAR"
+_REASONS = ("new", "unknown", "prompt_changed", "image_changed", "failed", "other_model", "other_code")
+"""Fields of `Changes` that are reasons to refine a prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a night found."""
+
+    changes: Changes
+    source_prompts: int
+    """Prompts of the source."""
+    current_prompts: int
+    """Prompts that will be current when the changes are published."""
+    source_digest: str
+    """Equal for equal prompts on equal images, in any order."""
+    planned_digest: str
+    withdrawn_digest: str
+
+
+def load_versions(
+    connection: duckdb.DuckDBPyConnection,
+    images_uri: str,
+    listing: Iterable[tuple[str, str]],
+    looked_at: frozenset[str] | None,
+) -> str:
+    """Make the table `versions`; returns a digest of it. `listing`: (path below the folder, version) of each file.
+
+    looked_at: URIs that count, None: all of them.
+    """
+    connection.execute("CREATE TABLE versions(uri VARCHAR, image_hash UBIGINT, looked_at BOOLEAN)")
+    base = images_uri.rstrip("/") + "/"
+    entries = iter(listing)
+    while chunk := list(islice(entries, _CHUNK)):
+        names, versions = zip(*chunk, strict=True)
+        seen = [looked_at is None or base + name in looked_at for name in names]
+        connection.register("chunk", pa.table({"name": names, "version": versions, "seen": seen}))
+        connection.execute(f"INSERT INTO versions SELECT $1 || name, {hash_of('version')}, seen FROM chunk", [base])
+        connection.unregister("chunk")
+    digest = "coalesce(bit_xor(md5_number(uri || '-' || image_hash)), 0)::VARCHAR"
+    count, content = first_row(connection, f"SELECT count(*), {digest} FROM versions")
+    return f"{count} {content}"
+
+
+def load_source(connection: duckdb.DuckDBPyConnection, batches: Iterable[pa.RecordBatch], annotations_uri: str) -> int:
+    """Make the table `source` of all `batches` (PROMPTS_SCHEMA); returns the number of prompts.
+
+    Raises `AnnotationError` for none and for a prompt_id that appears twice, and whatever `batches` raises.
+    """
+    connection.register("chunk", PROMPTS_SCHEMA.empty_table())
+    connection.execute(f"CREATE TABLE source AS SELECT *, {PROMPT_HASH} AS prompt_hash FROM chunk")
+    for chunk in _chunks(batches):
+        connection.register("chunk", chunk)
+        connection.execute(f"INSERT INTO source SELECT *, {PROMPT_HASH} AS prompt_hash FROM chunk")
+    connection.unregister("chunk")
+    count, ids = first_row(connection, "SELECT count(*), count(DISTINCT hash(prompt_id)) FROM source")
+    if count == 0:
+        raise AnnotationError(f"{annotations_uri}: expected at least one annotation, got none")
+    if ids < count:
+        repeated = "SELECT prompt_id FROM source GROUP BY prompt_id HAVING count(*) > 1 ORDER BY prompt_id LIMIT 1"
+        for (prompt_id,) in connection.execute(repeated).fetchall():
+            raise AnnotationError(
+                f"{annotations_uri}: prompt_id {prompt_id}: expected every id once, got it more than once"
+            )
+    return int(count)
+
+
+def load_elsewhere(connection: duckdb.DuckDBPyConnection, since: datetime | None) -> int:
+    """Add the images outside the folder to `versions`, by a request each; returns how many there are."""
+    uris = [
+        uri
+        for (uri,) in connection.execute(
+            "SELECT DISTINCT image_uri FROM source WHERE image_uri <> '' "
+            "AND NOT EXISTS (SELECT 1 FROM versions WHERE uri = image_uri)"
+        ).fetchall()
+    ]
+
+    def look_up(uri: str) -> tuple[str, str, bool] | None:
+        with suppress(StorageError):
+            return uri, file_version(uri), since is None or bool(modified_since(uri, since))
+        return None  # the rows of this image will say why
+
+    with ThreadPoolExecutor(_LOOKUPS) as readers:
+        found = [answer for answer in readers.map(look_up, uris) if answer is not None]
+    if found:
+        connection.executemany(f"INSERT INTO versions SELECT $1, {hash_of('$2')}, $3", found)
+    return len(uris)
+
+
+def compare(
+    connection: duckdb.DuckDBPyConnection, refresh: frozenset[str], *, partial: bool, source_looked_at: bool
+) -> Comparison:
+    """Make `planned` and `withdrawn` of `source`, `versions` and `live`, and count.
+
+    partial: only a part of the source was looked at: nothing is withdrawn. source_looked_at: False leaves out the
+    prompts whose image is not looked at.
+    """
+    asked = {
+        "failed": FAILED if refresh & {"failed", "all"} else 0,
+        "other_model": OTHER_MODEL if refresh & {"model", "all"} else 0,
+        "other_code": OTHER_CODE if "all" in refresh else 0,
+    }
+    reasons = "\n".join(f"WHEN live.flags & {flag} > 0 THEN '{reason}'" for reason, flag in asked.items() if flag)
+    source = f"""
+        SELECT source.*, coalesce(versions.image_hash, {NO_VERSION}) AS image_hash
+        FROM source LEFT JOIN versions ON versions.uri = source.image_uri
+        {"" if source_looked_at else "WHERE versions.looked_at"}
+    """
+    (live,), reviewed = first_row(connection, "SELECT count(*) FROM live"), 0
+    if live == 0:
+        # All is new: a view, because a second copy of a whole source would have to be spilled.
+        connection.execute(f"CREATE VIEW planned AS SELECT *, 'new' AS reason FROM ({source})")
+    else:
+        connection.execute(
+            f"""
+            CREATE TABLE planned AS SELECT * FROM (
+                SELECT seen.*, CASE
+                    WHEN live.prompt_id IS NULL THEN 'new'
+                    WHEN live.prompt_hash IS NULL THEN 'unknown'
+                    WHEN live.prompt_hash <> seen.prompt_hash THEN 'prompt_changed'
+                    WHEN live.image_hash <> seen.image_hash THEN 'image_changed'
+                    {reasons}
+                END AS reason, live.flags & {REVIEWED} > 0 AS is_reviewed
+                FROM ({source}) seen LEFT JOIN live ON live.prompt_id = seen.prompt_id
+            ) WHERE reason IS NOT NULL
+            """
+        )
+        reviewed = first_row(connection, "SELECT count(*) FROM planned WHERE is_reviewed")[0]
+        connection.execute("DELETE FROM planned WHERE is_reviewed")
+    connection.execute(
+        "CREATE TABLE withdrawn AS SELECT prompt_id, revision FROM live WHERE "
+        + ("false" if partial else "NOT EXISTS (SELECT 1 FROM source WHERE source.prompt_id = live.prompt_id)")
+    )
+    found = dict(connection.execute("SELECT reason, count(*) FROM planned GROUP BY reason").fetchall())
+    prompts, withdrawn = (
+        int(first_row(connection, f"SELECT count(*) FROM {name}")[0]) for name in ("source", "withdrawn")
+    )
+    new = found.get("new", 0)
+    unchanged = live - withdrawn - sum(found.values()) + new
+    source_digest = first_row(connection, f"SELECT {DIGEST} FROM ({source})")[0]
+    return Comparison(
+        changes=Changes(
+            **{name: found.get(name, 0) for name in _REASONS},
+            withdrawn=withdrawn,
+            unchanged=unchanged,
+            reviewed=reviewed,
+        ),
+        source_prompts=prompts,
+        current_prompts=live - withdrawn + new if partial else prompts,
+        source_digest=source_digest,
+        planned_digest=source_digest if live == 0 else first_row(connection, f"SELECT {DIGEST} FROM planned")[0],
+        withdrawn_digest=first_row(connection, f"SELECT {_IDS_DIGEST} FROM withdrawn")[0],
+    )
+
+
+def withdrawn_prompts(connection: duckdb.DuckDBPyConnection, rows: int) -> Iterator[pa.Table]:
+    """The withdrawn prompts (SHARD_SCHEMA) as their newest rows have them, in tables of about `rows`."""
+    names = ", ".join(SHARD_SCHEMA.names)
+    sql = f"SELECT {names} FROM candidates SEMI JOIN withdrawn USING (prompt_id, revision) ORDER BY prompt_id"
+    for batch in connection.sql(sql).to_arrow_reader(rows):
+        if batch.num_rows:
+            yield pa.Table.from_batches([batch]).cast(SHARD_SCHEMA)
+
+
+def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= _CHUNK:
+            yield pa.Table.from_batches(held)
+            held, rows = [], 0
+    if held:
+        yield pa.Table.from_batches(held)

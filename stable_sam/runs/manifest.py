@@ -1,0 +1,204 @@
+"""A stored plan of a run: which prompts, in which shards, by which model. All its ids are hashes of what goes in.
+
+<output>/_runs/<run_id>/manifest.json           RunManifest; created once, the first driver's stands
+                       /shards/<shard_id>.parquet   prompts of one shard, or withdrawn prompts
+                       /shards/<shard_id>-truth.parquet   true masks on its images, where some are known
+                       /commits/<shard_id>.json     see commits.py
+
+A run holds only what has to be done: prompts that are new, changed or to be refreshed, and a tombstone for each that
+was withdrawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stable_sam.config import RunConfig
+from stable_sam.errors import ConfigError, StorageError
+from stable_sam.identity import ModelIdentity
+from stable_sam.records import Changes, Prompt, Provenance
+from stable_sam.storage.files import join, read_bytes, write_bytes
+from stable_sam.table.schema import SHARD_SCHEMA, prompt_from_row
+
+ID_DIGITS = 16
+"""Of the hash of a run or shard, hexadecimal."""
+_WRITERS = 16
+"""Shard files written at the same time: they are small and each costs a round trip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPlan:
+    """A unit of work: the prompts of a few images."""
+
+    shard_id: str
+    """Hash of its prompts and of the versions of its images."""
+    uri: str
+    """Parquet file of the prompts."""
+    prompts: int
+    images: int
+    truth: int = 0
+    """Rows of the file of its true masks; 0: there is none. See stable_sam.runs.truth."""
+
+    @property
+    def truth_uri(self) -> str:
+        """Parquet file of the true masks on its images."""
+        return f"{self.uri.removesuffix('.parquet')}-truth.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunManifest:
+    """All that drivers and actors need to know of a run."""
+
+    run_id: str
+    """Hash of `content_hash`, `parent_run_id` and how the shards are cut."""
+    parent_run_id: str | None
+    """The run whose table this one continues."""
+    revision: int
+    """1 for the first run of a table, then its parent's plus 1."""
+    content_hash: str
+    """Hash of what is refined and withdrawn, every image's version, the model, its settings and the code: equal means
+    equal rows."""
+    source_hash: str
+    """Hash of all prompts of the source and of the versions of their images."""
+    source_version: str | None
+    """Hash of the versions of all files that were read; None where these do not tell whether anything changed."""
+    annotations_uri: str
+    images_uri: str
+    output_uri: str
+    config: RunConfig
+    """As first planned: a driver that takes the run up may use other `ray`, `device` and `max_failed_fraction`."""
+    model: ModelIdentity
+    config_hash: str
+    code_version: str
+    logical_date: str | None
+    changes: Changes
+    current_prompts: int
+    """Prompts that are current once the run is published: those of the source; with `since`, those that were current
+    and the new ones."""
+    prompts: int
+    """To refine."""
+    images: int
+    shards: tuple[ShardPlan, ...]
+    tombstones: tuple[ShardPlan, ...]
+    """Withdrawn prompts: rows without a mask, which the driver writes itself."""
+
+    @property
+    def folder_uri(self) -> str:
+        """Where the run keeps what readers of the table never see."""
+        return join(self.output_uri, "_runs", self.run_id)
+
+    @property
+    def uri(self) -> str:
+        """Where this manifest is stored."""
+        return join(self.folder_uri, "manifest.json")
+
+    @property
+    def rows(self) -> int:
+        """Rows that the run adds to the table: one for each prompt and each tombstone."""
+        return self.prompts + self.changes.withdrawn
+
+    def provenance(self, shard_id: str) -> Provenance:
+        """What the rows of one shard say of their making."""
+        return Provenance(
+            run_id=self.run_id,
+            shard_id=shard_id,
+            revision=self.revision,
+            model_id=self.model.model_id,
+            weights_sha256=self.model.weights_sha256,
+            config_hash=self.config_hash,
+            code_version=self.code_version,
+            dtype=self.model.dtype,
+            logical_date=self.logical_date,
+        )
+
+    def to_json(self) -> str:
+        """Every field, readable by people too."""
+        plain = asdict(replace(self, config=RunConfig())) | {"config": self.config.model_dump(mode="json")}
+        return json.dumps(plain, indent=1)
+
+
+def read_manifest(uri: str) -> RunManifest:
+    """Read a stored manifest; raises `StorageError`.
+
+    The output is where the manifest lies now: a folder that was moved or copied is taken up there.
+    """
+    data = read_bytes(uri)
+    folder_uri = uri.rpartition("/")[0]
+    try:
+        raw: dict[str, Any] = json.loads(data)
+        raw["config"] = RunConfig.from_dict(raw["config"], source=uri)
+        raw["model"] = ModelIdentity(**raw["model"])
+        raw["changes"] = Changes(**raw["changes"])
+        for name in ("shards", "tombstones"):
+            shards = (ShardPlan(**shard) for shard in raw[name])
+            raw[name] = tuple(replace(shard, uri=_shard_uri(folder_uri, shard.shard_id)) for shard in shards)
+        raw["output_uri"] = folder_uri.rsplit("/", 2)[0]
+        return RunManifest(**raw)
+    except (ConfigError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{uri}: expected a run manifest of this version of stable-sam: {error}") from error
+
+
+def read_shard(uri: str) -> list[Prompt]:
+    """The prompts of a shard, ordered by image and prompt_id; raises `StorageError`."""
+    return [prompt_from_row(row) for row in read_shard_table(uri).to_pylist()]
+
+
+def read_shard_table(uri: str) -> pa.Table:
+    """The rows (SHARD_SCHEMA) of a shard; raises `StorageError`."""
+    data = read_bytes(uri)
+    try:
+        return pq.read_table(io.BytesIO(data), schema=SHARD_SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{uri}: expected a Parquet file of prompts: {error}") from error
+
+
+def write_shards(shards: Iterable[tuple[pa.Table, int]], folder_uri: str, kind: str) -> tuple[ShardPlan, ...]:
+    """Store shards (rows of SHARD_SCHEMA, number of images) of the run at `folder_uri`, a few at a time.
+
+    kind: enters their ids, for prompts to refine and withdrawn ones may be the same. Raises `StorageError`.
+    """
+    plans: list[ShardPlan] = []
+    waiting: deque[Future[ShardPlan]] = deque()
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        for rows, images in shards:
+            if len(waiting) == 2 * _WRITERS:
+                plans.append(waiting.popleft().result())
+            waiting.append(writers.submit(_write_shard, rows, images, folder_uri, kind))
+        plans.extend(write.result() for write in waiting)
+    return tuple(plans)
+
+
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a JSON value, hexadecimal."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def _write_shard(rows: pa.Table, images: int, folder_uri: str, kind: str) -> ShardPlan:
+    content = hashlib.sha256(kind.encode())
+    for column in ("prompt_id", "fingerprint"):
+        content.update(canonical(rows[column].to_pylist()))
+    shard_id = content.hexdigest()[:ID_DIGITS]
+    uri = _shard_uri(folder_uri, shard_id)
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="lz4", use_dictionary=False, write_statistics=False)
+    write_bytes(uri, buffer.getvalue())
+    return ShardPlan(shard_id=shard_id, uri=uri, prompts=rows.num_rows, images=images)
+
+
+def _shard_uri(folder_uri: str, shard_id: str) -> str:
+    return join(folder_uri, "shards", f"{shard_id}.parquet")

@@ -1,0 +1,281 @@
+"""What a night has to do, and the run that will do it: source and table compared, the difference cut into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+
+import duckdb
+import pyarrow as pa
+from deltalake import DeltaTable
+
+import stable_sam
+from stable_sam.config import RunConfig
+from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
+from stable_sam.formats.sources import annotations_modified_since, annotations_version
+from stable_sam.identity import ModelIdentity, model_identity
+from stable_sam.images.tiles import tile_rule
+from stable_sam.records import Changes, Prompt
+from stable_sam.runs import compare as night
+from stable_sam.runs import shards as ordering
+from stable_sam.runs import truth
+from stable_sam.runs.calibrated import calibrated_run
+from stable_sam.runs.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
+from stable_sam.runs.request import RunRequest
+from stable_sam.runs.tile_count import TileCount, count_tiles
+from stable_sam.storage.files import (
+    create_bytes,
+    exists,
+    file_version,
+    iter_versions,
+    join,
+    list_files,
+    modified_since,
+)
+from stable_sam.table import current as live
+from stable_sam.table.log import RunInfo, newest_run, open_table
+from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
+
+_BATCH = 10_000
+"""Prompts that are Python objects at one time, where they are given as such."""
+_TOMBSTONES = 100_000
+"""Withdrawn prompts in a part: some tens of megabytes."""
+_FEW_PROMPTS = 100
+"""Tables with fewer current prompts may lose any share of them: in a trial that is usual, and soon refined again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightPlan:
+    """What a night has to do."""
+
+    request: RunRequest
+    """With the calibration that the run routes by in its configuration."""
+    changes: Changes
+    images: int = 0
+    """To refine."""
+    shards: int = 0
+    source_hash: str
+    """As in `RunManifest`."""
+    manifest: RunManifest | None = None
+    """None when there is nothing to do, and for a dry run."""
+    tiles: TileCount | None = None
+    """For a dry run with tiles."""
+
+
+def plan_night(
+    request: RunRequest,
+    *,
+    prompts: Iterable[Prompt] | None = None,
+    model: ModelIdentity | None = None,
+    dry_run: bool = False,
+) -> NightPlan:
+    """Compare the source with the table at the output and store a run for what is different, cut into shards.
+
+    Without changes nothing is stored. The stored manifest is returned when this run was planned before, with the same
+    shards (a resume, or a second driver). The source is not read when no file of it changed.
+    prompts: those at hand, in place of the source's; they are looked at though no file changed.
+    model: the identity of a model that is loaded already; None: it is read from the weights.
+    dry_run: nothing is stored.
+    Raises `AnnotationError` for no prompts, for a repeated prompt_id and (unless `dry_run`) as `check_withdrawn` does;
+    `ConfigError` for a calibration of another model; `StorageError`, and whatever reading the source raises.
+    """
+    model = model or model_identity(request.config.refiner)
+    request = replace(request, config=calibrated_run(request.config, model))
+    maker = _maker(request.config, model)
+    parent = newest_run(request.output_uri)
+    table = None if parent is None else open_table(request.output_uri)
+    with live.workspace() as connection:
+        # The versions come before the content: what changes in between is found by the next night.
+        files = _look_at(connection, request, maker.code_version)
+        same_files = parent is not None and files.version is not None and files.version == parent.source_version
+        if (prompts is None and same_files and not request.refresh) or not files.looked_at:
+            return _unchanged(connection, request, parent, table)
+        batches = request.prompt_batches() if prompts is None else _batches(iter(prompts))
+        night.load_source(connection, batches, request.annotations_uri)
+        elsewhere = night.load_elsewhere(connection, request.since)
+        live.load_live(connection, table, maker)
+        partial = request.since is not None
+        found = night.compare(connection, request.refresh, partial=partial, source_looked_at=files.source_looked_at)
+        plan = _cut(connection, request, found)
+        if dry_run and plan.images and (rule := tile_rule(request.config.refiner)) is not None:
+            return replace(plan, tiles=count_tiles(connection, rule))
+        if found.changes.planned + found.changes.withdrawn == 0 or dry_run:
+            return plan
+        check_withdrawn(plan)
+        truth_uri = request.config.truth_uri
+        manifest = _manifest(
+            plan,
+            found,
+            parent,
+            model,
+            truth_digest=truth.load_truth(connection, truth_uri) if truth_uri and plan.shards else "",
+            source_version=None if prompts is not None or partial or elsewhere else files.version,
+        )
+        return replace(plan, manifest=_store(connection, manifest))
+
+
+def plan_run(prompts: Iterable[Prompt], request: RunRequest, model: ModelIdentity | None = None) -> RunManifest | None:
+    """`plan_night` for prompts at hand, as of a notebook; returns None when there is nothing to do.
+
+    request = RunRequest.parse(annotations_uri="notebook", images_uri="images", output_uri="table")
+    manifest = plan_run(prompts, request, refiner.identity)
+    """
+    return plan_night(request, prompts=prompts, model=model).manifest
+
+
+def check_withdrawn(plan: NightPlan) -> None:
+    """Raise `AnnotationError` when a night would withdraw more than `max_withdrawn_fraction` of the current prompts."""
+    changes, most = plan.changes, plan.request.config.max_withdrawn_fraction
+    current = changes.withdrawn + changes.unchanged + changes.planned - changes.new
+    if current >= _FEW_PROMPTS and changes.withdrawn > most * current:
+        raise AnnotationError(
+            f"{plan.request.annotations_uri}: expected most of the table's {current} current prompts, got a source "
+            f"without {changes.withdrawn} of them; nothing was written. If they are really withdrawn, set "
+            f"max_withdrawn_fraction (now {most:g}) to 1 for this run"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """The source's files before any is read."""
+
+    version: str | None
+    """As in `RunManifest.source_version`."""
+    source_looked_at: bool
+    """Whether prompts may differ from those of the table; if not, only those of images that are looked at may."""
+    looked_at: bool
+    """Whether anything may differ."""
+
+
+def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_version: str) -> _Files:
+    annotations_uri, images_uri, index_uri = request.annotations_uri, request.images_uri, request.image_index_uri
+    since, source = request.since, request.config.source
+    sources = [annotations_version(annotations_uri)]
+    sources += [_version(uri) for uri in (index_uri, source.class_names_uri) if uri is not None]
+    source_looked_at = since is None or annotations_modified_since(annotations_uri, since)
+    looked_at = None if since is None else modified_since(images_uri, since)
+    image_versions = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
+    uris = (annotations_uri, index_uri, images_uri)
+    version = json_sha256([*uris, *sources, image_versions, code_version, source.model_dump()])
+    return _Files(
+        version=None if None in sources else version,
+        source_looked_at=source_looked_at,
+        looked_at=source_looked_at or bool(looked_at),
+    )
+
+
+def _unchanged(
+    connection: duckdb.DuckDBPyConnection, request: RunRequest, parent: RunInfo | None, table: DeltaTable | None
+) -> NightPlan:
+    """Nothing can have changed since `parent`."""
+    known = None if parent is None else parent.current_prompts
+    unchanged = live.load_live(connection, table) if known is None else known
+    source_hash = "" if parent is None else parent.source_hash
+    return NightPlan(request=request, changes=Changes(unchanged=unchanged), source_hash=source_hash)
+
+
+def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: night.Comparison) -> NightPlan:
+    """What there is to do; of a run that only withdraws, no images and no shards."""
+    source_hash = json_sha256([found.source_prompts, found.source_digest])
+    plan = NightPlan(request=request, changes=found.changes, source_hash=source_hash)
+    if found.changes.planned + found.changes.withdrawn == 0:
+        return plan
+    images, shards = ordering.cut(connection, request.config.shard_images, request.config.prompt_cost)
+    return replace(plan, images=images, shards=shards)
+
+
+def _manifest(
+    plan: NightPlan,
+    found: night.Comparison,
+    parent: RunInfo | None,
+    model: ModelIdentity,
+    *,
+    truth_digest: str,
+    source_version: str | None,
+) -> RunManifest:
+    """The run that does it, still without its shards."""
+    request, config, changes = plan.request, plan.request.config, plan.changes
+    maker = _maker(config, model)
+    content = [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
+    content_hash = json_sha256([*content, truth_digest] if truth_digest else content)
+    parent_run_id = None if parent is None else parent.run_id
+    run = [content_hash, parent_run_id, config.shard_images, config.decode_cost, ordering.ORDINARY_PROMPTS]
+    return RunManifest(
+        run_id=json_sha256(run)[:ID_DIGITS],
+        parent_run_id=parent_run_id,
+        revision=1 if parent is None else parent.revision + 1,
+        content_hash=content_hash,
+        source_hash=plan.source_hash,
+        source_version=source_version,
+        annotations_uri=request.annotations_uri,
+        images_uri=request.images_uri,
+        output_uri=request.output_uri,
+        config=config,
+        model=model,
+        config_hash=maker.config_hash,
+        code_version=maker.code_version,
+        logical_date=request.logical_date,
+        changes=changes,
+        current_prompts=found.current_prompts,
+        prompts=changes.planned,
+        images=plan.images,
+        shards=(),
+        tombstones=(),
+    )
+
+
+def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunManifest:
+    """Write the shards of `planned` and `withdrawn`, then the manifest with them; the first one stored stands.
+
+    Shards of it that a vacuum took for those of an abandoned plan are written again.
+    """
+    if exists(manifest.uri):
+        stored = read_manifest(manifest.uri)
+        there = set(list_files(join(manifest.folder_uri, "shards")))
+        files = [shard.uri for shard in (*stored.shards, *stored.tombstones)]
+        if there.issuperset([*files, *(shard.truth_uri for shard in stored.shards if shard.truth)]):
+            return stored
+    shards = write_shards(ordering.shards(connection), manifest.folder_uri, "prompts")
+    if manifest.config.truth_uri and shards:
+        shards = truth.cut_truth(connection, shards, manifest.config.truth_uri)
+    withdrawn = ((rows, 0) for rows in night.withdrawn_prompts(connection, _TOMBSTONES))
+    manifest = replace(
+        manifest,
+        shards=shards,
+        tombstones=write_shards(withdrawn, manifest.folder_uri, "withdrawn"),
+    )
+    _check_plan(manifest)
+    if create_bytes(manifest.uri, manifest.to_json().encode()):
+        return manifest
+    return read_manifest(manifest.uri)
+
+
+def _check_plan(manifest: RunManifest) -> None:
+    """Every prompt of the source is planned or unchanged, and what is planned is in the shards."""
+    changes = manifest.changes
+    current = changes.unchanged + changes.planned
+    planned = sum(shard.prompts for shard in manifest.shards)
+    withdrawn = sum(shard.prompts for shard in manifest.tombstones)
+    if (current, planned, withdrawn) != (manifest.current_prompts, changes.planned, changes.withdrawn):
+        raise ConservationError(
+            f"{manifest.annotations_uri}: expected a plan that keeps {manifest.current_prompts} prompts current, "
+            f"refines {changes.planned} and withdraws {changes.withdrawn}, got {current}, {planned} and {withdrawn}"
+        )
+
+
+def _maker(config: RunConfig, model: ModelIdentity) -> live.Maker:
+    return live.Maker(**asdict(model), config_hash=config.content_hash(), code_version=stable_sam.__version__)
+
+
+def _version(uri: str) -> str | None:
+    """None when nothing is there: reading will say so."""
+    with suppress(NotFoundError):
+        return file_version(uri)
+    return None
+
+
+def _batches(prompts: Iterator[Prompt]) -> Iterator[pa.RecordBatch]:
+    while chunk := list(islice(prompts, _BATCH)):
+        yield from rows_to_table(map(prompt_row, chunk), PROMPTS_SCHEMA).to_batches()

@@ -1,0 +1,34 @@
+"""What can be known to be wrong before any work starts, said within seconds and in one line."""
+
+from __future__ import annotations
+
+from stable_sam.config import RunConfig
+from stable_sam.errors import AnnotationError, WeightsError
+from stable_sam.identity import model_identity
+from stable_sam.runs.request import RunRequest
+from stable_sam.storage.files import check_output, exists
+
+
+def check_run(request: RunRequest, *, writes: bool = True) -> None:
+    """Raise the `StableSamError` that the run would meet: model, truth, annotations, images, output, credentials.
+
+    The output comes last because checking it writes there (a probe object, removed again), unless `writes` is False.
+    """
+    check_weights(request.config)
+    truth_uri = request.config.truth_uri
+    if truth_uri is not None and not exists(truth_uri):
+        raise AnnotationError(f"{truth_uri}: expected COCO instances as truth, found nothing there")
+    next(request.prompt_batches())
+    if writes:
+        check_output(request.output_uri)
+
+
+def check_weights(config: RunConfig) -> None:
+    """Raise `WeightsError` when the weights are not there; does not download those that lie elsewhere."""
+    model = config.refiner
+    given = [uri for uri in (model.checkpoint_uri, model.plugin_uri, model.hq_uri) if uri is not None]
+    for uri in given:
+        if not exists(uri):
+            raise WeightsError(f"{uri}: no such weights file")
+    if not given:
+        model_identity(model)

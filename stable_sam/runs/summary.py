@@ -1,0 +1,173 @@
+"""What a run came to, read back from the published table: prompts by status and route, median scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stable_sam.errors import InputError
+from stable_sam.records import Changes
+from stable_sam.runs.truth_score import TruthScore
+from stable_sam.scores import MEASURED
+from stable_sam.table.query import connected, rows_of
+from stable_sam.timing import STAGES, StageShares
+
+_FEW_PROMPTS = 100
+"""A night of fewer prompts says little by its share of failures, so it is judged as one of so many."""
+_SECONDS = ", ".join(f"{stage}_seconds" for stage in STAGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummaryRow:
+    """The prompts of one status and route."""
+
+    status: str
+    route: str
+    prompts: int
+    medians: tuple[float | None, ...]
+    """In the order of `MEASURED`; None where no prompt has the score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One published run."""
+
+    table_uri: str
+    run_id: str
+    rows: tuple[SummaryRow, ...]
+    up_to_date: bool = False
+    """True when nothing was done because the table already holds this run."""
+    images: int = 0
+    """Refined by this driver; a run that was taken up has more."""
+    images_per_second: float | None = None
+    """Of each actor, without start-up; None when nothing was refined."""
+    current_prompts: int | None = None
+    """Prompts of the table that are current since this run; None for a run of an older version."""
+    changes: Changes | None = None
+    """How the source differed from the table before; None when that is not known."""
+
+    truth: TruthScore | None = None
+    """How good its masks are where the truth is known; None where none is."""
+    stages: StageShares | None = None
+    """Where the time went; None when a shard of the run did not say."""
+
+    @property
+    def prompts(self) -> int:
+        """Rows of the run, one for each prompt that was refined; tombstones are not among them."""
+        return sum(row.prompts for row in self.rows)
+
+    @property
+    def failed(self) -> int:
+        """Prompts without a mask."""
+        return sum(row.prompts for row in self.rows if row.status == "failed")
+
+    def cells(self) -> list[list[str]]:
+        """A table for people: header, one line for each status and route with its median scores, and the total."""
+        header = ["status", "route", "prompts", *MEASURED]
+        lines = [
+            [row.status, row.route, str(row.prompts), *("-" if m is None else f"{m:.3f}" for m in row.medians)]
+            for row in self.rows
+        ]
+        return [header, *lines, ["all", "", str(self.prompts), *("" for _ in MEASURED)]]
+
+    def changes_line(self) -> str:
+        """What was new, changed, withdrawn and unchanged, in words; empty when that is not known."""
+        return "" if self.changes is None else describe(self.changes)
+
+    def markdown(self) -> str:
+        """The same table in Markdown, under a line that says what was run."""
+        header, *lines = (f"| {' | '.join(line)} |" for line in self.cells())
+        rule = "|" + "---|" * len(self.cells()[0])
+        speed = "" if self.images_per_second is None else f", {self.images_per_second:.2f} images/s for each actor"
+        counts = f"{self.prompts} prompts, {self.failed} failed{speed}; medians of the scores"
+        title = f"Run `{self.run_id}` of `{self.table_uri}`: {counts}"
+        known = (self.changes_line(), *(part.line() for part in (self.truth, self.stages) if part is not None))
+        said = [text for text in known if text]
+        return "\n".join([title, "", *(part for text in said for part in (text, "")), header, rule, *lines])
+
+
+def describe(changes: Changes) -> str:
+    """One line, or two when a table of an older version is taken over."""
+    counted = {
+        "new": changes.new,
+        "changed": changes.changed,
+        "refined again": changes.refreshed,
+        "withdrawn": changes.withdrawn,
+        "unchanged": changes.unchanged,
+    }
+    why = {
+        "changed": {
+            "annotation": changes.prompt_changed, "image replaced": changes.image_changed, "unknown": changes.unknown
+        },
+        "refined again": {
+            "failed before": changes.failed, "other model or settings": changes.other_model,
+            "other version of stable-sam": changes.other_code,
+        },
+    }  # fmt: skip
+    parts = []
+    for name, count in counted.items():
+        reasons = ", ".join(f"{reason} {n}" for reason, n in why.get(name, {}).items() if n)
+        if count or name != "refined again":
+            parts.append(f"{count} {name}" + (f" ({reasons})" if reasons else ""))
+    line = f"Prompts: {', '.join(parts)}."
+    if changes.reviewed:
+        line += f" Of the unchanged, {changes.reviewed} would have been refined if they were not reviewed."
+    if changes.unknown:
+        line += (
+            f"\n{changes.unknown} rows of an older version of stable-sam have no fingerprint, so they count as "
+            "changed, this once."
+        )
+    return line
+
+
+def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
+    """Raise `InputError` when more than this share of the prompts failed, or all whatever `max_failed_fraction` is.
+
+    A night that refined fewer than 100 prompts of a larger table is judged as if others, up to 100, had come out well.
+    """
+    judged = max(summary.prompts, min(_FEW_PROMPTS, summary.current_prompts or 0))
+    if summary.failed == 0:
+        return
+    if summary.failed == judged:
+        what = f"all {summary.prompts} prompts failed"
+    elif summary.failed > max_failed_fraction * judged:
+        few = f" (judged as {judged}: a night of few)" if judged > summary.prompts else ""
+        share = f"more than max_failed_fraction {max_failed_fraction:g}{few}"
+        what = f"{summary.failed} of {summary.prompts} prompts failed, {share}"
+    else:
+        return
+    raise InputError(f"{summary.table_uri}: {what}; run {summary.run_id} is published, its failed rows say why")
+
+
+def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
+    """Read the rows of one run; `more` sets further fields. Raises `StorageError`."""
+    medians = ", ".join(f"score_median({score})" for score in MEASURED)
+    sql = (
+        f"SELECT (SELECT current_prompts FROM runs WHERE run_id = '{run_id}') AS current_prompts, "
+        f"status, route, count(*) AS prompts, {medians} FROM history "
+        f"WHERE run_id = '{run_id}' AND status <> 'withdrawn' GROUP BY status, route ORDER BY status DESC, route"
+    )
+    figures = ", ".join(field.name for field in fields(TruthScore))
+    with connected(table_uri) as connection:
+        found = connection.sql(sql).fetchall()
+        scores = rows_of(connection, f"SELECT {figures} FROM runs WHERE run_id = '{run_id}'")
+        times = connection.sql(f"SELECT images, {_SECONDS} FROM runs WHERE run_id = '{run_id}'").fetchall()
+    truth = next((TruthScore(**row) for row in scores if row["truth_matched"] is not None), None)
+    rows = tuple(
+        SummaryRow(status=status, route=route, prompts=prompts, medians=tuple(scores))
+        for _, status, route, prompts, *scores in found
+    )
+    stages = None
+    for images, *seconds in times:
+        if None not in seconds:
+            prompts = sum(row.prompts for row in rows)
+            stages = StageShares(seconds=dict(zip(STAGES, seconds, strict=True)), images=images, prompts=prompts)
+    return RunSummary(
+        table_uri=table_uri,
+        run_id=run_id,
+        rows=rows,
+        current_prompts=found[0][0] if found else None,
+        truth=truth,
+        stages=stages,
+        **more,
+    )

@@ -1,0 +1,82 @@
+"""How many tiles a planned night will take, as far as its prompts tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import duckdb
+
+from stable_sam.images.tiles import TilePlan, TileRule
+from stable_sam.prompt_check import checked
+from stable_sam.records import Prompt
+from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row
+
+_BATCH = 10_000
+"""Rows that are Python objects at one time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileCount:
+    """The tiles of a night's prompts. Masks that reach a border of their tile may add to it, up to the bound."""
+
+    tiles: int
+    """For the boxes on images whose size the source says."""
+    images: int
+    """With such tiles."""
+    bound: int
+    """Tiles that the night takes at most: `max_tiles` for every image that may take one."""
+    images_without_size: int
+    """Whose boxes cannot be told small from large before the image is there."""
+    prompts_without_box: int
+    """Points alone: whether their objects are small is known after their first answer."""
+
+    def line(self) -> str:
+        """In words."""
+        unknown = [
+            f"{count} {what}"
+            for count, what in (
+                (self.images_without_size, "images whose size the source does not say"),
+                (self.prompts_without_box, "prompts of points alone"),
+            )
+            if count
+        ]
+        parts = [f"Tiles: {self.tiles} for small boxes on {self.images} images", f"at most {self.bound} in all"]
+        if unknown:
+            parts.append(f"not known for {' and '.join(unknown)}")
+        return "; ".join(parts) + "."
+
+
+def count_tiles(connection: duckdb.DuckDBPyConnection, rule: TileRule) -> TileCount:
+    """The tiles of the prompts in the table `planned`; see `stable_sam.runs.compare`."""
+    tiles = images = bound = without_size = without_box = 0
+    for prompts in _by_image(connection):
+        without_box += sum(prompt.box_xyxy is None for prompt in prompts)
+        [image_hw, *others] = {prompt.image_size for prompt in prompts}
+        if image_hw is None or others:
+            without_size += 1
+            bound += rule.max_tiles
+            continue
+        plan = TilePlan(rule, image_hw, [checked(prompt, image_hw) for prompt in prompts])
+        count = len(plan.first_tiles())
+        tiles += count
+        images += count > 0
+        bound += rule.max_tiles * plan.may_take_tiles()
+    return TileCount(
+        tiles=tiles, images=images, bound=bound, images_without_size=without_size, prompts_without_box=without_box
+    )
+
+
+def _by_image(connection: duckdb.DuckDBPyConnection) -> Iterator[list[Prompt]]:
+    """The usable prompts of each planned image."""
+    columns = ", ".join(PROMPTS_SCHEMA.names)
+    planned = connection.sql(f"SELECT {columns} FROM planned WHERE error IS NULL ORDER BY image_uri, image_id")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for batch in planned.to_arrow_reader(_BATCH):
+            yield from batch.to_pylist()
+
+    for _, group in groupby(rows(), key=lambda row: (row["image_uri"], row["image_id"])):
+        yield [prompt_from_row(row) for row in group]

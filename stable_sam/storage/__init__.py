@@ -1,0 +1,1 @@
+"""Storage: the only place that opens a file or an object by its URI."""

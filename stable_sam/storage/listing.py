@@ -1,0 +1,119 @@
+"""What lies below a folder, passed on as the store tells it: never a description of every file at once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from stable_sam.storage import s3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file as a listing tells it."""
+
+    path: str
+    """Below the folder that was listed, with slashes."""
+    size: int
+    """Bytes."""
+    modified: datetime
+    """UTC; the far future where the store tells no time."""
+    version: str
+    """What changes when the content changes: the etag of an object; modification time (ns) and size of a local file."""
+
+
+def local_files(root: str, *, links: bool) -> Iterator[StoredFile]:
+    """The files below a local folder, none when it is missing.
+
+    A stranger's folder may hold `links` to anywhere: those that lead nowhere or out of `root` are left out, and below a
+    linked folder no further linked folder is entered, so that links in a circle end. Pipes and devices never end, and
+    names that are no Unicode can stand in no annotation file: they are left out, too.
+    """
+    inside = os.path.realpath(root) + os.sep
+    folders = [("", False)]
+    while folders:
+        folder, linked = folders.pop()
+        try:
+            entries = os.scandir(os.path.join(root, folder))
+        except FileNotFoundError:
+            continue
+        with entries:
+            for entry in entries:
+                link = entry.is_symlink()
+                if not _is_unicode(entry.name) or (link and not (links and _leads_inside(entry.path, inside))):
+                    continue
+                if entry.is_dir():
+                    if not (link and linked):
+                        folders.append((f"{folder}{entry.name}/", link or linked))
+                    continue
+                with suppress(FileNotFoundError):
+                    found = entry.stat()
+                    if stat.S_ISREG(found.st_mode):
+                        yield local_file(folder + entry.name, found)
+
+
+def objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
+    """The objects below `path` in a file system of fsspec; S3: by one request for every 1,000, each as it comes."""
+    root = path.rstrip("/") + "/"
+    listed = _s3_pages(filesystem, root) if "s3" in filesystem.protocol else _found(filesystem, path)
+    for name, info in listed:
+        if name.startswith(root) and not name.endswith("/"):
+            yield stored_object(name.removeprefix(root), info)
+
+
+def local_file(path: str, found: os.stat_result) -> StoredFile:
+    """A local file of which `found` is known."""
+    return StoredFile(
+        path=path,
+        size=found.st_size,
+        modified=datetime.fromtimestamp(found.st_mtime, UTC),
+        version=f"{found.st_mtime_ns}-{found.st_size}",
+    )
+
+
+def stored_object(path: str, info: dict[str, Any]) -> StoredFile:
+    """An object of which `info` is known, as S3's listing or fsspec has it."""
+    size = info["Size"] if "Size" in info else info["size"]
+    etag = info.get("ETag") or info.get("etag")
+    when = info.get("LastModified") or info.get("mtime")
+    if isinstance(when, float | int):
+        when = datetime.fromtimestamp(when, UTC)
+    return StoredFile(
+        path=path,
+        size=size,
+        modified=when if isinstance(when, datetime) else datetime.max.replace(tzinfo=UTC),
+        version=str(etag).strip('"') if etag else f"{info.get('mtime') or info.get('created')}-{size}",
+    )
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _leads_inside(path: str, folder: str) -> bool:
+    return (os.path.realpath(path) + os.sep).startswith(folder)
+
+
+def _s3_pages(filesystem: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """s3fs itself would hold what is known of every object."""
+    bucket, _, key = prefix.partition("/")
+    page: dict[str, Any] = {"NextContinuationToken": None}
+    while "NextContinuationToken" in page:
+        token = page["NextContinuationToken"]
+        more = {} if token is None else {"ContinuationToken": token}
+        page = s3.whole(filesystem.call_s3, "list_objects_v2", Bucket=bucket, Prefix=key, **more)
+        yield from ((f"{bucket}/{info['Key']}", info) for info in page.get("Contents", ()))
+
+
+def _found(filesystem: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+    yield from ((name, info) for name, info in found.items() if info["type"] == "file")

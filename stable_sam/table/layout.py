@@ -1,0 +1,92 @@
+"""Which files of a table can hold current rows.
+
+    data/<run_id>/...                        parts of a run: each prompt_id at most once
+    data/compacted/<id>/current-<n>.parquet  of each prompt_id the row that was current then, no withdrawn ones
+    data/compacted/<id>/past-<n>.parquet     rows that were not: replaced by newer rows, or tombstones
+
+A compaction takes up every row there is but those in earlier `past` files. So all rows of later parts are newer than
+all `current` ones, and `past` rows are never current again. Before the first compaction, the parts of the first run are
+to all others what `current` files are to later parts: that run withdraws nothing. Files in other places, which other
+software made of these, tell nothing; then every file may hold current rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from pyarrow.dataset import FileSystemDataset, ParquetFileFragment
+
+from stable_sam.table.schema import MASKS_SCHEMA
+
+COMPACTED = "data/compacted/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The files of one version of a table, as Arrow datasets of MASKS_SCHEMA; older columns are null."""
+
+    history: FileSystemDataset
+    """All of them."""
+    current: FileSystemDataset
+    """Rows of which each is current unless `nights` has its prompt_id."""
+    nights: FileSystemDataset
+    """Rows that are newer than those of `current`, several for a prompt_id."""
+    past: FileSystemDataset
+    """Rows that are not current."""
+
+
+def layout(table: DeltaTable, first_run_id: str | None = None) -> Layout:
+    """Tell the files of `table` apart by their paths.
+
+    first_run_id: of the table's first run; then its parts are `current` ones until a compaction took them up.
+    """
+    found = table.to_pyarrow_dataset(schema=MASKS_SCHEMA)
+    history = _dataset(found, [_of_its_run(fragment) for fragment in found.get_fragments()])
+    paths = paths_of(history)
+    compacted = {path.rpartition("/")[0] for path in paths if _is(path, "current")}
+    if len(compacted) > 1 or not all(path.startswith("data/") for path in paths):
+        return Layout(history=history, current=subset(history, ()), nights=history, past=subset(history, ()))
+    current = {path for path in paths if _is(path, "current") or (not compacted and _run_of(path) == first_run_id)}
+    past = {path for path in paths if _is(path, "past")}
+    return Layout(
+        history=history,
+        current=subset(history, current),
+        nights=subset(history, set(paths) - current - past),
+        past=subset(history, past),
+    )
+
+
+def subset(rows: FileSystemDataset, paths: Iterable[str]) -> FileSystemDataset:
+    """Those files of a dataset that lie at `paths`."""
+    wanted = set(paths)
+    return _dataset(rows, [fragment for fragment in rows.get_fragments() if fragment.path in wanted])
+
+
+def paths_of(rows: FileSystemDataset) -> list[str]:
+    """Paths of a dataset's files, relative to the table."""
+    return [fragment.path for fragment in rows.get_fragments()]
+
+
+def _dataset(like: FileSystemDataset, fragments: list[ParquetFileFragment]) -> FileSystemDataset:
+    return FileSystemDataset(fragments, like.schema, like.format, like.filesystem)
+
+
+def _of_its_run(fragment: ParquetFileFragment) -> ParquetFileFragment:
+    """A part, with the promise that all its rows are of one run: who asks for others need not open it."""
+    run_id = _run_of(fragment.path)
+    if run_id is None:
+        return fragment
+    return fragment.format.make_fragment(fragment.path, fragment.filesystem, pc.field("run_id") == run_id)
+
+
+def _run_of(path: str) -> str | None:
+    folder, _, rest = path.partition("/")
+    run_id, _, name = rest.partition("/")
+    return run_id if folder == "data" and name and "/" not in name else None
+
+
+def _is(path: str, kind: str) -> bool:
+    return path.startswith(COMPACTED) and path.rpartition("/")[2].startswith(f"{kind}-")

@@ -1,0 +1,135 @@
+"""Training of a base: image encoder, prompt encoder and mask decoder together, as SAM was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from stable_sam.errors import WeightsError
+from stable_sam.modeling.build import build_nano, set_input_size
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.nano import MASK_STRIDE
+from stable_sam.modeling.weights import read_safetensors, save_weights
+from stable_sam.storage.files import read_bytes
+from stable_sam.training.dataset import Batch, read_training_sets
+from stable_sam.training.loop import Figures, TrainingLoop
+from stable_sam.training.losses import mask_iou, mask_loss, near_cells
+from stable_sam.training.staged_batches import StagedBatches
+from stable_sam.training.training_config import BaseTraining
+
+POINT_COUNTS = (1, 1, 2, 3, 5)
+"""Points of a prompt, one entry drawn for each step; one point is the ambiguous prompt and comes twice."""
+
+
+def train_base(
+    data_dir: Path,
+    out_dir: Path,
+    settings: BaseTraining,
+    *,
+    encoder_path: Path | None = None,
+    start: Path | None = None,
+) -> Path:
+    """Train `nano` and return the path of its weights (averaged, half precision).
+
+    data_dir: folders with `instances.json` and pictures. encoder_path: backbone weights to start from (safetensors, the
+    keys of `nano.Backbone`). start: weights of all of `nano` to start from. Resumes from
+    `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `StorageError` and `WeightsError`.
+    """
+    sets = read_training_sets(data_dir)
+    torch.manual_seed(settings.seed)
+    torch.set_flush_denormal(True)
+    size = settings.stages[-1].size
+    sam = build_nano(size).to("cuda" if torch.cuda.is_available() else "cpu").train()
+    backbone = sam.image_encoder.backbone
+    if encoder_path is not None:
+        _start_from(backbone, encoder_path, "a backbone of nano")
+    if start is not None:
+        _start_from(sam, start, "weights of nano")
+
+    def export(module: nn.Module, step: int, _: Figures) -> Path:
+        drawn = str(int(settings.stages[-1].drawn > 0))
+        metadata = {
+            "model": "nano", "size": str(size), "fine": "1", "drawn": drawn, "step": str(step),
+            "settings": settings.model_dump_json(),
+        }  # fmt: skip
+        return save_weights(module, out_dir / "nano.safetensors", metadata)
+
+    def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:
+        size = batch.images.shape[-1]
+        set_input_size(sam, size)
+        sam.drawn, sam.draws = settings.stage_of(step).drawn, torch.Generator().manual_seed(settings.seed + step)
+        value, figures = base_loss(sam, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+        return value, {"size": size, **figures}
+
+    pretrained = {id(p) for p in backbone.parameters()}
+    groups = [
+        {"params": [p for p in sam.parameters() if p.requires_grad and id(p) not in pretrained], "part": 1.0},
+        {"params": list(backbone.parameters()), "part": settings.backbone_rate},
+    ]
+    batches = StagedBatches(sets, settings, max(POINT_COUNTS))
+    loop = TrainingLoop(sam, groups, settings, out_dir, export, steps=settings.total_steps)
+    return loop.run(batches.__getitem__, loss)
+
+
+def base_loss(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    """Loss of one step: every object by its slightly jittered box, the first of each picture also by points."""
+    objects = batch.boxes.shape[1]
+    size = sam.image_encoder.img_size
+    features = sam.image_encoder.features((batch.images.float() - sam.pixel_mean) / sam.pixel_std)
+    near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
+
+    boxes = jitter_boxes(batch.boxes, size, generator).flatten(0, 1)
+    by_box = decode_prompts(sam, features.repeat(objects), boxes=boxes)
+    box_loss, box_iou = single_mask_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1))
+
+    count = POINT_COUNTS[int(torch.randint(len(POINT_COUNTS), (), generator=generator))]
+    points = batch.points[:, 0, :count]
+    by_points = decode_prompts(sam, features, points=(points, torch.ones(points.shape[:2], device=points.device)))
+    point_loss, point_iou = single_mask_loss(by_points, batch.coverage[:, 0], near[:, 0])
+    loss = box_loss + point_loss
+    if count > 1:
+        return loss, {"box_iou": box_iou, "points_iou": point_iou}
+    ambiguous_loss, chosen_iou, best_iou = multimask_loss(by_points, batch.coverage[:, 0], near[:, 0])
+    figures = {"box_iou": box_iou, "point_iou": chosen_iou, "best_point_iou": best_iou}
+    return loss + 0.5 * ambiguous_loss, figures
+
+
+def single_mask_loss(output: DecoderOutput, coverage: Tensor, near: Tensor) -> tuple[Tensor, float]:
+    """Mean loss of SAM's single mask and of its IoU estimate, and the mean IoU; coverage, near: (P, h, w)."""
+    iou = mask_iou(output.logits[:, 0], coverage)
+    loss = mask_loss(output.logits[:, 0], coverage, near).mean() + (output.iou[:, 0] - iou).square().mean()
+    return loss, iou.mean().item()
+
+
+def multimask_loss(output: DecoderOutput, coverage: Tensor, near: Tensor) -> tuple[Tensor, float, float]:
+    """Loss of the three masks of an ambiguous point: only the best of them learns, and the IoU head learns to name it.
+
+    Returns the mean loss, the mean IoU of the masks the head chooses and of the best masks.
+    """
+    losses = mask_loss(output.logits[:, 1:], coverage[:, None], near[:, None])
+    ious = mask_iou(output.logits[:, 1:], coverage[:, None])
+    estimate = output.iou[:, 1:]
+    chosen = ious.gather(1, estimate.argmax(1, keepdim=True))
+    loss = losses.min(dim=1).values.mean() + (estimate - ious).square().mean()
+    return loss, chosen.mean().item(), ious.max(dim=1).values.mean().item()
+
+
+def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """SAM's training jitter: corners of (..., 4) XYXY move by N(0, 10 % of the side), at most 20 pixels at 1024."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    limit = 20.0 / 1024.0 * size
+    noise = torch.randn(boxes.shape, generator=generator).to(boxes.device)
+    return (boxes + (noise * 0.1 * torch.cat((sides, sides), dim=-1)).clamp(-limit, limit)).clamp(0, size)
+
+
+def _start_from(module: nn.Module, file: Path, expected: str) -> None:
+    tensors, _ = read_safetensors(read_bytes(str(file)), str(file))
+    # Weights of version 0.2.0 have no fine branch, which starts as if it were not there.
+    new = {name: value for name, value in module.state_dict().items() if name.startswith("image_encoder.fine.")}
+    try:
+        module.load_state_dict(new | {name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{file}: not {expected}: {' '.join(str(error).split())[:300]}") from None

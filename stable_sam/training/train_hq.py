@@ -1,0 +1,81 @@
+"""Training of HQ-SAM's branch on any frozen base: the plugin's data, loop, settings and prompts, for a fair comparison.
+
+HQ-SAM's own recipe (Ke et al. 2023, section 3.3): only the branch learns, BCE + dice of the HQ mask alone; its sum with
+SAM's mask is taken in inference. What differs is what the comparison asks to be the same as the plugin's: prompts,
+pictures, steps and optimiser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
+from stable_sam.modeling.hq import attach_hq, build_hq
+from stable_sam.modeling.load import LoadedModel
+from stable_sam.modeling.nano import MASK_STRIDE
+from stable_sam.training.cached_batches import EmbeddedBatch
+from stable_sam.training.frozen import train_frozen
+from stable_sam.training.losses import mask_iou, mask_loss, near_cells
+from stable_sam.training.rts import mixed_boxes
+from stable_sam.training.training_config import FrozenBaseTraining
+
+
+def train_hq(
+    model: LoadedModel, data_dir: Path, out_dir: Path, settings: FrozenBaseTraining, *, cache_dir: Path | None = None
+) -> Path:
+    """Train a branch for the frozen `model` (loaded without plugin) and return the path of its weights.
+
+    cache_dir: folder for the embeddings, to share between runs; `out_dir/embeddings` unless named. Resumes from
+    `out_dir/checkpoint.pt`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
+    """
+    torch.manual_seed(settings.seed)
+    branch = attach_hq(model.sam, build_hq(model.sam).to(model.device))
+
+    def loss(batch: EmbeddedBatch, generator: torch.Generator, _progress: float) -> tuple[Tensor, dict[str, float]]:
+        return hq_loss(model.sam, batch, settings, generator)
+
+    return train_frozen(
+        replace(model, hq=branch), branch, loss, settings,
+        data_dir=data_dir, out_file=out_dir / "hq.safetensors", metadata={}, cache_dir=cache_dir,
+    )  # fmt: skip
+
+
+def hq_loss(
+    sam: Sam, batch: EmbeddedBatch, settings: FrozenBaseTraining, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of one step: every object by a box of random noise, the first of each picture also by points.
+
+    The prompts of a step are those of `rts.plugin_loss`. `batch` has early features.
+    """
+    if batch.features.early is None:
+        raise ValueError("the batch has no early features")
+    objects = batch.boxes.shape[1]
+    size = sam.image_encoder.img_size
+    near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
+
+    boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
+    by_box = decode_prompts(sam, batch.features.repeat(objects), boxes=boxes)
+    loss, figures = _hq_mask_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), "box")
+
+    count = settings.point_counts[int(torch.randint(len(settings.point_counts), (), generator=generator))]
+    points = batch.points[:, 0, :count]
+    labels = torch.ones(points.shape[:2], device=points.device)
+    by_points = decode_prompts(sam, batch.features, points=(points, labels))
+    point_loss, point_figures = _hq_mask_loss(by_points, batch.coverage[:, 0], near[:, 0], f"points{count}")
+    return loss + 0.5 * point_loss, {**figures, **point_figures}
+
+
+def _hq_mask_loss(output: DecoderOutput, coverage: Tensor, near: Tensor, name: str) -> tuple[Tensor, dict[str, float]]:
+    if output.hq_logits is None:
+        raise ValueError("the model hosts no HQ-SAM branch")
+    hq = output.hq_logits[:, 0]
+    figures = {
+        f"{name}_iou": mask_iou(output.logits[:, 0] + hq, coverage).mean().item(),
+        f"{name}_hq_iou": mask_iou(hq, coverage).mean().item(),
+    }
+    return mask_loss(hq, coverage, near).mean(), figures

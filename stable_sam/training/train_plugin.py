@@ -1,0 +1,44 @@
+"""Training of the Stable-SAM plugin on any frozen base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from stable_sam.modeling.load import LoadedModel
+from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
+from stable_sam.training.cached_batches import EmbeddedBatch
+from stable_sam.training.frozen import train_frozen
+from stable_sam.training.loop import Figures
+from stable_sam.training.rts import plugin_loss
+from stable_sam.training.teach_routing import teach_routing
+from stable_sam.training.training_config import PluginTraining
+
+
+def train_plugin(
+    model: LoadedModel, data_dir: Path, out_dir: Path, settings: PluginTraining, *, cache_dir: Path | None = None
+) -> Path:
+    """Train a plugin for the frozen `model` (loaded without one) and return the path of its weights.
+
+    cache_dir: folder for the embeddings, to share between runs; `out_dir/embeddings` unless named. Resumes from
+    `out_dir/checkpoint.pt`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
+    """
+    torch.manual_seed(settings.seed)
+    channels = model.sam.prompt_encoder.embed_dim
+    plugin = StableSamPlugin(channels, settings.plugin).to(model.device)
+    attach_plugin(model.sam, plugin)
+    switched = settings.plugin.regular_below > 0
+    plugin.always_deforms = switched
+    built = {"channels": str(channels), "plugin": settings.plugin.model_dump_json()}
+
+    def finish(batches: Callable[[int], EmbeddedBatch]) -> Figures:
+        return teach_routing(model.sam, plugin, settings, map(batches, range(settings.routing_steps)))
+
+    return train_frozen(
+        model, plugin, partial(plugin_loss, model.sam, settings), settings,
+        data_dir=data_dir, out_file=out_dir / "plugin.safetensors", metadata=built, cache_dir=cache_dir,
+        finish=finish if switched else None,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Ray actors: everything of Ray, and the processes in which models run."""

@@ -1,0 +1,33 @@
+import socket
+
+import pytest
+import ray
+
+from stable_sam.config import RayConfig
+from stable_sam.errors import ConfigError
+from tasks.actors.session import ray_session
+
+
+@pytest.fixture(autouse=True)
+def _not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may be."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
+def test_a_cluster_that_is_gone_is_an_error_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with (
+            pytest.raises(ConfigError, match=f"ray.address: no Ray cluster at {address}: .*refused"),
+            ray_session(RayConfig(address=address)),
+        ):
+            pass
+
+
+def test_an_address_that_is_none_is_an_error() -> None:
+    with (
+        pytest.raises(ConfigError, match="ray.address: no Ray cluster at nowhere.invalid:6379"),
+        ray_session(RayConfig(address="nowhere.invalid:6379")),
+    ):
+        pass

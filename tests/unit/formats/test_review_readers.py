@@ -1,0 +1,207 @@
+"""Files as tools and people leave them: what is read of each, what is told, and what counts as deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stable_sam.errors import AnnotationError
+from stable_sam.formats.export_records import SENT
+from stable_sam.formats.labelstudio.brush_rle import encode_brush
+from stable_sam.formats.polygons import one_ring, polygon_parts
+from stable_sam.formats.registry import REVIEW_READERS
+from stable_sam.formats.review_files import Sent, SentImage, open_files
+from stable_sam.formats.review_records import Answer, collect
+from stable_sam.rle import decode_mask, encode_mask
+
+SIZE = (8, 10)
+
+
+def square(x: int, y: int, side: int = 3) -> np.ndarray:
+    mask = np.zeros(SIZE, np.bool_)
+    mask[y : y + side, x : x + side] = True
+    return mask
+
+
+def read(form: str, path: Path, sent: Path | None = None) -> tuple[dict[str, np.ndarray | None], list[str]]:
+    answers, problems = collect(REVIEW_READERS[form](open_files(str(path), None if sent is None else str(sent))))
+    return {answer.prompt_id: mask_of(answer) for answer in answers}, problems
+
+
+def mask_of(answer: Answer) -> np.ndarray | None:
+    return None if answer.mask is None else decode_mask(answer.mask.size_hw, answer.mask.counts)
+
+
+def write_sent(folder: Path, **objects: dict[str, Any]) -> None:
+    sent = [{"prompt_id": prompt_id, "revision": 1, **place} for prompt_id, place in objects.items()]
+    image = {"image_uri": "/x/a.jpg", "name": "a.jpg", "size": list(SIZE), "sent": sent}
+    (folder / SENT).write_text(json.dumps({"format": "?", "images": [image]}))
+
+
+def same(found: np.ndarray | None, expected: np.ndarray) -> bool:
+    return found is not None and np.array_equal(found, expected)
+
+
+def test_coco_as_other_tools_write_it(tmp_path: Path) -> None:
+    def annotation(number: int, segmentation: Any, **more: Any) -> dict[str, Any]:
+        return {"id": number, "image_id": 1, "segmentation": segmentation, **more}
+
+    uncompressed = {"size": list(SIZE), "counts": [8, 2, 70]}
+    document = {
+        "annotations": [
+            annotation(1, uncompressed, prompt_id="runs"),
+            annotation(2, [[1, 1, 4, 1, 4, 4, 1, 4], [6, 6, 8, 6, 8, 8, 6, 8]], attributes={"prompt_id": "parts"}),
+            annotation(3, [[1, 1, 4, 1]], prompt_id="line"),
+            annotation(4, {"size": [9, 9], "counts": [81]}, prompt_id="other-size"),
+            annotation(5, [[1, 1, 4, 1, 4, 4]]),
+        ],
+        "images": [{"id": 1, "file_name": "images/a.jpg", "height": 8, "width": 10}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    write_sent(tmp_path, runs={}, parts={}, line={}, gone={})
+    found, problems = read("coco", tmp_path)
+    runs = np.zeros(SIZE, np.bool_)
+    runs[:2, 1] = True
+    assert same(found["runs"], runs)
+    assert same(found["parts"], square(1, 1) | square(6, 6, 2))
+    assert found["gone"] is None
+    assert found.keys() == {"runs", "parts", "gone"}
+    assert [problem.partition("annotation ")[2] for problem in problems] == [
+        "3: prompt line: expected a polygon of at least 3 corners",
+        "4: prompt other-size: expected a mask of [8, 10] pixels, as its image, got [9, 9]",
+        "5: a new object, without the id of a prompt",
+    ]
+
+
+def test_an_image_that_did_not_come_back_has_lost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": []}))
+    write_sent(tmp_path, p1={}, p2={})
+    assert read("coco", tmp_path) == ({}, [])
+
+
+def test_cvat_as_people_leave_it(tmp_path: Path) -> None:
+    def shape(kind: str, prompt_id: str | None, **attributes: str) -> str:
+        own = "".join(f' {name}="{value}"' for name, value in attributes.items())
+        attribute = "" if prompt_id is None else f'<attribute name="prompt_id">{prompt_id}</attribute>'
+        return f"<{kind} label='x'{own}>{attribute}</{kind}>"
+
+    shapes = (
+        shape("polygon", "two", points="1,1;4,1;4,4;1,4"),
+        shape("polygon", "two", points="6,4;8,4;8,6;6,6", group_id="1"),
+        shape("mask", "runs", rle="1, 3, 2", left="2", top="3", width="3", height="2"),
+        shape("mask", "short", rle="1, 3", left="2", top="3", width="3", height="2"),
+        shape("mask", "outside", rle="6", left="9", top="3", width="3", height="2"),
+        shape("box", "box", xtl="1", ytl="1", xbr="2", ybr="2"),
+        shape("mask", None, rle="0, 6", left="2", top="3", width="3", height="2"),
+        "<tag label='x'/>",
+    )
+    xml = f"<annotations><image id='0' name='Train/a.jpg' width='10' height='8'>{''.join(shapes)}</image></annotations>"
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "annotations.xml").write_text(xml)
+    write_sent(tmp_path, **{name: {"id": name} for name in ("two", "runs", "short", "outside", "box", "gone")})
+    found, problems = read("cvat", tmp_path / "back", sent=tmp_path)
+    runs = np.zeros(SIZE, np.bool_)
+    runs[3, 3:5] = runs[4, 2] = True
+    assert same(found["two"], square(1, 1) | square(6, 4, 2))
+    assert same(found["runs"], runs)
+    assert found["gone"] is None
+    assert len(found) == 3
+    told = "expected a mask inside its image, with run lengths that add up to its box"
+    assert [problem.rpartition("a.jpg: ")[2] for problem in problems] == [
+        f"mask 3: prompt short: {told}",
+        f"mask 4: prompt outside: {told}",
+        "box 5: prompt box: expected a mask or a polygon, got a box",
+        "mask 6: a new object, without the id of a prompt",
+    ]
+    # Without the list nothing counts as deleted.
+    assert "gone" not in read("cvat", tmp_path / "back")[0]
+
+
+def test_label_studio_as_annotators_leave_it(tmp_path: Path) -> None:
+    def region(name: str, value: Any, **more: Any) -> dict[str, Any]:
+        return {"id": name, "type": "?", "original_width": 10, "original_height": 8, "value": value, **more}
+
+    polygon = {"points": [[10, 12.5], [40, 12.5], [40, 50], [10, 50]]}
+    results = [
+        region("brush", {"format": "rle", "rle": encode_brush(square(2, 2))}),
+        region("polygon#Xy1", polygon),
+        region("turned", polygon, image_rotation=90),
+        region("box", {"x": 1, "y": 1, "width": 10, "height": 10}, type="rectanglelabels"),
+        region("new", polygon),
+        region("erased", {"format": "rle", "rle": encode_brush(np.zeros(SIZE, np.bool_))}),
+    ]
+    sent = {name: {"prompt_id": f"p-{name}", "revision": 1}
+            for name in ("brush", "polygon", "turned", "box", "erased", "gone")}  # fmt: skip
+    other = [region("brush", {"rle": encode_brush(square(0, 0))})]
+    task = {"id": 7, "data": {"stable_sam": {"sent": sent}}}
+    annotations = [{"id": 1, "result": results}, {"id": 2, "was_cancelled": True, "result": other}]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([{**task, "annotations": annotations}]))
+    found, problems = read("labelstudio", path)
+    assert same(found["p-brush"], square(2, 2))
+    assert same(found["p-polygon"], square(1, 1))
+    assert (found["p-gone"], found["p-erased"], len(found)) == (None, None, 4)
+    assert [problem.partition("region ")[2].partition(",")[0] for problem in problems] == [
+        "turned: prompt p-turned: expected an image that is not turned; a turned one cannot be laid over its picture",
+        "box: prompt p-box: expected a brush mask or a polygon",
+        "new: a new object",
+    ]
+    # Two annotators who do not agree.
+    path.write_text(json.dumps([{**task, "annotations": [annotations[0], {"id": 3, "result": other}]}]))
+    found, problems = read("labelstudio", path)
+    assert found.keys() == {"p-gone", "p-erased"}
+    assert f"prompt p-brush: two different masks: {path}: task 7, annotation 1, region brush" in "\n".join(problems)
+    assert "prompt p-polygon: a mask in one and deleted in the other" in "\n".join(problems)
+
+
+def test_yolo_lines_in_any_order(tmp_path: Path) -> None:
+    masks = {"a": square(0, 0), "b": square(5, 1, 4)}
+    changed = square(5, 1, 4) | square(8, 2, 2)
+    write_sent(tmp_path, **{name: {"class": 0, "mask": encode_mask(mask).counts} for name, mask in masks.items()})
+
+    def line(mask: np.ndarray) -> str:
+        return "0 " + " ".join(map(str, (one_ring(polygon_parts(mask)) / SIZE[::-1]).ravel()))
+
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "a.txt").write_text(f"{line(changed)}\n\n{line(masks['a'])}\n")
+    found, problems = read("yolo", tmp_path)
+    assert same(found["a"], masks["a"])
+    assert same(found["b"], changed)
+    assert problems == []
+    (labels / "a.txt").write_text(line(changed))
+    assert read("yolo", tmp_path)[0]["a"] is None
+    # What is like nothing that was sent may be the missing one: then nothing is deleted.
+    (labels / "a.txt").write_text(f"{line(changed)}\n{line(square(0, 6, 2))}\n")
+    found, problems = read("yolo", tmp_path)
+    assert found.keys() == {"b"}
+    assert "unlike every mask that was sent" in problems[0]
+
+
+@pytest.mark.parametrize(("form", "name"), [("png", "a.png"), ("yolo", "a.txt")])
+def test_formats_without_ids_need_the_list(form: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(AnnotationError, match=f"expected {SENT} beside the files, or --sent"):
+        read(form, tmp_path)
+    (tmp_path / SENT).write_text('{"images": [{"name": "a.jpg"}]}')
+    with pytest.raises(AnnotationError, match="expected the list of an export"):
+        read(form, tmp_path)
+
+
+def test_images_are_found_by_the_end_of_their_names_when_that_is_clear() -> None:
+    def image(name: str) -> SentImage:
+        return SentImage(name=name, size_hw=SIZE, objects=())
+
+    sent = Sent({name: image(name) for name in ("x/a.jpg", "y/a.jpg", "y/b.jpg")})
+    for name, expected in {
+        "x/a.jpg": "x/a.jpg",
+        "images/y/a.jpg": "y/a.jpg",
+        "b.jpg": "y/b.jpg",
+        "a.jpg": None,
+    }.items():
+        found = sent.find(name)
+        assert (None if found is None else found.name) == expected
