@@ -21,7 +21,7 @@ from pathlib import Path
 from planning import publish_without_masks, write_images, write_source
 
 from stable_sam.config import RefinerConfig, RunConfig
-from stable_sam.runs.plan import NightPlan, plan_night
+from stable_sam.runs.plan import RunPlan, plan_request
 from stable_sam.runs.request import RunRequest
 from stable_sam.storage.files import list_files
 
@@ -53,9 +53,9 @@ def main() -> None:
             print(f"stable-sam refine: {time.monotonic() - started:.1f} s")
 
 
-def plan(folder: Path) -> NightPlan:
+def plan(folder: Path) -> RunPlan:
     """One night."""
-    return plan_night(
+    return plan_request(
         RunRequest(
             annotations_uri=str(folder / "weak.parquet"),
             images_uri=str(folder / "images"),

@@ -98,7 +98,7 @@ def plan_once(options: argparse.Namespace) -> None:
         output_uri=str(folder / f"table-{kind}"),
         config=RunConfig(),
     )
-    plan = planning.plan_night(night_request, model=MODEL)
+    plan = planning.plan_request(night_request, model=MODEL)
     spent["all"] = time.monotonic() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     prompts = plan.changes.planned + plan.changes.unchanged

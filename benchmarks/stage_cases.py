@@ -17,7 +17,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from skimage import data as pictures
 
 from benchmarks.model_path import some_boxes
-from stable_sam.images.decode import Picture, decode_picture
+from stable_sam.images.decode import DecodedImage, decode_for_input
 from stable_sam.images.frames import Frame
 from stable_sam.images.resize import resize_image
 from stable_sam.refining.predict import PromptArrays, embed_image, embed_resized, predict
@@ -60,7 +60,7 @@ def jpeg(hw: tuple[int, int], **options: Any) -> bytes:
 
 
 def decode_cases(sides: Sequence[int]) -> Iterator[Case]:
-    """Pillow's way to an array against `decode_picture`, for all pixels and for models of these input sides."""
+    """Pillow's way to an array against `decode_for_input`, for all pixels and for models of these input sides."""
     for name, hw in SIZES.items():
         for kind, options in (("", {}), (", progressive", {"progressive": True})):
             data = jpeg(hw, **options)
@@ -71,8 +71,8 @@ def decode_cases(sides: Sequence[int]) -> Iterator[Case]:
 
             for side in (None, *sides):
 
-                def ours(data: bytes = data, side: int | None = side) -> Picture:
-                    return decode_picture(data, name="x", max_pixels=10**8, side=side)
+                def ours(data: bytes = data, side: int | None = side) -> DecodedImage:
+                    return decode_for_input(data, name="x", max_pixels=10**8, side=side)
 
                 picture = ours()
                 if side is None:
@@ -89,15 +89,15 @@ def resize_cases(sides: Sequence[int]) -> Iterator[Case]:
     """SAM's resize of all pixels against ours of what was decoded for the model."""
     for name, hw in SIZES.items():
         data = jpeg(hw)
-        pixels = decode_picture(data, name="x", max_pixels=10**8).pixels
+        pixels = decode_for_input(data, name="x", max_pixels=10**8).pixels
         for side in sides:
-            frame, picture = Frame(hw, side), decode_picture(data, name="x", max_pixels=10**8, side=side)
+            frame, picture = Frame(hw, side), decode_for_input(data, name="x", max_pixels=10**8, side=side)
             transform = ResizeLongestSide(side)
 
             def usual(transform: ResizeLongestSide = transform, pixels: NDArray[np.uint8] = pixels) -> Any:
                 return transform.apply_image(pixels)
 
-            def ours(picture: Picture = picture, frame: Frame = frame) -> NDArray[np.uint8]:
+            def ours(picture: DecodedImage = picture, frame: Frame = frame) -> NDArray[np.uint8]:
                 return resize_image(picture.pixels, frame, picture.scale)
 
             what = f"{name} to {side} px" + (f", decoded at 1/{picture.scale}" if picture.scale > 1 else "")

@@ -41,7 +41,7 @@ import stable_sam.table
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.runs.commits import _commit
 from stable_sam.runs.manifest import RunManifest, ShardPlan, read_shard_table
-from stable_sam.runs.plan import NightPlan, plan_night
+from stable_sam.runs.plan import RunPlan, plan_request
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from stable_sam.scores import FROM_MODEL
@@ -131,11 +131,11 @@ def build(folder: Path, prompts: int) -> None:
         publish(manifest)
 
 
-def plan(folder: Path) -> NightPlan:
+def plan(folder: Path) -> RunPlan:
     """One night."""
     annotations = ",".join(f"{source}={folder / source / 'weak.parquet'}" for source in SOURCES)
     config = RunConfig(refiner=RefinerConfig(model="tiny"), shard_images=PART_ROWS // PROMPTS_OF_IMAGE)
-    return plan_night(
+    return plan_request(
         RunRequest(
             annotations_uri=annotations,
             images_uri=str(folder / "images"),

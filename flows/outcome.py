@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 
 from stable_sam.config import RunConfig
 from stable_sam.errors import StableSamError
-from stable_sam.runs.regression import Quality, check_quality, judge
+from stable_sam.runs.regression import NightComparison, check_regressions, compare_nights
 from stable_sam.runs.summary import RunSummary, check_failures
 
 REGRESSION_EVENT = "stable-sam.quality-regression"
@@ -23,31 +23,31 @@ def conclude(summary: RunSummary, settings: RunConfig, report_uri: str | None = 
     report_uri: where to write the HTML page of the table, beside an artifact that sums it up and links to it; None
     writes none. It opens the pictures of up to 2,000 prompts. A page that cannot be written is a warning, for the masks
     are published.
-    Raises `InputError` for too many failed prompts, or (`quality.fail`) for a run that is worse than usual: also for
+    Raises `InputError` for too many failed prompts, or (`regression.fail`) for a run that is worse than usual: also for
     one that had nothing to do, so that running a red night again does not turn it green.
     """
-    quality = judge(summary.table_uri, summary.run_id, settings.quality)
-    create_markdown_artifact(f"{summary.markdown()}\n\n{quality.markdown()}", key="refine-summary")
+    comparison = compare_nights(summary.table_uri, summary.run_id, settings.regression)
+    create_markdown_artifact(f"{summary.markdown()}\n\n{comparison.markdown()}", key="refine-summary")
     if not summary.up_to_date:
-        _tell_of_regressions(quality)
+        _tell_of_regressions(comparison)
         if report_uri is not None:
             _write_report(summary.table_uri, report_uri)
     check_failures(summary, settings.max_failed_fraction)
-    check_quality(quality, settings.quality)
+    check_regressions(comparison, settings.regression)
 
 
-def _tell_of_regressions(quality: Quality) -> None:
-    if not quality.regressions:
+def _tell_of_regressions(comparison: NightComparison) -> None:
+    if not comparison.regressions:
         return
-    for line in quality.regressions:
+    for line in comparison.regressions:
         get_run_logger().warning("Worse than usual: %s", line)
     emit_event(
         REGRESSION_EVENT,
         resource={
-            "prefect.resource.id": f"stable-sam.table.{quality.table_uri}",
-            "prefect.resource.name": quality.table_uri,
+            "prefect.resource.id": f"stable-sam.table.{comparison.table_uri}",
+            "prefect.resource.name": comparison.table_uri,
         },
-        payload={"run_id": quality.run_id, "regressions": list(quality.regressions)},
+        payload={"run_id": comparison.run_id, "regressions": list(comparison.regressions)},
     )
 
 

@@ -53,7 +53,7 @@ def refine_dataset(
     profile_uri: Chrome trace of who did what when, also of a run that fails; changes no row. None writes none and keeps
     only the seconds of the stages, in `runs`.
     Raises `StableSamError`; a bad image or prompt is a failed row instead. Too many of those (`max_failed_fraction`),
-    or nothing else, is an `InputError` after they are published; so is a regression, with `quality.fail`.
+    or nothing else, is an `InputError` after they are published; so is a regression, with `regression.fail`.
     """
     log_user_errors_in_one_line()
     request = RunRequest.parse(

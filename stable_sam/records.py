@@ -139,7 +139,7 @@ class ShardReport:
     reused: bool = False
     """True when the shard's commit record already existed (resume, or another driver was first)."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """By stage of `stage_clock.STAGES`, those that ran."""
+    """By stage of `timing.STAGES`, those that ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

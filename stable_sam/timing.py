@@ -35,7 +35,7 @@ _GAP_S = 0.001
 """Spans of one stage and thread that are nearer are one: masks are encoded one by one. Shorter waits are none."""
 _EPOCH_S = time.time() - time.monotonic()
 Arguments = ParamSpec("Arguments")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,11 +166,11 @@ def turn(lock: threading.Lock) -> Iterator[None]:
         yield
 
 
-def carried(function: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+def carried(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The function for other threads, with the clock of this one."""
     clock = _clock.get()
 
-    def with_clock(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+    def with_clock(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         before = _clock.set(clock)
         try:
             return function(*arguments, **named)

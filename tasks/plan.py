@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prefect import task
 
 from stable_sam.records import Changes
-from stable_sam.runs.plan import plan_night
+from stable_sam.runs.plan import plan_request
 from stable_sam.runs.request import RunRequest
 from stable_sam.storage.files import check_output
 
@@ -25,5 +25,5 @@ class PlanReport:
 def plan(request: RunRequest) -> PlanReport:
     """Compare the source with the table and store the run's manifest and shards under the output."""
     check_output(request.output_uri)
-    night = plan_night(request)
+    night = plan_request(request)
     return PlanReport(manifest_uri=night.manifest.uri if night.manifest else None, changes=night.changes)

@@ -31,7 +31,7 @@ def backfill(
     from stable_sam.errors import ConfigError
     from stable_sam.formats.sources import check_annotations
     from stable_sam.runs.backfill import DATE, check_order, days, in_force
-    from stable_sam.runs.plan import plan_night
+    from stable_sam.runs.plan import plan_request
     from stable_sam.runs.preflight import check_run
     from stable_sam.runs.request import RunRequest
     from stable_sam.table.log import list_runs, open_table
@@ -62,7 +62,7 @@ def backfill(
     for day, request in nights.items():
         # Once one date has been run, the table holds its content and not that of the dates behind it.
         stood = None if started else in_force(runs, day)
-        if stood is not None and stood.source_hash == plan_night(request, dry_run=True).source_hash:
+        if stood is not None and stood.source_hash == plan_request(request, dry_run=True).source_hash:
             console.print(f"{day}: the table has it, run {stood.run_id}")
             continue
         check_run(request)

@@ -24,7 +24,7 @@ def explain(
     """Draw SAM beside Stable-SAM for one weak box, points, or both: masks, attended features, offsets and alpha."""
     from stable_sam.explain.drawing import draw
     from stable_sam.explain.explanation import explain as explain_prompt
-    from stable_sam.images.decode import decode_picture
+    from stable_sam.images.decode import decode_for_input
     from stable_sam.refining.refiner import Refiner
 
     check_suffix(out, (".png", ".jpg"), "what it draws is a picture")
@@ -32,7 +32,7 @@ def explain(
     limit = run.refiner.max_image_pixels
     data, pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), limit)
     refiner = Refiner(run.refiner, run.routing)
-    picture = decode_picture(data, name=photo, max_pixels=limit, side=refiner.input_side)
+    picture = decode_for_input(data, name=photo, max_pixels=limit, side=refiner.input_side)
     explanation = explain_prompt(refiner, pixels, prompt, picture=picture)
     write_picture(out, draw(explanation))
     typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; picture: {out}")

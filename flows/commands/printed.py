@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stable_sam.runs.plan import NightPlan
+    from stable_sam.runs.plan import RunPlan
     from stable_sam.runs.summary import RunSummary
 
 
@@ -58,7 +58,7 @@ def print_profile(summary: RunSummary, trace_uri: str) -> None:
     console.print(f"Trace, for chrome://tracing or ui.perfetto.dev: {trace_uri}", soft_wrap=True)
 
 
-def print_plan(plan: NightPlan) -> None:
+def print_plan(plan: RunPlan) -> None:
     """What a dry run found, and how long it would take."""
     from rich.console import Console
 

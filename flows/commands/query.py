@@ -22,7 +22,7 @@ SHOWN_CHARACTERS = 60
 """Of one cell in the terminal: run lengths can be thousands."""
 
 
-class Format(enum.StrEnum):
+class OutputFormat(enum.StrEnum):
     """How the rows are written."""
 
     table = "table"
@@ -36,7 +36,7 @@ def query(
     sql: Annotated[
         str | None, typer.Argument(help="One statement; views: masks (current rows), history, runs and more (--views).")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="json: a list of objects.")] = Format.table,
+    form: Annotated[OutputFormat, typer.Option("--format", help="json: a list of objects.")] = OutputFormat.table,
     out: Annotated[str | None, typer.Option(help="File to write, local or s3://; terminal if not given.")] = None,
     as_of: Annotated[
         str | None,
@@ -55,7 +55,7 @@ def query(
         return
     if sql is None:
         raise ConfigError("query: expected a statement, or --views for what can be asked")
-    if form is Format.parquet and out is None:
+    if form is OutputFormat.parquet and out is None:
         raise ConfigError("--format parquet: expected --out FILE, a terminal cannot show it")
     from stable_sam.storage.files import absolute_uri, write_bytes
     from stable_sam.table.query import query as run_query
@@ -64,7 +64,7 @@ def query(
     if out is not None:
         write_bytes(out, _encode(rows, form))
         typer.echo(f"{rows.num_rows} rows written to {out}", err=True)
-    elif form is Format.table:
+    elif form is OutputFormat.table:
         _show(rows)
     else:
         typer.echo(_encode(rows, form), nl=False)
@@ -78,21 +78,21 @@ def _list_views() -> None:
         typer.echo(f"{name:<{max(map(len, meanings))}}  {meaning}")
 
 
-def _encode(rows: pa.Table, form: Format) -> bytes:
+def _encode(rows: pa.Table, form: OutputFormat) -> bytes:
     match form:
-        case Format.parquet:
+        case OutputFormat.parquet:
             import pyarrow.parquet as pq
 
             buffer = io.BytesIO()
             pq.write_table(rows.rename_columns(_different(rows.column_names)), buffer, compression="zstd")
             return buffer.getvalue()
-        case Format.csv:
+        case OutputFormat.csv:
             return _csv(rows)
-        case Format.json:
+        case OutputFormat.json:
             names = _different(rows.column_names)
             plain = [_plain(dict(zip(names, values, strict=True))) for values in _values(rows)]
             return (json.dumps(plain, default=str) + "\n").encode()
-        case Format.table:
+        case OutputFormat.table:
             return _rendered(rows)
 
 

@@ -61,9 +61,9 @@ def refine(
     )
     check_run(request, writes=not dry_run)
     if dry_run:
-        from stable_sam.runs.plan import check_withdrawn, plan_night
+        from stable_sam.runs.plan import check_withdrawn, plan_request
 
-        plan = plan_night(request, dry_run=True)
+        plan = plan_request(request, dry_run=True)
         print_plan(plan)
         check_withdrawn(plan)
         return

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stable_sam.config.calibration import Calibration
 from stable_sam.config.section import Section
@@ -170,7 +170,7 @@ class RayConfig(Section):
     image's encoder, to tell its time apart. `refine --profile FILE` sets it and makes a trace of that."""
 
 
-class QualityConfig(Section):
+class RegressionConfig(Section):
     """When a night is told to be worse than those before it. Changes no row and nothing of the run's identity."""
 
     nights: int = Field(default=7, ge=1)
@@ -211,7 +211,7 @@ class RunConfig(Section):
     refiner: RefinerConfig = RefinerConfig()
     routing: RoutingConfig = RoutingConfig()
     ray: RayConfig = RayConfig()
-    quality: QualityConfig = QualityConfig()
+    regression: RegressionConfig = RegressionConfig()
     source: SourceConfig = SourceConfig()
     truth_uri: str | None = None
     """COCO instances with true masks for some of the images, any fsspec URI: each mask of the run that can be matched
@@ -230,6 +230,14 @@ class RunConfig(Section):
     """A night that would withdraw more than this share of the table's current prompts is refused before it writes
     anything: half an export looks like that. Tables of fewer than 100 current prompts are not judged. Where so many
     were really withdrawn, say 1 for that run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, raw: Any) -> Any:
+        """Version 0.2.0 called the section `regression` `quality`, also in the manifests of its runs."""
+        if isinstance(raw, dict) and "quality" in raw and "regression" not in raw:
+            return {("regression" if key == "quality" else key): value for key, value in raw.items()}
+        return raw
 
     @property
     def prompt_cost(self) -> float:

@@ -31,7 +31,7 @@ from stable_sam.evaluation.prompts import (
 from stable_sam.evaluation.result_records import record_table
 from stable_sam.evaluation.true_masks import TruthImage
 from stable_sam.evaluation.worst_box import START, search_worst_box
-from stable_sam.images.decode import decode_picture
+from stable_sam.images.decode import decode_for_input
 from stable_sam.images.frames import Frame
 from stable_sam.images.resize import resize_image
 from stable_sam.images.tile_pixels import TilePixels
@@ -270,7 +270,7 @@ def _read_picture(model: LoadedModel, image: TruthImage, max_pixels: int) -> _Pi
     except OSError as error:
         raise ImageError(f"{image.path}: cannot read: {error.strerror}") from None
     name = str(image.path)
-    picture = decode_picture(data, name=name, max_pixels=max_pixels, side=side)
+    picture = decode_for_input(data, name=name, max_pixels=max_pixels, side=side)
     if picture.original_hw != image.size_hw:
         raise ImageError(f"{image.path}: expected height and width {image.size_hw}, got {picture.original_hw}")
     whole = Frame(picture.original_hw, side)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from stable_sam.explain.explanation import Answer, Explanation
+from stable_sam.explain.explanation import ExplainedMask, Explanation
 from stable_sam.explain.overlay import draw_overlay
 from stable_sam.records import Prompt
 
@@ -173,13 +173,13 @@ def _describe(prompt: Prompt) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _scores(answer: Answer) -> str:
+def _scores(answer: ExplainedMask) -> str:
     stability = answer.refined.prompt_stability
     text = f"predicted IoU {answer.refined.predicted_iou:.2f}"
     return text if stability is None else f"{text}, prompt stability {stability:.2f}"
 
 
-def _share(answer: Answer) -> str:
+def _share(answer: ExplainedMask) -> str:
     share = np.sort(answer.attention, axis=None)[::-1][:STRONGEST].sum()
     return f"{min(STRONGEST, answer.attention.size)} of {answer.attention.size} features, {share:.0%} of its attention"
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from stable_sam.errors import ConfigError, PromptError
-from stable_sam.images.decode import Picture
+from stable_sam.images.decode import DecodedImage
 from stable_sam.images.frames import Frame
 from stable_sam.images.tile_pixels import TilePixels
 from stable_sam.images.tiles import prompt_in
@@ -39,7 +39,7 @@ FIRST_MASK_TOKEN = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ExplainedMask:
     """What one method, SAM or Stable-SAM, made of the prompt."""
 
     refined: RefinedMask
@@ -59,8 +59,8 @@ class Explanation:
     """(H, W, 3) RGB, of the view."""
     prompt: Prompt
     """As asked in the view, in its pixels; a box is clipped to the image."""
-    sam: Answer
-    stable_sam: Answer
+    sam: ExplainedMask
+    stable_sam: ExplainedMask
     alpha: tuple[float, float]
     """alpha_1 weighs the features sampled at p + dp, alpha_2 SAM's own at p."""
     offsets: NDArray[np.float32]
@@ -79,9 +79,10 @@ class Explanation:
 
 
 def explain(
-    refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Prompt, *, picture: Picture | None = None
+    refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Prompt, *, picture: DecodedImage | None = None
 ) -> Explanation:
-    """Answer `prompt` without and with the refiner's plugin, in the first pass, and keep what the decoder looked at.
+    """ExplainedMask `prompt` without and with the refiner's plugin, in the first pass, and keep what the decoder looked
+    at.
 
     image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here. picture: the same as
     it is decoded for the model. Both methods are asked in the view that the refiner takes for this prompt, a tile for a
@@ -94,7 +95,7 @@ def explain(
     if refiner.model.hq is not None:
         raise ConfigError("explain: expected SAM and its plugin alone, got HQ-SAM's branch, too (hq_uri)")
     pixels = rgb_pixels(image)
-    whole = Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+    whole = DecodedImage(pixels, (pixels.shape[0], pixels.shape[1]))
     prompt = check_prompt(prompt, whole.original_hw)
     prepared = prepare(picture or whole, [prompt], refiner.input_side, refiner.config, TilePixels(whole))
     [inferred] = refiner.infer(prepared)
@@ -130,7 +131,7 @@ def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
 @torch.inference_mode()
 def _answer(
     refiner: Refiner, host: PluginHost, view: ImageView, prompt: Prompt, name: View | None, *, plugin: bool
-) -> tuple[Answer, PluginTrace | None]:
+) -> tuple[ExplainedMask, PluginTrace | None]:
     was_enabled, host.enabled = host.enabled, plugin
     try:
         [refined] = refiner.refine_group(view, [prompt])
@@ -143,7 +144,7 @@ def _answer(
         raise PromptError(str(refined.error))
     row = weights[0][0, :, FIRST_MASK_TOKEN + int(prediction.token[0])].mean(dim=0)
     side = isqrt(len(row))
-    return Answer(
+    return ExplainedMask(
         refined=replace(refined, view=name),
         mask=decode_mask(refined.mask_size, refined.mask_counts)[_of(view.frame)],
         attention=row.reshape(side, side).float().cpu().numpy(),

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from stable_sam.errors import AnnotationError, one_line
-from stable_sam.formats.columns.check import Places
+from stable_sam.formats.columns.check import PlaceCounter
 from stable_sam.formats.image_lookup import FoundImage, find_image, with_endings
 from stable_sam.formats.reading import Context, scaled
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json
@@ -32,7 +32,7 @@ TOO_MANY = "values without a column"
 def read_openimages(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
     """One annotation for each row; raises `AnnotationError` for what is no such CSV."""
     rows = _rows(file, uri)
-    places = Places(len(context.folder), context.folder.number)
+    places = PlaceCounter(len(context.folder), context.folder.number)
     while chunk := list(islice(rows, ROWS)):
         images = {image_id: _image(image_id, context) for image_id in dict.fromkeys(row["ImageID"] for _, row in chunk)}
         uris = list(dict.fromkeys(image.uri for image in images.values() if image.uri))

@@ -25,8 +25,8 @@ from stable_sam.formats.labelme.read import read_labelme
 from stable_sam.formats.labelme.review import review_labelme
 from stable_sam.formats.labelme.write import write_labelme
 from stable_sam.formats.labelstudio.read import read_labelstudio
-from stable_sam.formats.labelstudio.review import review_label_studio
-from stable_sam.formats.labelstudio.write import write_label_studio
+from stable_sam.formats.labelstudio.review import review_labelstudio
+from stable_sam.formats.labelstudio.write import write_labelstudio
 from stable_sam.formats.openimages import read_openimages
 from stable_sam.formats.png.review import review_png
 from stable_sam.formats.png.write import write_png
@@ -118,7 +118,7 @@ WRITERS: Mapping[str, Writer] = {
     "coco": Writer(write=write_instances, copies=True),
     "coco-results": Writer(write=write_results),
     "yolo": Writer(write=write_yolo, copies=True, names_by_stem=True),
-    "labelstudio": Writer(write=write_label_studio),
+    "labelstudio": Writer(write=write_labelstudio),
     "cvat": Writer(write=write_cvat),
     "labelme": Writer(write=write_labelme, copies=True, polygons=True, names_by_stem=True),
     "png": Writer(write=write_png),
@@ -128,7 +128,7 @@ WRITERS: Mapping[str, Writer] = {
 
 REVIEW_READERS: Mapping[str, Callable[[Files], Iterator[ReviewedImage]]] = {
     "coco": review_coco,
-    "labelstudio": review_label_studio,
+    "labelstudio": review_labelstudio,
     "cvat": review_cvat,
     "labelme": review_labelme,
     "yolo": review_yolo,

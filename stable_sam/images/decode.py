@@ -33,7 +33,7 @@ SAM's 1,024."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class DecodedImage:
     """An upright image as it is decoded for a model: perhaps with fewer pixels than its file has."""
 
     pixels: NDArray[np.uint8]
@@ -56,10 +56,10 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
     `max_pixels` pixels (seen in the header, before anything is decoded; above Pillow's own limit of 179 million pixels
     an image is refused whatever `max_pixels` says).
     """
-    return decode_picture(data, name=name, max_pixels=max_pixels).pixels
+    return decode_for_input(data, name=name, max_pixels=max_pixels).pixels
 
 
-def decode_picture(data: bytes, *, name: str, max_pixels: int, side: int | None = None) -> Picture:
+def decode_for_input(data: bytes, *, name: str, max_pixels: int, side: int | None = None) -> DecodedImage:
     """The same for a model whose square input has this `side`, in pixels; None: with all pixels of the file.
 
     A JPEG whose longest side is at least twice `REDUCED_MARGIN` times `side` is decoded at 1/2 or 1/4 of its size,
@@ -74,7 +74,7 @@ def decode_picture(data: bytes, *, name: str, max_pixels: int, side: int | None 
         scale = 1 if side is None else _reduce(image, side)
         image.load()
         upright, sideways = _upright(image)
-        return Picture(_to_rgb(upright), (width, height) if sideways else (height, width), scale)
+        return DecodedImage(_to_rgb(upright), (width, height) if sideways else (height, width), scale)
     except Exception as error:
         raise ImageError(f"{name}: the image is damaged: {one_line(error)}") from error
 

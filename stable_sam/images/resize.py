@@ -14,7 +14,7 @@ from stable_sam.images.frames import Frame
 def resize_image(pixels: NDArray[np.uint8], frame: Frame, scale: int = 1) -> NDArray[np.uint8]:
     """`pixels` (H, W, 3) of the frame's view, RGB, to (h, w, 3) of `frame.resized_hw`.
 
-    scale: pixels of the original that one of `pixels` stands for along each axis, as `Picture.scale`.
+    scale: pixels of the original that one of `pixels` stands for along each axis, as `DecodedImage.scale`.
     Antialiased bilinear, as Pillow's, with which SAM was trained; torch's does it in a fifth of the time.
     """
     image = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stable_sam.images.decode import Picture, decode_picture
+from stable_sam.images.decode import DecodedImage, decode_for_input
 from stable_sam.images.frames import Frame
 from stable_sam.records import Window
 from stable_sam.timing import timed
@@ -21,9 +21,9 @@ class TilePixels:
     tile is asked for: one that an answer of the model makes necessary. Without a file all pixels travel.
     """
 
-    def __init__(self, picture: Picture, *, file: bytes = b"", name: str = "image", max_pixels: int = 0) -> None:
+    def __init__(self, picture: DecodedImage, *, file: bytes = b"", name: str = "image", max_pixels: int = 0) -> None:
         """picture: the image as it was decoded for the model. The `file` has to be given where that is at a reduced
-        scale; name, max_pixels: as for `decode_picture`."""
+        scale; name, max_pixels: as for `decode_for_input`."""
         self._file = file
         self._name = name
         self._max_pixels = max_pixels
@@ -48,7 +48,7 @@ class TilePixels:
     def _decoded(self) -> NDArray[np.uint8]:
         if self._whole is None:
             with timed("decode"):
-                self._whole = decode_picture(self._file, name=self._name, max_pixels=self._max_pixels).pixels
+                self._whole = decode_for_input(self._file, name=self._name, max_pixels=self._max_pixels).pixels
         return self._whole
 
     def __getstate__(self) -> dict[str, Any]:

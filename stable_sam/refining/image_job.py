@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.errors import ImageError, one_line
-from stable_sam.images.decode import Picture, decode_picture
+from stable_sam.images.decode import DecodedImage, decode_for_input
 from stable_sam.images.tile_pixels import TilePixels
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refining.routing import failed_mask
@@ -163,9 +163,9 @@ def _prepared(config: RefinerConfig, side: int, job: ImageJob, *, cut_ahead: boo
     return prepare(picture, job.prompts, side, config, tiles, image_uri=job.image_uri, cut_ahead=cut_ahead)
 
 
-def _decoded(config: RefinerConfig, side: int | None, job: ImageJob) -> Picture:
+def _decoded(config: RefinerConfig, side: int | None, job: ImageJob) -> DecodedImage:
     with timed("decode"):
-        picture = decode_picture(job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side)
+        picture = decode_for_input(job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side)
     _check_size(picture.original_hw, job.image_uri, job.prompts)
     return picture
 

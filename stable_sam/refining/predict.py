@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stable_sam.images.decode import Picture
+from stable_sam.images.decode import DecodedImage
 from stable_sam.images.frames import Frame
 from stable_sam.images.resize import resize_image
 from stable_sam.modeling.decoder import decode_prompts
@@ -90,9 +90,9 @@ class Prediction:
     """(P,), which of the decoder's mask tokens made the mask: 0 SAM's single mask, 1-3 its multimask."""
 
 
-def embed_image(model: LoadedModel, image: NDArray[np.uint8] | Picture) -> ImageView:
+def embed_image(model: LoadedModel, image: NDArray[np.uint8] | DecodedImage) -> ImageView:
     """Run the encoder on an image (H, W, 3), RGB, upright; in the arithmetic of the model's identity."""
-    picture = image if isinstance(image, Picture) else Picture(image, (image.shape[0], image.shape[1]))
+    picture = image if isinstance(image, DecodedImage) else DecodedImage(image, (image.shape[0], image.shape[1]))
     frame = Frame(picture.original_hw, int(model.sam.image_encoder.img_size))
     return embed_resized(model, resize_image(picture.pixels, frame, picture.scale), frame)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.errors import ImageError
 from stable_sam.identity import ModelIdentity
-from stable_sam.images.decode import Picture, decode_picture, upright_rgb
+from stable_sam.images.decode import DecodedImage, decode_for_input, upright_rgb
 from stable_sam.images.frames import Frame
 from stable_sam.images.tile_pixels import TilePixels
 from stable_sam.images.tiles import TilePlan, prompt_in, tile_rule
@@ -60,18 +60,18 @@ class Refiner:
         the image, tiles of it, and these mirrored.
         """
         pixels = rgb_pixels(image)
-        picture = Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+        picture = DecodedImage(pixels, (pixels.shape[0], pixels.shape[1]))
         return self.refine_prepared(prepare(picture, prompts, self.input_side, self.config, TilePixels(picture)))
 
     def refine_file(self, data: bytes, prompts: Sequence[Prompt], *, name: str = "image") -> list[RefinedMask]:
         """The same for the bytes of an image file, read as the pipeline and the command line read it.
 
         A large JPEG is decoded at a reduced scale, which takes a fraction of the time and memory and gives masks that
-        differ a little from those of all its pixels; see `data.images.decode_picture`. Where tiles need all pixels, it
-        is decoded in full, too. `name` is what errors call it. Raises `ImageError`.
+        differ a little from those of all its pixels; see `images.decode.decode_for_input`. Where tiles need all pixels,
+        it is decoded in full, too. `name` is what errors call it. Raises `ImageError`.
         """
         limit = self.config.max_image_pixels
-        picture = decode_picture(data, name=name, max_pixels=limit, side=self.input_side)
+        picture = decode_for_input(data, name=name, max_pixels=limit, side=self.input_side)
         tiles = TilePixels(picture, file=data, name=name, max_pixels=limit)
         return self.refine_prepared(prepare(picture, prompts, self.input_side, self.config, tiles))
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stable_sam.config import RefinerConfig, RoutingConfig
-from stable_sam.images.decode import Picture
+from stable_sam.images.decode import DecodedImage
 from stable_sam.images.frames import Frame
 from stable_sam.images.tile_pixels import TilePixels
 from stable_sam.images.tiles import TilePlan, tile_rule
@@ -86,7 +86,7 @@ class InferredImage:
 
 
 def prepare(
-    picture: Picture,
+    picture: DecodedImage,
     prompts: Sequence[Prompt],
     side: int,
     config: RefinerConfig,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stable_sam.errors import ImageError, StorageError
-from stable_sam.images.decode import Picture, decode_picture
+from stable_sam.images.decode import DecodedImage, decode_for_input
 from stable_sam.storage.files import read_bytes
 
 PIXELS_MAX = 300_000_000
@@ -84,12 +84,12 @@ def webp(image_rgb: NDArray[np.uint8]) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def read_picture(image_uri: str, side: int | None = None) -> Picture:
+def read_picture(image_uri: str, side: int | None = None) -> DecodedImage:
     """The image, as a model of this input side gets it; None: with all its pixels. Raises `ImageError` and
     `StorageError`."""
     if not image_uri:
         raise ImageError("the annotation names no image")
-    return decode_picture(read_bytes(image_uri), name=image_uri, max_pixels=MAX_IMAGE_PIXELS, side=side)
+    return decode_for_input(read_bytes(image_uri), name=image_uri, max_pixels=MAX_IMAGE_PIXELS, side=side)
 
 
 def drawable(numbers: Sequence[float] | None) -> bool:

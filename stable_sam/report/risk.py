@@ -28,7 +28,7 @@ _RANKING = tuple(score for score in IN_UNIT if score.higher_is_better and score.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class RiskCurve:
     """Of one score: shares of the masks taken, best first, and of bad ones among those."""
 
     name: str
@@ -43,7 +43,7 @@ class Curve:
 class RiskCoverage:
     """The curves of a table; none, and `note` says why."""
 
-    curves: tuple[Curve, ...]
+    curves: tuple[RiskCurve, ...]
     note: str
     measured: bool = True
     """False when the risk is what the calibration expects, and nobody has looked."""
@@ -96,7 +96,7 @@ def _left_iou(row: dict[str, Any]) -> float:
     return mask_iou(row["mask_size"], row["mask_counts"], row["made_size"], row["made_counts"]) or 0.0
 
 
-def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curve, ...]:
+def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[RiskCurve, ...]:
     curves = []
     for one in _RANKING:
         scores = np.array([row.get(one.column, None) for row in rows], dtype=np.float64)
@@ -105,7 +105,7 @@ def _curves(rows: list[dict[str, Any]], risk: NDArray[np.float64]) -> tuple[Curv
         covered, risks = ranked(scores, risk)
         at = np.unique(np.linspace(len(rows) // 50, len(rows) - 1, POINTS).astype(int))
         points = tuple(zip(covered[at].tolist(), risks[at].tolist(), strict=True))
-        curves.append(Curve(name=one.column, label=one.label, points=points, area=float(risks.mean())))
+        curves.append(RiskCurve(name=one.column, label=one.label, points=points, area=float(risks.mean())))
     return tuple(sorted(curves, key=lambda curve: curve.area))
 
 

@@ -1,6 +1,6 @@
 """What people said of masks becomes rows of the table: an import of corrections is a run, as a night is one.
 
-    files of a tool --stable_sam.formats.review_*--> Answer for each prompt --import_answers--> one table version
+    files of a tool --stable_sam.formats.*.review--> Answer for each prompt --import_answers--> one table version
 
 No night refines a prompt again whose newest row is of status `reviewed`: see `stable_sam.runs.compare`. The masks of
 one import are held in memory, as run lengths.

@@ -75,7 +75,7 @@ class CommitRecord:
     seconds: float | None = None
     """What the shard took its actor; None in records of older versions and where nothing was refined."""
     stage_seconds: Mapping[str, float] | None = None
-    """By stage of `stage_clock.STAGES`, but for this record's own commit; None as `seconds`."""
+    """By stage of `timing.STAGES`, but for this record's own commit; None as `seconds`."""
 
 
 def write_part(

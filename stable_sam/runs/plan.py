@@ -47,7 +47,7 @@ _FEW_PROMPTS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NightPlan:
+class RunPlan:
     """What a night has to do."""
 
     request: RunRequest
@@ -64,13 +64,13 @@ class NightPlan:
     """For a dry run with tiles."""
 
 
-def plan_night(
+def plan_request(
     request: RunRequest,
     *,
     prompts: Iterable[Prompt] | None = None,
     model: ModelIdentity | None = None,
     dry_run: bool = False,
-) -> NightPlan:
+) -> RunPlan:
     """Compare the source with the table at the output and store a run for what is different, cut into shards.
 
     Without changes nothing is stored. The stored manifest is returned when this run was planned before, with the same
@@ -117,15 +117,15 @@ def plan_night(
 
 
 def plan_run(prompts: Iterable[Prompt], request: RunRequest, model: ModelIdentity | None = None) -> RunManifest | None:
-    """`plan_night` for prompts at hand, as of a notebook; returns None when there is nothing to do.
+    """`plan_request` for prompts at hand, as of a notebook; returns None when there is nothing to do.
 
     request = RunRequest.parse(annotations_uri="notebook", images_uri="images", output_uri="table")
     manifest = plan_run(prompts, request, refiner.identity)
     """
-    return plan_night(request, prompts=prompts, model=model).manifest
+    return plan_request(request, prompts=prompts, model=model).manifest
 
 
-def check_withdrawn(plan: NightPlan) -> None:
+def check_withdrawn(plan: RunPlan) -> None:
     """Raise `AnnotationError` when a night would withdraw more than `max_withdrawn_fraction` of the current prompts."""
     changes, most = plan.changes, plan.request.config.max_withdrawn_fraction
     current = changes.withdrawn + changes.unchanged + changes.planned - changes.new
@@ -168,18 +168,18 @@ def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_ve
 
 def _unchanged(
     connection: duckdb.DuckDBPyConnection, request: RunRequest, parent: RunInfo | None, table: DeltaTable | None
-) -> NightPlan:
+) -> RunPlan:
     """Nothing can have changed since `parent`."""
     known = None if parent is None else parent.current_prompts
     unchanged = live.load_live(connection, table) if known is None else known
     source_hash = "" if parent is None else parent.source_hash
-    return NightPlan(request=request, changes=Changes(unchanged=unchanged), source_hash=source_hash)
+    return RunPlan(request=request, changes=Changes(unchanged=unchanged), source_hash=source_hash)
 
 
-def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: night.Comparison) -> NightPlan:
+def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: night.Comparison) -> RunPlan:
     """What there is to do; of a run that only withdraws, no images and no shards."""
     source_hash = json_sha256([found.source_prompts, found.source_digest])
-    plan = NightPlan(request=request, changes=found.changes, source_hash=source_hash)
+    plan = RunPlan(request=request, changes=found.changes, source_hash=source_hash)
     if found.changes.planned + found.changes.withdrawn == 0:
         return plan
     images, shards = ordering.cut(connection, request.config.shard_images, request.config.prompt_cost)
@@ -187,7 +187,7 @@ def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: nigh
 
 
 def _manifest(
-    plan: NightPlan,
+    plan: RunPlan,
     found: night.Comparison,
     parent: RunInfo | None,
     model: ModelIdentity,

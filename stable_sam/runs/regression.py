@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from stable_sam.config import QualityConfig
+from stable_sam.config import RegressionConfig
 from stable_sam.errors import InputError, NotFoundError
 from stable_sam.table.log import list_runs, open_table
 from stable_sam.table.query import query
@@ -18,7 +18,7 @@ _MEASURES = {
     "median prompt_stability": ("score_median(prompt_stability)", "prompt_stability_drop", -1),
     "median predicted_iou": ("score_median(predicted_iou)", "predicted_iou_drop", -1),
 }
-"""Name: SQL over a night's rows, its threshold in `QualityConfig`, and the direction in which it gets worse."""
+"""Name: SQL over a night's rows, its threshold in `RegressionConfig`, and the direction in which it gets worse."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
+class NightComparison:
     """A run beside those before it; without measures when there was nothing to compare, and `note` says why."""
 
     table_uri: str
@@ -64,7 +64,7 @@ class Quality:
     def markdown(self) -> str:
         """The figures as a table, or why there are none."""
         if not self.measures:
-            return f"Quality not compared with earlier nights: {self.note}"
+            return f"Not compared with earlier nights: {self.note}"
         lines = [
             f"| {one.name} | {one.tonight:.3f} | {one.usual:.3f} | {one.allowed:g} | {'**worse**' * one.regressed} |"
             for one in self.measures
@@ -73,7 +73,7 @@ class Quality:
         return "\n".join([header, "|---|---|---|---|---|", *lines])
 
 
-def judge(table_uri: str, run_id: str, config: QualityConfig) -> Quality:
+def compare_nights(table_uri: str, run_id: str, config: RegressionConfig) -> NightComparison:
     """Compare a published run with the nights before it; only what each refined counts, not what it left as it was.
 
     Raises `NotFoundError` when there is no such table or run, `StorageError`.
@@ -85,21 +85,21 @@ def judge(table_uri: str, run_id: str, config: QualityConfig) -> Quality:
     if run_id not in prompts:
         raise NotFoundError(f"{table_uri}: expected run {run_id} among the newest of the table, found none")
     if prompts[run_id] < config.min_prompts:
-        return Quality(
+        return NightComparison(
             table_uri=table_uri,
             run_id=run_id,
-            note=f"{prompts[run_id]} prompts refined, fewer than quality.min_prompts {config.min_prompts}",
+            note=f"{prompts[run_id]} prompts refined, fewer than regression.min_prompts {config.min_prompts}",
         )
     newest_first = list(prompts)
     earlier = [
         other for other in newest_first[newest_first.index(run_id) + 1 :] if prompts[other] >= config.min_prompts
     ]
     if len(earlier) < config.min_nights:
-        return Quality(
+        return NightComparison(
             table_uri=table_uri,
             run_id=run_id,
             note=f"{len(earlier)} earlier nights of at least {config.min_prompts} prompts, "
-            f"fewer than quality.min_nights {config.min_nights}",
+            f"fewer than regression.min_nights {config.min_nights}",
         )
     compared = earlier[: config.nights]
     figures = _figures(table_uri, [run_id, *compared])
@@ -119,15 +119,15 @@ def judge(table_uri: str, run_id: str, config: QualityConfig) -> Quality:
                 worsening=direction * (tonight - usual),
             )
         )
-    return Quality(table_uri=table_uri, run_id=run_id, nights=len(compared), measures=tuple(measures))
+    return NightComparison(table_uri=table_uri, run_id=run_id, nights=len(compared), measures=tuple(measures))
 
 
-def check_quality(quality: Quality, config: QualityConfig) -> None:
+def check_regressions(comparison: NightComparison, config: RegressionConfig) -> None:
     """Raise `InputError` for a night that is worse than usual, when the configuration asks for that."""
-    if config.fail and quality.regressions:
+    if config.fail and comparison.regressions:
         raise InputError(
-            f"{quality.table_uri}: run {quality.run_id} is published and worse than usual (quality.fail): "
-            + "; ".join(quality.regressions)
+            f"{comparison.table_uri}: run {comparison.run_id} is published and worse than usual (regression.fail): "
+            + "; ".join(comparison.regressions)
         )
 
 

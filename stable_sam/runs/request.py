@@ -1,6 +1,6 @@
 """What a run is asked to do: parsed and checked once, where it comes in, and carried whole to the planner.
 
-command, flow or notebook --RunRequest.parse--> RunRequest --plan_night--> RunManifest
+command, flow or notebook --RunRequest.parse--> RunRequest --plan_request--> RunManifest
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class RunInfo:
     actor_seconds: float | None = None
     """What its shards took, summed; None when not all of them said."""
     stage_seconds: dict[str, float] | None = None
-    """The same by stage of `stage_clock.STAGES`, each of them; seconds of threads, also of those beside the model's."""
+    """The same by stage of `timing.STAGES`, each of them; seconds of threads, also of those beside the model's."""
     jitter_count: int | None = None
     """K behind each prompt_stability of the run: only equal K and scale compare. None for a run of an older version."""
     jitter_scale: float | None = None

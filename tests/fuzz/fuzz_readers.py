@@ -31,7 +31,7 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     from stable_sam.formats.registry import REVIEW_READERS
     from stable_sam.formats.review_files import open_files
     from stable_sam.formats.review_records import collect
-    from stable_sam.images.decode import decode_picture
+    from stable_sam.images.decode import decode_for_input
     from stable_sam.table.schema import prompt_from_row
     from tests.fuzz import seeds
 
@@ -48,7 +48,9 @@ def fuzz(data: bytes) -> None:
     kind, content = data[:1], data[1:]
     try:
         if kind == b"i":
-            whole, reduced = (decode_picture(content, name="x", max_pixels=1_000_000, side=side) for side in (None, 4))
+            whole, reduced = (
+                decode_for_input(content, name="x", max_pixels=1_000_000, side=side) for side in (None, 4)
+            )
             assert (*whole.original_hw, 3) == whole.pixels.shape
             assert whole.original_hw == reduced.original_hw
         elif kind == b"k":

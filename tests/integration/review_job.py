@@ -20,7 +20,7 @@ from stable_sam.review.export import export
 from stable_sam.rle import encode_mask
 from stable_sam.runs.commits import write_tombstones
 from stable_sam.runs.manifest import RunManifest
-from stable_sam.runs.plan import NightPlan, plan_night
+from stable_sam.runs.plan import RunPlan, plan_request
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from stable_sam.storage.files import join, read_bytes, write_bytes
@@ -76,7 +76,7 @@ class Job:
         Image.new("RGB", (WIDTH, HEIGHT), (grey, grey, grey)).save(png, "PNG")
         write_bytes(self.image(number), png.getvalue())
 
-    def plan(self, refresh: str | None = None) -> NightPlan:
+    def plan(self, refresh: str | None = None) -> RunPlan:
         prompts = [
             Prompt(
                 prompt_id=prompt_id, image_id=f"i{number % 3}", image_uri=self.image(number % 3), box_xyxy=box,
@@ -92,9 +92,9 @@ class Job:
             config=RunConfig(refiner=self.refiner, max_withdrawn_fraction=1),
             refresh=frozenset({refresh} if refresh else ()),
         )
-        return plan_night(request, prompts=prompts, model=MODEL)
+        return plan_request(request, prompts=prompts, model=MODEL)
 
-    def refined(self, plan: NightPlan) -> RunManifest:
+    def refined(self, plan: RunPlan) -> RunManifest:
         assert plan.manifest is not None
         for shard in plan.manifest.shards:
             refine_shard(Painter(), plan.manifest, shard)

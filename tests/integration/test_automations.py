@@ -185,7 +185,7 @@ def test_a_worse_night_is_told_and_left_in_the_artifacts(
             ],
             0.0,
         ),
-        "quality": {"min_nights": 1, "min_prompts": 3},
+        "regression": {"min_nights": 1, "min_prompts": 3},
     }  # fmt: skip
     job = {
         "annotations_uri": str(annotations),

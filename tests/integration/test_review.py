@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows import cli
-from stable_sam.config import QualityConfig, RefinerConfig
+from stable_sam.config import RefinerConfig, RegressionConfig
 from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.records import Changes
 from stable_sam.review import answers as review
@@ -251,7 +251,7 @@ def test_corrected_pixels_of_a_png(job: Job) -> None:
 
 
 def test_quality_summary_and_the_next_nights_take_no_notice_of_an_import(job: Job) -> None:
-    config = QualityConfig(nights=1, min_nights=1, min_prompts=5)
+    config = RegressionConfig(nights=1, min_nights=1, min_prompts=5)
     import_answers(job.table, [answer(f"p{k}", painted(f"p{k}"), checked=True) for k in range(6)])
     run_id = query(job.table, "SELECT run_id FROM runs ORDER BY revision DESC").to_pylist()[0]["run_id"]
     summary = summarize(job.table, run_id)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.coco.catalogue import AnyCatalogue, Catalogue, CocoFileNames
 from stable_sam.formats.coco.records import CocoFile, record_chunk
-from stable_sam.formats.columns.check import Chunk, Places
+from stable_sam.formats.columns.check import Chunk, PlaceCounter
 from stable_sam.formats.image_folder import ImageFolder
 from stable_sam.formats.reading import open_annotations
 from stable_sam.storage.json_stream import JsonStream
@@ -122,7 +122,7 @@ def _detections(stream: JsonStream) -> Iterator[Any]:
 
 
 def _read(records: Iterator[Any], source: CocoFile, rows: int) -> Iterator[Chunk]:
-    places, position = Places(len(source.catalogue), source.catalogue.number), 0
+    places, position = PlaceCounter(len(source.catalogue), source.catalogue.number), 0
     while chunk := list(islice(records, rows)):
         yield record_chunk(chunk, source, places, position)
         position += len(chunk)

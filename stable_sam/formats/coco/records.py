@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stable_sam.formats.coco.catalogue import AnyCatalogue, Image
 from stable_sam.formats.columns import convert as plain_columns
-from stable_sam.formats.columns.check import Chunk, Places, SourceColumns, different
+from stable_sam.formats.columns.check import Chunk, PlaceCounter, SourceColumns, different
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
 from stable_sam.records import Prompt
 
@@ -39,7 +39,7 @@ class CocoFile:
     """Visible keypoints are points on the object."""
 
 
-def record_chunk(given: Sequence[Any], source: CocoFile, places: Places, position: int) -> Chunk:
+def record_chunk(given: Sequence[Any], source: CocoFile, places: PlaceCounter, position: int) -> Chunk:
     """Records that follow each other, the first at `position` of its list, with the places of those before them."""
     records = [record if isinstance(record, dict) else {} for record in given]
     image_ids, which = different([id_text(record.get("image_id")) or "" for record in records])

@@ -151,7 +151,7 @@ def different(values: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:
     return [key if isinstance(key, str) else values[key[0]] for key in found], np.array(codes, np.int64)
 
 
-class Places:
+class PlaceCounter:
     """How many annotations of each image came before: the place makes the id of one that has none."""
 
     def __init__(self, size: int, number: Callable[[str], int | None]) -> None:

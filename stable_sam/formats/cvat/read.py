@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from xml.etree.ElementTree import Element
 
 from stable_sam.errors import AnnotationError
-from stable_sam.formats.columns.check import Places
+from stable_sam.formats.columns.check import PlaceCounter
 from stable_sam.formats.image_lookup import find_image
 from stable_sam.formats.reading import Context, bounds, union
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, image_size
@@ -30,7 +30,7 @@ FLAGS = ("occluded", "z_order", "outside")
 
 def read_cvat(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
     """One annotation for each shape; raises `AnnotationError` for what is no such XML."""
-    places = Places(len(context.folder), context.folder.number)
+    places = PlaceCounter(len(context.folder), context.folder.number)
     for image in children(file, uri, "annotations"):
         if image.tag == "track":
             raise AnnotationError(f"{uri}: expected CVAT for images, got CVAT for video: export it as the former")
@@ -38,7 +38,7 @@ def read_cvat(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnno
             yield from _shapes(image, uri, context, places)
 
 
-def _shapes(image: Element, uri: str, context: Context, places: Places) -> Iterator[SourceAnnotation]:
+def _shapes(image: Element, uri: str, context: Context, places: PlaceCounter) -> Iterator[SourceAnnotation]:
     name, subset = image.get("name"), image.get("subset")
     # Of a project: CVAT writes a folder for each subset.
     found = find_image(context.folder, name, [f"{subset}/{name}", f"{subset}/{name}".lower()] if subset else [])

@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: what annotators made of the tasks that `write_label_studio` wrote."""
+"""Label Studio's JSON export: what annotators made of the tasks that `write_labelstudio` wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stable_sam.storage.files import open_stream
 from stable_sam.storage.json_stream import JsonStream
 
 
-def review_label_studio(files: Files) -> Iterator[ReviewedImage]:
+def review_labelstudio(files: Files) -> Iterator[ReviewedImage]:
     """Every annotation that was submitted, not predictions and what was skipped: that somebody looked is what it says.
 
     Raises `AnnotationError` for what is no list of tasks.

@@ -20,7 +20,7 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @contextmanager
-def write_label_studio(target: Target) -> Iterator[Add]:
+def write_labelstudio(target: Target) -> Iterator[Add]:
     """A task for each image: region ids come back as they went out, and `data.stable_sam` says what was sent."""
     target.write("config.xml", _interface(target.names))
     with json_lists(join(target.uri, "tasks.json"), None, ("tasks",)) as (task,):

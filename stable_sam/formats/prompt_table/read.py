@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from stable_sam.errors import AnnotationError, StableSamError, one_line
 from stable_sam.formats.columns import convert
-from stable_sam.formats.columns.check import Chunk, Places, different
+from stable_sam.formats.columns.check import Chunk, PlaceCounter, different
 from stable_sam.formats.image_folder import ImageFolder
 from stable_sam.formats.prompt_table.rows import (
     OWN_COLUMNS,
@@ -187,7 +187,7 @@ def _json_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
 
 
 def _read(chunks: Iterator[TableChunk], folder: ImageFolder) -> Iterator[Chunk]:
-    places, position = Places(len(folder), folder.number), 0
+    places, position = PlaceCounter(len(folder), folder.number), 0
     for chunk in chunks:
         yield prompt_chunk(chunk, folder, places, position)
         position += chunk.length

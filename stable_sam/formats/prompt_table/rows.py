@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stable_sam.errors import ImageError, without_credentials
 from stable_sam.formats.columns import convert as plain_columns
-from stable_sam.formats.columns.check import Chunk, Places, SourceColumns, different
+from stable_sam.formats.columns.check import Chunk, PlaceCounter, SourceColumns, different
 from stable_sam.formats.image_folder import ImageFolder, relative_name
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
 from stable_sam.records import Prompt
@@ -45,7 +45,7 @@ class TableChunk:
     """File and record, for messages, and the record."""
 
 
-def prompt_chunk(chunk: TableChunk, folder: ImageFolder, places: Places, position: int) -> Chunk:
+def prompt_chunk(chunk: TableChunk, folder: ImageFolder, places: PlaceCounter, position: int) -> Chunk:
     """The chunk as prompts: its first row is the table's `position`, `places` those of the rows before."""
     given, which = chunk.images
     found = [_image(name, folder) for name in given]

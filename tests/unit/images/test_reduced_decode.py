@@ -21,7 +21,7 @@ from flows.cli import main
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.errors import ImageError
 from stable_sam.explain.explanation import explain
-from stable_sam.images.decode import Picture, decode_image, decode_picture
+from stable_sam.images.decode import DecodedImage, decode_for_input, decode_image
 from stable_sam.images.frames import Frame
 from stable_sam.images.resize import resize_image
 from stable_sam.records import Prompt, RefinedMask
@@ -48,11 +48,11 @@ def photograph(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.tile(pictures.astronaut(), (2, 2, 1))[:height, :width])
 
 
-def decoded(data: bytes, side: int | None = SIDE) -> Picture:
-    return decode_picture(data, name="x", max_pixels=LIMIT, side=side)
+def decoded(data: bytes, side: int | None = SIDE) -> DecodedImage:
+    return decode_for_input(data, name="x", max_pixels=LIMIT, side=side)
 
 
-def seen(picture: Picture) -> NDArray[np.int16]:
+def seen(picture: DecodedImage) -> NDArray[np.int16]:
     return resize_image(picture.pixels, Frame(picture.original_hw, SIDE), picture.scale).astype(np.int16)
 
 
@@ -141,14 +141,14 @@ def test_a_truncated_file_is_the_same_error(share: float, progressive: bool) -> 
 
 def test_the_limit_counts_the_files_pixels() -> None:
     with pytest.raises(ImageError, match="expected at most 479999 pixels, got 800 x 600 = 480000"):
-        decode_picture(jpeg(photograph(800, 600)), name="x", max_pixels=479_999, side=SIDE)
+        decode_for_input(jpeg(photograph(800, 600)), name="x", max_pixels=479_999, side=SIDE)
 
 
 PEAK = """
 import resource, sys
-from stable_sam.images.decode import decode_picture
+from stable_sam.images.decode import decode_for_input
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-picture = decode_picture(open(sys.argv[1], "rb").read(), name="x", max_pixels=100_000_000, side=384)
+picture = decode_for_input(open(sys.argv[1], "rb").read(), name="x", max_pixels=100_000_000, side=384)
 assert (picture.original_hw, picture.scale) == ((10_000, 10_000), 4)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_sam.config import QualityConfig, RunConfig
+from stable_sam.config import RegressionConfig, RunConfig
 from stable_sam.errors import InputError, NotFoundError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Prompt, RefinedMask
@@ -18,10 +18,10 @@ from stable_sam.refining.shard_job import refine_shard
 from stable_sam.runs.commits import write_tombstones
 from stable_sam.runs.plan import plan_run
 from stable_sam.runs.publish import publish
-from stable_sam.runs.regression import check_quality, judge
+from stable_sam.runs.regression import check_regressions, compare_nights
 from stable_sam.runs.request import RunRequest
 
-CONFIG = QualityConfig(min_nights=2, min_prompts=10)
+CONFIG = RegressionConfig(min_nights=2, min_prompts=10)
 
 
 @dataclass
@@ -120,50 +120,50 @@ def nights(usual_nights: Nights, tmp_path: Path) -> Nights:
     ids=["usual", "review", "failed", "stability", "both scores", "better", "not computed"],
 )
 def test_what_is_worse_than_usual(nights: Nights, tonight: Scores, worse: list[str]) -> None:
-    quality = judge(nights.table, nights.night(tonight), CONFIG)
+    quality = compare_nights(nights.table, nights.night(tonight), CONFIG)
     assert len(quality.regressions) == len(worse)
     assert all(line.startswith(words) for line, words in zip(quality.regressions, worse, strict=True))
     assert quality.markdown().count("**worse**") == len(worse)
-    check_quality(quality, CONFIG)
+    check_regressions(quality, CONFIG)
     if worse:
         with pytest.raises(InputError, match=f"run {quality.run_id} is published and worse than usual"):
-            check_quality(quality, CONFIG.model_copy(update={"fail": True}))
+            check_regressions(quality, CONFIG.model_copy(update={"fail": True}))
 
 
 def test_one_odd_night_before_does_not_count(nights: Nights) -> None:
     nights.night(Scores(prompt_stability=0.1, review=9))
-    assert not judge(nights.table, nights.night(Scores(review=2)), CONFIG).regressions
+    assert not compare_nights(nights.table, nights.night(Scores(review=2)), CONFIG).regressions
 
 
 def test_only_the_last_nights_count(nights: Nights) -> None:
     for _ in range(2):
         nights.night(Scores(prompt_stability=0.5))
     tonight = nights.night(Scores(prompt_stability=0.5))
-    assert judge(nights.table, tonight, CONFIG).regressions
-    assert not judge(nights.table, tonight, CONFIG.model_copy(update={"nights": 2})).regressions
+    assert compare_nights(nights.table, tonight, CONFIG).regressions
+    assert not compare_nights(nights.table, tonight, CONFIG.model_copy(update={"nights": 2})).regressions
 
 
 @pytest.mark.parametrize(
     ("prompts", "config", "why"),
     [
-        (9, CONFIG, "9 prompts refined, fewer than quality.min_prompts 10"),
-        (10, QualityConfig(min_nights=4, min_prompts=10), "3 earlier nights of at least 10 prompts, fewer than"),
+        (9, CONFIG, "9 prompts refined, fewer than regression.min_prompts 10"),
+        (10, RegressionConfig(min_nights=4, min_prompts=10), "3 earlier nights of at least 10 prompts, fewer than"),
     ],
     ids=["few prompts", "few nights"],
 )
-def test_chance_is_not_judged(nights: Nights, prompts: int, config: QualityConfig, why: str) -> None:
-    quality = judge(nights.table, nights.night(Scores(failed=9), prompts), config)
+def test_chance_is_not_judged(nights: Nights, prompts: int, config: RegressionConfig, why: str) -> None:
+    quality = compare_nights(nights.table, nights.night(Scores(failed=9), prompts), config)
     assert quality.regressions == ()
     assert why in quality.markdown()
 
 
 def test_tombstones_are_no_prompts_of_the_night(nights: Nights) -> None:
     nights.night(Scores(review=2), prompts=20)
-    quality = judge(nights.table, nights.night(Scores(review=2), prompts=10), CONFIG)
+    quality = compare_nights(nights.table, nights.night(Scores(review=2), prompts=10), CONFIG)
     (review, *_) = quality.measures
     assert (review.tonight, quality.nights) == (pytest.approx(0.2), 4)
 
 
 def test_a_run_that_is_not_there(nights: Nights) -> None:
     with pytest.raises(NotFoundError, match="expected run nowhere"):
-        judge(nights.table, "nowhere", CONFIG)
+        compare_nights(nights.table, "nowhere", CONFIG)

@@ -14,7 +14,7 @@ from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.images.frames import Frame
 from stable_sam.records import Prompt
 from stable_sam.refining.refiner import Refiner
-from stable_sam.runs.plan import plan_night
+from stable_sam.runs.plan import plan_request
 from stable_sam.runs.request import RunRequest
 from stable_sam.runs.tile_count import TileCount
 
@@ -39,7 +39,7 @@ def counted(folder: Path, boxes: list[list[float]], config: RefinerConfig = SETT
         output_uri=str(folder / "table"),
         config=RunConfig(refiner=config),
     )
-    return plan_night(request, dry_run=True).tiles
+    return plan_request(request, dry_run=True).tiles
 
 
 def test_a_dry_run_counts_the_tiles_that_the_refiner_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
