@@ -62,8 +62,8 @@ class RefinerConfig(Section):
     prompts of like size that lie together share one. `off`: every prompt is asked in the whole image."""
     tile_below_cells: float = Field(default=3.0, gt=0)
     """An object is small whose longer side spans fewer cells of the whole image's embedding, which has 24 cells a side
-    for `nano` and 64 for `vit_*`. With `nano` masks of boxes under 2 cells gain 0.06 to 0.11 of IoU, up to
-    3 cells 0.03, above that nothing that is sure (docs/results.md)."""
+    for `nano` and 64 for `vit_*`. With `nano` masks of boxes under 1.5 cells gain 0.09 to 0.11 of IoU, up
+    to 3 cells 0.02 to 0.06, above that nothing that is sure (docs/results.md)."""
     tile_scale: float = Field(default=3.0, ge=2)
     """A tile is at least so many times as wide as the longer side of its object, and in most cases less than twice as
     many times: narrower ones show too little of what is around the object, wider ones too little of the object."""
