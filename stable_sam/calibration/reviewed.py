@@ -13,7 +13,7 @@ from stable_sam.calibration.fit import REVIEWED, SAMPLE
 from stable_sam.calibration.labels import RECORDS_SCHEMA
 from stable_sam.calibration.model import log_area
 from stable_sam.config import RefinerConfig
-from stable_sam.data.query import connected
+from stable_sam.data.query import connected, rows_of
 from stable_sam.data.review import reviewed_masks
 from stable_sam.data.sampling import in_sample
 from stable_sam.errors import InputError
@@ -100,7 +100,7 @@ def reviewed_labels(
         drawn = connection.execute(f"SELECT prompt_id FROM masks WHERE status = 'reviewed' AND {condition}").fetchall()
         connection.register("reviewed", reviewed)
         sql = f"SELECT * FROM reviewed WHERE {_OURS} ORDER BY image_uri, prompt_id"
-        labels = connection.sql(sql, params=ours).to_arrow_table().to_pylist()
+        labels = rows_of(connection, sql, ours)
     sampled = {prompt_id for (prompt_id,) in drawn}
     some = any(row["prompt_id"] in sampled for row in labels)
     if sample is not None and (missing or not some):
