@@ -18,7 +18,7 @@ from stable_sam.identity import ModelIdentity
 from stable_sam.records import Route
 from stable_sam.review.answers import reviewed_masks
 from stable_sam.rle import rle
-from stable_sam.table.query import connected, in_sample
+from stable_sam.table.query import connected, in_sample, rows_of
 
 # Masks whose scores are of the source that the parameters say, in columns of a row and of its run.
 _OURS = """
@@ -100,7 +100,7 @@ def reviewed_labels(
         drawn = connection.execute(f"SELECT prompt_id FROM masks WHERE status = 'reviewed' AND {condition}").fetchall()
         connection.register("reviewed", reviewed)
         sql = f"SELECT * FROM reviewed WHERE {_OURS} ORDER BY image_uri, prompt_id"
-        labels = connection.sql(sql, params=ours).to_arrow_table().to_pylist()
+        labels = rows_of(connection, sql, ours)
     sampled = {prompt_id for (prompt_id,) in drawn}
     some = any(row["prompt_id"] in sampled for row in labels)
     if sample is not None and (missing or not some):

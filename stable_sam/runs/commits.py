@@ -180,11 +180,9 @@ def _commit(
 
 
 def _parquet(manifest: RunManifest, table: pa.Table) -> bytes:
-    # A prompt_stability means something only together with how it was measured.
-    refiner = manifest.config.refiner
-    table = table.replace_schema_metadata(
-        {"jitter_count": str(refiner.jitter_count), "jitter_scale": str(refiner.jitter_scale)}
-    )
+    # A score means something only together with how it was measured.
+    source = asdict(manifest.model.score_source(manifest.config.refiner))
+    table = table.replace_schema_metadata({name: str(value) for name, value in source.items() if value is not None})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, **PARQUET_OPTIONS)
     return buffer.getvalue()

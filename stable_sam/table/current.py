@@ -33,6 +33,11 @@ MADE_BEFORE_REVIEW = f"""
     WHERE status = 'ok' QUALIFY {NEWEST_FIRST} = 1
 """
 """Of each prompt that is reviewed now, the row that was reviewed: the newest that a model made."""
+FAILED, OTHER_MODEL, OTHER_CODE, REVIEWED = 1, 2, 4, 8
+"""Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people
+did, and what they decided stands."""
+_MEMORY_LIMIT = "800MB"
+"""What DuckDB may hold before it spills."""
 
 
 def newest_revisions(rows: str) -> str:
@@ -41,13 +46,6 @@ def newest_revisions(rows: str) -> str:
     Filters pass a join with it; only those of prompt_id would pass a window function.
     """
     return f"SELECT prompt_id, max(revision) AS revision FROM {rows} GROUP BY prompt_id"
-
-
-FAILED, OTHER_MODEL, OTHER_CODE, REVIEWED = 1, 2, 4, 8
-"""Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people
-did, and what they decided stands."""
-_MEMORY_LIMIT = "800MB"
-"""What DuckDB may hold before it spills."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

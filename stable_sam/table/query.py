@@ -138,9 +138,11 @@ def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str =
         raise _explained(error, as_of) from error
 
 
-def rows_of(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+def rows_of(
+    connection: duckdb.DuckDBPyConnection, sql: str, params: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The rows of a query, each a mapping by its columns: for answers that are small."""
-    rows: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
+    rows: list[dict[str, Any]] = connection.sql(sql, params=params).to_arrow_table().to_pylist()
     return rows
 
 

@@ -22,6 +22,7 @@ from stable_sam.evaluation.prompts import tight_box
 from stable_sam.evaluation.true_masks import picture_path
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
+from stable_sam.rle import checked_counts
 from stable_sam.training.paste import paste_object
 
 MIN_OBJECT_FRACTION = 0.001
@@ -100,9 +101,13 @@ def _read_set(file: Path) -> list[TrainingImage]:
     rles: dict[int, list[dict[str, Any]]] = {}
     for annotation in coco["annotations"]:
         rle, image_id = annotation["segmentation"], annotation["image_id"]
+        name = annotation.get("id", "without id")
         if not isinstance(rle, dict) or not isinstance(rle["counts"], str) or tuple(rle["size"]) != sizes[image_id]:
-            name = annotation.get("id", "without id")
             raise AnnotationError(f"{file}: annotation {name}: expected a compressed RLE mask of its picture's size")
+        try:
+            checked_counts(rle["counts"], sizes[image_id])
+        except ValueError as error:
+            raise AnnotationError(f"{file}: annotation {name}: {error}") from None
         rles.setdefault(image_id, []).append(rle)
     if not rles:
         raise AnnotationError(f"{file}: expected at least one mask, got none")

@@ -141,6 +141,12 @@ BROKEN_SETS: list[tuple[str, Edit, type[Exception], str]] = [
         AnnotationError,
         "annotation 2: .*picture's size",
     ),
+    (
+        "other run lengths",
+        broken(lambda c: c["annotations"][3]["segmentation"].update(counts="1")),
+        AnnotationError,
+        "annotation 3: expected run lengths that add up to the image",
+    ),
     ("no such image", broken(lambda c: c["annotations"][4].update(image_id=77)), AnnotationError, "KeyError.77"),
     ("missing picture", lambda s: (s / "images" / "2.png").unlink(), ImageError, "2.png: expected a training picture"),
 ]
