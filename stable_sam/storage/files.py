@@ -37,7 +37,7 @@ SINGLE_PUT_BYTES = 5 * 2**30
 BLOCK_BYTES = 4 * 2**20
 """Bytes that a stream reads with one request of S3, enough to hide the round trip."""
 S3_ROUNDS = 2
-"""Rounds of s3fs around botocore's own four attempts. They outlast an outage of seconds, and a dead store fails soon."""
+"""Rounds of s3fs around botocore's own four attempts: an outage of seconds passes, and a dead store soon fails."""
 CREATE_ATTEMPTS = 5
 """Attempts of a create-only write. S3 answers 409 when two of them meet, and the request then has to be repeated."""
 _REMOVERS = 16

@@ -91,8 +91,8 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
     files = None if table is None else layout(table)
     nothing = MASKS_SCHEMA.empty_table()
     connection.register("compacted", nothing if files is None else files.current)
-    connection.register("nights", nothing if files is None else files.nights)
-    connection.execute("CREATE VIEW candidates AS SELECT * FROM compacted UNION ALL SELECT * FROM nights")
+    connection.register("later", nothing if files is None else files.later)
+    connection.execute("CREATE VIEW candidates AS SELECT * FROM compacted UNION ALL SELECT * FROM later")
     flags = f"CASE status WHEN 'failed' THEN {FAILED} WHEN 'reviewed' THEN {REVIEWED} ELSE 0 END"
     parameters: list[str] = []
     if maker is not None:
@@ -110,10 +110,10 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
     """
     untouched = ""
     if files is not None and paths_of(files.current):
-        # Without files in `current` this part would only open the files of the nights a second time.
+        # Without files in `current` this part would only open the files in `later` a second time.
         untouched = f"""
             UNION ALL BY NAME
-            SELECT {columns} FROM compacted ANTI JOIN (SELECT prompt_id FROM nights) USING (prompt_id)
+            SELECT {columns} FROM compacted ANTI JOIN (SELECT prompt_id FROM later) USING (prompt_id)
         """
     connection.execute(
         f"""
@@ -124,7 +124,7 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
                    arg_max(image_hash, revision) AS image_hash,
                    arg_max(flags, revision) AS flags,
                    arg_max(withdrawn, revision) AS withdrawn
-            FROM (SELECT {columns} FROM nights)
+            FROM (SELECT {columns} FROM later)
             GROUP BY prompt_id
             {untouched}
         )

@@ -31,8 +31,8 @@ class Layout:
     history: FileSystemDataset
     """All files."""
     current: FileSystemDataset
-    """Files of rows that are current unless `nights` has a row with the same prompt_id."""
-    nights: FileSystemDataset
+    """Files of rows that are current unless `later` has a row with the same prompt_id."""
+    later: FileSystemDataset
     """Files of rows that are newer than those of `current`; several rows may have the same prompt_id."""
     past: FileSystemDataset
     """Files of rows that are not current."""
@@ -48,13 +48,13 @@ def layout(table: DeltaTable, first_run_id: str | None = None) -> Layout:
     paths = paths_of(history)
     compacted = {path.rpartition("/")[0] for path in paths if _is(path, "current")}
     if len(compacted) > 1 or not all(path.startswith("data/") for path in paths):
-        return Layout(history=history, current=subset(history, ()), nights=history, past=subset(history, ()))
+        return Layout(history=history, current=subset(history, ()), later=history, past=subset(history, ()))
     current = {path for path in paths if _is(path, "current") or (not compacted and _run_of(path) == first_run_id)}
     past = {path for path in paths if _is(path, "past")}
     return Layout(
         history=history,
         current=subset(history, current),
-        nights=subset(history, set(paths) - current - past),
+        later=subset(history, set(paths) - current - past),
         past=subset(history, past),
     )
 

@@ -54,7 +54,7 @@ class RunInfo:
     publisher: str
     """Random token of the driver that made the commit."""
     source_hash: str = ""
-    """Hash of all prompts of the source and of the versions of their images, including prompts that were not refined."""
+    """Hash of all prompts of the source, including those that were not refined, and of the versions of their images."""
     source_version: str | None = None
     """Hash of the versions of all files that were read. A later run that gets the same hash finds no changes."""
     current_prompts: int | None = None
@@ -143,7 +143,9 @@ def versions_since(table: DeltaTable, moment: datetime) -> list[int]:
 
 
 def list_runs(table: DeltaTable, limit: int | None = None) -> list[RunInfo]:
-    """Return the published runs of at least the newest `limit` commits, or of all, newest first. Raises `StorageError`.
+    """Return the published runs of at least the newest `limit` commits, or of all commits, newest first.
+
+    Raises `StorageError`.
     """
     return [_run(table, commit) for commit in _history(table, limit) if RUN_KEY in commit]
 

@@ -67,9 +67,9 @@ EXACT_MEDIANS_ROWS = 2_000_000
 memory and cannot spill."""
 
 _MASKS = f"""
-    SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)
+    SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _later) USING (prompt_id)
     UNION ALL
-    SELECT * FROM _nights SEMI JOIN ({newest_revisions("_nights")}) USING (prompt_id, revision)
+    SELECT * FROM _later SEMI JOIN ({newest_revisions("_later")}) USING (prompt_id, revision)
     WHERE status <> 'withdrawn'
 """
 
@@ -157,7 +157,7 @@ def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: 
     connection.register("runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=_RUNS_SCHEMA))
     connection.register("history", files.history)
     connection.register("_current", files.current)
-    connection.register("_nights", files.nights)
+    connection.register("_later", files.later)
     connection.execute(f"CREATE VIEW masks AS {_MASKS}")
     median = "median(x)" if sum(run.rows for run in runs) <= EXACT_MEDIANS_ROWS else "approx_quantile(x, 0.5)"
     connection.execute(f"CREATE MACRO score_median(x) AS {median}")
