@@ -1,4 +1,4 @@
-"""Everything this library raises on purpose.
+"""The errors that this library raises on purpose, and how text is prepared for messages.
 
     StableSamError                 base: the message is one line, made for the user who has to act on it
     ├── InputError                 an annotation file, an image or an option is not what was expected
@@ -9,40 +9,42 @@
     ├── WeightsError               a checkpoint is missing, has other keys or shapes, or belongs to another base
     └── StorageError               an object store or folder cannot be read or written
         ├── NotFoundError          nothing lies at the URI
-        ├── CredentialsError       no or refused credentials
+        ├── CredentialsError       credentials are missing or refused
         └── ConservationError      the rows to publish are not exactly the prompts that were planned
 
 In the pipeline `PromptError` and `ImageError` become failed rows; the others end the run before or between shards.
-Messages quote other people's files: what is shown is printable, of bounded length and without credentials (`shown`).
+Messages quote other people's files, so `shown` makes every message printable, limits its length and hides credentials.
 """
 
 import re
 
 MAX_MESSAGE_CHARS = 2000
 _CREDENTIALS = (
-    # user:password@ of a URI
+    # User and password in a URI: user:password@host.
     re.compile(r"((?<=://))[^/@\s'\"]*(?=@)"),
-    # what signs a URL
+    # Query parameters that sign a URL.
     re.compile(
         r"(?i)([?&](?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|(?:\w*_)?token|\w*key)=)"
         r"[^&\s'\"<)]+"
     ),
-    # what stores and clients put into their answers
+    # Keys and tokens that stores and clients quote in their error messages.
     re.compile(r"(?i)((?:access_?key_?id|secret_?access_?key|session_?token)\W{1,4})[\w/+=]{12,}"),
     re.compile(r"()\b(?:AKIA|ASIA)[0-9A-Z]{12,}"),
 )
 
 
 def without_credentials(text: str) -> str:
-    """`text` with what looks like credentials replaced by `***`."""
+    """Replace what looks like credentials in `text` by `***`."""
     for pattern in _CREDENTIALS:
         text = pattern.sub(r"\1***", text)
     return text
 
 
 def shown(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
-    """`text` as it may stand in a message, a log or a table: printable (a terminal obeys escape codes, a reader is
-    misled by turned text), at most `limit` characters, without credentials."""
+    """Make `text` safe for a message, a log or a table: printable, at most `limit` characters, without credentials.
+
+    Unprintable characters are escaped, because a terminal obeys control codes and right-to-left marks mislead readers.
+    """
     text = without_credentials(text[: 2 * limit])
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -96,5 +98,10 @@ class ConservationError(StorageError):
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, on one line; its type when it says nothing."""
+    """Return the message of another library's error on one line, or its type when it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun in singular or plural: "1 image", "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

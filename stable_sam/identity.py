@@ -1,4 +1,4 @@
-"""Which model is meant: the files of its weights and the hash that goes into every row. Never imports torch."""
+"""Identifies the model of a config: reads its weights and hashes them for every row. Never imports torch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ BUNDLED_PLUGIN = "nano_plugin.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
-    """What makes two models the same model."""
+    """What tells two models apart: two models with equal identities give the same rows."""
 
     model_id: str
-    """Name of the base; `+plugin` follows when the Stable-SAM plugin is attached, `+hq` when HQ-SAM is used instead."""
+    """Name of the base model, followed by `+plugin` with the Stable-SAM plugin or by `+hq` with HQ-SAM."""
     weights_sha256: str
-    """SHA-256 of the base's file, continued over the file of the plugin or of HQ-SAM, whichever is used."""
+    """SHA-256 of the base's file, continued over the file of the plugin or of HQ-SAM when one of them is used."""
     dtype: str
-    """Arithmetic of the image encoder."""
+    """Arithmetic of the image encoder: `float32` or `bfloat16`."""
 
     def score_source(self, config: RefinerConfig) -> ScoreSource:
-        """What the scores of this model's masks depend on when it is prompted as `config` says."""
+        """Return what the scores of this model's masks depend on when it is prompted as `config` says."""
         return ScoreSource(
             weights_sha256=self.weights_sha256,
             jitter_count=config.jitter_count,
             jitter_scale=config.jitter_scale,
             dtype=self.dtype,
             stability_offset=config.stability_offset,
-            # Without a plugin, which knows alpha, no prompt takes it.
+            # Without a plugin there is no alpha, and no prompt takes the second pass.
             second_pass_from=config.second_pass_from if self.model_id.endswith("+plugin") else None,
             tiles=config.tile_rule,
         )
@@ -42,7 +42,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFiles:
-    """The weights as read; the random `tiny` has names for bytes."""
+    """The weight files of a model, read whole. The random `tiny` has no files: its name stands for their bytes."""
 
     base_name: str
     base: bytes
@@ -53,7 +53,7 @@ class WeightFiles:
 
     @property
     def base_sha256(self) -> str:
-        """SHA-256 of the base alone: a plugin records it and fits no other base."""
+        """SHA-256 of the base alone, which a plugin records because it fits no other base."""
         return hashlib.sha256(self.base).hexdigest()
 
 
@@ -66,7 +66,7 @@ def model_identity(config: RefinerConfig) -> ModelIdentity:
 
 
 def identify(config: RefinerConfig, weights: WeightFiles) -> ModelIdentity:
-    """The identity of `config`'s model with weights that were already read."""
+    """Identify the model that `config` names from weights that were already read."""
     digest = hashlib.sha256(weights.base)
     model_id: str = config.model
     if weights.hq is not None:
@@ -79,7 +79,10 @@ def identify(config: RefinerConfig, weights: WeightFiles) -> ModelIdentity:
 
 
 def read_weights(config: RefinerConfig) -> WeightFiles:
-    """Read the files of `config`'s model, whole. Raises `ConfigError`, `WeightsError` and `StorageError`."""
+    """Read all weight files of the model that `config` names.
+
+    Raises `ConfigError`, `WeightsError` and `StorageError`.
+    """
     if config.model == "tiny":
         return _tiny(config)
     base_uri, plugin_uri = _weight_uris(config)
@@ -94,7 +97,7 @@ def read_weights(config: RefinerConfig) -> WeightFiles:
 
 
 def bundled_path(name: str) -> str:
-    """Local path of a weights file that comes with this package; raises `WeightsError` when it did not."""
+    """Return the local path of a weights file that comes with this package; raises `WeightsError` if it is missing."""
     path = files("stable_sam").joinpath("weights", name)
     if not path.is_file():
         raise WeightsError(f"{path}: expected the weights that come with stable-sam, found no file; install it again")
@@ -109,7 +112,7 @@ def _weight_uris(config: RefinerConfig) -> tuple[str, str | None]:
         return base, None
     if config.plugin_uri is None and config.checkpoint_uri is None:
         return base, bundled_path(BUNDLED_PLUGIN)
-    # The bundled plugin fits the bundled base only: any other base brings its own plugin or goes without.
+    # The bundled plugin fits the bundled base only: any other base needs its own plugin or has none.
     return base, config.plugin_uri
 
 

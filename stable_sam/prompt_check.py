@@ -1,5 +1,5 @@
-"""The rules by which a weak prompt is usable: one set for the readers, which may not know the image's size, and for the
-refiner, which does."""
+"""The rules that a usable weak prompt obeys. Readers, which may not know the image's size, and the refiner, which does,
+apply the same rules."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stable_sam.records import BoxXYXY, Prompt
 
 
 def check_prompt(prompt: Prompt, image_hw: tuple[int, int] | None, *, box_as_given: str | None = None) -> Prompt:
-    """`prompt` with its box clipped to the image; what it gives is unchanged by another call.
+    """Check a prompt and clip its box to the image. A second call returns an equal prompt.
 
-    image_hw: (height, width) in pixels of the upright image, None when not known: then only what lies left of or above
-    every image is outside, and nothing is clipped at the far borders. Points may lie on the borders.
-    box_as_given: how the source wrote the box, for messages; None: as XYXY.
-    Raises `PromptError` with all that is wrong with box and points, each with what was expected and what came.
+    image_hw: (height, width) in pixels of the upright image, or None when it is not known. Then only what lies left of
+    or above every image is outside, and boxes are not clipped at the right and lower border. Points may lie on borders.
+    box_as_given: how the source wrote the box, for messages; None shows it as XYXY.
+    Raises `PromptError` that names every problem of box and points, each with what was expected and what came.
     """
     if prompt.error is not None:
         raise PromptError(prompt.error)
@@ -30,7 +30,7 @@ def check_prompt(prompt: Prompt, image_hw: tuple[int, int] | None, *, box_as_giv
 
 
 def checked(prompt: Prompt, image_hw: tuple[int, int]) -> Prompt:
-    """`prompt` as `check_prompt` gives it, or with what is wrong with it as its `error`."""
+    """Check a prompt as `check_prompt` does, but return an unusable one with its problems in `error`."""
     try:
         return check_prompt(prompt, image_hw)
     except PromptError as error:
@@ -49,7 +49,7 @@ def _box_problem(box: BoxXYXY, image_hw: tuple[int, int] | None, as_given: str |
     left, top, right, bottom = _clipped(box, image_hw)
     if left >= right or top >= bottom:
         return f"the box lies outside the image: expected a box in {_size(image_hw)}, got {shown}"
-    # Position and size, not corners: a normalised box that passes the border a little has a corner above 1.
+    # Position and size are compared, not corners: a normalised box just across the border has a corner above 1.
     if max(left, top, right - left, bottom - top) <= 1 and not _one_pixel(image_hw):
         return f"the box looks normalised: expected pixels, got no position or size above 1 in the image: {shown}"
     return None
@@ -68,7 +68,7 @@ def _points_problem(prompt: Prompt, image_hw: tuple[int, int] | None) -> str | N
     height, width = _borders(image_hw)
     if not all(0 <= x <= width and 0 <= y <= height for x, y in points):
         return f"a point lies outside the image: expected points in {_size(image_hw)}, got {shown}"
-    # Whole numbers up to 1 are the image's first pixels; only fractions betray normalised points.
+    # The whole numbers 0 and 1 may be the image's first pixels; only fractions show that points are normalised.
     if max(values) <= 1 and not all(float(value).is_integer() for value in values) and not _one_pixel(image_hw):
         return f"the points look normalised: expected pixels, got no value above 1: {shown}"
     if len(labels) != len(points):

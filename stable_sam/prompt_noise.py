@@ -1,4 +1,4 @@
-"""Worse prompts made from good ones, for training, evaluation and prompt_stability: noisy boxes, few points."""
+"""Makes worse prompts from good ones, for training, evaluation and prompt_stability: noisy boxes and few points."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_BOX_SIDE = 1.0
-"""Pixels: a noisy box never gets thinner than this."""
+"""Least side of a noisy box in pixels."""
 
 
 def noisy_box(
     box_xyxy: NDArray[np.float64], scale: float, image_hw: tuple[int, int], rng: np.random.Generator, count: int
 ) -> NDArray[np.float64]:
-    """Uniform noise as in HQ-SAM's code: centre and size move by U(-1, 1) * scale * (w/2, h/2, w, h).
+    """Draw `count` noisy boxes as HQ-SAM's code does: centre and size move by U(-1, 1) * scale * (w/2, h/2, w, h).
 
-    box_xyxy: (4,) pixels. Returns (count, 4) pixels, clipped to the image, every side at least MIN_BOX_SIDE.
+    box_xyxy: (4,) pixels. Returns (count, 4) XYXY pixels, clipped to the image, every side at least MIN_BOX_SIDE.
     """
     x0, y0, x1, y1 = box_xyxy
     width, height = x1 - x0, y1 - y0
@@ -28,9 +28,9 @@ def noisy_box(
 
 
 def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """`count` points (count, 2) x, y at pixel centres, uniform over the mask (H, W), drawn with replacement.
+    """Draw `count` points from the mask (H, W), uniformly and with replacement.
 
-    Raises ValueError for an empty mask.
+    Returns (count, 2) x, y at pixel centres. Raises ValueError for an empty mask.
     """
     ys, xs = np.nonzero(mask)
     if len(xs) == 0:
@@ -40,7 +40,7 @@ def random_points(mask: NDArray[np.bool_], count: int, rng: np.random.Generator)
 
 
 def clip_boxes(boxes: NDArray[np.floating], image_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """Boxes (B, 4) XYXY cut to the picture; every side stays at least MIN_BOX_SIDE."""
+    """Clip boxes (B, 4) XYXY to the image; every side stays at least MIN_BOX_SIDE."""
     height, width = image_hw
     low = np.clip(boxes[:, :2], 0, [width - MIN_BOX_SIDE, height - MIN_BOX_SIDE])
     high = np.minimum(np.maximum(boxes[:, 2:], low + MIN_BOX_SIDE), [width, height])

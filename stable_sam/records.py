@@ -1,4 +1,4 @@
-"""The records that cross doors: what is asked (`Prompt`) and what comes back (`RefinedMask`).
+"""The records that pass from one room to another: what is asked (`Prompt`) and what comes back (`RefinedMask`).
 
 All coordinates are pixels of the original image after its EXIF rotation has been applied ("upright"), origin at the
 outer corner of the top left pixel, x to the right, y down.
@@ -12,20 +12,20 @@ from typing import Literal
 
 BoxXYXY = tuple[float, float, float, float]
 Window = tuple[int, int, int, int]
-"""A part of an image: x, y, width, height in whole pixels."""
+"""A rectangular part of an image: x, y, width, height in whole pixels."""
 Status = Literal["ok", "failed", "withdrawn", "reviewed"]
-"""`withdrawn`: a tombstone. The annotation is no longer in the source; the row repeats the prompt as it last was.
-`reviewed`: somebody looked; `verdict` says what came of it, and no later night refines the prompt again."""
+"""`withdrawn` marks a tombstone: the annotation is no longer in the source, and the row repeats the prompt as it last
+was. `reviewed` marks a mask that a person judged: `verdict` says how, and no later night refines the prompt again."""
 Route = Literal["accept", "review", "reject"]
 View = Literal["tile", "wider"]
-"""`tile`: the window of the image that the prompt's size asks for. `wider`: a wider one, or the whole image, because
-the mask reached the border of the narrower one or the image had small prompts for too many tiles."""
+"""`tile` is the window of the image that the prompt's size asks for. `wider` is a wider window, or the whole image,
+because the mask reached the border of the narrower one or the small prompts of the image needed too many tiles."""
 AnnotationFormat = Literal[
     "auto", "coco", "lvis", "detections", "table", "voc", "yolo", "labelme", "labelstudio", "cvat", "openimages"
 ]
 """Names of the annotation formats."""
 Verdict = Literal["confirmed", "corrected", "rejected"]
-"""Of a review: the mask as it was, another mask, or no mask (the object is not there)."""
+"""What a reviewer decided: the mask is right as it was, another mask is right, or the object is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ class Prompt:
     image_uri: str
     """Where the image lies; empty when the source does not say (then `error` says so)."""
     image_size: tuple[int, int] | None = None
-    """(height, width) that the source declares for the upright image; a picture of another size is not the one that
-    the annotation was made on, or is turned, and fails."""
+    """(height, width) that the source declares for the upright image. The prompt fails when the image has another size:
+    it is then turned, or not the image that the annotation was made on."""
     box_xyxy: BoxXYXY | None = None
     """Pixels, upright image; x0 < x1 and y0 < y1 unless `error` is set."""
     points_xy: tuple[tuple[float, float], ...] = ()
@@ -56,17 +56,17 @@ class Prompt:
     score: float | None = None
     """Confidence of the detector that made the weak box, when the source has one."""
     attributes: str | None = None
-    """What else the source says of this annotation, as a JSON object."""
+    """Everything else that the source says about this annotation, as a JSON object."""
     error: str | None = None
     fingerprint: str | None = field(default=None, compare=False)
     """Hash of all fields above and of the image's version, set by the plan of a run; see stable_sam.table.fingerprint.
-    Not compared: it says nothing that the prompt and its image do not."""
+    Equality ignores it, because it says nothing that the prompt and its image do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefinedMask:
-    """The answer to one prompt. With status "failed" every field after `error` but `route` and `route_reason` is
-    None; with status "withdrawn" these too."""
+    """The answer to one prompt. With status "failed" every field after `error` is None except `route` and
+    `route_reason`; with status "withdrawn" these two are None as well."""
 
     prompt_id: str
     status: Status
@@ -90,28 +90,29 @@ class RefinedMask:
     box_agreement: float | None = None
     """IoU of the weak box with the mask's tight box; None for a prompt without a box."""
     quality: float | None = None
-    """Probability that the mask's IoU with the true one is at least 0.75, by the run's calibration; None without."""
+    """Probability that the mask's IoU with the true mask is at least 0.75, by the run's calibration; None when the run
+    has no calibration."""
     gain_over_box: float | None = None
-    """IoU with the true mask that the mask is expected to have more than the weak box, filled, has; by the run's
-    calibration. None without, and for a prompt without a box."""
+    """How much higher the mask's IoU with the true mask is expected to be than that of the filled weak box, by the
+    run's calibration. None when the run has no such calibration, and for a prompt without a box."""
     second_pass: str | None = None
-    """Where DRP's routing refined the prompt further: the pass whose mask this is; None where there was none."""
+    """Name of the second pass that made this mask ("mirror"); None when the prompt took no second pass."""
     view: View | None = None
-    """Where a small object was looked at closer; None for one that spans enough cells of the whole image's
+    """How a small object was looked at more closely; None for an object that spans enough cells of the whole image's
     embedding."""
     tile_xywh: Window | None = None
-    """The tile that the mask was made in; None: the whole image."""
+    """The tile that the mask was made in; None when it was made in the whole image."""
     route: Route | None = None
     route_reason: str | None = None
     verdict: Verdict | None = None
-    """Of the review; None for a row that nobody looked at."""
+    """What the reviewer decided; None for a row that nobody reviewed."""
     true_iou: float | None = None
-    """IoU with the true mask of the annotation, where the run was given one."""
+    """IoU with the true mask of the annotation; None when the run was given no true mask for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What made a row; the same for all rows of a run but `shard_id`."""
+    """What made a row. All rows of a run have the same values, except for `shard_id`."""
 
     run_id: str
     shard_id: str
@@ -123,58 +124,58 @@ class Provenance:
     code_version: str
     dtype: str
     logical_date: str | None = None
-    """ISO date of the night this run stands for, when the scheduler gave one."""
+    """ISO date of the night that this run stands for; None when the scheduler gave no date."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
-    """What an actor tells the driver of a finished shard: a few hundred bytes."""
+    """What an actor tells the driver about a finished shard, in a few hundred bytes."""
 
     shard_id: str
     rows: int
     failed: int
     images: int
     seconds: float
-    """That masks were being made, without fetching and writing."""
+    """Seconds for which masks were being made, without fetching images and writing rows."""
     reused: bool = False
     """True when the shard's commit record already existed (resume, or another driver was first)."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """By stage of `timing.STAGES`, those that ran."""
+    """Seconds by stage of `timing.STAGES`, for the stages that ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """How a source differs from the table, in prompts: what a night has to do, and what it leaves alone."""
+    """How a source differs from the table, counted in prompts: what a run has to do, and what it leaves alone."""
 
     new: int = 0
-    """Not current in the table; one that was withdrawn and came back is new."""
+    """Prompts that are not current in the table. A prompt that was withdrawn and came back is new."""
     prompt_changed: int = 0
-    """Box, points or another field is another."""
+    """Prompts whose box, points or another field changed."""
     image_changed: int = 0
-    """Only the image's version is another: it was replaced."""
+    """Prompts that are equal, but whose image was replaced (it has another version)."""
     unknown: int = 0
-    """Whether it changed cannot be told: the row was written by a version that stored no fingerprints."""
+    """Prompts whose row was written by a version that stored no fingerprints, so that changes cannot be told."""
     failed: int = 0
-    """Unchanged, but it failed and is tried again because that was asked for."""
+    """Unchanged prompts that failed and are tried again because that was asked for."""
     other_model: int = 0
-    """Unchanged, but refined by other weights or settings, and to be refined again because that was asked for."""
+    """Unchanged prompts that another model or config refined, refined again because that was asked for."""
     other_code: int = 0
-    """The same with another version of this software."""
+    """Unchanged prompts that another version of this software refined, refined again because that was asked for."""
     withdrawn: int = 0
-    """Current in the table and no longer in the source."""
+    """Prompts that are current in the table and no longer in the source."""
     unchanged: int = 0
-    """Current, and left as it is."""
+    """Prompts that are current and left as they are."""
     reviewed: int = 0
-    """Of the unchanged: would have been refined if nobody had reviewed it."""
+    """How many of the unchanged prompts would have been refined if nobody had reviewed them."""
 
     @property
     def changed(self) -> int:
-        """Prompts whose content is another, or may be."""
+        """Prompts whose content changed, or may have changed."""
         return self.prompt_changed + self.image_changed + self.unknown
 
     @property
     def refreshed(self) -> int:
-        """Prompts that are refined again though their content is the same."""
+        """Prompts that are refined again although their content is the same."""
         return self.failed + self.other_model + self.other_code
 
     @property

@@ -1,4 +1,4 @@
-"""Masks as COCO compressed run lengths, which the table keeps and in which masks are measured."""
+"""Converts masks to and from COCO compressed run-length encoding (RLE), in which the table stores and compares them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _OTHER_TEXT = "expected compressed run lengths, got other text"
 _NEGATIVE = "expected run lengths that are not negative"
 _OTHER_AREA = "expected run lengths that add up to the image"
 _MOST_DIGITS = 7
-"""Of five bits, in a run length of an image: pycocotools counts pixels in 32 bits."""
+"""Digits of five bits in the longest run length that fits pycocotools, which counts pixels in 32 bits."""
 STRIP_PIXELS = 2**18
-"""Of a patch, looked at together."""
+"""Pixels of a patch that `encode_patch` compares at a time."""
 WHOLE_PIXELS = 2**21
-"""Of an image of which more than half is a patch: a larger whole would leave the processor's caches."""
+"""Most pixels of an image that `encode_patch` encodes whole: a larger one would not stay in the processor's caches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedMask:
-    """A mask in the form of the table's columns."""
+    """A mask in the form of the table's columns: COCO compressed RLE, area in pixels and tight box."""
 
     size_hw: tuple[int, int]
     counts: str
@@ -35,27 +35,27 @@ class EncodedMask:
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> EncodedMask:
-    """Encode `mask` (H, W).
+    """Encode a mask (H, W).
 
-    COCO's runs go down the columns: an array in Fortran order (the `.T` of a C-ordered (W, H) array) is encoded as it
-    lies, five times faster than a C-ordered one, which has to be copied first.
+    COCO's runs go down the columns. A mask in Fortran order (the `.T` of a C-ordered (W, H) array) is therefore encoded
+    without a copy, five times faster than a C-ordered one.
     """
     return _encoded(coco_mask.encode(np.asfortranarray(mask).view(np.uint8)))
 
 
 def encode_patch(values: NDArray[np.generic], top: int, left: int, size_hw: tuple[int, int]) -> EncodedMask:
-    """Encode the mask of an image of `size_hw` that holds where `values` (h, w), numbers or truths, are above 0, from
-    row `top` and column `left`, and is empty elsewhere.
+    """Encode a mask of `size_hw` that is known only within a patch of the image and empty outside it.
 
-    Fastest in Fortran order, as `encode_mask`; some columns at a time, which stay in the processor's caches.
+    values: (h, w) logits or booleans, the mask is where they are above 0; fastest in Fortran order.
+    top, left: row and column of the patch's first pixel.
     """
     (height, width), (rows, columns) = size_hw, values.shape
-    if 2 * values.size > height * width <= WHOLE_PIXELS:  # COCO's own encoder is quicker with the whole
+    if 2 * values.size > height * width <= WHOLE_PIXELS:  # COCO's own encoder is faster with the whole image
         whole = np.zeros((height, width), dtype=np.bool_, order="F")
         np.greater(values, 0, out=whole[top : top + rows, left : left + columns])
         return encode_mask(whole)
-    at_once = max(1, min(columns, STRIP_PIXELS // (rows + 2)))
-    framed = np.zeros((at_once, rows + 2), dtype=np.bool_)  # columns, each between two empty pixels
+    at_once = max(1, min(columns, STRIP_PIXELS // (rows + 2)))  # columns that stay in the processor's caches
+    framed = np.zeros((at_once, rows + 2), dtype=np.bool_)  # each column lies between two empty pixels
     changes = np.empty((at_once, rows + 1), dtype=np.bool_)
     places = [np.empty(0, np.intp)]
     for first in range(0, columns, at_once):
@@ -65,8 +65,8 @@ def encode_patch(values: NDArray[np.generic], top: int, left: int, size_hw: tupl
         np.not_equal(framed[:count, 1:], framed[:count, :-1], out=changes[:count])
         places.append(np.flatnonzero(changes[:count]) + first * (rows + 1))
     column, row = np.divmod(np.concatenate(places), rows + 1)
-    edges = (left + column) * height + top + row  # where a run begins, where it ends, where the next one begins, ...
-    if rows == height:  # a run that goes on in the next column ends and begins at one place
+    edges = (left + column) * height + top + row  # alternately where a run of the mask begins and where it ends
+    if rows == height:  # a run that continues in the next column ends and begins at the same place
         meet = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
         edges = np.delete(edges, np.concatenate((meet, meet + 1)))
     counts = np.diff(edges, prepend=0, append=height * width)
@@ -76,25 +76,25 @@ def encode_patch(values: NDArray[np.generic], top: int, left: int, size_hw: tupl
 
 
 def decode_mask(size_hw: tuple[int, int], counts: str) -> NDArray[np.bool_]:
-    """The mask (H, W), Fortran order, of COCO compressed counts."""
+    """Decode COCO compressed counts to a mask (H, W) in Fortran order."""
     decoded: NDArray[np.uint8] = coco_mask.decode(rle(size_hw, counts))
     return decoded.view(np.bool_)
 
 
 def rle(size_hw: Sequence[int], counts: str) -> dict[str, Any]:
-    """A mask's columns in the form with which pycocotools computes."""
+    """Give a mask's columns in the form that pycocotools takes: `{"size": [h, w], "counts": bytes}`."""
     return {"size": list(size_hw), "counts": counts.encode("ascii")}
 
 
 def rle_iou(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """IoU of two masks of the same size, each in the form of `rle`; 0 for two empty ones."""
+    """Compute the IoU of two masks of the same size, each in the form of `rle`; 0 for two empty masks."""
     return float(np.asarray(coco_mask.iou([one], [other], [0]))[0, 0])
 
 
 def mask_iou(
     size_hw: Sequence[int] | None, counts: str | None, other_size_hw: Sequence[int] | None, other_counts: str | None
 ) -> float | None:
-    """IoU of two masks, each as its columns have it; None where one is missing or their sizes differ."""
+    """Compute the IoU of two masks from their columns; None when a mask is missing or their sizes differ."""
     if size_hw is None or counts is None or other_size_hw is None or other_counts is None:
         return None
     if tuple(size_hw) != tuple(other_size_hw):
@@ -103,7 +103,10 @@ def mask_iou(
 
 
 def encode_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMask:
-    """A mask in any of COCO's three forms, filled as pycocotools fills it; raises ValueError for anything else."""
+    """Encode a COCO segmentation: polygons, filled as pycocotools fills them, uncompressed RLE or compressed RLE.
+
+    Raises ValueError for anything else.
+    """
     height, width = size_hw
     if isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
@@ -113,7 +116,7 @@ def encode_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> EncodedM
         raise ValueError(f"expected a segmentation, got {segmentation!r:.60}")
     counts, size = segmentation.get("counts"), segmentation.get("size")
     if size != [height, width]:
-        raise ValueError(f"expected a mask of {[height, width]} pixels, as its image, got {size!r:.60}")
+        raise ValueError(f"expected a mask of its image's size {[height, width]}, got {size!r:.60}")
     if isinstance(counts, list):
         if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
             raise ValueError(_OTHER_AREA)
@@ -124,9 +127,10 @@ def encode_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> EncodedM
 
 
 def checked_counts(counts: str, size_hw: tuple[int, int]) -> str:
-    """`counts` when they are COCO's for an image of this size; raises ValueError otherwise.
+    """Return `counts` unchanged; raises ValueError unless they are COCO compressed counts of an image of this size.
 
-    For masks of strangers: pycocotools writes outside its memory where run lengths do not add up to the image.
+    Masks from other people's files must pass this check, because pycocotools writes outside its memory when run lengths
+    do not add up to the image.
     """
     if not counts.isascii():
         raise ValueError(_OTHER_TEXT)
@@ -152,24 +156,27 @@ def checked_counts(counts: str, size_hw: tuple[int, int]) -> str:
 
 
 def check_counts(counts: Sequence[str], areas: Sequence[int]) -> None:
-    """What `checked_counts` checks, of N >= 1 masks of images of so many pixels at once, in a tenth of the time."""
+    """Check the counts of N >= 1 masks at once as `checked_counts` does, in a tenth of its time.
+
+    areas: pixels of each mask's image. Raises ValueError.
+    """
     text = "".join(counts)
     codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8) - np.uint8(48)
-    if not text.isascii() or (codes > 63).any():  # those before "0" are large, too
+    if not text.isascii() or (codes > 63).any():  # a character before "0" has wrapped around to a large code
         raise ValueError(_OTHER_TEXT)
-    ends = np.flatnonzero(codes < 32) + 1  # of the numbers: a digit of five bits without the bit for "more"
-    bounds = np.cumsum([len(one) for one in counts])  # of the texts
+    ends = np.flatnonzero(codes < 32) + 1  # a number ends with a digit that lacks the bit for "more digits follow"
+    bounds = np.cumsum([len(one) for one in counts])  # where the text of each mask ends
     digits = np.diff(ends, prepend=0)
-    last = np.searchsorted(ends, bounds)  # (N,), the number with which each text ends
+    last = np.searchsorted(ends, bounds)  # (N,) index of the number with which each text ends
     sizes = np.diff(last, prepend=-1)
     if (sizes < 1).any() or len(ends) <= last[-1] or (ends[last] != bounds).any() or digits.max() > _MOST_DIGITS:
         raise ValueError(_OTHER_AREA)
     starts = ends - digits
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, digits))
     values = np.add.reduceat((codes & 31).astype(np.int64) << shifts, starts)
-    values -= (codes[ends - 1] >> 4 & 1).astype(np.int64) << 5 * digits  # the sign
-    # From the fourth on a number is the difference to the one before last: sums of every other number, each less what
-    # the text's first or second one found there.
+    values -= (codes[ends - 1] >> 4 & 1).astype(np.int64) << 5 * digits  # the last digit holds the sign
+    # COCO writes each number from the fourth on as its difference to the number before the last one. Cumulative sums
+    # over every other number undo this for all texts; what the sum was before a text began is then subtracted.
     sums = np.empty_like(values)
     sums[0::2], sums[1::2] = values[0::2].cumsum(), values[1::2].cumsum()
     first = last - sizes + 1

@@ -1,4 +1,4 @@
-"""The scores of a mask: what each is called, what it says, which way it points, and what it depends on."""
+"""The scores of a mask: how each is named, what it means, whether high is good, and what it depends on."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One score of a row, a number between 0 and 1."""
+    """One score of a row: a number between 0 and 1, or between -1 and 1 when it is `signed`."""
 
     column: str
-    """Of the masks table, and field of `RefinedMask`."""
+    """Name of the column in the masks table and of the field of `RefinedMask`."""
     label: str
-    """For people."""
+    """Name that people read."""
     short: str
-    """The label where there is little room."""
+    """Label for places with little room."""
     meaning: str
-    """One sentence."""
+    """What the score means, in one sentence."""
     kind: Literal["measured", "calibrated", "truth"] = "measured"
-    """`measured`: comes with the mask. `calibrated`: made of the measured ones. `truth`: needs the true mask."""
+    """A `measured` score comes with the mask, a `calibrated` one is computed from measured ones, and a score of kind
+    `truth` needs the true mask."""
     higher_is_better: bool = True
     signed: bool = False
-    """A difference, between -1 and 1; every other score lies between 0 and 1."""
+    """Whether the score is a difference between -1 and 1; every other score lies between 0 and 1."""
     in_groups: bool = False
-    """Views and report show its median for each group of prompts; of all scores it would be too many columns."""
+    """Whether views and the report show its median for each group of prompts; all scores would be too many columns."""
 
 
 SCORES = (
@@ -89,17 +90,17 @@ SCORES = (
 )
 MEASURED = tuple(score.column for score in SCORES if score.kind == "measured")
 FROM_MODEL = tuple(score.column for score in SCORES if score.kind != "truth")
-"""What a model says of its own mask."""
+"""Columns of the scores that a model gives to its own mask."""
 IN_UNIT = tuple(score for score in SCORES if not score.signed)
-"""What can be drawn on a scale from 0 to 1."""
+"""Scores that can be drawn on a scale from 0 to 1."""
 IN_GROUPS = tuple(score.column for score in SCORES if score.in_groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSource:
-    """What the scores of a mask depend on besides its image and its prompt: only scores of one source compare.
+    """What the scores of a mask depend on besides its image and its prompt: only scores of one source are comparable.
 
-    The defaults are what tables, calibrations and labelled masks were made with that do not say.
+    The defaults hold for tables, calibrations and labelled masks of older versions, which do not store these fields.
     """
 
     weights_sha256: str
@@ -108,12 +109,12 @@ class ScoreSource:
     dtype: str = "float32"
     stability_offset: float = 1.0
     second_pass_from: float | None = None
-    """alpha_1 from which prompts took the second pass; None: there was none."""
+    """alpha_1 from which prompts took the second pass; None when no prompt took it."""
     tiles: str | None = None
-    """`RefinerConfig.tile_rule`; None: all masks were made in the whole image."""
+    """`RefinerConfig.tile_rule`; None when all masks were made in the whole image."""
 
     def differs(self, other: ScoreSource) -> tuple[str, Any, Any] | None:
-        """The first field that is another in `other`: its name, its value here and there."""
+        """Return the first field that differs as its name, its value here and its value in `other`; None if equal."""
         for name in (field.name for field in fields(self)):
             here, there = getattr(self, name), getattr(other, name)
             if here != there:

@@ -1,12 +1,12 @@
-"""How long each stage of the work takes: a clock that goes with the thread, so that no signature on the way has one.
+"""Measures how long each stage of the work takes. The clock belongs to the thread, so no function has to pass it on.
 
-    with StageClock() as clock:           # of an image in its process, or of a shard
-        with timed("decode"): ...         # anywhere below
-    clock.times()                         # small, crosses processes; `add_times` puts it on the clock there
+    with StageClock() as clock:           # measures one image in its process, or one shard
+        with timed("decode"): ...         # anywhere in the functions that are called
+    clock.times()                         # small enough to send to another process, where `add_times` adds it
 
-Seconds are those of threads by a monotonic clock: where several work at a time their sum exceeds what the work took.
-Waiting for the model counts in no stage. On a GPU kernels run on after the call: the encoder's time then falls to the
-stage that first needs the answer, `decode_prompts`, unless spans are kept, for which the encoder is waited for.
+Seconds are summed over threads: where several threads work at a time, the sum exceeds the time that passed. Waiting
+for the model counts in no stage. On a GPU, kernels still run after their call has returned: the encoder's time then
+counts in the stage that first needs the embedding, `decode_prompts`. Where spans are kept, the encoder is waited for.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from typing import ParamSpec, Self, TypeVar
 STAGES = (
     "fetch", "decode", "resize", "encode", "decode_prompts", "jitter", "second_pass", "rle", "write", "commit"
 )  # fmt: skip
-"""In their order; fetch to rle are of an image, write and commit of a shard."""
+"""The stages in their order: fetch to rle happen once for each image, write and commit once for each shard."""
 WAIT = "wait"
-"""For the turn at the model: a span where it is long, and no stage."""
+"""Name of a span in which a thread waits for its turn at the model. It is no stage."""
 SPANS_OF_AN_IMAGE = 200
 SPANS_OF_A_SHARD = 2000
 _GAP_S = 0.001
-"""Spans of one stage and thread that are nearer are one: masks are encoded one by one. Shorter waits are none."""
+"""Two spans of one stage and thread with a shorter gap become one span, because masks are encoded one by one. A
+shorter wait is not kept."""
 _EPOCH_S = time.time() - time.monotonic()
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -40,16 +41,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One piece of work, for a picture of the run."""
+    """One piece of work on a time line of the run."""
 
     stage: str
     about: str
-    """URI of the image, or id of the shard."""
+    """URI of the image or id of the shard that was worked on."""
     start: float
     """Seconds since 1970."""
     seconds: float
     thread: str
-    """Node, process and thread."""
+    """Node, process id and thread id, joined by colons."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +58,21 @@ class Times:
     """What a clock has measured."""
 
     seconds: Mapping[str, float]
-    """By stage of `STAGES`, those that ran."""
+    """Seconds by stage of `STAGES`, for the stages that ran."""
     spans: tuple[Span, ...] = ()
     left_out: int = 0
-    """Spans that were one too many."""
+    """Number of spans that were dropped because the clock's limit was reached."""
 
 
 class StageClock:
-    """Sums of seconds by stage and, where they are asked for, a bounded number of spans; several threads may add."""
+    """Sums seconds by stage and, on request, keeps a bounded number of spans. Several threads may add to it."""
 
     def __init__(self, *, spans: int = 0, about: str = "") -> None:
-        """`spans`: how many are kept, 0 for the sums alone. about: what spans are of that do not say it themselves."""
+        """Start an empty clock.
+
+        spans: the most spans to keep, 0 for the sums alone.
+        about: image URI or shard id for spans that name none themselves.
+        """
         self.most_spans = spans
         self._about = about
         self._seconds: dict[str, float] = {}
@@ -78,24 +83,24 @@ class StageClock:
         self._before: Token[StageClock | None] | None = None
 
     def __enter__(self) -> Self:
-        """From here on `timed` adds to this clock, in this thread."""
+        """Make `timed` add to this clock in this thread."""
         self._before = _clock.set(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """`timed` adds to what it added to before."""
+        """Make `timed` add to the clock that it added to before."""
         assert self._before is not None, "entered"
         _clock.reset(self._before)
 
     def times(self) -> Times:
-        """What was measured until now."""
+        """Return what was measured until now."""
         with self._adding:
             return Times(seconds=dict(self._seconds), spans=tuple(self._spans), left_out=self._left_out)
 
     def add(self, times: Times) -> None:
-        """Take over what another clock has measured."""
+        """Add what another clock has measured."""
         with self._adding:
             for stage, seconds in times.seconds.items():
                 self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
@@ -104,7 +109,11 @@ class StageClock:
             self._left_out += times.left_out + len(times.spans[room:])
 
     def stop(self, stage: str, about: str, started: float, ended: float, own_seconds: float) -> None:
-        """Count `own_seconds` for a stage that a thread was in, by `time.monotonic`."""
+        """Add a stage that a thread has finished.
+
+        started, ended: when the thread was in the stage, by `time.monotonic`.
+        own_seconds: the time between them without the stages that ran inside it.
+        """
         with self._adding:
             if stage != WAIT:
                 self._seconds[stage] = self._seconds.get(stage, 0.0) + own_seconds
@@ -127,8 +136,8 @@ class StageClock:
 
 
 class timed:
-    """Context manager around a stage: its seconds go to the thread's clock, if it has one. One inside another takes
-    its own from those of the other."""
+    """Context manager around a stage: adds its seconds to the thread's clock, if it has one. The seconds of a stage
+    inside another one count only in the inner stage."""
 
     __slots__ = ("_about", "_inner", "_outer", "_stage", "_started", "seconds")
 
@@ -138,7 +147,7 @@ class timed:
         self._inner = 0.0
         self._outer: Token[timed | None]
         self.seconds = 0.0
-        """Once it has ended."""
+        """Seconds of this stage, without those of the stages inside it; 0 until it has ended."""
 
     def __enter__(self) -> Self:
         self._outer = _open.set(self)
@@ -159,7 +168,7 @@ class timed:
 
 @contextmanager
 def turn(lock: threading.Lock) -> Iterator[None]:
-    """Hold the lock; waiting for it is no part of the stage around."""
+    """Hold the lock; the time spent waiting for it does not count in the surrounding stage."""
     with ExitStack() as held:
         with timed(WAIT):
             held.enter_context(lock)
@@ -167,7 +176,7 @@ def turn(lock: threading.Lock) -> Iterator[None]:
 
 
 def carried(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function for other threads, with the clock of this one."""
+    """Wrap `function` so that in another thread it measures on the clock of the calling thread."""
     clock = _clock.get()
 
     def with_clock(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
@@ -181,13 +190,13 @@ def carried(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
 
 def add_times(times: Times) -> None:
-    """Put what another process has measured on this thread's clock, if it has one."""
+    """Add what another process has measured to this thread's clock, if it has one."""
     if (clock := _clock.get()) is not None:
         clock.add(times)
 
 
 def keeps_spans() -> bool:
-    """Whether somebody wants to see single pieces of work, and may wait for the GPU to tell them apart."""
+    """Tell whether this thread's clock keeps spans, so that code may wait for the GPU to separate the stages."""
     clock = _clock.get()
     return clock is not None and clock.most_spans > 0
 
@@ -198,26 +207,26 @@ _open: ContextVar[timed | None] = ContextVar("open_stage", default=None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageShares:
-    """What a run's actors and helpers measured, of all its shards, whoever refined them."""
+    """How a run's time is shared among the stages, over all its shards, actors and helpers."""
 
     seconds: Mapping[str, float]
-    """Of threads, by stage of `STAGES`, each of them."""
+    """Seconds summed over threads, for every stage of `STAGES`."""
     images: int
     prompts: int
 
     @property
     def total(self) -> float:
-        """All stages."""
+        """Seconds of all stages together."""
         return math.fsum(self.seconds.values())
 
     def cells(self) -> list[list[str]]:
-        """A table for people: header, one line for each stage, and the total."""
+        """Return a printable table: the header, one line for each stage, and the total."""
         header = ["stage", "seconds", "share", "ms an image", "ms a prompt"]
         lines = [self._line(stage, self.seconds[stage]) for stage in STAGES]
         return [header, *lines, self._line("all", self.total)]
 
     def line(self) -> str:
-        """The stages that took most, in words; empty when nothing was refined."""
+        """Name the stages with at least 0.5 % of the time, the longest first; empty when nothing was refined."""
         most = sorted((stage for stage in STAGES if self._share(stage) >= 0.005), key=self._share, reverse=True)
         return f"Time: {', '.join(f'{stage} {self._share(stage):.0%}' for stage in most)}." if most else ""
 
@@ -231,9 +240,9 @@ class StageShares:
 
 
 def summed(shards: Sequence[Mapping[str, float] | None], commit_seconds: float = 0.0) -> dict[str, float] | None:
-    """The seconds of every stage over all shards; None when not all of them said.
+    """Sum the seconds of every stage over all shards; None when a shard has no measurements.
 
-    commit_seconds: of committing them, which no shard's record can hold itself.
+    commit_seconds: time spent committing the shards, which no shard's own record can hold.
     """
     known = [shard for shard in shards if shard is not None]
     if len(known) < len(shards):

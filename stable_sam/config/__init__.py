@@ -20,61 +20,62 @@ class RefinerConfig(Section):
     model: Literal["nano", "tiny", "vit_b", "vit_l", "vit_h"] = "nano"
     """`nano` comes with its weights; `vit_*` need `checkpoint_uri`; `tiny` is random and for tests only."""
     checkpoint_uri: str | None = None
-    """SAM checkpoint, any fsspec URI. None: the bundled weights (`nano`)."""
+    """SAM checkpoint, any fsspec URI. None takes the bundled weights, which only `nano` has."""
     plugin_uri: str | None = None
-    """Stable-SAM plugin (safetensors), any fsspec URI. None: the bundled plugin, or none for a base without one."""
+    """Stable-SAM plugin (safetensors), any fsspec URI. None takes the bundled plugin with the bundled weights, and no
+    plugin with any other base."""
     plugin: bool = True
-    """False: plain SAM."""
+    """False switches the Stable-SAM plugin off, which leaves plain SAM."""
     hq_uri: str | None = None
-    """HQ-SAM in the place of the plugin, which is then off: a published `sam_hq_vit_*.pth` on the same base, or a
-    branch trained for it (safetensors), any fsspec URI."""
+    """HQ-SAM's weights, which take the place of the plugin: a published `sam_hq_vit_*.pth` of the same base, or a
+    branch trained for the base (safetensors), any fsspec URI."""
     device: str = "auto"
-    """`auto` takes the GPU when there is one; or `cpu`, `cuda`, `cuda:1`."""
+    """Device of the model: `cpu`, `cuda`, `cuda:1`, or `auto` for the GPU when there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the image encoder; the mask decoder always runs in float32, so that masks do not depend on it
-    much."""
+    """Arithmetic of the image encoder. The mask decoder always runs in float32, so that masks depend little on this."""
     compile: bool = False
-    """True: the encoder and the decoder of boxes and single points go through `torch.compile`, on a GPU with CUDA
-    graphs. Masks are the same but for rounding. Each actor then compiles, for a minute or several, when it meets its
-    first image and whenever a number of prompts passes the next power of two for the first time (torch keeps what it
-    compiled in a folder, so that later starts are shorter); it needs a C++ compiler on the machine. Worth it for long
-    runs of a large model on a GPU; images that meet the compiling count it in `image_timeout_s`."""
+    """True compiles the encoder and the decoder of boxes and single points with `torch.compile`, on a GPU with CUDA
+    graphs. Masks change only by rounding. Each actor compiles for one or several minutes at its first image, and
+    whenever a number of prompts passes the next power of two for the first time; torch keeps compiled code in a folder,
+    so that later starts are shorter. It needs a C++ compiler on the machine, and pays off for long runs of a large
+    model on a GPU. The time for compiling counts in `image_timeout_s`."""
     prompt_chunk_size: int = Field(default=16, ge=1)
-    """Prompts that pass the decoder together: bounds its memory whatever the number of boxes in an image. 8 to 16 are
-    fastest on a CPU, a GPU likes 64."""
+    """Prompts that pass the decoder together, which bounds its memory however many boxes an image has. 8 to 16 are
+    fastest on a CPU, 64 on a GPU."""
     jitter_count: int = Field(default=8, ge=0)
-    """K jittered prompts behind each prompt_stability; mSF falls as K grows, so compare only equal K. 0: not
-    computed."""
+    """Number K of jittered prompts from which each prompt_stability is computed; 0 computes none. mSF falls as K grows,
+    so only values of equal K are comparable."""
     jitter_scale: float = Field(default=0.1, ge=0, le=1)
     """Noise scale of the jittered prompts, in HQ-SAM's sense: centre and size move by U(-1, 1) * scale * (w/2, h/2,
     w, h)."""
     second_pass: Literal["off", "mirror"] = "mirror"
-    """What prompts from `second_pass_dsp_weight` on, by default all, take besides. `mirror`: the mirrored image is
-    asked, too, and the mask is the mean of both answers; costs the encoder once more for each image and tile with such
-    prompts and the decoder once more for each prompt. Without a plugin no prompt takes it."""
+    """`mirror` also prompts the model with the mirrored image and takes the mean of both answers, for prompts whose
+    alpha_1 is at least `second_pass_dsp_weight` (by default all). It costs one more pass of the encoder for each image
+    and tile with such prompts, and one more pass of the decoder for each such prompt. Without a plugin no prompt takes
+    the second pass."""
     second_pass_dsp_weight: float = Field(default=0.0, ge=0, le=1)
-    """alpha_1 of the dynamic routing plugin from which a prompt counts as poor. 0: every prompt, because with the
-    bundled weights all gain alike (docs/results.md). Higher values spare time with a plugin whose alpha knows poor
-    prompts."""
+    """alpha_1 of the dynamic routing plugin from which a prompt counts as poor. 0 counts every prompt, because all
+    prompts gain alike with the bundled weights (docs/results.md). Higher values save time with a plugin whose alpha_1
+    tells poor prompts apart."""
     tiles: Literal["auto", "off"] = "auto"
-    """`auto`: a small object is asked in a tile, a window of the image that is encoded by itself, in which it spans
-    enough of the embedding to have a border (`stable_sam.images.tiles`). Costs the encoder once more for each tile;
-    prompts of like size that lie together share one. `off`: every prompt is asked in the whole image."""
+    """`auto` prompts for a small object in a tile, a window of the image that is encoded by itself, in which the object
+    spans enough of the embedding for a precise mask (`stable_sam.images.tiles`). Each tile costs one more pass of the
+    encoder; prompts of similar size that lie together share a tile. `off` uses the whole image for every prompt."""
     tile_below_cells: float = Field(default=3.0, gt=0)
-    """An object is small whose longer side spans fewer cells of the whole image's embedding, which has 24 cells a side
-    for `nano` and 64 for `vit_*`. With `nano` masks of boxes under 1.5 cells gain 0.09 to 0.11 of IoU, up
-    to 3 cells 0.02 to 0.06, above that nothing that is sure (docs/results.md)."""
+    """An object is small when its longer side spans fewer cells than this in the whole image's embedding, which has 24
+    cells a side for `nano` and 64 for `vit_*`. With `nano`, masks of boxes under 1.5 cells gain 0.09 to 0.11 of IoU and
+    those up to 3 cells 0.02 to 0.06; for larger boxes no gain is certain (docs/results.md)."""
     tile_scale: float = Field(default=3.0, ge=2)
-    """A tile is at least so many times as wide as the longer side of its object, and in most cases less than twice as
-    many times: narrower ones show too little of what is around the object, wider ones too little of the object."""
+    """A tile is at least this many times as wide as the longer side of its object, and usually less than twice that.
+    Narrower tiles show too little of the object's surroundings, wider ones too little detail of the object."""
     max_tiles: int = Field(default=64, ge=1)
-    """Tiles that one image may take. Where its prompts would take more, those of the narrowest tiles take wider ones,
-    so that only there a row depends on the image's other prompts. Bounds the time that an image takes: 64 tiles are 8 s
-    of `nano` on one core. An image of 640 x 480 pixels has 12; a larger one full of small objects is worth more."""
+    """The most tiles of one image, which bounds the time that an image takes: 64 tiles are 8 s of `nano` on one core.
+    When the prompts of an image need more, those of the narrowest tiles take wider ones; only then a row depends on the
+    other prompts of its image. An image of 640 x 480 pixels has 12 tiles, a larger one full of small objects more."""
     stability_offset: float = Field(default=1.0, gt=0)
-    """Logit offset of SAM's stability_score (SAM's own default)."""
+    """Logit offset of SAM's stability_score; 1.0 is SAM's own default."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
-    """A larger image is refused before it is decoded: a decompression bomb must not end the night."""
+    """An image with more pixels is refused before it is decoded, because a decompression bomb must not end the run."""
 
     @field_validator("second_pass", "tiles", mode="before")
     @classmethod
@@ -84,7 +85,7 @@ class RefinerConfig(Section):
 
     @property
     def tile_rule(self) -> str | None:
-        """What a score depends on of the tiles, in words to compare; None when there are none."""
+        """The part of the tile config that scores depend on, as a text to compare; None when tiles are off."""
         if self.tiles == "off":
             return None
         return f"below {self.tile_below_cells:g} cells, {self.tile_scale:g} times as wide"
@@ -95,8 +96,8 @@ class RefinerConfig(Section):
         return None if self.second_pass == "off" else self.second_pass_dsp_weight
 
 
-def tile_settings(tile_rule: str | None) -> dict[str, Any]:
-    """The settings of a `RefinerConfig` that has this `tile_rule`."""
+def tile_config(tile_rule: str | None) -> dict[str, Any]:
+    """Return the fields that give a `RefinerConfig` this `tile_rule`."""
     if tile_rule is None:
         return {"tiles": "off"}
     below_cells, scale = map(float, re.findall(r"\d\S*", tile_rule))
@@ -104,109 +105,113 @@ def tile_settings(tile_rule: str | None) -> dict[str, Any]:
 
 
 class RoutingConfig(Section):
-    """What becomes of a mask: by a calibrated probability where there is one, by thresholds on its scores otherwise.
+    """Decides what becomes of a mask, by its calibrated `quality` or, without a calibration, by score thresholds.
 
-    By thresholds, a mask is accepted when it passes every accept threshold.
+    Without a calibration, a mask is accepted when it passes every accept threshold.
     """
 
     calibration_uri: str | None = "bundled"
-    """File that `stable-sam calibrate` wrote, any fsspec URI. `bundled`: the one that comes with the bundled weights,
-    where the run uses them as they were calibrated. None: thresholds."""
+    """File that `stable-sam calibrate` wrote, any fsspec URI. `bundled` takes the calibration that comes with the
+    bundled weights, if the run uses these weights as they were calibrated. None routes by thresholds."""
     calibration: Calibration | None = None
-    """What that file holds, filled in when a run is planned: the run's rows then depend on no other file."""
+    """Content of that file, filled in when a run is planned, so that the run's rows depend on no other file."""
 
     accept_prompt_stability: float = Field(default=0.80, ge=0, le=1)
-    """Below: nearby prompts give other masks, somebody should look."""
+    """Least prompt_stability of an accepted mask. Below it, nearby prompts give other masks."""
     accept_predicted_iou: float = Field(default=0.70, ge=0, le=1)
-    """Below: the IoU head itself doubts the mask."""
+    """Least predicted_iou of an accepted mask. Below it, the IoU head itself doubts the mask."""
     accept_stability_score: float = Field(default=0.80, ge=0, le=1)
-    """Below: the border is vague."""
+    """Least stability_score of an accepted mask. Below it, the mask's border is vague."""
     accept_box_agreement: float = Field(default=0.50, ge=0, le=1)
-    """Below: the mask left the weak box or fills little of it."""
+    """Least box_agreement of an accepted mask. Below it, the mask leaves the weak box or fills little of it."""
     accept_dsp_weight: float = Field(default=1.0, ge=0, le=1)
-    """Above: the dynamic routing plugin expected the deformed features to gain. 1 switches the criterion off."""
+    """Greatest dsp_weight of an accepted mask. Above it, the dynamic routing plugin expected a gain from the deformed
+    features. 1 switches the criterion off."""
     reject_prompt_stability: float = Field(default=0.40, ge=0, le=1)
-    """Below: the mask says nothing."""
+    """A mask with a lower prompt_stability is rejected, because it depends more on the prompt than on the object."""
     reject_predicted_iou: float = Field(default=0.30, ge=0, le=1)
-    """Below: the IoU head is sure that the mask is wrong."""
+    """A mask with a lower predicted_iou is rejected, because the IoU head is sure that it is wrong."""
 
 
 class RayConfig(Section):
-    """The actors. Nothing here changes a mask, so nothing here enters the run's identity."""
+    """Configures the Ray actors. No field changes a mask, so none of them enters the run's identity."""
 
     address: str | None = None
-    """Cluster to join; None starts a local Ray on loopback and stops it at the end."""
+    """Address of the cluster to join. None starts a local Ray on loopback and stops it at the end."""
     actors: int | None = Field(default=None, ge=1)
-    """None: one for each GPU; without a GPU one for every `num_cpus` cores, so the default uses every core. Each holds
-    the model in memory: say fewer for a large one. Never more than the cluster has room for, unless nodes come on
-    demand."""
+    """Number of actors. None starts one for each GPU or, without a GPU, one for every `num_cpus` cores. Each actor
+    holds the model in memory, so a large model may need fewer. It must not exceed what the cluster has room for, unless
+    the cluster adds nodes on demand."""
     wait_for_nodes_s: float = Field(default=0, ge=0)
-    """For clusters that add nodes on demand: how long the run waits while there is no room for a single actor. Then
-    `actors`, `num_cpus` and `num_gpus` say what to ask for. 0: what does not fit now is refused."""
+    """Seconds that a run waits for a cluster that adds nodes on demand, while there is no room for a single actor.
+    `actors`, `num_cpus` and `num_gpus` then say what to ask for. 0 refuses a run that has no room now."""
     num_cpus: float = Field(default=1, ge=0)
-    """Cores each actor asks for; also its number of torch threads, at least 1."""
+    """Cores that each actor asks for; also its number of torch threads, at least 1."""
     num_gpus: float = Field(default=0, ge=0)
-    """GPUs each actor asks for, fractions allowed."""
+    """GPUs that each actor asks for; fractions are allowed."""
     helpers: int | None = Field(default=None, ge=0)
-    """Images that each actor with a GPU has fetched, decoded and encoded at a time by nodes without one. None: as the
-    cores of those nodes allow, at most 16; a cluster without such nodes does all beside the model. 0: never
-    elsewhere."""
+    """Images of each GPU actor that nodes without a GPU fetch and decode, and whose masks they encode, at a time. None
+    takes as many as the cores of those nodes allow, at most 16; a cluster without such nodes does this work in the
+    actors. 0 always does it in the actors."""
     in_flight_per_actor: int = Field(default=2, ge=1)
-    """Shards handed to an actor ahead of time: 2 hides the round trip and bounds what a dead actor takes with it."""
+    """Shards given to an actor at a time. 2 hides the round trip and limits what is lost when an actor dies."""
     max_retries: int = Field(default=2, ge=0)
-    """How often a shard is tried again whose actor or node is gone, before its images are tried one by one."""
+    """How often a shard is tried again when its actor or node died, before its images are tried one by one."""
     image_timeout_s: float = Field(default=300, gt=0)
-    """Time that refining an image of up to 100 prompts and 4 tiles may take, in proportion for more; it is then tried
-    once more, alone, before its prompts fail. Far above what any image needs, so that only one that hangs meets it."""
+    """Seconds that refining an image of up to 100 prompts and 4 tiles may take; more prompts or tiles get more in
+    proportion. An image that takes longer is tried once more, alone, before its prompts fail. No image needs nearly as
+    long unless it hangs."""
     image_memory_mb: int = Field(default=4000, ge=1)
-    """Memory (not the GPU's) that refining an image may take on top of the model's; a PNG of 100 megapixels takes
-    about 700, with transparency or in floats up to 2500, a JPEG much less. An actor's node needs the model and this
-    much for each image that is in the works at a time."""
+    """Main memory in MB that refining an image may take on top of the model. A PNG of 100 megapixels takes about 700,
+    with transparency or in floats up to 2500, a JPEG much less. An actor's node needs room for the model and for this
+    much for each image that is refined at a time."""
     object_store_mb: int = Field(default=300, ge=80)
-    """Of a local Ray, where only URIs and reports travel through it; with `helpers`, pixels and logits do, about 8 MB
-    for each of them."""
+    """Size in MB of a local Ray's object store. Only URIs and reports pass through it, except with `helpers`: then
+    pixels and logits do as well, about 8 MB for each helper."""
     profile: bool = False
-    """Actors keep what they did when in the run's folder, at most 2000 spans a shard, and wait for a GPU after each
-    image's encoder, to tell its time apart. `refine --profile FILE` sets it and makes a trace of that."""
+    """True keeps the times of single pieces of work in the run's folder, at most 2000 for each shard, and waits for the
+    GPU after each image's encoder to measure it separately. `refine --profile FILE` sets this and writes a trace."""
 
 
 class RegressionConfig(Section):
-    """When a night is told to be worse than those before it. Changes no row and nothing of the run's identity."""
+    """Decides when a night counts as worse than the nights before it. It changes no row and not the run's identity."""
 
     nights: int = Field(default=7, ge=1)
-    """Runs before this one that it is compared with, by their medians: one bad or odd night among them does not
-    count."""
+    """Number of earlier nights whose medians a night is compared with; by medians, one odd night does not count."""
     min_nights: int = Field(default=3, ge=1)
-    """With fewer there is nothing usual to compare with, and nothing is said."""
+    """With fewer earlier nights nothing is known to be usual, and a night is not judged."""
     min_prompts: int = Field(default=100, ge=1)
-    """Nights that refined fewer are neither judged nor compared with: their shares and medians are chance."""
+    """Nights that refined fewer prompts are neither judged nor compared with, because their shares and medians are
+    chance."""
     review_rise: float = Field(default=0.10, ge=0)
-    """Rise of the share of prompts in review that is still usual: two standard deviations at 100 prompts. 1: any."""
+    """Greatest usual rise of the share of prompts in review: two standard deviations at 100 prompts. 1 allows any."""
     failed_rise: float = Field(default=0.02, ge=0)
-    """The same for failed prompts, of which a healthy source has next to none."""
+    """Greatest usual rise of the share of failed prompts, which is almost 0 for a good source. 1 allows any."""
     prompt_stability_drop: float = Field(default=0.05, ge=0)
-    """Drop of the median prompt_stability that is still usual. 1: any."""
+    """Greatest usual drop of the median prompt_stability. 1 allows any."""
     predicted_iou_drop: float = Field(default=0.05, ge=0)
-    """The same for the median predicted_iou."""
+    """Greatest usual drop of the median predicted_iou. 1 allows any."""
     fail: bool = False
-    """True: a night that is worse ends red, after it has published."""
+    """True makes a night with a regression end red, after it has published."""
 
 
 class SourceConfig(Section):
-    """How the annotation files are read. A prompt that is read otherwise is a changed one."""
+    """Says how annotation files are read. A prompt that is read in another way counts as changed."""
 
     format: AnnotationFormat = "auto"
-    """`auto` tells it by the content; a name says it, and of a folder takes only the files that may be of it."""
+    """`auto` recognises the format by the content. A name sets it, and takes from a folder only the files that can have
+    this format."""
     keypoints: bool = False
-    """True: keypoints of COCO and YOLO-pose that are marked visible are points on the object, beside
-    its box. Off: joints sit on borders and on what is in front, where a box alone gives the better mask."""
+    """True adds the keypoints of COCO and YOLO-pose that are marked visible to an object's box, as points on the
+    object. False is the default because joints lie on borders and behind other objects, where a box alone gives the
+    better mask."""
     class_names_uri: str | None = None
-    """Names of YOLO's and Open Images' classes (data.yaml, obj.names, classes.txt, class-descriptions.csv). None: such
-    a file in the annotations' folder, or in one of the two above it."""
+    """File with the names of YOLO's or Open Images' classes (data.yaml, obj.names, classes.txt,
+    class-descriptions.csv). None looks for such a file in the annotations' folder and in the two folders above it."""
 
 
 class RunConfig(Section):
-    """One kind of run: `configs/*.yaml`."""
+    """Everything that one kind of run is told: the content of a file in `configs/`."""
 
     refiner: RefinerConfig = RefinerConfig()
     routing: RoutingConfig = RoutingConfig()
@@ -214,22 +219,23 @@ class RunConfig(Section):
     regression: RegressionConfig = RegressionConfig()
     source: SourceConfig = SourceConfig()
     truth_uri: str | None = None
-    """COCO instances with true masks for some of the images, any fsspec URI: each mask of the run that can be matched
-    gets its `true_iou`, and the run its mean and AP. Rows that a night leaves as they are stay without."""
+    """COCO instances with true masks for some of the images, any fsspec URI. Each mask of the run that matches a true
+    one gets its `true_iou`, and the run gets its mean IoU and AP. Rows that a run does not refine get none."""
     shard_images: int = Field(default=64, ge=1)
-    """Ordinary images in a shard: the unit of work that is lost when an actor dies and of commit; a minute or so of
-    work. Fewer where images have more than 8 prompts: shards cost about the same."""
+    """Images of up to 8 prompts in a shard, about a minute of work. A shard is committed as a whole, and is lost as a
+    whole when an actor dies. Shards of images with more prompts have fewer images, so that all cost about the same."""
     decode_cost: float = Field(default=0.3, ge=0)
-    """One prompt's pass through the mask decoder, in images fetched and encoded; jittered prompts pass it too. Balances
-    the shards. nano on one core: 17 ms of 55. With the large encoders it is less, and nothing is lost with too much."""
+    """Cost of one prompt's pass through the mask decoder, where fetching and encoding an image costs 1. It balances the
+    shards, and counts for jittered prompts too. `nano` takes 17 ms and 55 ms on one core. The large encoders have a
+    lower ratio, but a value that is too high does no harm."""
     max_failed_fraction: float = Field(default=1.0, ge=0, le=1)
-    """The run ends red (after it has published) when more than this share of the prompts it refined failed; one of
-    which all failed is red whatever stands here. A night that refined fewer than 100 prompts of a larger table is
-    judged as if others up to 100 had been refined with it, and well: one bad prompt alone is no red night."""
+    """The run ends red, after it has published, when more than this share of the prompts that it refined failed, and
+    always when all of them failed. Both are judged on at least 100 prompts where the table has as many: a run that
+    refined fewer counts as having refined more without failure, so that one bad prompt alone does not end it red."""
     max_withdrawn_fraction: float = Field(default=0.5, ge=0, le=1)
-    """A night that would withdraw more than this share of the table's current prompts is refused before it writes
-    anything: half an export looks like that. Tables of fewer than 100 current prompts are not judged. Where so many
-    were really withdrawn, say 1 for that run."""
+    """A run that would withdraw more than this share of the table's current prompts is refused before it writes
+    anything, because its source may be half an export. Tables of fewer than 100 current prompts are not judged. 1
+    allows a run to withdraw any number."""
 
     @model_validator(mode="before")
     @classmethod
@@ -241,24 +247,27 @@ class RunConfig(Section):
 
     @property
     def prompt_cost(self) -> float:
-        """Cost of a prompt with its jittered ones, in images fetched and encoded."""
+        """Cost of a prompt and its jittered prompts, where fetching and encoding an image costs 1."""
         return self.decode_cost * (1 + self.refiner.jitter_count)
 
     def content_hash(self) -> str:
-        """SHA-256 (16 hex digits) of the settings that can change a row: the model, its prompting and the routing."""
+        """Hash the config that can change a row (the model, its prompting and the routing): SHA-256, 16 hex digits.
+
+        A feature that is off is left out, so that the hash equals the one of versions before the feature existed.
+        """
         content = self.model_dump(mode="json", include={"refiner", "routing"})
         content["refiner"].pop("device")
-        content["refiner"].pop("compile")  # as the device, it rounds otherwise
-        if self.refiner.second_pass == "off":  # as before there was one
+        content["refiner"].pop("compile")  # like the device, it changes only how numbers are rounded
+        if self.refiner.second_pass == "off":
             content["refiner"].pop("second_pass")
             content["refiner"].pop("second_pass_dsp_weight")
-        if self.refiner.tiles == "off":  # as before there were any
+        if self.refiner.tiles == "off":
             for name in ("tiles", "tile_below_cells", "tile_scale", "max_tiles"):
                 content["refiner"].pop(name)
-        content["routing"].pop("calibration_uri")  # its content counts
+        content["routing"].pop("calibration_uri")  # the content of the file is hashed instead
         if self.routing.calibration is None:
-            content["routing"].pop("calibration")  # as before there were calibrations
+            content["routing"].pop("calibration")
         else:
-            for name in ("dtype", "stability_offset"):  # as before it said so; they are the refiner's
+            for name in ("dtype", "stability_offset"):  # older calibrations do not have them; the refiner's are hashed
                 content["routing"]["calibration"].pop(name)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

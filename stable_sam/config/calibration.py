@@ -1,13 +1,13 @@
-"""A calibration: the probability that a mask is good, from the scores in its row. Plain numbers in a JSON file.
+"""A calibration computes the probability that a mask is good from the scores in its row. It is a JSON file of numbers.
 
     log-odds = intercept + sum over scores of curve(score),   quality = 1 / (1 + exp(-log-odds))
 
-Beside it, where boxes were calibrated, what the mask is expected to gain over its weak box, filled:
+Where boxes were calibrated, it also computes how much a mask is expected to gain over its filled weak box:
 
     gain_over_box = intercept + sum over scores of curve(score)
 
-Each curve is linear between its knots and flat outside, so a person can read what each score adds, a file executes
-nothing, and neither actors nor queries need the library that fitted it.
+Each curve is linear between its knots and flat outside. So a person can read what each score adds, a file cannot
+execute code, and neither actors nor queries need the library that fitted the curves.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from stable_sam.records import BoxXYXY, Prompt, RefinedMask
 from stable_sam.scores import MEASURED, ScoreSource
 
 SCORES = (*MEASURED, "log_area", "score")
-"""What may enter: the row's scores, `log_area` = log10 of the mask's part of its picture, the detector's `score`."""
+"""What `quality` may be computed from: the row's measured scores, `log_area` (log10 of the part of its image that the
+mask covers) and the detector's `score`."""
 BOX_SCORES = ("log_box_area", "mask_to_box_area")
-"""What may enter the expected gain over the weak box, too: log10 of the box's part of the picture, and the mask's area
-divided by the box's."""
+"""What the expected gain over the weak box may be computed from besides SCORES: log10 of the part of the image that the
+box covers, and the mask's area divided by the box's."""
 
 
 class _Finite(Section):
@@ -38,14 +39,14 @@ class _Finite(Section):
 
 
 class Curve(_Finite):
-    """What one score adds to a sum: to the log-odds, or to the gain."""
+    """What one score adds to a sum, either to the log-odds or to the gain."""
 
     x: tuple[float, ...] = Field(min_length=2)
-    """Knots, ascending."""
+    """Values of the score at the knots, ascending."""
     y: tuple[float, ...]
-    """What is added at the knots."""
+    """What is added at each knot."""
     missing: float = 0.0
-    """What is added where a row does not have the score."""
+    """What is added when a row does not have the score."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,7 +55,7 @@ class Curve(_Finite):
         return self
 
     def at(self, value: float | None) -> float:
-        """The value of the curve."""
+        """Return what the score `value` adds; None and values that are not finite count as missing."""
         if value is None or not math.isfinite(value):
             return self.missing
         right = bisect_right(self.x, value)
@@ -65,53 +66,54 @@ class Curve(_Finite):
 
 
 class Promise(_Finite):
-    """What was promised of one route, and on how many masks it was checked that the fit had not seen."""
+    """What a calibration promises about one route, and on how many masks outside the fit that was checked."""
 
     route: str
     threshold: float | None
-    """Of `quality`; None: no threshold keeps the promise, so the route gets nothing."""
+    """Threshold of `quality`; None when no threshold keeps the promise, so that the route gets no masks."""
     precision: float
-    """Promised: share of good masks among the accepted, or of bad ones among the rejected."""
+    """Promised share of good masks among the accepted ones, or of bad masks among the rejected ones."""
     confidence: float
+    """Probability with which the promised precision holds."""
     masks: int
-    """That the threshold routes so, of those checked on."""
+    """Number of checked masks that the threshold sends on this route."""
     kept: int
-    """Of these, masks that are as promised."""
+    """Number of masks on this route that are good or bad as promised."""
     checked: int
-    """Masks checked on."""
+    """Number of masks on which the threshold was checked."""
     possible: float | None = None
-    """The highest precision that could have been promised at this confidence, by any of the thresholds tried."""
+    """The highest precision that any of the tried thresholds could promise at this confidence."""
 
 
 class SizeSlice(_Finite):
-    """Accepted masks of objects of like size, which the fit had not seen, beside their weak boxes, filled."""
+    """Compares accepted masks outside the fit with their filled weak boxes, for objects of similar size."""
 
     size: str
-    """The object's part of its picture, in words."""
+    """Which part of its image such an object covers, in words."""
     masks: int
     mask_iou: float
-    """Mean IoU of the masks with the true ones."""
+    """Mean IoU of the masks with the true masks."""
     box_iou: float
-    """The same of the filled boxes."""
+    """Mean IoU of the filled weak boxes with the true masks."""
 
 
 class GainOverBox(_Finite):
-    """The IoU that a mask is expected to have more than its weak box, filled."""
+    """Computes how much higher a mask's IoU with the true mask is expected to be than that of its filled weak box."""
 
     intercept: float
     curves: dict[str, Curve]
-    """By names in SCORES and BOX_SCORES."""
+    """Curves by their names in SCORES and BOX_SCORES."""
     threshold: float = Field(default=0.0, ge=0)
-    """Only masks that are expected to gain more than this are accepted: the lowest at which no size of accepted masks
-    was worse than its boxes."""
+    """Only masks that are expected to gain more than this are accepted. It is the lowest threshold at which the
+    accepted masks of every object size were at least as good as their boxes."""
     masks: int
-    """That the curves were fitted on."""
+    """Number of masks that the curves were fitted on."""
     error: float
-    """Mean distance of expected and true gain, by cross-validation."""
+    """Mean absolute difference between expected and true gain, by cross-validation."""
     spearman: float
     """Rank correlation of expected and true gain, by cross-validation."""
     sizes: tuple[SizeSlice, ...] = ()
-    """What came of it on masks that the fit had not seen; without the sizes of which none was accepted."""
+    """Accepted masks and their boxes compared by object size, for the sizes of which any mask was accepted."""
 
     @model_validator(mode="after")
     def _known_scores(self) -> Self:
@@ -120,29 +122,29 @@ class GainOverBox(_Finite):
 
 
 class Calibration(_Finite):
-    """The curves, the thresholds, and the model that they hold for."""
+    """The curves and thresholds of a calibration, and the model that they hold for."""
 
     target_iou: float = Field(gt=0, lt=1)
-    """A mask is good when its IoU with the true one is at least this."""
+    """A mask is good when its IoU with the true mask is at least this."""
     intercept: float
     curves: dict[str, Curve]
     accept: Promise
     reject: Promise
     gain_over_box: GainOverBox | None = None
-    """None: there were no boxes to learn it from, or the file is of an older version."""
+    """None when there were no boxes to learn it from, or an older version wrote the file."""
     weights_sha256: str
-    """Of the model whose scores they are."""
+    """SHA-256 of the weights of the model whose scores were calibrated."""
     jitter_count: int
     jitter_scale: float
     dtype: str = "float32"
     stability_offset: float = 1.0
     second_pass_from: float | None = None
-    """alpha_1 from which prompts took the second pass; None: there was none."""
+    """alpha_1 from which prompts took the second pass; None when no prompt took it."""
     tiles: str | None = None
-    """`RefinerConfig.tile_rule` of the masks. None: all were made in the whole image, and the calibration holds for
-    such masks alone."""
+    """`RefinerConfig.tile_rule` of the calibrated masks. None when all of them were made in the whole image; the
+    calibration then holds only for such masks."""
     fitted_on: dict[str, int] = Field(default_factory=dict)
-    """Masks of each set that the curves were fitted on."""
+    """Number of masks that the curves were fitted on, by the name of their data set."""
 
     @model_validator(mode="after")
     def _known_scores(self) -> Self:
@@ -151,7 +153,7 @@ class Calibration(_Finite):
 
     @classmethod
     def from_json(cls, data: bytes, source: str) -> Self:
-        """Read a file of `stable-sam calibrate`; raises `ConfigError` naming `source`."""
+        """Read a file that `stable-sam calibrate` wrote; raises a `ConfigError` that names `source`."""
         try:
             raw = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -162,21 +164,24 @@ class Calibration(_Finite):
 
     @property
     def source(self) -> ScoreSource:
-        """What the scores depend on that were calibrated."""
+        """What the calibrated scores depend on."""
         return ScoreSource(**{field.name: getattr(self, field.name) for field in fields(ScoreSource)})
 
     def holds_for(self, mask: RefinedMask) -> bool:
-        """Whether the mask is of the kind that was calibrated."""
+        """Tell whether the calibration holds for a mask: it has status "ok", and its tile, if any, was calibrated."""
         return mask.status == "ok" and (self.tiles is not None or mask.view is None)
 
     def quality(self, scores: Mapping[str, float | None]) -> float:
-        """Probability in (0, 1) that a mask with these scores is good; `scores` by their names in SCORES."""
+        """Compute the probability in (0, 1) that a mask is good from its scores, by their names in SCORES."""
         odds = _sum(self.intercept, self.curves, scores)
         return 1 / (1 + math.exp(-max(-500.0, min(500.0, odds))))
 
     def expected_gain(self, scores: Mapping[str, float | None]) -> float | None:
-        """IoU that a mask with these scores is expected to have more than its filled box; `scores` by their names in
-        SCORES and BOX_SCORES. None for a prompt without a box, and where that was not calibrated."""
+        """Compute how much more IoU than its filled box a mask is expected to have.
+
+        scores: by their names in SCORES and BOX_SCORES.
+        Returns None for a prompt without a box, and when the gain was not calibrated.
+        """
         gain = self.gain_over_box
         if gain is None or scores.get("log_box_area") is None:
             return None
@@ -193,8 +198,8 @@ def _check_names(curves: Mapping[str, Curve], known: Sequence[str]) -> None:
 
 
 def scores_of(prompt: Prompt, mask: RefinedMask) -> dict[str, float | None]:
-    """The scores of a mask that was made, by their names in SCORES and BOX_SCORES."""
-    assert mask.mask_size is not None, "a mask that was made"
+    """Return the scores of a mask with status "ok", by their names in SCORES and BOX_SCORES."""
+    assert mask.mask_size is not None, "only a mask that was made has scores"
     return {
         **{name: getattr(mask, name) for name in MEASURED},
         "log_area": log_area(mask.area or 0, mask.mask_size),
@@ -204,12 +209,12 @@ def scores_of(prompt: Prompt, mask: RefinedMask) -> dict[str, float | None]:
 
 
 def log_area(area: float, size_hw: tuple[int, int]) -> float | None:
-    """log10 of the part of the picture that `area` pixels are; None for an empty mask."""
+    """Compute log10 of the part of an image (height, width) that `area` pixels cover; None when `area` is 0."""
     return math.log10(area / (size_hw[0] * size_hw[1])) if area else None
 
 
 def box_scores(box_xyxy: BoxXYXY | None, mask_area: int, size_hw: tuple[int, int]) -> dict[str, float | None]:
-    """BOX_SCORES of a mask of `mask_area` pixels; None without a box."""
+    """Compute the BOX_SCORES of a mask of `mask_area` pixels; each is None for a prompt without a box."""
     if box_xyxy is None:
         return dict.fromkeys(BOX_SCORES)
     area = (box_xyxy[2] - box_xyxy[0]) * (box_xyxy[3] - box_xyxy[1])

@@ -1,1 +1,1 @@
-"""Images: bytes to upright pixels, their frames, and the tiles in which small objects are asked for."""
+"""Decodes image files to upright pixels, converts between their frames, and chooses the tiles for small objects."""

@@ -1,4 +1,4 @@
-"""Image files to pixels: any file a camera, a scanner or an annotation tool leaves, as upright 8-bit RGB."""
+"""Decodes image files of cameras, scanners and annotation tools to upright 8-bit RGB pixels."""
 
 from __future__ import annotations
 
@@ -15,60 +15,63 @@ from PIL.JpegImagePlugin import JpegImageFile
 from stable_sam.errors import ImageError, one_line
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""Raster formats that Pillow decodes itself; others (PostScript, for one) would start programs on a stranger's file."""
+"""Raster formats that Pillow decodes itself. For others, such as PostScript, it would start programs on files that
+nobody has checked."""
 SIXTEEN_BIT_MAX = 65_535
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-"""TIFF tags."""
+"""TIFF tags of the width and height of a file's tiles."""
 STRIP_PIXELS = 2**18
-"""Converted at a time: the copies that Pillow makes of them stay in the processor's caches and use the same memory
-again, and of a picture of 100 megapixels there is one copy beside Pillow's, not five."""
+"""Pixels that are converted at a time. Pillow's copies of so few stay in the processor's caches and use the same memory
+again: for an image of 100 megapixels there is one copy besides Pillow's, not five."""
 SIDEWAYS = 5
 """EXIF orientations from this one on swap width and height."""
 REDUCED_SCALES = (2, 4)
-"""Of libjpeg's; 1/8, which is the mean of each block, would blur, and spare a tenth of the time that 1/4 takes."""
+"""Pixels of the file, along each axis, that become one decoded pixel. libjpeg's 8 is left out: it blurs, because each
+pixel is the mean of a block, and it saves only a tenth of the time that 4 takes."""
 REDUCED_MARGIN = 1.9
-"""A JPEG is decoded at a reduced scale that leaves at least so many times the model's pixels along each axis: what the
-model then sees differs by half a grey level on average (docs/performance.md). Of 4,000 pixels, half are enough for
-SAM's 1,024."""
+"""A JPEG decoded at a reduced scale keeps at least this many times the model's pixels along each axis. The model's
+input then differs by half a grey level on average (docs/performance.md). Half of 4,000 pixels are enough for SAM's
+1,024."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """An upright image as it is decoded for a model: perhaps with fewer pixels than its file has."""
+    """An upright image that was decoded for a model, perhaps with fewer pixels than its file has."""
 
     pixels: NDArray[np.uint8]
-    """(h, w, 3), RGB."""
+    """RGB pixels (h, w, 3)."""
     original_hw: tuple[int, int]
-    """Of the upright image in its file, in pixels: those of prompts, masks and declared sizes."""
+    """(height, width) in pixels of the upright image in its file, in which prompts, masks and declared sizes are."""
     scale: int = 1
-    """Pixels of the file that one of `pixels` stands for, along each axis; the last row and column may stand for
-    fewer."""
+    """Pixels of the file, along each axis, that became one of `pixels`: 1, 2 or 4. The last row and column may stand
+    for fewer."""
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
     """Decode a file's bytes to (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
-    Gray of 16 bits is scaled by its bit depth. Wider integers and floats have no agreed white: floats within 0..1 or
-    0..255 are taken as such, anything else is stretched from its own minimum to its own maximum. Transparent pixels
-    show white behind them. Of several frames or pages the first counts.
+    Grey values of 16 bits are scaled by their bit depth. Wider integers and floats have no agreed white: floats within
+    0..1 or 0..255 are scaled from that range, all others from their own minimum and maximum. Transparent pixels are
+    drawn on white. Of several frames or pages, the first is decoded.
 
-    `name` is what the error calls the image. Raises `ImageError` for what is no image, is damaged, or has more than
-    `max_pixels` pixels (seen in the header, before anything is decoded; above Pillow's own limit of 179 million pixels
-    an image is refused whatever `max_pixels` says).
+    name: how errors name the image.
+    Raises `ImageError` for a file that is no image, is damaged, or has more than `max_pixels` pixels. The header is
+    checked before anything is decoded. Pillow's own limit of 179 million pixels holds as well.
     """
     return decode_for_input(data, name=name, max_pixels=max_pixels).pixels
 
 
 def decode_for_input(data: bytes, *, name: str, max_pixels: int, side: int | None = None) -> DecodedImage:
-    """The same for a model whose square input has this `side`, in pixels; None: with all pixels of the file.
+    """Decode a file's bytes as `decode_image` does, for a model whose square input has this `side` in pixels.
 
     A JPEG whose longest side is at least twice `REDUCED_MARGIN` times `side` is decoded at 1/2 or 1/4 of its size,
-    which libjpeg does in a fraction of the time and memory; one that EXIF turns only where its size is a multiple.
-    Every other image has the pixels that `decode_image` gives.
-    Raises as `decode_image`; `max_pixels` counts the file's pixels.
+    which takes libjpeg a fraction of the time and memory. A JPEG that EXIF turns is reduced only when its size is a
+    multiple of the scale. Every other image, and every image when `side` is None, has all pixels of its file.
+
+    max_pixels: limits the pixels of the file. Raises `ImageError` as `decode_image` does.
     """
     image = _opened(data, name, max_pixels)
-    # Decoders raise whatever a damaged file makes them stumble over, from OSError to IndexError.
+    # Decoders raise all kinds of errors for a damaged file, from OSError to IndexError.
     try:
         width, height = image.size
         scale = 1 if side is None else _reduce(image, side)
@@ -80,17 +83,17 @@ def decode_for_input(data: bytes, *, name: str, max_pixels: int, side: int | Non
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """A Pillow image of any mode to (H, W, 3) uint8 RGB, by the same rules as `decode_image`."""
+    """Convert a Pillow image of any mode to (H, W, 3) uint8 RGB, by the rules of `decode_image`."""
     return _to_rgb(_upright(image)[0])
 
 
 def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The image, of which only the header is read. Raises `ImageError`."""
+    """Open an image and check its size by its header alone. Raises `ImageError`."""
     if not data:
         raise ImageError(f"{name}: the image file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            # Pillow warns of half of what it refuses; `max_pixels` says what is too large.
+            # Pillow warns from half of its own limit on; here `max_pixels` decides what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -116,14 +119,16 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def _reduce(image: Image.Image, side: int) -> int:
-    """Have a JPEG, not yet loaded, decoded at the least scale that a model of this input side allows; returns how many
-    of the file's pixels one of the decoded stands for, along each axis: 1, 2 or 4."""
+    """Make Pillow decode a JPEG, not yet loaded, at the smallest size that a model with this input side allows.
+
+    Returns how many of the file's pixels along each axis become one decoded pixel: 1, 2 or 4.
+    """
     if not isinstance(image, JpegImageFile):
         return 1
     longest = max(image.size)
     scale = max((scale for scale in REDUCED_SCALES if longest >= scale * REDUCED_MARGIN * side), default=1)
     if scale > 1 and orientation(image) != 1:
-        # A last row or column that stands for less than a whole pixel would be the first one when turned.
+        # Turning would make the last row or column, which may stand for fewer pixels of the file, the first one.
         scale = gcd(scale, *image.size)
     if scale > 1:
         image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
@@ -131,19 +136,19 @@ def _reduce(image: Image.Image, side: int) -> int:
 
 
 def _tile(image: Image.Image) -> tuple[int, int]:
-    """Width and height of a TIFF's tiles: one is unpacked as a whole, however much larger than the image it is."""
+    """Width and height of a TIFF's tiles. A tile is unpacked as a whole, even when it is far larger than the image."""
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH))
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
 def orientation(image: Image.Image) -> int:
-    """As EXIF has it, 2 to 8; 1 is upright, and so is what EXIF does not know."""
+    """Return the EXIF orientation, 1 (upright) to 8; 1 when EXIF is missing, unreadable or has another value."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return next((known for known in range(2, 9) if value == known), 1)
     except Exception:
-        # Unreadable EXIF says nothing of the orientation, and the pixels are good: every viewer shows them as stored.
+        # The pixels are good although EXIF is unreadable, and every viewer shows them as they are stored.
         return 1
 
 
@@ -152,7 +157,7 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
     turn = orientation(image)
     try:
         return (image, False) if turn == 1 else (ImageOps.exif_transpose(image), turn >= SIDEWAYS)
-    except Exception:  # as above
+    except Exception:  # Pillow could not rewrite unreadable EXIF; the pixels are good as they are stored
         return image, False
 
 
@@ -173,9 +178,9 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _gray_to_8_bit(gray: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """(H, W) of any number type to (H, W) uint8, as `decode_image` documents. Not-a-number becomes black."""
+    """Scale (H, W) of any number type to (H, W) uint8 by the rules of `decode_image`. Not-a-number becomes 0."""
     if np.issubdtype(gray.dtype, np.integer) and gray.min() >= 0 and gray.max() <= SIXTEEN_BIT_MAX:
-        # By table: the pictures of this kind are big, and a copy in floats would be eight times the result.
+        # A table is used because such images are large, and a copy in floats would be eight times the result.
         eight_bits = np.rint(np.arange(SIXTEEN_BIT_MAX + 1) * (255 / SIXTEEN_BIT_MAX)).astype(np.uint8)
         scaled: NDArray[np.uint8] = eight_bits[gray]
         return scaled

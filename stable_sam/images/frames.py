@@ -1,7 +1,7 @@
-"""The two frames of an image, original pixels and the model's square input, and SAM's way between them.
+"""Converts between the two frames of an image, original pixels and the model's square input, as SAM does.
 
-The square holds the whole image, or a window of it (`stable_sam.images.tiles`): original pixels are those of the image
-either way.
+The square holds either the whole image or a window of it (`stable_sam.images.tiles`). Original pixels are always those
+of the whole image.
 """
 
 from __future__ import annotations
@@ -17,62 +17,62 @@ from numpy.typing import NDArray
 from stable_sam.records import BoxXYXY, Window
 
 Span = tuple[int, int]
-"""From the first pixel of an axis up to the last one, which is not part of it."""
+"""Pixels along one axis: the first one, and the one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One view of an image in the model's square: its longest side is `side`, it lies in the top left corner, and the
-    rest below or to the right is padding."""
+    """One view of an image in the model's square: resized so that its longest side is `side`, placed in the top left
+    corner, and padded below or to the right."""
 
     original_hw: tuple[int, int]
-    """Of the whole image."""
+    """(height, width) of the whole image in original pixels."""
     side: int
     """Side of the model's input in pixels."""
     window_xywh: Window | None = None
-    """The part of the image that is in the square; None: all of it."""
+    """The part of the image that is in the square; None for the whole image."""
 
     @property
     def region_xywh(self) -> Window:
-        """The part of the image that is in the square."""
+        """The part of the image that is in the square, also when it is the whole image."""
         height, width = self.original_hw
         return self.window_xywh or (0, 0, width, height)
 
     @property
     def region_hw(self) -> tuple[int, int]:
-        """Size of that part."""
+        """(height, width), in original pixels, of the part of the image that is in the square."""
         return self.region_xywh[3], self.region_xywh[2]
 
     @property
     def resized_hw(self) -> tuple[int, int]:
-        """The view's size inside the square; SAM's rounding, but never 0 for a very long image."""
+        """(height, width) of the view inside the square, rounded as SAM does but at least 1 for a very long image."""
         height, width = self.region_hw
         scale = self.side / max(height, width)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def to_model_xy(self, points_xy: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Points (..., 2) from original pixels to pixels of the model's input."""
+        """Convert points (..., 2) from original pixels to pixels of the model's input."""
         resized_h, resized_w = self.resized_hw
         left, top, width, height = self.region_xywh
         scaled: NDArray[np.float64] = (points_xy - (left, top)) * np.array([resized_w / width, resized_h / height])
         return scaled.astype(np.float32)
 
     def to_model_xyxy(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Boxes (..., 4) from original pixels to pixels of the model's input."""
+        """Convert boxes (..., 4) from original pixels to pixels of the model's input."""
         corners = boxes_xyxy.reshape(*boxes_xyxy.shape[:-1], 2, 2)
         return self.to_model_xy(corners).reshape(boxes_xyxy.shape)
 
     def to_original_xy(self, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Points (..., 2) from pixels of the model's input to original pixels; those in the padding land outside of the
-        view."""
+        """Convert points (..., 2) from pixels of the model's input to original pixels. Points in the padding become
+        points outside the view."""
         resized_h, resized_w = self.resized_hw
         left, top, width, height = self.region_xywh
         original: NDArray[np.float64] = points_xy * np.array([width / resized_w, height / resized_h]) + (left, top)
         return original
 
     def object_xyxy(self, logits: NDArray[np.float32]) -> BoxXYXY | None:
-        """The box in original pixels around the mask of `logits` (h, w), to a pixel of the model's input; None
-        for an empty mask."""
+        """Return the box in original pixels around the mask of `logits` (h, w), exact to a pixel of the model's input;
+        None for an empty mask."""
         inside = self.to_input(logits) > 0
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
         if not len(rows):
@@ -82,7 +82,7 @@ class Frame:
         return x0, y0, x1, y1
 
     def leaves_window(self, logits: NDArray[np.float32]) -> bool:
-        """Whether the mask of `logits` (h, w) reaches a border of the window that is not the image's own."""
+        """Tell whether the mask of `logits` (h, w) reaches a border of the window that is no border of the image."""
         (height, width), (x, y, w, h) = self.original_hw, self.region_xywh
         inside = self.to_input(logits) > 0
         edges = (
@@ -94,32 +94,35 @@ class Frame:
         return any(within and edge.any() for within, edge in edges)
 
     def to_input(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (h, w) of the decoder to the view's part of the model's input (resized_hw): SAM's first step."""
+        """Resize logits (h, w) of the decoder to the model's input without padding (`resized_hw`): SAM's first step."""
         resized_h, resized_w = self.resized_hw
         return _resize(logits, (self.side, self.side))[:resized_h, :resized_w]
 
     def to_original(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (h, w) of the decoder to original pixels (`region_hw`): SAM's two steps, both bilinear.
+        """Resize logits (h, w) of the decoder to original pixels (`region_hw`) in SAM's two steps, both bilinear.
 
-        OpenCV's resize does the same arithmetic as torch's `interpolate`, several times faster. The result is in
-        Fortran order, as run-length encoding wants it: the work is done on transposed arrays.
+        OpenCV's resize computes the same as torch's `interpolate`, several times faster. The arrays are transposed so
+        that the result is in Fortran order, which run-length encoding needs.
         """
         height, width = self.region_hw
         return _resize(self.to_input(logits).T, (width, height)).T
 
     def masks_on_input(self, logits: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
-        """Where `to_input` of each of `logits` (K, h, w) is above 0, cut to a rectangle that holds all of that."""
+        """Yield K masks in pixels of the model's input: where `to_input` of each of `logits` (K, h, w) is above 0.
+
+        All masks are cut to one rectangle, outside of which all of them are empty.
+        """
         span = self._span_above(logits.max(axis=0), 0.0)
         for one in logits:
             yield self._input_part(one, *span) > 0
 
     def to_original_above(self, logits: NDArray[np.float32], level: float) -> Patch:
-        """A rectangle of `to_original` that holds all values above `level`; what lies lower may differ at its edges.
-        Its place is that in the whole image.
+        """Compute only the rectangle of `to_original(logits)` that holds all values above `level`.
 
-        It is the smallest whose corners are pixel corners in both frames, so that the same arithmetic gives the same
-        values: a few pixels wider than the object for the sizes that cameras make, the view's whole height or width
-        where that has no factor in common with the model's input.
+        The patch's place is that in the whole image. Values below `level` may differ at its edges. It is the smallest
+        such rectangle whose corners are pixel corners in both frames, so that its values equal those of `to_original`.
+        For the image sizes of cameras it is a few pixels wider than the object; it has the view's whole height or width
+        when that has no factor in common with the model's input.
         """
         spans = self._span_above(logits, level)
         wider = [
@@ -134,20 +137,20 @@ class Frame:
         return Patch(_resize(part.T, (right - left, bottom - top)).T, y + top, x + left)
 
     def _span_above(self, logits: NDArray[np.float32], level: float) -> tuple[Span, Span]:
-        """Rows and columns of `to_input` outside of which nothing is above `level`."""
+        """Return the rows and columns of `to_input` outside of which nothing is above `level`."""
         above = logits > level
         factor = self.side // len(logits)
         spans = []
         for axis, size in ((1, self.resized_hw[0]), (0, self.resized_hw[1])):
             cells = np.flatnonzero(above.any(axis=axis))
-            # A pixel is read from the cells whose centres are less than a cell away.
+            # A pixel is interpolated from the cells whose centres are less than a cell away.
             low, high = (cells[0] - 1, cells[-1] + 2) if len(cells) else (0, 0)
             low, high = (min(max(int(edge) * factor, 0), size) for edge in (low, high))
             spans.append((low, high))
         return spans[0], spans[1]
 
     def _input_part(self, logits: NDArray[np.float32], rows: Span, columns: Span) -> NDArray[np.float32]:
-        """`to_input(logits)[rows, columns]`, without the rest."""
+        """Compute `to_input(logits)[rows, columns]` without computing the other pixels."""
         factor = self.side // len(logits)
         (top, cell_rows), (left, cell_columns) = (_cells(span, factor, len(logits)) for span in (rows, columns))
         part = logits[cell_rows, cell_columns]
@@ -159,24 +162,26 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
-    """A rectangle of an image."""
+    """Logits in a rectangle of an image."""
 
     values: NDArray[np.float32]
-    """(h, w), Fortran order."""
+    """Logits (h, w) in original pixels, in Fortran order."""
     top: int
+    """Row of the first pixel in the whole image."""
     left: int
+    """Column of the first pixel in the whole image."""
 
 
 def _cells(span: Span, factor: int, size: int) -> tuple[int, slice]:
-    """The cells that pixels of `span` are read from, and the first of their pixels; `factor` pixels are a cell."""
+    """Return the first pixel and the slice of the cells that `span` is interpolated from, of `factor` pixels each."""
     low, high = span
     first = max(low // factor - 1, 0)
     return first * factor, slice(first, min(-(-high // factor) + 1, size) if high > low else first)
 
 
 def _aligned(span: Span, resized: int, original: int) -> tuple[Span, Span]:
-    """The smallest span of an axis of `resized` pixels around `span` and its neighbours, whose ends are ends of pixels
-    in the `original`, too; and that of the original."""
+    """Widen a span of an axis of `resized` pixels by a pixel at each end, and on to the next pixel corners that are
+    also pixel corners of an axis of `original` pixels. Returns the span on both axes."""
     low, high = span
     if low == high:
         return (0, 0), (0, 0)

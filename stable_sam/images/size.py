@@ -1,4 +1,4 @@
-"""The size of an image by its header: one request for the first bytes, instead of the whole file."""
+"""Reads the size of an image from its header, by one request for the first bytes instead of the whole file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from stable_sam.images.decode import FORMATS, SIDEWAYS, orientation
 from stable_sam.storage import files as storage
 
 HEAD_BYTES = (2**16, 2**20, 2**28)
-"""Tried in turn: most headers are within the first; some cameras put a preview before the size, and some formats keep
-their description at the end."""
+"""Numbers of bytes to read, tried in turn. The first holds most headers, but some cameras put a preview before the size
+and some formats keep their header at the end."""
 
 
 def image_size_of(uri: str) -> tuple[int, int]:
-    """(height, width) in pixels of the upright image; raises `ImageError` for what is no image, `StorageError`."""
+    """Return (height, width) in pixels of the upright image.
+
+    Raises `ImageError` for a missing file and for a file that is no image, and `StorageError`.
+    """
     for length in HEAD_BYTES:
         try:
             head = storage.read_head(uri, length)
         except NotFoundError:
             raise ImageError(f"{uri}: the image does not exist") from None
-        with suppress(Exception):  # decoders raise whatever half a file makes them stumble over
+        with suppress(Exception):  # decoders raise all kinds of errors for the first part of a file
             return _size(head)
         if len(head) < length:
             break
-    raise ImageError(f"{uri}: its size is needed, expected an image, got bytes that begin with {head[:8]!r}")
+    raise ImageError(f"{uri}: cannot read the image's size: expected an image, got bytes that begin with {head[:8]!r}")
 
 
 def _size(head: bytes) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The pixels of tiles: cut out of an image that is decoded in full, once the first of them is asked for."""
+"""Cuts the pixels of tiles out of an image, which is decoded in full when the first tile is asked for."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from stable_sam.timing import timed
 
 
 class TilePixels:
-    """Cuts tiles out of one image; what it holds is at most one copy of all its pixels.
+    """Cuts tiles out of one image, of whose pixels it holds at most one copy.
 
-    Between processes travel the tiles that were cut ahead and the image's file, which is decoded again where another
-    tile is asked for: one that an answer of the model makes necessary. Without a file all pixels travel.
+    Pickling it for another process keeps the tiles that were cut ahead and the image's file. The file is decoded again
+    there for any other tile, which only an answer of the model makes necessary. Without a file all pixels are pickled.
     """
 
-    def __init__(self, picture: DecodedImage, *, file: bytes = b"", name: str = "image", max_pixels: int = 0) -> None:
-        """picture: the image as it was decoded for the model. The `file` has to be given where that is at a reduced
-        scale; name, max_pixels: as for `decode_for_input`."""
+    def __init__(self, image: DecodedImage, *, file: bytes = b"", name: str = "image", max_pixels: int = 0) -> None:
+        """Prepare to cut tiles out of `image` as it was decoded for the model.
+
+        file: the bytes of the image's file; required when `image` was decoded at a reduced scale.
+        name, max_pixels: as for `decode_for_input`.
+        """
         self._file = file
         self._name = name
         self._max_pixels = max_pixels
-        self._whole = picture.pixels if picture.scale == 1 else None
+        self._whole = image.pixels if image.scale == 1 else None
         self._ahead: dict[Window, NDArray[np.uint8]] = {}
 
     def resized(self, frame: Frame) -> NDArray[np.uint8]:
-        """The pixels (h, w, 3) of `frame.resized_hw`, RGB, of the tile of `frame`. Raises `ImageError`."""
-        from stable_sam.images.resize import resize_image  # not above: whoever only finishes needs no torch
+        """Return the RGB pixels (h, w, 3) of the frame's tile, resized to `frame.resized_hw`. Raises `ImageError`."""
+        from stable_sam.images.resize import resize_image  # imported here: processes that never resize need no torch
 
         if (ahead := self._ahead.get(frame.region_xywh)) is not None:
             return ahead
@@ -42,7 +45,7 @@ class TilePixels:
             return resize_image(whole[y : y + height, x : x + width], frame)
 
     def cut_ahead(self, frames: Iterable[Frame]) -> None:
-        """Have these tiles ready, also in another process. Raises `ImageError`."""
+        """Cut and resize these tiles now, so that they are ready here and in another process. Raises `ImageError`."""
         self._ahead |= {frame.region_xywh: self.resized(frame) for frame in frames}
 
     def _decoded(self) -> NDArray[np.uint8]:

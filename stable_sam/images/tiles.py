@@ -1,19 +1,20 @@
-"""A closer look at small objects: the windows of an image in which its prompts are asked. Knows no model and no pixels.
+"""Chooses the tile, a window of the image, in which the model is prompted for a small object. Needs no model and no
+pixels.
 
 A model answers from an embedding whose cells are 16 pixels of its square input wide. A small object in a large image
-spans one or two of them, too few for a mask. It is therefore asked in a tile: a window of the image that is encoded by
-itself.
+spans one or two cells, too few for a mask. Its prompt is therefore asked in a tile that is encoded by itself.
 
-Windows lie on a fixed pyramid. Those of level 1 are squares of `WIDEST` of the image's longer side, those of each
-further level of half as much, cut to the image where it is narrower and spread evenly from border to border in steps of
-at most half a window. A prompt takes the deepest level whose windows are at least `TileRule.scale` times as wide as the
-longer side of its object and are enlarged at most `MOST_ENLARGED` times for the model. Of these windows it takes the
-one whose centre is nearest to the object's, the left or upper one of two. The object then lies inside with at least 1/4
-- 1/(2 scale) of a window's side around it, or as much as the image has.
+Windows form a fixed pyramid. The windows of level 1 are squares whose side is `WIDEST` of the image's longer side, and
+each further level halves that side. Windows are cut to the image where it is narrower, and are spread evenly from
+border to border in steps of at most half a window. A prompt takes the deepest level whose windows are at least
+`TileRule.scale` times as wide as the longer side of its object and are enlarged at most `MOST_ENLARGED` times for the
+model. Of these windows it takes the one whose centre is nearest to the object's centre, and of two equally near ones
+the left or upper one. The window then shows at least 1/4 - 1/(2 scale) of its side around the object, or as much as the
+image has.
 
-So a prompt's tile depends on the size of the image and on the prompt alone, and prompts of like size that lie together
-share one. Images whose prompts would take more than `TileRule.max_tiles` tiles are the exception: their prompts go no
-deeper than a level that keeps to the bound.
+So a prompt's tile depends only on the prompt and on the size of its image, and prompts of similar size that lie
+together share a tile. The exception are images whose prompts would take more than `TileRule.max_tiles` tiles: their
+prompts go only as deep as this limit allows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 from stable_sam.config import RefinerConfig
 from stable_sam.records import BoxXYXY, Prompt, View, Window
 
-if TYPE_CHECKING:  # as types alone: planning asks for windows and needs no OpenCV
+if TYPE_CHECKING:  # imported for types only: planning asks for windows and needs no OpenCV
     import numpy as np
     from numpy.typing import NDArray
 
@@ -36,28 +37,28 @@ if TYPE_CHECKING:  # as types alone: planning asks for windows and needs no Open
 CELL = 16
 """Pixels of the model's input, along each axis, that become one cell of its embedding."""
 WIDEST = 0.4
-"""Side of the windows of level 1, as a part of the image's longer side: 12 of them cover an image of 4 : 3."""
+"""Side of the windows of level 1, as a part of the image's longer side: 12 windows cover an image of 4 : 3."""
 MOST_ENLARGED = 2.5
-"""Pixels of the model's input, along each axis, that one of the image may become: more show nothing new, and a narrower
-window less of what is around the object."""
+"""Most pixels of the model's input, along each axis, that one original pixel may become. More would show nothing new,
+and the narrower window would show less of the object's surroundings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileRule:
-    """Which objects a model is asked for in tiles, and in which."""
+    """Decides for which objects a model is prompted in a tile, and in which tile."""
 
     input_side: int
     """Side of the model's square input, in pixels."""
     below_cells: float
-    """An object is small whose longer side spans fewer cells of the whole image's embedding."""
+    """An object is small when its longer side spans fewer cells than this in the whole image's embedding."""
     scale: float
-    """A tile is at least so many times as wide as the longer side of its object; less than twice as many times, unless
+    """A tile is at least this many times as wide as the longer side of its object, and less than twice that unless
     `MOST_ENLARGED` makes it wider."""
     max_tiles: int
-    """Tiles that one image may take."""
+    """The most tiles of one image."""
 
     def level(self, box_xyxy: BoxXYXY, image_hw: tuple[int, int]) -> int:
-        """The level at which an object with this box is asked; 0: in the whole image."""
+        """Return the level of the window for an object with this box (original pixels); 0 is the whole image."""
         x0, y0, x1, y1 = box_xyxy
         size, longest = max(x1 - x0, y1 - y0), max(image_hw)
         if size * self.input_side >= self.below_cells * CELL * longest:
@@ -66,7 +67,7 @@ class TileRule:
         return next(level for level in count() if _side(image_hw, level + 1) < least)
 
     def window(self, box_xyxy: BoxXYXY, image_hw: tuple[int, int], level: int) -> Window:
-        """The window of a level from 1 on for an object with this box."""
+        """Return the window of `level`, at least 1, for an object with this box (original pixels)."""
         x0, y0, x1, y1 = box_xyxy
         side = ceil(_side(image_hw, level))
         x, width = _nearest((x0 + x1) / 2, side, image_hw[1])
@@ -75,12 +76,14 @@ class TileRule:
 
 
 INPUT_SIDES = {"nano": 384, "tiny": 64, "vit_b": 1024, "vit_l": 1024, "vit_h": 1024}
-"""Side of each model's square input, for whoever plans without its weights."""
+"""Side of each model's square input in pixels, for planning, which does not load the model."""
 
 
 def tile_rule(config: RefinerConfig, input_side: int | None = None) -> TileRule | None:
-    """The rule of a configuration for a model whose square input has this side (None: the usual one); None: there are
-    no tiles."""
+    """Return the tile rule of a config, or None when tiles are off.
+
+    input_side: side of the model's square input in pixels; None takes the one in `INPUT_SIDES`.
+    """
     if config.tiles == "off":
         return None
     return TileRule(
@@ -92,16 +95,19 @@ def tile_rule(config: RefinerConfig, input_side: int | None = None) -> TileRule 
 
 
 class TilePlan:
-    """Which prompts of one image are asked in which view, one view after the other, and what the answers change.
+    """Plans in which view, a tile or the whole image, each prompt of an image is asked, and replans after the answers.
 
-    Small boxes go to their tiles at once, everything else to the whole image. Points whose answer there is small are
-    asked again in the tile of that answer, and a mask that reaches a border of its tile in one of the level above,
-    which at last is the whole image. All that takes at most `TileRule.max_tiles` tiles together.
+    Prompts with a small box are asked in their tile first, all others in the whole image. Points whose mask turns out
+    to be small are asked again in the tile of that mask. A prompt whose mask reaches a border of its tile is asked
+    again one level higher, at last in the whole image. All of this takes at most `TileRule.max_tiles` tiles.
     """
 
     def __init__(self, rule: TileRule | None, image_hw: tuple[int, int], prompts: Sequence[Prompt]) -> None:
-        """rule: None: everything is asked in the whole image. prompts: all of the image's, those that cannot be used
-        with an `error`."""
+        """Plan the views of an image of `image_hw`.
+
+        rule: None asks every prompt in the whole image.
+        prompts: all prompts of the image; those with an `error` are not asked.
+        """
         self._rule = rule
         self._image_hw = image_hw
         self._prompts = prompts
@@ -115,16 +121,18 @@ class TilePlan:
         self._tiles_left = 0 if rule is None else rule.max_tiles
 
     def first_tiles(self) -> list[Window]:
-        """The tiles of small boxes, which are known before anything is asked."""
+        """Return the tiles of small boxes, which are known before the model is prompted."""
         return [window for window in self._views(self._deepest()) if window is not None]
 
     def may_take_tiles(self) -> bool:
-        """Whether any prompt is small, or may turn out to be: what points alone mean is known after their answer."""
+        """Tell whether a prompt may take a tile: its box is small, or it has no box and its mask may turn out small."""
         return self._rule is not None and (len(self._boxes) < len(self._waiting) or any(self._wanted.values()))
 
     def views(self) -> Iterator[tuple[Window | None, list[int]]]:
-        """Each view (None: the whole image) with the places of its prompts; `asks_again` has to see all their answers
-        before the next view is taken."""
+        """Yield each view (None for the whole image) with the indices of its prompts.
+
+        Pass the answers of a view's prompts to `asks_again` before taking the next view.
+        """
         while self._waiting:
             deepest = self._deepest()
             views = self._views(deepest)
@@ -134,7 +142,7 @@ class TilePlan:
             yield from views.items()
 
     def asks_again(self, index: int, frame: Frame, logits: NDArray[np.float32]) -> bool:
-        """Whether the prompt is asked in another view after this answer, logits (h, w) of the view of `frame`."""
+        """Tell whether a prompt is asked again in another view after its answer, the logits (h, w) in `frame`."""
         if frame.window_xywh is not None:
             if not frame.leaves_window(logits):
                 return False
@@ -150,13 +158,13 @@ class TilePlan:
         return True
 
     def view(self, index: int) -> View | None:
-        """What the row says of the view that made its mask."""
+        """Return the `view` of a prompt's row: None for an object that is not small."""
         if self._wanted[index] == 0:
             return None
         return "tile" if self._levels[index] == self._wanted[index] else "wider"
 
     def _learn(self, index: int, box_xyxy: BoxXYXY) -> None:
-        """How large the object of a prompt is: its box with all points on the object."""
+        """Note the size of a prompt's object, a box around `box_xyxy` and all points on the object."""
         prompt = self._prompts[index]
         on_object = [point for point, label in zip(prompt.points_xy, prompt.point_labels, strict=True) if label == 1]
         xs, ys = ([box_xyxy[axis], box_xyxy[axis + 2], *(point[axis] for point in on_object)] for axis in (0, 1))
@@ -164,14 +172,14 @@ class TilePlan:
         self._wanted[index] = 0 if self._rule is None else self._rule.level(box, self._image_hw)
 
     def _deepest(self) -> int:
-        """The deepest level at which the prompts that wait take no more tiles than are left."""
+        """Return the deepest level at which the waiting prompts take no more tiles than are left."""
         level = max((self._levels[index] for index in self._waiting), default=0)
         while len(self._views(level).keys() - {None}) > self._tiles_left:
             level -= 1
         return level
 
     def _views(self, deepest: int) -> dict[Window | None, list[int]]:
-        """The prompts that wait by their views, none of them deeper than at this level."""
+        """Group the waiting prompts by their views, of which none is deeper than the level `deepest`."""
         views: dict[Window | None, list[int]] = {}
         for index in self._waiting:
             level = min(self._levels[index], deepest)
@@ -181,8 +189,10 @@ class TilePlan:
 
 
 def prompt_in(window: Window | None, prompt: Prompt) -> Prompt:
-    """A prompt as it is asked in a view. A background point outside of a tile says nothing about the pixels inside and
-    is left out; points on the object are always inside."""
+    """Return a prompt as it is asked in a window, without the points outside it.
+
+    Only background points can lie outside a tile, where they say nothing about the pixels inside.
+    """
     if window is None or not prompt.points_xy:
         return prompt
     x, y, width, height = window
@@ -199,12 +209,12 @@ def prompt_in(window: Window | None, prompt: Prompt) -> Prompt:
 
 
 def _side(image_hw: tuple[int, int], level: int) -> float:
-    """Of the windows of a level from 1 on."""
+    """Side in original pixels of the windows of `level`, at least 1."""
     return float(WIDEST * max(image_hw) / 2 ** (level - 1))
 
 
 def _nearest(centre: float, side: int, size: int) -> tuple[int, int]:
-    """Along an axis of `size` pixels: start and width of the window of this side whose centre is nearest."""
+    """Return start and width, along an axis of `size` pixels, of the window of this side with the nearest centre."""
     width = min(side, size)
     steps = ceil(2 * (size - width) / width)
     if steps == 0:

@@ -17,7 +17,7 @@ from typing import get_args
 import pyarrow as pa
 
 import stable_sam
-from stable_sam.config import RunConfig, tile_settings
+from stable_sam.config import RunConfig, tile_config
 from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageError
 from stable_sam.formats.review_records import Answer
 from stable_sam.identity import ModelIdentity
@@ -174,7 +174,7 @@ def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, Refi
     """The run, which continues `parent` and leaves everything else as it found it."""
     measured = {name: getattr(parent, name) for name in ("jitter_count", "jitter_scale", "stability_offset")}
     known = {name: value for name, value in measured.items() if value is not None}
-    config = RunConfig.from_dict({"refiner": known | tile_settings(parent.tiles)})
+    config = RunConfig.from_dict({"refiner": known | tile_config(parent.tiles)})
     content = [[mask.prompt_id, mask.verdict, mask.mask_counts] for _, mask in rows]
     content_hash = json_sha256([made_by, stable_sam.__version__, content])
     current = parent.current_prompts

@@ -1,4 +1,4 @@
-"""Which nights of the past have to be run, and in which order."""
+"""Decides which nights of the past have to be run, and in which order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from stable_sam.errors import ConfigError
 from stable_sam.table.log import RunInfo
 
 DATE = "{date}"
-"""Stands in a URI for the logical date, YYYY-MM-DD."""
+"""Placeholder in a URI for the logical date, YYYY-MM-DD."""
 
 
 def days(first: str, last: str) -> list[str]:
-    """All dates from `first` to `last`, both included; raises `ConfigError` unless these are dates in this order."""
+    """List the ISO dates from `first` to `last`, both included; raises `ConfigError` unless these are ordered dates."""
     start, end = _date("--from", first), _date("--to", last)
     if start > end:
         raise ConfigError(f"--from {first}: expected a date that is not after --to {last}")
@@ -21,13 +21,16 @@ def days(first: str, last: str) -> list[str]:
 
 
 def in_force(runs: Iterable[RunInfo], day: str) -> RunInfo | None:
-    """The published run whose content stood on the evening of `day`: the newest of the latest logical date up to it."""
+    """Find the published run whose content was current on the evening of `day`; None when there is none.
+
+    It is the newest run of the latest logical date up to `day`.
+    """
     dated = [run for run in runs if run.logical_date is not None and run.logical_date <= day]
     return max(dated, key=lambda run: (run.logical_date or "", run.version), default=None)
 
 
 def check_order(runs: Iterable[RunInfo], day: str, last: str) -> None:
-    """Raise `ConfigError` when the table would be left with the content of an older date than it has."""
+    """Raise `ConfigError` when running from `day` to `last` would leave the table with the content of an older date."""
     newest = max((run.logical_date for run in runs if run.logical_date is not None), default="")
     if newest > last:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Find the calibration that a run routes by."""
+"""Finds the calibration that a run routes by."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ BUNDLED_FILE = "nano_calibration.json"
 
 
 def calibrated_run(config: RunConfig, model: ModelIdentity) -> RunConfig:
-    """`config` with what its calibration file holds; raises as `calibrated_routing`."""
+    """Fill the content of its calibration file into a run's config; raises as `calibrated_routing` does."""
     return config.model_copy(update={"routing": calibrated_routing(config.routing, config.refiner, model)})
 
 
 def calibrated_routing(routing: RoutingConfig, refiner: RefinerConfig, model: ModelIdentity) -> RoutingConfig:
-    """`routing` with what its calibration file holds, if it names one that holds for this model.
+    """Fill the content of its calibration file into `routing`, if it names one.
 
-    The bundled one is passed over where it does not fit. Raises `ConfigError` for another that does not, or that is no
-    calibration; `StorageError` when it cannot be read.
+    The bundled calibration is ignored when it does not hold for this model. Raises `ConfigError` when any other does
+    not hold for the model or is no calibration, and `StorageError` when it cannot be read.
     """
     uri = routing.calibration_uri
     if uri is None or routing.calibration is not None:
@@ -41,10 +41,9 @@ def calibrated_routing(routing: RoutingConfig, refiner: RefinerConfig, model: Mo
 
 
 def misfit(calibration: Calibration, refiner: RefinerConfig, model: ModelIdentity) -> str | None:
-    """Why the scores of this model are not those that were calibrated; None: they are, of masks that the calibration
-    `holds_for`."""
+    """Say why a calibration does not hold for the scores of this model; None when it does."""
     source = model.score_source(refiner)
-    if calibration.tiles is None:  # of masks that a run with tiles makes of larger objects, too
+    if calibration.tiles is None:  # it then holds for masks made in the whole image, which runs with tiles make as well
         source = replace(source, tiles=None)
     if (other := calibration.source.differs(source)) is None:
         return None

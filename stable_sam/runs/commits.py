@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stable_sam.errors import ConservationError, NotFoundError, StorageError
+from stable_sam.errors import ConservationError, NotFoundError, StorageError, counted
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.runs.manifest import RunManifest, ShardPlan, read_shard_table
 from stable_sam.storage.files import create_bytes, join, list_files, read_bytes, write_bytes
@@ -30,13 +30,14 @@ from stable_sam.timing import timed
 
 PUBLISHING = "publishing"
 _READERS = 16
-"""Commit records read at the same time: they are small and each costs a round trip."""
+"""Commit records that are read at the same time, because each is small and costs a round trip."""
 _TEXT_THAT_REPEATS = [
     field.name
     for field in MASKS_SCHEMA
     if field.type == pa.string() and field.name not in ("prompt_id", "fingerprint", "mask_counts", "attributes")
 ]
-"""Dictionary-encoded; ids and run lengths never repeat and would only cost the attempt."""
+"""Columns that are dictionary-encoded. Ids and run lengths never repeat, so trying to encode them would only take time.
+"""
 _FLOATS = {
     path: "BYTE_STREAM_SPLIT"
     for field in MASKS_SCHEMA
@@ -53,29 +54,30 @@ PARQUET_OPTIONS: Mapping[str, Any] = {
     "use_dictionary": _TEXT_THAT_REPEATS,
     "column_encoding": _FLOATS,
 }
-"""How rows of MASKS_SCHEMA are stored."""
+"""Options of the Parquet files that hold rows of MASKS_SCHEMA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitRecord:
-    """The fact that a shard is done, and where its rows are."""
+    """Says that a shard is done and where its rows are."""
 
     shard_id: str
     part: str
     """Path of the Parquet file, relative to the table."""
     size: int
-    """Bytes of the Parquet file."""
+    """Size of the Parquet file in bytes."""
     rows: int
     failed: int
     images: int
     routes: dict[str, int]
-    """Rows by route."""
+    """Number of rows by route."""
     owner: str
-    """Random token of the writer: tells its record from another's with the same figures."""
+    """Random token of the writer, which tells its record from another writer's record with the same figures."""
     seconds: float | None = None
-    """What the shard took its actor; None in records of older versions and where nothing was refined."""
+    """Seconds that the actor spent on the shard; None in records of older versions and of tombstones."""
     stage_seconds: Mapping[str, float] | None = None
-    """By stage of `timing.STAGES`, but for this record's own commit; None as `seconds`."""
+    """Seconds by stage of `timing.STAGES`, without the commit of this record; None in records of older versions and of
+    tombstones."""
 
 
 def write_part(
@@ -86,11 +88,12 @@ def write_part(
     seconds: float | None = None,
     stage_seconds: Mapping[str, float] | None = None,
 ) -> tuple[CommitRecord, bool]:
-    """Store the rows of a shard and commit them; returns the record that stands and whether it is this call's.
+    """Store the rows of a shard and commit them. Returns the record that is valid and whether this call made it.
 
-    seconds: what making the rows took. stage_seconds: its stages, to which the writing is added. When another writer
-    was first, its record stands and these rows are dropped: both made them from the same content.
-    Raises `ConservationError` when `rows` are not exactly one for each prompt of the shard, and `StorageError`.
+    When another writer was first, its record is valid and these rows are dropped: both made them from the same content.
+    seconds: time that making the rows took.
+    stage_seconds: the same by stage; the time of writing is added to it in the record.
+    Raises `ConservationError` unless `rows` has exactly one row for each prompt of the shard, and `StorageError`.
     """
     _check_rows(shard, rows)
     with timed("write", shard.shard_id) as made:
@@ -106,7 +109,7 @@ def write_part(
 def write_tombstones(manifest: RunManifest, shard: ShardPlan) -> tuple[CommitRecord, bool]:
     """Store and commit a row of status "withdrawn" for each prompt of one of the manifest's `tombstones`.
 
-    The prompt's fields are as they last were, mask and scores null. Returns what `write_part` returns; raises
+    The fields of the prompt are as they last were; mask and scores are null. Returns what `write_part` returns. Raises
     `StorageError`.
     """
     table = withdrawn_rows(read_shard_table(shard.uri), manifest.provenance(shard.shard_id))
@@ -114,7 +117,7 @@ def write_tombstones(manifest: RunManifest, shard: ShardPlan) -> tuple[CommitRec
 
 
 def commit_of(manifest: RunManifest, shard_id: str) -> CommitRecord | None:
-    """The commit record of one shard, None while it has none. Raises `StorageError`."""
+    """Read the commit record of a shard; None while it has none. Raises `StorageError`."""
     try:
         return _read_record(_record_uri(manifest, shard_id))
     except NotFoundError:
@@ -122,16 +125,19 @@ def commit_of(manifest: RunManifest, shard_id: str) -> CommitRecord | None:
 
 
 def announce_publish(manifest: RunManifest, owner: str) -> None:
-    """Say that the commit records are about to be read for publishing; raises `StorageError`.
+    """Leave a file that says that `owner` is about to read the commit records for publishing; raises `StorageError`.
 
-    A vacuum removes records, then looks for this, then removes parts. So either the reader finds records missing, or
-    the vacuum finds the reader and leaves the parts.
+    A vacuum removes records, then looks for such files, then removes parts. So either the publishing driver finds
+    records missing, or the vacuum finds its file and leaves the parts.
     """
     write_bytes(join(manifest.folder_uri, PUBLISHING, owner), b"")
 
 
 def committed(manifest: RunManifest) -> dict[str, CommitRecord]:
-    """The shards that are done, by shard_id: what a resumed run need not do again. Raises `StorageError`."""
+    """Read the commit records of all finished shards, which a resumed run need not refine again, by shard_id.
+
+    Raises `StorageError`.
+    """
     uris = [uri for uri in list_files(_commits_uri(manifest)) if uri.endswith(".json")]
     with ThreadPoolExecutor(_READERS) as readers:
         records = list(readers.map(_read_record, uris))
@@ -142,8 +148,8 @@ def _check_rows(shard: ShardPlan, rows: Sequence[tuple[Prompt, RefinedMask]]) ->
     distinct = len({prompt.prompt_id for prompt, _ in rows})
     if not len(rows) == distinct == shard.prompts:
         raise ConservationError(
-            f"{shard.uri}: expected one row for each of {shard.prompts} prompts, got {len(rows)} rows "
-            f"of {distinct} prompts"
+            f"{shard.uri}: expected one row for each of {counted(shard.prompts, 'prompt')}, "
+            f"got {counted(len(rows), 'row')} of {counted(distinct, 'prompt')}"
         )
 
 
@@ -180,7 +186,7 @@ def _commit(
 
 
 def _parquet(manifest: RunManifest, table: pa.Table) -> bytes:
-    # A score means something only together with how it was measured.
+    # Scores are comparable only when they were made alike, so the file says how.
     source = asdict(manifest.model.score_source(manifest.config.refiner))
     table = table.replace_schema_metadata({name: str(value) for name, value in source.items() if value is not None})
     buffer = io.BytesIO()

@@ -1,8 +1,8 @@
-"""Compaction: many small parts rewritten as a few large files, current rows apart from past ones.
+"""Compacts a table: rewrites its many small parts as a few large files, which separate current from past rows.
 
-Only data files change: every version before it reads as it did, `history` has the same rows, and the current view need
-no longer look at rows that are past (see `stable_sam.table.layout`). Runs beside writers: when a publish comes between,
-the same files are committed on top of it, and a publish that meets a compaction does likewise.
+Only data files change. Every earlier version still reads as before, `history` has the same rows, and queries of current
+rows no longer read past rows (see `stable_sam.table.layout`). Runs may be published at the same time: when a publish
+comes first, the compaction commits its files on top of it, and the other way round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from stable_sam.errors import ConservationError, NotFoundError, StorageError
+from stable_sam.errors import ConservationError, NotFoundError, StorageError, counted
 from stable_sam.runs.commits import PARQUET_OPTIONS
 from stable_sam.storage.files import join, remove_files, write_bytes
 from stable_sam.table.current import newest_revisions
@@ -34,17 +34,19 @@ from stable_sam.table.log import COMMIT_ATTEMPTS, open_table, pause_after, stora
 from stable_sam.table.schema import MASKS_SCHEMA
 
 TARGET_BYTES = 128 * 2**20
-"""Of a file: large enough that opening it costs nothing beside reading, small enough to be built in memory."""
+"""Size of a compacted file: large enough that opening it costs little compared with reading, and small enough to be
+built in memory."""
 _COMPACTION_KEY = "stable_sam_compaction"
 _ROW_GROUP = 50_000
-"""Rows that a filter skips or reads together."""
+"""Rows of a row group, which a filter skips or reads as a whole."""
 _MEMORY_LIMIT = "1GB"
-"""What DuckDB may hold before it spills."""
+"""Memory that DuckDB may take before it spills to disk."""
 _BUCKET_ROWS = 200_000
-"""Rows that are sorted together, where that makes no more than `_MAX_BUCKETS` of them."""
+"""Least rows of a bucket, which is sorted as a whole; more when there would be more than `_MAX_BUCKETS` buckets."""
 _MAX_BUCKETS = 64
-# Pictures together, and runs together: what people ask for lies in few row groups. Rows are wide, so their places are
-# found by their keys alone, each row goes to its bucket on the disk, and one bucket at a time is sorted.
+# Current rows are sorted by image and past rows by run, so that a query finds its rows in few row groups. Rows are
+# wide: their places are computed from the keys alone, each row is written to its bucket on disk, and one bucket at a
+# time is sorted.
 _PLACES = f"""
     CREATE TABLE places AS
     WITH newest AS ({newest_revisions("candidates")}), keys AS (
@@ -71,9 +73,9 @@ class CompactReport:
     """What a compaction did."""
 
     version: int | None
-    """Delta version that it made; None when there was nothing to do."""
+    """Delta version that the compaction made; None when there was nothing to do."""
     rows: int = 0
-    """Rewritten."""
+    """Number of rows that were rewritten."""
     files_before: int = 0
     files_after: int = 0
     bytes_before: int = 0
@@ -81,12 +83,12 @@ class CompactReport:
 
 
 def compact(table_uri: str, *, target_bytes: int = TARGET_BYTES) -> CompactReport:
-    """Rewrite the parts of the runs since the last compaction, and the current rows, as files of about `target_bytes`.
+    """Rewrite the current rows and the parts of all runs since the last compaction as files of about `target_bytes`.
 
-    Files of past rows stay, until there are several small ones. The old files stay too, for older versions and their
-    readers, until `vacuum`. A compaction that was killed leaves files that nobody refers to.
-    Raises `NotFoundError` when there is no table, `ConservationError` when the rewritten rows are not as many as the
-    table says, `StorageError`, also when another compaction was faster.
+    Files of past rows are only rewritten when several of them are small. The old files stay for older versions and
+    their readers until `vacuum`. A compaction that was killed leaves files that no version refers to.
+    Raises `NotFoundError` when there is no table, `ConservationError` when the number of rewritten rows is not the
+    table's, and `StorageError`, also when another compaction was faster.
     """
     table = open_table(table_uri)
     if table is None:
@@ -102,11 +104,11 @@ def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactRep
     known = _files(table)
     small = [path for path in paths_of(files.past) if known[path][0] < target_bytes / 2]
     past = small if len(small) > 1 else []
-    nights = paths_of(files.nights)
-    if not nights and not past:
+    later = paths_of(files.later)
+    if not later and not past:
         return CompactReport(version=None)
-    # Past rows stay past. Without nights, current rows stay as they are, too.
-    candidates = [*paths_of(files.current), *nights] if nights else []
+    # Past rows stay past. Without later rows, the current files stay as they are.
+    candidates = [*paths_of(files.current), *later] if later else []
     removed = [*candidates, *past]
     expected = sum(known[path][1] for path in removed)
     folder = f"{COMPACTED}{uuid.uuid4().hex}"
@@ -126,7 +128,9 @@ def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactRep
     rows = sum(_rows(add) for add in adds)
     if rows != expected:
         remove_files(table_uri, [add.path for add in adds])
-        raise ConservationError(f"{table_uri}: expected {expected} rows after compaction, got {rows}; nothing changed")
+        raise ConservationError(
+            f"{table_uri}: expected {counted(expected, 'row')} after compaction, got {rows}; nothing changed"
+        )
     version = _commit(table, table_uri, adds, {path: known[path][0] for path in removed})
     return CompactReport(
         version=version,
@@ -139,14 +143,14 @@ def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactRep
 
 
 def _files(table: DeltaTable) -> dict[str, tuple[int, int]]:
-    """Path -> (bytes, rows) of the table's files."""
+    """Return size in bytes and number of rows of the table's files, by path."""
     actions = pa.table(table.get_add_actions())
     columns = (actions.column(name).to_pylist() for name in ("path", "size_bytes", "num_records"))
     return {path: (size, rows) for path, size, rows in zip(*columns, strict=True)}
 
 
 def _sorted(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of MASKS_SCHEMA in the buckets of `folder`, in their places."""
+    """Yield the rows of MASKS_SCHEMA in the buckets of `folder`, in the order of their places."""
     columns = ", ".join(MASKS_SCHEMA.names)
     for bucket in sorted(folder.glob("bucket=*"), key=lambda path: int(path.name.partition("=")[2])):
         sql = f"SELECT {columns} FROM read_parquet('{bucket}/*.parquet') ORDER BY place"
@@ -170,7 +174,7 @@ def _write(batches: Iterator[pa.RecordBatch], table_uri: str, path: str, target_
             partition_values={},
             modification_time=_now(),
             data_change=False,
-            # Nothing but the count: no column of the table has statistics, see `table.py`.
+            # Only the number of rows: columns have no statistics, for the reason given in publish.py's CONFIGURATION.
             stats=json.dumps({"numRecords": rows}),
         )
         write_bytes(join(table_uri, add.path), buffer.getvalue())
@@ -184,7 +188,7 @@ def _commit(table: DeltaTable, table_uri: str, adds: Sequence[AddAction], remove
     ]
     properties = CommitProperties(
         custom_metadata={_COMPACTION_KEY: {"removed": len(removes), "added": len(adds)}},
-        # What came between has to be looked at first.
+        # Before a retry, this function has to look at what another writer committed.
         max_commit_retries=0,
     )
     for attempt in range(COMMIT_ATTEMPTS):
@@ -196,7 +200,7 @@ def _commit(table: DeltaTable, table_uri: str, adds: Sequence[AddAction], remove
         else:
             return table.version() + 1
         pause_after(attempt)
-        # Somebody else wrote this version, or the answer was lost.
+        # Another writer was first to write this version, or the store's answer was lost.
         newest = open_table(table_uri)
         there = set() if newest is None else set(_files(newest))
         if newest is not None and adds[0].path in there:

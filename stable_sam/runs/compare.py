@@ -1,12 +1,12 @@
-"""One night's source laid beside the table: which prompts are new, changed, to be refreshed or withdrawn.
+"""Compares the source of a run with the table: which prompts are new, changed, to be refreshed or withdrawn.
 
-All of it happens in DuckDB tables that spill to a temporary folder, so that memory does not grow with the dataset:
+All of this happens in DuckDB tables that spill to a temporary folder, so that memory does not grow with the dataset:
 
-    versions    uri, image_hash, looked_at                          the files below the image folder
-    source      PROMPTS_SCHEMA, prompt_hash                         the prompts as read
-    live        see live.py                                         the prompts that are current in the table
-    planned     source, image_hash, reason                          what has to be refined, and why
-    withdrawn   prompt_id, revision                                 what is current and no longer in the source
+    versions    uri, image_hash, looked_at         the files below the image folder
+    source      PROMPTS_SCHEMA, prompt_hash        the prompts as read
+    live        see stable_sam.table.current       the prompts that are current in the table
+    planned     source, image_hash, reason         the prompts that have to be refined, and why
+    withdrawn   prompt_id, revision                the prompts that are current and no longer in the source
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from stable_sam.table.fingerprint import DIGEST, NO_VERSION, PROMPT_HASH, hash_o
 from stable_sam.table.schema import PROMPTS_SCHEMA, SHARD_SCHEMA
 
 REFRESH = ("failed", "model", "all")
-"""What may be asked for besides changes of the source: failed prompts again; prompts refined by other weights or
-settings; both, and those refined by another version of this software."""
+"""Unchanged prompts that a user may have refined again. `failed`: those that failed. `model`: those that another model
+or config refined. `all`: both, and those that another version of this software refined."""
 
 _CHUNK = 200_000
-"""Rows handed to DuckDB at one time: enough for all its threads, some tens of megabytes."""
+"""Rows that are passed to DuckDB at a time: enough for all its threads, and a few ten megabytes."""
 _LOOKUPS = 16
-"""Images outside the folder looked up at the same time."""
+"""Images outside the image folder that are looked up at the same time."""
 _IDS_DIGEST = "coalesce(bit_xor(md5_number(prompt_id)), 0)::VARCHAR"
 _REASONS = ("new", "unknown", "prompt_changed", "image_changed", "failed", "other_model", "other_code")
 """Fields of `Changes` that are reasons to refine a prompt."""
@@ -43,17 +43,19 @@ _REASONS = ("new", "unknown", "prompt_changed", "image_changed", "failed", "othe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What a night found."""
+    """How a source differs from the table."""
 
     changes: Changes
     source_prompts: int
-    """Prompts of the source."""
+    """Number of prompts in the source."""
     current_prompts: int
-    """Prompts that will be current when the changes are published."""
+    """Number of prompts that will be current when the changes are published."""
     source_digest: str
-    """Equal for equal prompts on equal images, in any order."""
+    """Digest of the source's prompts and of the versions of their images, whatever their order."""
     planned_digest: str
+    """Digest of the prompts to refine, computed like `source_digest`."""
     withdrawn_digest: str
+    """Digest of the ids of the withdrawn prompts, whatever their order."""
 
 
 def load_versions(
@@ -62,9 +64,10 @@ def load_versions(
     listing: Iterable[tuple[str, str]],
     looked_at: frozenset[str] | None,
 ) -> str:
-    """Make the table `versions`; returns a digest of it. `listing`: (path below the folder, version) of each file.
+    """Make the table `versions` and return a digest of it.
 
-    looked_at: URIs that count, None: all of them.
+    listing: (path below the image folder, version) of each file.
+    looked_at: URIs of the images to compare; None compares all of them.
     """
     connection.execute("CREATE TABLE versions(uri VARCHAR, image_hash UBIGINT, looked_at BOOLEAN)")
     base = images_uri.rstrip("/") + "/"
@@ -81,9 +84,9 @@ def load_versions(
 
 
 def load_source(connection: duckdb.DuckDBPyConnection, batches: Iterable[pa.RecordBatch], annotations_uri: str) -> int:
-    """Make the table `source` of all `batches` (PROMPTS_SCHEMA); returns the number of prompts.
+    """Make the table `source` from all `batches` (PROMPTS_SCHEMA) and return the number of prompts.
 
-    Raises `AnnotationError` for none and for a prompt_id that appears twice, and whatever `batches` raises.
+    Raises `AnnotationError` when there is no prompt or a prompt_id appears twice, and whatever `batches` raises.
     """
     connection.register("chunk", PROMPTS_SCHEMA.empty_table())
     connection.execute(f"CREATE TABLE source AS SELECT *, {PROMPT_HASH} AS prompt_hash FROM chunk")
@@ -104,7 +107,10 @@ def load_source(connection: duckdb.DuckDBPyConnection, batches: Iterable[pa.Reco
 
 
 def load_elsewhere(connection: duckdb.DuckDBPyConnection, since: datetime | None) -> int:
-    """Add the images outside the folder to `versions`, by a request each; returns how many there are."""
+    """Add the images outside the image folder to `versions`, by one request each, and return their number.
+
+    since: images that were modified before are not compared; None compares all.
+    """
     uris = [
         uri
         for (uri,) in connection.execute(
@@ -116,7 +122,7 @@ def load_elsewhere(connection: duckdb.DuckDBPyConnection, since: datetime | None
     def look_up(uri: str) -> tuple[str, str, bool] | None:
         with suppress(StorageError):
             return uri, file_version(uri), since is None or bool(modified_since(uri, since))
-        return None  # the rows of this image will say why
+        return None  # refining this image will fail, and its rows will say why
 
     with ThreadPoolExecutor(_LOOKUPS) as readers:
         found = [answer for answer in readers.map(look_up, uris) if answer is not None]
@@ -128,10 +134,11 @@ def load_elsewhere(connection: duckdb.DuckDBPyConnection, since: datetime | None
 def compare(
     connection: duckdb.DuckDBPyConnection, refresh: frozenset[str], *, partial: bool, source_looked_at: bool
 ) -> Comparison:
-    """Make `planned` and `withdrawn` of `source`, `versions` and `live`, and count.
+    """Make the tables `planned` and `withdrawn` from `source`, `versions` and `live`, and count the changes.
 
-    partial: only a part of the source was looked at: nothing is withdrawn. source_looked_at: False leaves out the
-    prompts whose image is not looked at.
+    refresh: values of `REFRESH`.
+    partial: only a part of the source is compared, so no prompt is withdrawn.
+    source_looked_at: False leaves out the prompts whose image is not compared.
     """
     asked = {
         "failed": FAILED if refresh & {"failed", "all"} else 0,
@@ -146,7 +153,7 @@ def compare(
     """
     (live,), reviewed = first_row(connection, "SELECT count(*) FROM live"), 0
     if live == 0:
-        # All is new: a view, because a second copy of a whole source would have to be spilled.
+        # Every prompt is new. A view is enough, and a second copy of the whole source would have to be spilled.
         connection.execute(f"CREATE VIEW planned AS SELECT *, 'new' AS reason FROM ({source})")
     else:
         connection.execute(
@@ -192,7 +199,7 @@ def compare(
 
 
 def withdrawn_prompts(connection: duckdb.DuckDBPyConnection, rows: int) -> Iterator[pa.Table]:
-    """The withdrawn prompts (SHARD_SCHEMA) as their newest rows have them, in tables of about `rows`."""
+    """Yield the withdrawn prompts (SHARD_SCHEMA) as they are in their newest rows, in tables of at most `rows` rows."""
     names = ", ".join(SHARD_SCHEMA.names)
     sql = f"SELECT {names} FROM candidates SEMI JOIN withdrawn USING (prompt_id, revision) ORDER BY prompt_id"
     for batch in connection.sql(sql).to_arrow_reader(rows):

@@ -1,4 +1,4 @@
-"""Dates and moments as users write them: the night that a run stands for, and since when files count."""
+"""Reads the dates and times that users write: the night that a run stands for, and since when files count."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def check_logical_date(logical_date: str | None) -> None:
 
 
 def since_moment(since: str | None, timezone: str) -> datetime | None:
-    """The moment that an ISO date (its midnight) or time means in `timezone`, unless it names a zone of its own.
+    """Read an ISO date (its midnight) or an ISO time in `timezone`, unless the time has an offset of its own.
 
-    Raises `ConfigError` for anything else.
+    Returns None for None. Raises `ConfigError` for anything else.
     """
     zone = _zone(timezone)
     if since is None:
@@ -34,9 +34,9 @@ def since_moment(since: str | None, timezone: str) -> datetime | None:
 
 
 def day_of(moment: datetime | None, timezone: str) -> str | None:
-    """ISO date of an aware `moment` on the calendar of `timezone`; raises `ConfigError` for an unknown zone.
+    """Return the ISO date of an aware `moment` in `timezone`; raises `ConfigError` for an unknown zone.
 
-    The worker's own zone has no part in it: the same night has the same date on every machine.
+    The worker's own zone is not used, so that a night has the same date on every machine.
     """
     zone = _zone(timezone)
     return None if moment is None else moment.astimezone(zone).date().isoformat()

@@ -1,4 +1,4 @@
-"""How long a planned night will take, from what the newest runs of the table took."""
+"""Estimates how long a planned run will take from the times of the table's newest runs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from stable_sam.config import RunConfig
 from stable_sam.table.log import RunInfo
 
 _RUNS = 7
-"""Runs that are averaged: a week of nights."""
+"""Number of runs that are averaged, a week of nights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What one actor did in the newest runs with the same settings."""
+    """The images and prompts that actors refined in the newest runs with the same config, and the time that it took."""
 
     runs: int
     images: int
     prompts: int
     seconds: float
+    """Seconds summed over all actors."""
 
     def estimate(self, images: int, prompts: int, prompt_cost: float) -> float:
-        """Seconds of one actor, without start-up. prompt_cost: as `RunConfig.prompt_cost`, shares them out."""
+        """Estimate the seconds that one actor needs, without its start-up.
+
+        prompt_cost: `RunConfig.prompt_cost`, which divides the measured time between images and prompts.
+        """
         return self.seconds * (images + prompt_cost * prompts) / (self.images + prompt_cost * self.prompts)
 
 
 def measured(runs: Iterable[RunInfo], config: RunConfig) -> Speed | None:
-    """The speed of the newest of `runs` (newest first) that were made with these settings; None when there are none."""
+    """Sum up the newest of `runs` (newest first) that were made with an equal config; None when there are none."""
     alike = [run for run in runs if run.actor_seconds and run.images and run.config_hash == config.content_hash()][
         :_RUNS
     ]
@@ -42,7 +46,7 @@ def measured(runs: Iterable[RunInfo], config: RunConfig) -> Speed | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever is read easily."""
+    """Write a duration in seconds, minutes or hours, whichever is easy to read."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,12 +1,12 @@
-"""A stored plan of a run: which prompts, in which shards, by which model. All its ids are hashes of what goes in.
+"""Stores the plan of a run: which prompts it refines, in which shards, with which model. All ids are content hashes.
 
 <output>/_runs/<run_id>/manifest.json           RunManifest; created once, the first driver's stands
                        /shards/<shard_id>.parquet   prompts of one shard, or withdrawn prompts
                        /shards/<shard_id>-truth.parquet   true masks on its images, where some are known
                        /commits/<shard_id>.json     see commits.py
 
-A run holds only what has to be done: prompts that are new, changed or to be refreshed, and a tombstone for each that
-was withdrawn.
+A plan holds only what has to be done: the prompts that are new, changed or to be refreshed, and a tombstone for each
+prompt that was withdrawn.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from stable_sam.storage.files import join, read_bytes, write_bytes
 from stable_sam.table.schema import SHARD_SCHEMA, prompt_from_row
 
 ID_DIGITS = 16
-"""Of the hash of a run or shard, hexadecimal."""
+"""Hexadecimal digits in the id of a run or shard."""
 _WRITERS = 16
-"""Shard files written at the same time: they are small and each costs a round trip."""
+"""Shard files that are written at the same time, because each is small and costs a round trip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,74 +41,76 @@ class ShardPlan:
     """A unit of work: the prompts of a few images."""
 
     shard_id: str
-    """Hash of its prompts and of the versions of its images."""
+    """Hash of the shard's prompts and of the versions of its images."""
     uri: str
-    """Parquet file of the prompts."""
+    """URI of the Parquet file of the prompts."""
     prompts: int
     images: int
     truth: int = 0
-    """Rows of the file of its true masks; 0: there is none. See stable_sam.runs.truth."""
+    """Number of rows in the file of true masks that `stable_sam.runs.truth` writes; 0 when there is no such file."""
 
     @property
     def truth_uri(self) -> str:
-        """Parquet file of the true masks on its images."""
+        """URI of the Parquet file of the true masks on the shard's images."""
         return f"{self.uri.removesuffix('.parquet')}-truth.parquet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunManifest:
-    """All that drivers and actors need to know of a run."""
+    """Everything that drivers and actors need to know about a run."""
 
     run_id: str
     """Hash of `content_hash`, `parent_run_id` and how the shards are cut."""
     parent_run_id: str | None
-    """The run whose table this one continues."""
+    """Id of the newest run when this one was planned; None for the first run of a table."""
     revision: int
-    """1 for the first run of a table, then its parent's plus 1."""
+    """1 for the first run of a table, and one more than the parent's for any other."""
     content_hash: str
-    """Hash of what is refined and withdrawn, every image's version, the model, its settings and the code: equal means
-    equal rows."""
+    """Hash of what is refined and withdrawn, the versions of the images, the model, its config and the version of the
+    code. Runs with equal hashes make equal rows."""
     source_hash: str
     """Hash of all prompts of the source and of the versions of their images."""
     source_version: str | None
-    """Hash of the versions of all files that were read; None where these do not tell whether anything changed."""
+    """Hash of the versions of all files that were read; None when these cannot show whether anything changed."""
     annotations_uri: str
     images_uri: str
     output_uri: str
     config: RunConfig
-    """As first planned: a driver that takes the run up may use other `ray`, `device` and `max_failed_fraction`."""
+    """Config of the first driver. A driver that resumes the run may use another `ray`, `device` and
+    `max_failed_fraction`."""
     model: ModelIdentity
     config_hash: str
     code_version: str
     logical_date: str | None
     changes: Changes
     current_prompts: int
-    """Prompts that are current once the run is published: those of the source; with `since`, those that were current
-    and the new ones."""
+    """Number of current prompts once the run is published: those of the source or, with `since`, those that are current
+    already and the new ones."""
     prompts: int
-    """To refine."""
+    """Number of prompts to refine."""
     images: int
+    """Number of images to refine."""
     shards: tuple[ShardPlan, ...]
     tombstones: tuple[ShardPlan, ...]
-    """Withdrawn prompts: rows without a mask, which the driver writes itself."""
+    """The withdrawn prompts, for which the driver itself writes rows without a mask."""
 
     @property
     def folder_uri(self) -> str:
-        """Where the run keeps what readers of the table never see."""
+        """URI of the folder of the run's own files, which readers of the table never see."""
         return join(self.output_uri, "_runs", self.run_id)
 
     @property
     def uri(self) -> str:
-        """Where this manifest is stored."""
+        """URI at which this manifest is stored."""
         return join(self.folder_uri, "manifest.json")
 
     @property
     def rows(self) -> int:
-        """Rows that the run adds to the table: one for each prompt and each tombstone."""
+        """Number of rows that the run adds to the table: one for each prompt and each tombstone."""
         return self.prompts + self.changes.withdrawn
 
     def provenance(self, shard_id: str) -> Provenance:
-        """What the rows of one shard say of their making."""
+        """Return the provenance of the rows of one shard."""
         return Provenance(
             run_id=self.run_id,
             shard_id=shard_id,
@@ -122,7 +124,7 @@ class RunManifest:
         )
 
     def to_json(self) -> str:
-        """Every field, readable by people too."""
+        """Write every field as indented JSON."""
         plain = asdict(replace(self, config=RunConfig())) | {"config": self.config.model_dump(mode="json")}
         return json.dumps(plain, indent=1)
 
@@ -130,7 +132,7 @@ class RunManifest:
 def read_manifest(uri: str) -> RunManifest:
     """Read a stored manifest; raises `StorageError`.
 
-    The output is where the manifest lies now: a folder that was moved or copied is taken up there.
+    Its URIs follow from where the manifest lies now, so a table that was moved or copied is continued there.
     """
     data = read_bytes(uri)
     folder_uri = uri.rpartition("/")[0]
@@ -149,12 +151,12 @@ def read_manifest(uri: str) -> RunManifest:
 
 
 def read_shard(uri: str) -> list[Prompt]:
-    """The prompts of a shard, ordered by image and prompt_id; raises `StorageError`."""
+    """Read the prompts of a shard, ordered by image and prompt_id; raises `StorageError`."""
     return [prompt_from_row(row) for row in read_shard_table(uri).to_pylist()]
 
 
 def read_shard_table(uri: str) -> pa.Table:
-    """The rows (SHARD_SCHEMA) of a shard; raises `StorageError`."""
+    """Read the rows (SHARD_SCHEMA) of a shard; raises `StorageError`."""
     data = read_bytes(uri)
     try:
         return pq.read_table(io.BytesIO(data), schema=SHARD_SCHEMA)
@@ -163,9 +165,10 @@ def read_shard_table(uri: str) -> pa.Table:
 
 
 def write_shards(shards: Iterable[tuple[pa.Table, int]], folder_uri: str, kind: str) -> tuple[ShardPlan, ...]:
-    """Store shards (rows of SHARD_SCHEMA, number of images) of the run at `folder_uri`, a few at a time.
+    """Store shards, each given as rows of SHARD_SCHEMA and its number of images, of the run at `folder_uri`.
 
-    kind: enters their ids, for prompts to refine and withdrawn ones may be the same. Raises `StorageError`.
+    kind: part of the hash of their ids, because the same prompts may be refined in one run and withdrawn in another.
+    Raises `StorageError`.
     """
     plans: list[ShardPlan] = []
     waiting: deque[Future[ShardPlan]] = deque()
@@ -179,12 +182,12 @@ def write_shards(shards: Iterable[tuple[pa.Table, int]], folder_uri: str, kind: 
 
 
 def canonical(value: Any) -> bytes:
-    """The one spelling of a JSON value that is hashed."""
+    """Write a JSON value in the one form that is hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
 def json_sha256(value: Any) -> str:
-    """SHA-256 of a JSON value, hexadecimal."""
+    """Compute the SHA-256 of a JSON value in hexadecimal digits."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a night has to do, and the run that will do it: source and table compared, the difference cut into shards."""
+"""Plans a run: compares the source with the table and cuts the difference into shards."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from deltalake import DeltaTable
 
 import stable_sam
 from stable_sam.config import RunConfig
-from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
+from stable_sam.errors import AnnotationError, ConservationError, NotFoundError, counted
 from stable_sam.formats.sources import annotations_modified_since, annotations_version
 from stable_sam.identity import ModelIdentity, model_identity
 from stable_sam.images.tiles import tile_rule
 from stable_sam.records import Changes, Prompt
-from stable_sam.runs import compare as night
+from stable_sam.runs import compare, truth
 from stable_sam.runs import shards as ordering
-from stable_sam.runs import truth
 from stable_sam.runs.calibrated import calibrated_run
 from stable_sam.runs.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
 from stable_sam.runs.request import RunRequest
@@ -34,34 +33,35 @@ from stable_sam.storage.files import (
     list_files,
     modified_since,
 )
-from stable_sam.table import current as live
+from stable_sam.table.current import Maker, load_live, workspace
 from stable_sam.table.log import RunInfo, newest_run, open_table
 from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 
 _BATCH = 10_000
-"""Prompts that are Python objects at one time, where they are given as such."""
+"""Given `Prompt` objects that are converted to rows at a time."""
 _TOMBSTONES = 100_000
-"""Withdrawn prompts in a part: some tens of megabytes."""
+"""Withdrawn prompts in a part, which has a few ten megabytes."""
 _FEW_PROMPTS = 100
-"""Tables with fewer current prompts may lose any share of them: in a trial that is usual, and soon refined again."""
+"""Tables with fewer current prompts may lose any share of them: that is usual in a trial and soon refined again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What a night has to do."""
+    """What a run has to do."""
 
     request: RunRequest
-    """With the calibration that the run routes by in its configuration."""
+    """The request whose config holds the calibration that the run routes by."""
     changes: Changes
     images: int = 0
-    """To refine."""
+    """Number of images to refine."""
     shards: int = 0
+    """Number of shards to refine."""
     source_hash: str
-    """As in `RunManifest`."""
+    """Hash of all prompts of the source and of the versions of their images."""
     manifest: RunManifest | None = None
-    """None when there is nothing to do, and for a dry run."""
+    """The stored plan; None when there is nothing to do, and for a dry run."""
     tiles: TileCount | None = None
-    """For a dry run with tiles."""
+    """Number of tiles, which only a dry run with tiles counts."""
 
 
 def plan_request(
@@ -71,13 +71,14 @@ def plan_request(
     model: ModelIdentity | None = None,
     dry_run: bool = False,
 ) -> RunPlan:
-    """Compare the source with the table at the output and store a run for what is different, cut into shards.
+    """Compare the source with the table at the output, cut the difference into shards and store this plan.
 
-    Without changes nothing is stored. The stored manifest is returned when this run was planned before, with the same
-    shards (a resume, or a second driver). The source is not read when no file of it changed.
-    prompts: those at hand, in place of the source's; they are looked at though no file changed.
-    model: the identity of a model that is loaded already; None: it is read from the weights.
-    dry_run: nothing is stored.
+    Nothing is stored when there are no changes. When the run was planned before (a resume, or a second driver), the
+    stored manifest is returned. The source is not read when none of its files changed.
+
+    prompts: prompts to compare instead of those of the source, even when no file changed.
+    model: identity of a model that is loaded already; None computes it from the weights.
+    dry_run: stores nothing.
     Raises `AnnotationError` for no prompts, for a repeated prompt_id and (unless `dry_run`) as `check_withdrawn` does;
     `ConfigError` for a calibration of another model; `StorageError`, and whatever reading the source raises.
     """
@@ -86,18 +87,18 @@ def plan_request(
     maker = _maker(request.config, model)
     parent = newest_run(request.output_uri)
     table = None if parent is None else open_table(request.output_uri)
-    with live.workspace() as connection:
-        # The versions come before the content: what changes in between is found by the next night.
+    with workspace() as connection:
+        # Versions are read before the content, so that the next run finds what changes in between.
         files = _look_at(connection, request, maker.code_version)
         same_files = parent is not None and files.version is not None and files.version == parent.source_version
         if (prompts is None and same_files and not request.refresh) or not files.looked_at:
             return _unchanged(connection, request, parent, table)
         batches = request.prompt_batches() if prompts is None else _batches(iter(prompts))
-        night.load_source(connection, batches, request.annotations_uri)
-        elsewhere = night.load_elsewhere(connection, request.since)
-        live.load_live(connection, table, maker)
+        compare.load_source(connection, batches, request.annotations_uri)
+        elsewhere = compare.load_elsewhere(connection, request.since)
+        load_live(connection, table, maker)
         partial = request.since is not None
-        found = night.compare(connection, request.refresh, partial=partial, source_looked_at=files.source_looked_at)
+        found = compare.compare(connection, request.refresh, partial=partial, source_looked_at=files.source_looked_at)
         plan = _cut(connection, request, found)
         if dry_run and plan.images and (rule := tile_rule(request.config.refiner)) is not None:
             return replace(plan, tiles=count_tiles(connection, rule))
@@ -117,7 +118,7 @@ def plan_request(
 
 
 def plan_run(prompts: Iterable[Prompt], request: RunRequest, model: ModelIdentity | None = None) -> RunManifest | None:
-    """`plan_request` for prompts at hand, as of a notebook; returns None when there is nothing to do.
+    """Plan a run for prompts in memory, for example in a notebook. Returns None when there is nothing to do.
 
     request = RunRequest.parse(annotations_uri="notebook", images_uri="images", output_uri="table")
     manifest = plan_run(prompts, request, refiner.identity)
@@ -126,27 +127,27 @@ def plan_run(prompts: Iterable[Prompt], request: RunRequest, model: ModelIdentit
 
 
 def check_withdrawn(plan: RunPlan) -> None:
-    """Raise `AnnotationError` when a night would withdraw more than `max_withdrawn_fraction` of the current prompts."""
+    """Raise `AnnotationError` when a run would withdraw more than `max_withdrawn_fraction` of the current prompts."""
     changes, most = plan.changes, plan.request.config.max_withdrawn_fraction
     current = changes.withdrawn + changes.unchanged + changes.planned - changes.new
     if current >= _FEW_PROMPTS and changes.withdrawn > most * current:
         raise AnnotationError(
             f"{plan.request.annotations_uri}: expected most of the table's {current} current prompts, got a source "
-            f"without {changes.withdrawn} of them; nothing was written. If they are really withdrawn, set "
+            f"without {changes.withdrawn} of them; nothing was written; if they are really withdrawn, set "
             f"max_withdrawn_fraction (now {most:g}) to 1 for this run"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
-    """The source's files before any is read."""
+    """What the versions of the source's files say before any of them is read."""
 
     version: str | None
-    """As in `RunManifest.source_version`."""
+    """`RunManifest.source_version`."""
     source_looked_at: bool
-    """Whether prompts may differ from those of the table; if not, only those of images that are looked at may."""
+    """Whether any prompt may differ from the table. If not, only prompts of images that are compared may differ."""
     looked_at: bool
-    """Whether anything may differ."""
+    """Whether any prompt or image may differ from the table."""
 
 
 def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_version: str) -> _Files:
@@ -156,7 +157,7 @@ def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_ve
     sources += [_version(uri) for uri in (index_uri, source.class_names_uri) if uri is not None]
     source_looked_at = since is None or annotations_modified_since(annotations_uri, since)
     looked_at = None if since is None else modified_since(images_uri, since)
-    image_versions = night.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
+    image_versions = compare.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
     uris = (annotations_uri, index_uri, images_uri)
     version = json_sha256([*uris, *sources, image_versions, code_version, source.model_dump()])
     return _Files(
@@ -169,15 +170,15 @@ def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_ve
 def _unchanged(
     connection: duckdb.DuckDBPyConnection, request: RunRequest, parent: RunInfo | None, table: DeltaTable | None
 ) -> RunPlan:
-    """Nothing can have changed since `parent`."""
+    """Return a plan without work, because nothing can have changed since the run `parent`."""
     known = None if parent is None else parent.current_prompts
-    unchanged = live.load_live(connection, table) if known is None else known
+    unchanged = load_live(connection, table) if known is None else known
     source_hash = "" if parent is None else parent.source_hash
     return RunPlan(request=request, changes=Changes(unchanged=unchanged), source_hash=source_hash)
 
 
-def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: night.Comparison) -> RunPlan:
-    """What there is to do; of a run that only withdraws, no images and no shards."""
+def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: compare.Comparison) -> RunPlan:
+    """Cut the prompts to refine into shards. A run that only withdraws prompts has no images and no shards."""
     source_hash = json_sha256([found.source_prompts, found.source_digest])
     plan = RunPlan(request=request, changes=found.changes, source_hash=source_hash)
     if found.changes.planned + found.changes.withdrawn == 0:
@@ -188,14 +189,14 @@ def _cut(connection: duckdb.DuckDBPyConnection, request: RunRequest, found: nigh
 
 def _manifest(
     plan: RunPlan,
-    found: night.Comparison,
+    found: compare.Comparison,
     parent: RunInfo | None,
     model: ModelIdentity,
     *,
     truth_digest: str,
     source_version: str | None,
 ) -> RunManifest:
-    """The run that does it, still without its shards."""
+    """Make the manifest of a plan, still without its shards."""
     request, config, changes = plan.request, plan.request.config, plan.changes
     maker = _maker(config, model)
     content = [asdict(maker), changes.planned, found.planned_digest, changes.withdrawn, found.withdrawn_digest]
@@ -227,9 +228,9 @@ def _manifest(
 
 
 def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunManifest:
-    """Write the shards of `planned` and `withdrawn`, then the manifest with them; the first one stored stands.
+    """Write the shards of `planned` and `withdrawn`, then the manifest. Returns the manifest that was stored first.
 
-    Shards of it that a vacuum took for those of an abandoned plan are written again.
+    Shards that a vacuum has removed, because it took the plan for an abandoned one, are written again.
     """
     if exists(manifest.uri):
         stored = read_manifest(manifest.uri)
@@ -240,7 +241,7 @@ def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunM
     shards = write_shards(ordering.shards(connection), manifest.folder_uri, "prompts")
     if manifest.config.truth_uri and shards:
         shards = truth.cut_truth(connection, shards, manifest.config.truth_uri)
-    withdrawn = ((rows, 0) for rows in night.withdrawn_prompts(connection, _TOMBSTONES))
+    withdrawn = ((rows, 0) for rows in compare.withdrawn_prompts(connection, _TOMBSTONES))
     manifest = replace(
         manifest,
         shards=shards,
@@ -253,24 +254,25 @@ def _store(connection: duckdb.DuckDBPyConnection, manifest: RunManifest) -> RunM
 
 
 def _check_plan(manifest: RunManifest) -> None:
-    """Every prompt of the source is planned or unchanged, and what is planned is in the shards."""
+    """Check that every prompt of the source is planned or unchanged, and that the shards hold what is planned."""
     changes = manifest.changes
     current = changes.unchanged + changes.planned
     planned = sum(shard.prompts for shard in manifest.shards)
     withdrawn = sum(shard.prompts for shard in manifest.tombstones)
     if (current, planned, withdrawn) != (manifest.current_prompts, changes.planned, changes.withdrawn):
         raise ConservationError(
-            f"{manifest.annotations_uri}: expected a plan that keeps {manifest.current_prompts} prompts current, "
-            f"refines {changes.planned} and withdraws {changes.withdrawn}, got {current}, {planned} and {withdrawn}"
+            f"{manifest.annotations_uri}: expected a plan that keeps {counted(manifest.current_prompts, 'prompt')} "
+            f"current, refines {changes.planned} and withdraws {changes.withdrawn}, "
+            f"got {current}, {planned} and {withdrawn}"
         )
 
 
-def _maker(config: RunConfig, model: ModelIdentity) -> live.Maker:
-    return live.Maker(**asdict(model), config_hash=config.content_hash(), code_version=stable_sam.__version__)
+def _maker(config: RunConfig, model: ModelIdentity) -> Maker:
+    return Maker(**asdict(model), config_hash=config.content_hash(), code_version=stable_sam.__version__)
 
 
 def _version(uri: str) -> str | None:
-    """None when nothing is there: reading will say so."""
+    """Return a file's version; None when nothing is there, which reading the source will report."""
     with suppress(NotFoundError):
         return file_version(uri)
     return None

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any work starts, said within seconds and in one line."""
+"""Checks within seconds, before any work starts, what would make a run fail, and says it in one line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from stable_sam.storage.files import check_output, exists
 
 
 def check_run(request: RunRequest, *, writes: bool = True) -> None:
-    """Raise the `StableSamError` that the run would meet: model, truth, annotations, images, output, credentials.
+    """Raise the `StableSamError` that a run would raise for its model, truth, annotations, images or output.
 
-    The output comes last because checking it writes there (a probe object, removed again), unless `writes` is False.
+    writes: False leaves the output unchecked, because checking it writes a probe object and removes it again.
     """
     check_weights(request.config)
     truth_uri = request.config.truth_uri
@@ -24,11 +24,11 @@ def check_run(request: RunRequest, *, writes: bool = True) -> None:
 
 
 def check_weights(config: RunConfig) -> None:
-    """Raise `WeightsError` when the weights are not there; does not download those that lie elsewhere."""
+    """Raise `WeightsError` when a weights file is missing, without downloading any."""
     model = config.refiner
     given = [uri for uri in (model.checkpoint_uri, model.plugin_uri, model.hq_uri) if uri is not None]
     for uri in given:
         if not exists(uri):
-            raise WeightsError(f"{uri}: no such weights file")
+            raise WeightsError(f"{uri}: no such weights file; correct its URI in the configuration")
     if not given:
         model_identity(model)

@@ -1,4 +1,4 @@
-"""Publishing: the committed parts of a run become one version of the Delta table, which is the output folder itself."""
+"""Publishes a run: adds its committed parts to the Delta table in the output folder, as one version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import PyFileSystem
 
-from stable_sam.errors import ConservationError, StorageError
+from stable_sam.errors import ConservationError, StorageError, counted
 from stable_sam.runs.commits import CommitRecord, announce_publish, committed
 from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.truth_score import score_run
@@ -37,35 +37,35 @@ from stable_sam.table.schema import MASKS_SCHEMA
 from stable_sam.timing import summed
 
 CONFIGURATION: Mapping[str, str | None] = {
-    # The runs are read from the log, so old log entries must stay.
+    # Old log entries must stay, because the runs are read from the log.
     "delta.enableExpiredLogCleanup": "false",
-    # Where a file has statistics of some columns, readers compare the others with null and skip rows that are there,
-    # and an all-null column never has any. So no column has them: not in a run's files, not after a compaction.
+    # When a file has statistics of only some columns, readers take those of the others for null and wrongly skip rows.
+    # A column of nulls never has statistics. So no file has any, neither a run's parts nor compacted files.
     "delta.dataSkippingNumIndexedCols": "0",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishReport:
-    """What a publish did, or found done."""
+    """What publishing a run did, or an earlier call had done."""
 
     version: int
     """Delta version of the table that this run made."""
     rows: int
     failed: int
     routes: dict[str, int]
-    """Rows by route."""
+    """Number of rows by route."""
     already_published: bool
-    """True when an earlier call, or another driver, had published this run."""
+    """Whether an earlier call or another driver had already published this run."""
 
 
 def publish(manifest: RunManifest, *, commit_seconds: float = 0.0) -> PublishReport:
-    """Make all rows of a run visible at once; calling it again, or from two drivers, changes nothing more.
+    """Make all rows of a run visible at once. Another call, also by another driver, changes nothing more.
 
-    commit_seconds: what creating the commit records took, as far as the caller knows.
-    Raises `ConservationError` when a shard is not committed, its part is missing, the rows are not as many as the
-    prompts and tombstones, or the prompts current afterwards are not those of the source; `StorageError` when another
-    run was published since this one was planned, or the store fails.
+    commit_seconds: seconds that creating the commit records took, as far as the caller knows.
+    Raises `ConservationError` when a shard is not committed, its part is missing, the number of rows is not that of the
+    prompts and tombstones, or the number of current prompts afterwards is not that of the source; `StorageError` when
+    another run was published since this one was planned, or the store fails.
     """
     publisher = uuid.uuid4().hex
     announce_publish(manifest, publisher)
@@ -85,31 +85,33 @@ def publish(manifest: RunManifest, *, commit_seconds: float = 0.0) -> PublishRep
         try:
             _add(manifest, table, records, run)
         except (DeltaError, OSError) as error:
-            # Somebody else wrote this version, or the answer was lost: look at the table before another attempt.
+            # Another writer was first to write this version, or the store's answer was lost. The next attempt begins
+            # by looking at the table.
             if attempt == COMMIT_ATTEMPTS - 1:
                 raise storage_error(manifest.output_uri, f"cannot publish run {manifest.run_id}", error) from error
             pause_after(attempt)
-    raise StorageError(f"{manifest.output_uri}: published run {manifest.run_id}, but cannot find it in the table")
+    raise StorageError(f"{manifest.output_uri}: run {manifest.run_id} was published, but the table does not have it")
 
 
 def _check_run(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> None:
-    """First conservation: every prompt and every tombstone of the plan is one committed row."""
+    """Check, from the commit records, that every prompt and every tombstone of the plan is one committed row."""
     planned = {shard.shard_id: shard for shard in (*manifest.shards, *manifest.tombstones)}
     missing = sorted(planned.keys() - records.keys())
     if missing or records.keys() - planned.keys():
         raise ConservationError(
-            f"{manifest.folder_uri}: expected commit records of {len(planned)} planned shards, "
+            f"{manifest.folder_uri}: expected commit records of {counted(len(planned), 'planned shard')}, "
             f"got {len(planned) - len(missing)}, and {len(records.keys() - planned.keys())} that were not planned; "
-            f"missing: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+            f"missing: {', '.join(missing[:3]) or 'none'}{' ...' if len(missing) > 3 else ''}"
         )
     for shard_id, record in records.items():
         if record.rows != planned[shard_id].prompts:
             raise ConservationError(
-                f"{manifest.folder_uri}: shard {shard_id}: expected {planned[shard_id].prompts} rows, got {record.rows}"
+                f"{manifest.folder_uri}: shard {shard_id}: expected {counted(planned[shard_id].prompts, 'row')}, "
+                f"got {record.rows}"
             )
     rows = sum(record.rows for record in records.values())
     if rows != manifest.rows:
-        raise ConservationError(f"{manifest.folder_uri}: expected {manifest.rows} rows, got {rows}")
+        raise ConservationError(f"{manifest.folder_uri}: expected {counted(manifest.rows, 'row')}, got {rows}")
     stored = set(list_files(join(manifest.output_uri, "data", manifest.run_id)))
     for record in records.values():
         if join(manifest.output_uri, record.part) not in stored:
@@ -119,25 +121,25 @@ def _check_run(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> No
 
 
 def _check_table(manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]) -> None:
-    """Second conservation: with the parts, each prompt of the source is current once; read from the rows themselves."""
+    """Check, from the rows themselves, that each prompt of the source is current once when the parts are added."""
     try:
         rows, distinct, current = count_with(table, _parts(manifest, records))
     except (DeltaError, OSError) as error:
         raise storage_error(manifest.output_uri, f"cannot read the rows of run {manifest.run_id}", error) from error
     if not rows == distinct == manifest.rows:
         raise ConservationError(
-            f"{manifest.folder_uri}: expected one row for each of {manifest.rows} prompts, got {rows} rows of "
-            f"{distinct} prompts"
+            f"{manifest.folder_uri}: expected one row for each of {counted(manifest.rows, 'prompt')}, "
+            f"got {counted(rows, 'row')} of {counted(distinct, 'prompt')}"
         )
     if current != manifest.current_prompts:
         raise ConservationError(
-            f"{manifest.output_uri}: expected {manifest.current_prompts} current prompts after run {manifest.run_id}, "
-            f"as many as in {manifest.annotations_uri}, got {current}"
+            f"{manifest.output_uri}: expected {counted(manifest.current_prompts, 'current prompt')} after run "
+            f"{manifest.run_id}, as many as in {manifest.annotations_uri}, got {current}"
         )
 
 
 def _score(manifest: RunManifest, table: DeltaTable | None, records: Mapping[str, CommitRecord]) -> dict[str, Any]:
-    """What the rows say of their truth, where the run was given one."""
+    """Score the rows with their true masks; empty when the run was given no truth."""
     if manifest.config.truth_uri is None:
         return {}
     try:
@@ -157,8 +159,11 @@ def _parts(manifest: RunManifest, records: Mapping[str, CommitRecord]) -> FileSy
 
 
 def _published(table: DeltaTable, manifest: RunManifest) -> RunInfo | None:
-    """This run as the log tells it, None when it may be added; raises `StorageError` when it may no longer."""
-    # The log can be newer than `table`. Then adding meets a version that exists, and fails, which is right.
+    """Return this run as it stands in the log; None when it may still be added.
+
+    Raises `StorageError` when another run was published since this one was planned.
+    """
+    # The log can be newer than `table`. Adding then rightly fails because its version exists already.
     runs = recent_runs(table)
     newest = runs[0].run_id if runs else None
     if newest == manifest.parent_run_id:
@@ -182,14 +187,14 @@ def _add(
             partition_values={},
             modification_time=0,
             data_change=True,
-            # Nothing but the count: see CONFIGURATION.
+            # Only the number of rows; CONFIGURATION says why columns have no statistics.
             stats=json.dumps({"numRecords": record.rows}),
         )
         for _, record in sorted(records.items())
     ]
     properties = CommitProperties(
         custom_metadata={RUN_KEY: dict(run)},
-        # Delta would retry an append on top of whatever came between, also on top of this very run.
+        # Delta would retry an append on top of any other commit, even on top of one that added this same run.
         max_commit_retries=0,
     )
     if table is not None:
@@ -208,7 +213,7 @@ def _add(
 
 
 def _add_columns(table: DeltaTable) -> None:
-    """Columns that the table's version of this software did not have yet; older rows are null there."""
+    """Add the columns that a table of an older version lacks; they are null in its rows."""
     there = {field.name for field in table.schema().fields}
     missing = [field for field in Schema.from_arrow(MASKS_SCHEMA).fields if field.name not in there]
     if missing:
@@ -218,7 +223,7 @@ def _add_columns(table: DeltaTable) -> None:
 def _run_facts(
     manifest: RunManifest, records: Mapping[str, CommitRecord], publisher: str, commit_seconds: float
 ) -> dict[str, Any]:
-    """The fields of RunInfo that publishing writes."""
+    """Collect the fields of RunInfo that are written when the run is published."""
     routes: Counter[str] = Counter()
     for record in records.values():
         routes.update(record.routes)

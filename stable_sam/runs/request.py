@@ -1,4 +1,4 @@
-"""What a run is asked to do: parsed and checked once, where it comes in, and carried whole to the planner.
+"""Describes what a run is asked to do. A request is parsed and checked once and then passed whole to the planner.
 
 command, flow or notebook --RunRequest.parse--> RunRequest --plan_request--> RunManifest
 """
@@ -25,25 +25,25 @@ from stable_sam.storage.files import absolute_uri
 class RunRequest:
     """A source, the table that it is compared with, and how the difference is refined.
 
-    `parse` makes one of what a user gave.
+    `parse` makes a request from what a user gave. All URIs are absolute, because actors and later readers may have
+    another working folder.
     """
 
     annotations_uri: str
-    """A file, a folder, a pattern, or several of these with commas: see `stable_sam.formats.sources`. As the
-    other URIs here, absolute: actors and later readers may stand in another folder."""
+    """A file, a folder, a pattern, or several of these separated by commas, as `stable_sam.formats.sources` reads."""
     images_uri: str
-    """Folder that the file names in the annotations are relative to."""
+    """Folder to which the file names in the annotations are relative."""
     output_uri: str
     """Folder of the masks table."""
     config: RunConfig
     image_index_uri: str | None = None
-    """COCO JSON whose `images` name the files of the ids in detection results."""
+    """COCO JSON whose `images` give the file names for the image ids in detection results."""
     logical_date: str | None = None
-    """ISO date of the night that the run stands for. It is no content: it changes neither rows nor ids."""
+    """ISO date of the night that the run stands for. It changes neither masks nor ids."""
     refresh: frozenset[str] = frozenset()
-    """Of `REFRESH`: what is refined again though it did not change."""
+    """Values of `REFRESH`: which prompts are refined again although they did not change."""
     since: datetime | None = None
-    """Aware. Files that were modified before count as unchanged, and nothing is withdrawn."""
+    """Moment with a time zone. Files that were modified before it count as unchanged, and no prompt is withdrawn."""
 
     @classmethod
     def parse(
@@ -60,13 +60,15 @@ class RunRequest:
         since: str | None = None,
         scheduled: datetime | None = None,
     ) -> Self:
-        """The request for what a user gave; raises `ConfigError`, or `AnnotationError` for an empty name among several.
+        """Make the request from what a user gave.
 
-        URIs: local paths may be relative to the working directory.
-        config: itself, as a mapping, or the path of a YAML file with it; None: the defaults.
+        URIs may be local paths relative to the working folder.
+        config: a `RunConfig`, a mapping, or the path of a YAML file; None takes the defaults.
         timezone: IANA name of the zone in which `since` and the date of `scheduled` are read.
-        refresh: a list, or text with commas. since: ISO date (its midnight) or time.
-        scheduled: aware moment of a schedule, whose date is the logical one when none is given.
+        refresh: a list, or a text with commas.
+        since: an ISO date (its midnight) or time.
+        scheduled: the moment, with a time zone, of a schedule. Its date is the logical date when none is given.
+        Raises `ConfigError`, and `AnnotationError` for an empty name between commas.
         """
         check_logical_date(logical_date)
         scheduled_day = day_of(scheduled, timezone)
@@ -83,7 +85,7 @@ class RunRequest:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """What `parse` makes an equal request of, as plain values by the names of the flow's parameters."""
+        """Return plain values, by the names of the flow's parameters, from which `parse` makes an equal request."""
         return {
             "annotations_uri": self.annotations_uri,
             "images_uri": self.images_uri,
@@ -96,7 +98,7 @@ class RunRequest:
         }
 
     def prompt_batches(self) -> Iterator[pa.RecordBatch]:
-        """The prompts of the source, as `stable_sam.formats.read.read_prompt_batches` reads them."""
+        """Read the prompts of the source, as `stable_sam.formats.read.read_prompt_batches` does."""
         return read_prompt_batches(
             self.annotations_uri,
             images_uri=self.images_uri,

@@ -1,8 +1,9 @@
-"""The planned prompts in order, cut into shards of about equal cost.
+"""Cuts the planned prompts into shards of about equal cost.
 
-Order: image_uri, image_id, prompt_id, so that the order in the source changes nothing. An image is never split: the
-rows of its prompts would differ in the last digits when others pass the decoder with them. One that costs more than
-half a shard is a shard of its own, and those come first, so that no actor begins the longest work last.
+Prompts are sorted by image_uri, image_id and prompt_id, so that their order in the source changes nothing. An image is
+never split, because its masks would differ in the last digits if its prompts passed the decoder in other groups. An
+image that costs more than half a shard is a shard of its own. Such shards come first, so that no actor begins the
+longest work last.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from stable_sam.table.fingerprint import FINGERPRINT
 from stable_sam.table.schema import PROMPTS_SCHEMA, SHARD_SCHEMA
 
 ORDINARY_PROMPTS = 8
-"""Prompts of an ordinary image (COCO: 7.3): up to so many it costs as much as any other, so that a shard of ordinary
-images has as many of them as `shard_images` says."""
+"""Most prompts of an ordinary image (COCO has 7.3 on average). All ordinary images have the same cost, so a shard of
+them has `shard_images` images."""
 _BATCH = 100_000
-"""Rows that are Arrow tables at one time."""
+"""Rows that are read at a time."""
 _UNIT = 1000
-"""Costs are whole thousandths of an ordinary image: sums of them are the same on every machine."""
+"""Cost of an ordinary image. Costs are whole numbers, because their sums are then the same on every machine."""
 
 
 def cut(connection: duckdb.DuckDBPyConnection, shard_images: int, prompt_cost: float) -> tuple[int, int]:
-    """Make the table `cut` (image -> shard) of `planned`; returns the numbers of images and shards.
+    """Make the table `cut`, the shard of each image in `planned`, and return the numbers of images and of shards.
 
-    prompt_cost: of one prompt, in images fetched and encoded.
+    shard_images: number of ordinary images in a shard.
+    prompt_cost: cost of one prompt, where fetching and encoding an image costs 1.
     """
     size = shard_images * _UNIT
     ordinary = 1 + ORDINARY_PROMPTS * prompt_cost
@@ -56,7 +58,7 @@ def cut(connection: duckdb.DuckDBPyConnection, shard_images: int, prompt_cost: f
 
 
 def shards(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[pa.Table, int]]:
-    """The prompts (SHARD_SCHEMA) and the number of images of each shard, in order."""
+    """Yield the prompts (SHARD_SCHEMA) and the number of images of each shard, in the order of `cut`."""
     columns = ", ".join(f"planned.{name}" for name in PROMPTS_SCHEMA.names)
     rows = connection.sql(
         f"SELECT {columns}, {FINGERPRINT} AS fingerprint, cut.shard, cut.place FROM planned JOIN cut "

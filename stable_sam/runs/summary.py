@@ -1,11 +1,11 @@
-"""What a run came to, read back from the published table: prompts by status and route, median scores."""
+"""Summarises a published run from its table: prompts by status and route, with their median scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stable_sam.errors import InputError
+from stable_sam.errors import InputError, counted
 from stable_sam.records import Changes
 from stable_sam.runs.truth_score import TruthScore
 from stable_sam.scores import MEASURED
@@ -13,7 +13,7 @@ from stable_sam.table.query import connected, rows_of
 from stable_sam.timing import STAGES, StageShares
 
 _FEW_PROMPTS = 100
-"""A night of fewer prompts says little by its share of failures, so it is judged as one of so many."""
+"""A run that refined fewer prompts is judged as if it had refined this many: its own share of failures is chance."""
 _SECONDS = ", ".join(f"{stage}_seconds" for stage in STAGES)
 
 
@@ -25,44 +25,44 @@ class SummaryRow:
     route: str
     prompts: int
     medians: tuple[float | None, ...]
-    """In the order of `MEASURED`; None where no prompt has the score."""
+    """Median scores in the order of `MEASURED`; None for a score that no prompt has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One published run."""
+    """What one published run did."""
 
     table_uri: str
     run_id: str
     rows: tuple[SummaryRow, ...]
     up_to_date: bool = False
-    """True when nothing was done because the table already holds this run."""
+    """Whether nothing was done because the table already holds this run."""
     images: int = 0
-    """Refined by this driver; a run that was taken up has more."""
+    """Number of images that this driver refined. A resumed run has more images."""
     images_per_second: float | None = None
-    """Of each actor, without start-up; None when nothing was refined."""
+    """Images that each actor refined in a second, without its start-up; None when nothing was refined."""
     current_prompts: int | None = None
-    """Prompts of the table that are current since this run; None for a run of an older version."""
+    """Number of current prompts of the table after this run; None for a run of an older version."""
     changes: Changes | None = None
-    """How the source differed from the table before; None when that is not known."""
+    """How the source differed from the table before the run; None when that is not known."""
 
     truth: TruthScore | None = None
-    """How good its masks are where the truth is known; None where none is."""
+    """How good the masks are whose true masks are known; None when the run was given no truth."""
     stages: StageShares | None = None
-    """Where the time went; None when a shard of the run did not say."""
+    """How the run's time is shared among the stages; None when a shard did not record it."""
 
     @property
     def prompts(self) -> int:
-        """Rows of the run, one for each prompt that was refined; tombstones are not among them."""
+        """Number of prompts that were refined; tombstones do not count."""
         return sum(row.prompts for row in self.rows)
 
     @property
     def failed(self) -> int:
-        """Prompts without a mask."""
+        """Number of prompts that failed."""
         return sum(row.prompts for row in self.rows if row.status == "failed")
 
     def cells(self) -> list[list[str]]:
-        """A table for people: header, one line for each status and route with its median scores, and the total."""
+        """Return a printable table: the header, a line for each status and route with median scores, and the total."""
         header = ["status", "route", "prompts", *MEASURED]
         lines = [
             [row.status, row.route, str(row.prompts), *("-" if m is None else f"{m:.3f}" for m in row.medians)]
@@ -71,15 +71,15 @@ class RunSummary:
         return [header, *lines, ["all", "", str(self.prompts), *("" for _ in MEASURED)]]
 
     def changes_line(self) -> str:
-        """What was new, changed, withdrawn and unchanged, in words; empty when that is not known."""
+        """Say in words how many prompts were new, changed, withdrawn and unchanged; empty when that is not known."""
         return "" if self.changes is None else describe(self.changes)
 
     def markdown(self) -> str:
-        """The same table in Markdown, under a line that says what was run."""
+        """Write the summary in Markdown: lines about the run, its changes, truth and time, and the table of `cells`."""
         header, *lines = (f"| {' | '.join(line)} |" for line in self.cells())
         rule = "|" + "---|" * len(self.cells()[0])
         speed = "" if self.images_per_second is None else f", {self.images_per_second:.2f} images/s for each actor"
-        counts = f"{self.prompts} prompts, {self.failed} failed{speed}; medians of the scores"
+        counts = f"{counted(self.prompts, 'prompt')}, {self.failed} failed{speed}; medians of the scores"
         title = f"Run `{self.run_id}` of `{self.table_uri}`: {counts}"
         known = (self.changes_line(), *(part.line() for part in (self.truth, self.stages) if part is not None))
         said = [text for text in known if text]
@@ -87,8 +87,8 @@ class RunSummary:
 
 
 def describe(changes: Changes) -> str:
-    """One line, or two when a table of an older version is taken over."""
-    counted = {
+    """Describe changes in one line, or in two when rows of an older version have no fingerprint."""
+    counts = {
         "new": changes.new,
         "changed": changes.changed,
         "refined again": changes.refreshed,
@@ -100,12 +100,12 @@ def describe(changes: Changes) -> str:
             "annotation": changes.prompt_changed, "image replaced": changes.image_changed, "unknown": changes.unknown
         },
         "refined again": {
-            "failed before": changes.failed, "other model or settings": changes.other_model,
+            "failed before": changes.failed, "other model or config": changes.other_model,
             "other version of stable-sam": changes.other_code,
         },
     }  # fmt: skip
     parts = []
-    for name, count in counted.items():
+    for name, count in counts.items():
         reasons = ", ".join(f"{reason} {n}" for reason, n in why.get(name, {}).items() if n)
         if count or name != "refined again":
             parts.append(f"{count} {name}" + (f" ({reasons})" if reasons else ""))
@@ -114,33 +114,34 @@ def describe(changes: Changes) -> str:
         line += f" Of the unchanged, {changes.reviewed} would have been refined if they were not reviewed."
     if changes.unknown:
         line += (
-            f"\n{changes.unknown} rows of an older version of stable-sam have no fingerprint, so they count as "
-            "changed, this once."
+            "\nRows of an older version of stable-sam have no fingerprint, so this run counts their prompts as "
+            f"changed: {changes.unknown}."
         )
     return line
 
 
 def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
-    """Raise `InputError` when more than this share of the prompts failed, or all whatever `max_failed_fraction` is.
+    """Raise `InputError` when more than `max_failed_fraction` of the prompts failed, and always when all failed.
 
-    A night that refined fewer than 100 prompts of a larger table is judged as if others, up to 100, had come out well.
+    A run that refined fewer than 100 prompts of a larger table is judged as if it had refined more without failure, up
+    to 100 or to the number of current prompts.
     """
     judged = max(summary.prompts, min(_FEW_PROMPTS, summary.current_prompts or 0))
     if summary.failed == 0:
         return
     if summary.failed == judged:
-        what = f"all {summary.prompts} prompts failed"
+        what = f"all {summary.prompts} prompts failed" if summary.prompts > 1 else "the only prompt failed"
     elif summary.failed > max_failed_fraction * judged:
-        few = f" (judged as {judged}: a night of few)" if judged > summary.prompts else ""
+        few = f" (judged as {judged} prompts)" if judged > summary.prompts else ""
         share = f"more than max_failed_fraction {max_failed_fraction:g}{few}"
-        what = f"{summary.failed} of {summary.prompts} prompts failed, {share}"
+        what = f"{summary.failed} of {counted(summary.prompts, 'prompt')} failed, {share}"
     else:
         return
-    raise InputError(f"{summary.table_uri}: {what}; run {summary.run_id} is published, its failed rows say why")
+    raise InputError(f"{summary.table_uri}: {what}; run {summary.run_id} is published, and its failed rows say why")
 
 
 def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
-    """Read the rows of one run; `more` sets further fields. Raises `StorageError`."""
+    """Summarise a run from the rows of its table; `more` sets further fields. Raises `StorageError`."""
     medians = ", ".join(f"score_median({score})" for score in MEASURED)
     sql = (
         f"SELECT (SELECT current_prompts FROM runs WHERE run_id = '{run_id}') AS current_prompts, "

@@ -1,4 +1,4 @@
-"""How many tiles a planned night will take, as far as its prompts tell."""
+"""Counts the tiles that a planned run will take, as far as its prompts show."""
 
 from __future__ import annotations
 
@@ -9,48 +9,52 @@ from typing import Any
 
 import duckdb
 
+from stable_sam.errors import counted
 from stable_sam.images.tiles import TilePlan, TileRule
 from stable_sam.prompt_check import checked
 from stable_sam.records import Prompt
 from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row
 
 _BATCH = 10_000
-"""Rows that are Python objects at one time."""
+"""Rows that are converted to Python objects at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileCount:
-    """The tiles of a night's prompts. Masks that reach a border of their tile may add to it, up to the bound."""
+    """The tiles that a planned run will take. Masks that reach a border of their tile may add more, up to `bound`."""
 
     tiles: int
-    """For the boxes on images whose size the source says."""
+    """Number of tiles for the boxes on images whose size the source declares."""
     images: int
-    """With such tiles."""
+    """Number of images with such tiles."""
     bound: int
-    """Tiles that the night takes at most: `max_tiles` for every image that may take one."""
+    """The most tiles that the run can take: `max_tiles` for every image that may take one."""
     images_without_size: int
-    """Whose boxes cannot be told small from large before the image is there."""
+    """Number of images of undeclared size. Whether their boxes are small is known when the image is decoded."""
     prompts_without_box: int
-    """Points alone: whether their objects are small is known after their first answer."""
+    """Number of prompts with points alone. Whether their objects are small is known after their first mask."""
 
     def line(self) -> str:
-        """In words."""
+        """Describe the count in one line."""
         unknown = [
-            f"{count} {what}"
-            for count, what in (
-                (self.images_without_size, "images whose size the source does not say"),
-                (self.prompts_without_box, "prompts of points alone"),
+            f"{counted(count, noun)} {what}"
+            for count, noun, what in (
+                (self.images_without_size, "image", "of undeclared size"),
+                (self.prompts_without_box, "prompt", "with points alone"),
             )
             if count
         ]
-        parts = [f"Tiles: {self.tiles} for small boxes on {self.images} images", f"at most {self.bound} in all"]
+        parts = [
+            f"Tiles: {self.tiles} for small boxes on {counted(self.images, 'image')}",
+            f"at most {self.bound} in all",
+        ]
         if unknown:
             parts.append(f"not known for {' and '.join(unknown)}")
         return "; ".join(parts) + "."
 
 
 def count_tiles(connection: duckdb.DuckDBPyConnection, rule: TileRule) -> TileCount:
-    """The tiles of the prompts in the table `planned`; see `stable_sam.runs.compare`."""
+    """Count the tiles of the prompts in the table `planned`, which `stable_sam.runs.compare.compare` makes."""
     tiles = images = bound = without_size = without_box = 0
     for prompts in _by_image(connection):
         without_box += sum(prompt.box_xyxy is None for prompt in prompts)
@@ -70,7 +74,7 @@ def count_tiles(connection: duckdb.DuckDBPyConnection, rule: TileRule) -> TileCo
 
 
 def _by_image(connection: duckdb.DuckDBPyConnection) -> Iterator[list[Prompt]]:
-    """The usable prompts of each planned image."""
+    """Yield the usable prompts of each planned image."""
     columns = ", ".join(PROMPTS_SCHEMA.names)
     planned = connection.sql(f"SELECT {columns} FROM planned WHERE error IS NULL ORDER BY image_uri, image_id")
 

@@ -1,11 +1,11 @@
-"""A run as a picture: who did what when, in the Trace Event Format that chrome://tracing and ui.perfetto.dev open.
+"""Writes a run as a time line in the Trace Event Format, which chrome://tracing and ui.perfetto.dev open.
 
-A process of the picture is an actor, with its model's process and its helpers; a line of it is one of their threads.
+Each process of the time line is an actor together with its model's process and its helpers; each line is one thread.
 
-    <output>/_runs/<run_id>/spans/<shard_id>.json     written once the shard is committed; nothing depends on it
+    <output>/_runs/<run_id>/spans/<shard_id>.json     the spans of a shard, written after it is committed
 
-Each actor keeps its spans there during a profiled run, because they are too many for its report to the driver.
-`stable-sam vacuum` removes them with the run's folder.
+In a profiled run each actor keeps its spans in such files, because they are too many for its report to the driver.
+Nothing but the trace reads them, and `stable-sam vacuum` removes them with the run's folder.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
 from stable_sam.timing import SPANS_OF_AN_IMAGE, STAGES, WAIT, Span, StageClock, Times
 
 SPANS_OF_A_TRACE = 20_000
-"""4 MB of JSON, which both viewers draw at once. A larger run shows its first shards."""
+"""Most spans of a trace: 4 MB of JSON, which both viewers draw without delay. A larger run shows its first shards."""
 _OF_A_SHARD = ("write", "commit")
 
 
 @dataclass(slots=True)
 class TracedRun:
-    """The run that a block of `traced` makes."""
+    """The run that is traced in a block of `traced`."""
 
     manifest_uri: str | None = None
-    """Set by the block once the run is planned; the trace then shows its actors too."""
+    """URI of the run's manifest, which the block sets once the run is planned. The trace then also shows the actors."""
 
 
 @contextmanager
 def traced(uri: str | None) -> Iterator[TracedRun]:
-    """Write the trace of the block to `uri`, also when the block fails; None writes none.
+    """Write the trace of the block to `uri`, also when the block fails. None writes no trace.
 
-    Raises `StorageError` before the block for a place that cannot be written to.
+    Raises `StorageError` before the block when `uri` cannot be written to.
     """
     run = TracedRun()
     if uri is None:
@@ -52,14 +52,14 @@ def traced(uri: str | None) -> Iterator[TracedRun]:
         with clock:
             yield run
     except BaseException:
-        with suppress(StorageError):  # what ended the run is what must be said
+        with suppress(StorageError):  # the error that ended the run must be reported, not that of its trace
             write_trace(uri, clock.times(), run.manifest_uri)
         raise
     write_trace(uri, clock.times(), run.manifest_uri)
 
 
 def write_trace(uri: str, driver: Times, manifest_uri: str | None = None) -> None:
-    """Write the trace of a run, of the driver's own work alone without a manifest; raises `StorageError`."""
+    """Write the trace of a run, or of the driver alone when there is no manifest; raises `StorageError`."""
     if manifest_uri is None:
         trace = chrome_trace(driver.spans, [])
     else:
@@ -72,9 +72,9 @@ def write_trace(uri: str, driver: Times, manifest_uri: str | None = None) -> Non
 def chrome_trace(
     driver: Sequence[Span], shards: Iterable[ShardSpans], facts: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The trace as a JSON object; `otherData` says what of the run is not in it, and `facts`.
+    """Make the trace as a JSON object, whose `otherData` has `facts` and says what of the run is left out.
 
-    Of `shards` no more are taken than `SPANS_OF_A_TRACE` allows, each whole; the rest is not read.
+    Shards are taken whole, as many as `SPANS_OF_A_TRACE` allows; further shards are not read.
     """
     by_actor: dict[str, list[Span]] = defaultdict(list)
     kept = shown = left_out = 0
@@ -100,8 +100,8 @@ def chrome_trace(
         "shards_shown": shown,
         "full": full,
         "spans_left_out": left_out,
-        "limits": f"at most {SPANS_OF_A_TRACE} spans a run, then it is full and later shards are left out; shards "
-        "that were committed before the run was profiled have none",
+        "limits": f"A trace has at most {SPANS_OF_A_TRACE} spans of actors. When it is full, later shards are left "
+        "out. Shards that were committed before the run was profiled have no spans.",
     }
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
 
@@ -121,7 +121,8 @@ def _event(span: Span, pid: int, tid: int, start: float) -> dict[str, Any]:
 
 
 def _lines(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
-    """The spans by thread, named by the stages there; a thread takes the line of one of its kind that has ended."""
+    """Group spans into lines by thread, each named by its stages. A thread continues the line of an ended thread of the
+    same name."""
     by_thread: dict[str, list[Span]] = defaultdict(list)
     for span in spans:
         by_thread[span.thread].append(span)
@@ -147,24 +148,24 @@ def _last(spans: Iterable[Span]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSpans:
-    """The work on one shard."""
+    """The spans of the work on one shard."""
 
     shard_id: str
     actor: str
-    """Node and process."""
+    """Node and process id of the actor."""
     spans: tuple[Span, ...]
     left_out: int
-    """Spans that were one too many."""
+    """Number of spans that were dropped because the clock's limit was reached."""
 
 
 def write_spans(manifest: RunManifest, shard_id: str, actor: str, times: Times) -> None:
-    """Keep the spans of a shard beside its commit record; raises `StorageError`."""
+    """Write the spans of a shard to the run's folder; raises `StorageError`."""
     content: dict[str, Any] = {"actor": actor, "left_out": times.left_out, "spans": [asdict(s) for s in times.spans]}
     write_bytes(_uri(manifest, shard_id), json.dumps(content).encode())
 
 
 def read_spans(manifest: RunManifest) -> Iterator[ShardSpans]:
-    """The shards of a run that have spans, in the order in which actors got them; one at a time is held.
+    """Yield the spans of each shard that has any, one shard at a time, in the order of the manifest.
 
     Raises `StorageError`.
     """

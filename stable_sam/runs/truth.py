@@ -1,15 +1,14 @@
-"""Ground truth for part of a source: true masks laid beside the prompts of a run, and each mask's IoU with its own.
+"""Scores masks with true masks, which may be known for a part of a source: each mask's IoU with its true mask.
 
     truth file (COCO instances) --load_truth, cut_truth, when the run is planned--> a file of true masks for each shard
     masks of a shard, and its true masks --with_true_iou, before the shard is committed--> the column `true_iou`
 
-A row is never changed once it is committed, so its `true_iou` is part of what is committed: a function of its mask and
-of its truth, which enters the hash of the run's content as prompts and images do. Another truth is another run; a
-resume, a second driver, compaction, vacuum and every reader of Parquet treat the column as any other. A table beside
-the rows would have to be found by each of these.
+A committed row never changes, so `true_iou` is committed with it. It depends only on the mask and on the truth, which
+is part of the hash of the run's content like prompts and images: with another truth, a run is another run. Resumes,
+second drivers, compaction, vacuum and readers of Parquet treat the column like any other, whereas a table of scores
+beside the rows would have to be found by each of them.
 
-Images are matched by name: the one whose `file_name` the image's URI ends with. Prompts are matched within an image, by
-`match`.
+An image belongs to the true image whose `file_name` its URI ends with. `match` finds a prompt's object in its image.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ TRUTH_SCHEMA = pa.schema(
         ("mask_counts", pa.string()),
     ]
 )
-"""A true mask; an image without any has one row, null but for its URI."""
+"""One row for each true mask. An image without true masks has one row, which is null except for its URI."""
 MIN_BOX_IOU = 0.25
-"""A weak box that overlaps less with every object is of none: a false alarm, or an object that the truth leaves out.
-Low, so that the objects of bad boxes are scored too."""
+"""A weak box that overlaps less with every object has no true mask: it is a false alarm, or the truth leaves its object
+out. The value is low so that bad boxes of objects are scored as well."""
 _CHUNK = 10_000
-"""Elements of the file that are Python objects at one time."""
+"""Elements of the truth file that are Python objects at a time."""
 _IMAGES = pa.schema(
     [("image_id", pa.string()), ("file_name", pa.string()), ("height", pa.int32()), ("width", pa.int32())]
 )
@@ -68,20 +67,21 @@ _ANNOTATIONS = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrueMask:
-    """An object of the truth."""
+    """The true mask of one object."""
 
     annotation_id: str
     category: str | None
     rle: Mapping[str, Any]
-    """As pycocotools has it."""
+    """COCO RLE in the form that pycocotools takes."""
     box_xywh: tuple[float, float, float, float]
-    """Tight."""
+    """Tight box around the mask, in original pixels."""
 
 
 def load_truth(connection: duckdb.DuckDBPyConnection, truth_uri: str) -> str:
-    """Make `truth`, the true masks of the images of `cut`, as the file writes them; returns a digest, empty for none.
+    """Make the table `truth`, the annotations of the truth file for the images of `cut`.
 
-    Raises `AnnotationError` naming file and record for what is not COCO instances, `StorageError`.
+    Returns a digest of it, empty when no image has truth. Raises an `AnnotationError` that names the file and the
+    record when the file does not hold COCO instances, and `StorageError`.
     """
     for name, schema in (("images", _IMAGES), ("categories", _CATEGORIES), ("annotations", _ANNOTATIONS)):
         connection.register("chunk", schema.empty_table())
@@ -112,9 +112,10 @@ def load_truth(connection: duckdb.DuckDBPyConnection, truth_uri: str) -> str:
 def cut_truth(
     connection: duckdb.DuckDBPyConnection, shards: Sequence[ShardPlan], truth_uri: str
 ) -> tuple[ShardPlan, ...]:
-    """Store the true masks of each of `shards`, which are those of `cut` in order; returns them with their `truth`.
+    """Store the true masks of each shard and return the shards with their number of rows in `truth`.
 
-    Raises `AnnotationError` naming the record of a mask that is none, `StorageError`.
+    shards: the shards of the table `cut`, in its order.
+    Raises an `AnnotationError` that names the annotation whose mask is invalid, and `StorageError`.
     """
     numbers = [number for (number,) in connection.execute("SELECT DISTINCT shard FROM cut ORDER BY shard").fetchall()]
     places = {number: place for place, number in enumerate(numbers)}
@@ -132,7 +133,7 @@ def cut_truth(
 
 
 def read_truth(shard: ShardPlan) -> pa.Table:
-    """The true masks (TRUTH_SCHEMA) of a shard; none where it has none. Raises `StorageError`."""
+    """Read the true masks (TRUTH_SCHEMA) of a shard; an empty table when there are none. Raises `StorageError`."""
     if not shard.truth:
         return TRUTH_SCHEMA.empty_table()
     data = read_bytes(shard.truth_uri)
@@ -143,7 +144,7 @@ def read_truth(shard: ShardPlan) -> pa.Table:
 
 
 def with_true_iou(prompts: Sequence[Prompt], masks: Sequence[RefinedMask], truth: pa.Table) -> list[RefinedMask]:
-    """`masks` of `prompts` with their `true_iou`, where a true mask (TRUTH_SCHEMA) is that of the prompt."""
+    """Return `masks` with their `true_iou`, for each prompt that matches a true mask of `truth` (TRUTH_SCHEMA)."""
     objects: dict[str, list[TrueMask]] = {}
     for row in truth.to_pylist():
         if row["mask_counts"] is not None and not row["iscrowd"]:
@@ -159,11 +160,12 @@ def with_true_iou(prompts: Sequence[Prompt], masks: Sequence[RefinedMask], truth
 
 
 def match(prompt: Prompt, objects: Sequence[TrueMask]) -> TrueMask | None:
-    """The object of an image that `prompt` is of, None when there is none. Several prompts may be of one object.
+    """Find the object of an image that a prompt means; None when there is none. Several prompts may mean one object.
 
-    Only objects of the prompt's category count, where both have one. The object with the prompt's annotation_id, if
-    the prompt has no box or the two overlap at all: two files may count their annotations from 1 each, and then the
-    same id means nothing. Else the object whose tight box has the highest IoU with the prompt's, from `MIN_BOX_IOU` on.
+    Objects of another category than the prompt's are ignored. An object with the prompt's annotation_id matches if the
+    prompt has no box or their boxes overlap: equal ids alone mean nothing when both files count annotations from 1.
+    Otherwise the object whose tight box has the highest IoU with the prompt's box matches, if this is at least
+    `MIN_BOX_IOU`.
     """
     same = [one for one in objects if None in (one.category, prompt.category) or one.category == prompt.category]
     if not same:
@@ -181,7 +183,7 @@ def match(prompt: Prompt, objects: Sequence[TrueMask]) -> TrueMask | None:
 
 
 def _read(connection: duckdb.DuckDBPyConnection, uri: str) -> None:
-    """Fill `truth_images`, `truth_categories` and `truth_annotations`, which may come in any order."""
+    """Fill `truth_images`, `truth_categories` and `truth_annotations`, which the file may hold in any order."""
     readers = {
         "images": (_image, _IMAGES),
         "categories": (_category, _CATEGORIES),
@@ -239,7 +241,7 @@ def _annotation(item: Any, where: str) -> dict[str, Any]:
 
 
 def _true_mask(row: Mapping[str, Any], uri: str) -> dict[str, Any]:
-    """A row of `truth` as one of TRUTH_SCHEMA."""
+    """Convert a row of the table `truth` to a row of TRUTH_SCHEMA."""
     known = {name: row.get(name) for name in TRUTH_SCHEMA.names}
     if row["segmentation"] is None:
         return known

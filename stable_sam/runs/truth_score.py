@@ -1,4 +1,4 @@
-"""How good a run's masks are where the truth is known: what stays with the run in the table's log."""
+"""Scores a run's masks with the true masks that are known. The figures are kept with the run in the table's log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from stable_sam.errors import counted
 from stable_sam.rle import rle
 from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.truth import TRUTH_SCHEMA, read_truth
@@ -21,31 +22,33 @@ from stable_sam.table.current import first_row, load_live, workspace
 from stable_sam.table.query import rows_of
 
 MAX_IMAGES = 10_000
-"""Of more images with truth, so many (by a hash of their URIs) give the AP, which holds all their masks."""
+"""Most images that the AP is computed on, chosen by a hash of their URIs: all their masks are held in memory."""
 _FOUND = "image_uri, prompt_id, category, mask_size, mask_counts, area, coalesce(quality, predicted_iou, 1) AS score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruthScore:
-    """The figures of a run; None where there is nothing to count."""
+    """How good a run's masks are. A figure is None when there is nothing to compute it from."""
 
     truth_matched: int = 0
-    """Masks of the run with a `true_iou`: see `stable_sam.runs.truth.match`."""
+    """Number of masks of the run with a `true_iou`, which `stable_sam.runs.truth.match` decides."""
     truth_mean_iou: float | None = None
-    """Their mean `true_iou`."""
+    """Mean `true_iou` of these masks."""
     truth_share_75: float | None = None
-    """Part of them with a `true_iou` of at least 0.75."""
+    """Share of these masks with a `true_iou` of at least 0.75."""
     truth_images: int = 0
-    """Images that the AP is of: the run refined a prompt of each, and the truth has them."""
+    """Number of images on which the AP is computed: images with truth of which the run refined a prompt."""
     truth_ap: float | None = None
-    """COCO's mask AP of what is current on these images once the run is published, rows of earlier runs included;
-    ordered by quality, else predicted_iou, else (corrected by people) first. Without categories where truth or table
-    has none."""
+    """COCO's mask AP (IoU 0.50 to 0.95) on these images, of all masks that are current once the run is published, also
+    those of earlier runs. Masks are ordered by quality, or by predicted_iou without it; corrected masks come first.
+    Categories are ignored when the truth or the table has none."""
     truth_ap50: float | None = None
+    """COCO's mask AP at IoU 0.50, computed like `truth_ap`."""
     truth_ap75: float | None = None
+    """COCO's mask AP at IoU 0.75, computed like `truth_ap`."""
 
     def line(self) -> str:
-        """One line for people."""
+        """Describe the figures in one line."""
         figures = {
             "mean IoU": self.truth_mean_iou,
             "share of IoU >= 0.75": self.truth_share_75,
@@ -54,14 +57,15 @@ class TruthScore:
             "AP75": self.truth_ap75,
         }
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
-        return f"Truth: {self.truth_matched} masks matched on {self.truth_images} images" + (
-            f"; {shown}." if shown else "."
-        )
+        matched = f"{counted(self.truth_matched, 'mask')} matched on {counted(self.truth_images, 'image')}"
+        return f"Truth: {matched}; {shown}." if shown else f"Truth: {matched}."
 
 
 def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -> TruthScore:
-    """Score a run whose rows are `parts`, to be added to `table`, against the truth that was stored with its plan.
+    """Score a run with the true masks that were stored with its plan.
 
+    table: the table before the run is added; None when there is none yet.
+    parts: the rows of the run.
     Raises `StorageError`.
     """
     shards = [shard for shard in manifest.shards if shard.truth]
@@ -111,9 +115,10 @@ def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -
 def average_precision(
     images: Sequence[str], truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
 ) -> tuple[float | None, float | None, float | None]:
-    """COCO's mask AP, AP50 and AP75 on `images`; None where there is no true mask.
+    """Compute COCO's mask AP, AP50 and AP75 on `images`; each is None when there is no true mask.
 
-    truth, found: image_uri, category, mask_size and mask_counts; with iscrowd, or with area and score.
+    truth: the true masks, with image_uri, category, mask_size, mask_counts and iscrowd.
+    found: the masks to score, with image_uri, category, mask_size, mask_counts and score.
     """
     if not truth:
         return None, None, None
@@ -122,7 +127,7 @@ def average_precision(
     categories = {name: number for number, name in enumerate(names if by_category else [""], 1)}
     numbers = {uri: number for number, uri in enumerate(images, 1)}
 
-    # Ids from 1 on: COCOeval takes a match with the id 0 for none.
+    # Ids begin with 1, because COCOeval takes a match with the id 0 for no match.
     def annotations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [
             {
@@ -137,7 +142,7 @@ def average_precision(
             for number, row in enumerate(rows, 1)
         ]
 
-    # It prints what it does.
+    # pycocotools prints its progress and its results.
     with contextlib.redirect_stdout(io.StringIO()):
         sides = [_coco(numbers, categories, annotations(rows)) for rows in (truth, found)]
         evaluation = COCOeval(*sides, "segm")
@@ -151,7 +156,8 @@ def average_precision(
 def _coco(numbers: Mapping[str, int], categories: Mapping[str, int], annotations: list[dict[str, Any]]) -> COCO:
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": number, "height": 0, "width": 0} for number in numbers.values()],  # of the masks themselves
+        # The masks have sizes of their own, so the images need none.
+        "images": [{"id": number, "height": 0, "width": 0} for number in numbers.values()],
         "categories": [{"id": number, "name": name} for name, number in categories.items()],
         "annotations": annotations,
     }

@@ -1,20 +1,20 @@
-"""Vacuum: remove the files that no reader and no run needs any more.
+"""Vacuums a table: removes the files that no reader and no run needs any more.
 
-What is needed, however old it is:
-    every file of the versions that readers could open within the retention, the newest above all
-    the newest plan that continues the newest run: it can be taken up at any time, so its manifest, its shards, its
-    commit records and all its parts stay, committed or not
+These files are kept, however old they are:
+    all files of the versions that were the newest one at any time within the retention
+    the newest plan that continues the newest run, which a driver can resume at any time: its manifest, its shards, its
+    commit records and all its parts, committed or not
     the folder of the newest run
 
-What else lies in places that only this software writes to, and was not touched within the retention, is removed: parts
-of killed actors, parts that a compaction replaced, killed compactions, folders of published and of abandoned runs,
-probes and partial files. Other files are never looked at. A run without publishing counts as touched as long as any of
-its files is young.
+All other files in places that only this software writes to are removed when they were not modified within the
+retention: parts of killed actors, parts that a compaction replaced, files of killed compactions, folders of published
+and of abandoned runs, probes and partial files. Files in other places are never removed. All files of an unpublished
+run are kept as long as one of them was modified within the retention.
 
-An abandoned run may be taken up at the very moment at which it is removed (its source is again as it was then). No row
-is lost: what is removed under a driver makes its run fail, by a missing shard or commit record, and the next start
-plans it anew; a driver that is past that, because it has read all commit records to publish them, has said so before
-(`announce_publish`), and its parts stay.
+A driver may resume an abandoned run (because its source is again as it was then) while its files are removed. No row is
+lost. Either the driver's run fails because a shard or a commit record is missing, and the next start plans it anew; or
+the driver has already read all commit records to publish them. It has then left a file that says so
+(`announce_publish`), and the parts are kept.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ from stable_sam.table.log import RunInfo, list_runs, open_table, storage_error, 
 
 RETENTION_HOURS = 168.0
 MIN_RETENTION_HOURS = 24.0
-"""Longer than a query runs, a shard is refined, a night is planned or a table compacted: these have files that nobody
-refers to yet, and age is all that tells them from those of the dead."""
+"""Longer than it takes to run a query, refine a shard, plan a run or compact a table. Their files are not yet referred
+to, and only their age tells them from the files of killed processes."""
 
 Kind = Literal["part", "run", "leftover"]
 _PLACES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    # First: a partial file may lie anywhere. The log's own are named after the version, or by a random number.
+    # Partial files come first, because they may lie anywhere. deltalake's have a version or a random number as name.
     ("leftover", re.compile(rf"(.*/)?\.[0-9a-f]{{32}}{re.escape(PARTIAL_SUFFIX)}")),
     ("leftover", re.compile(r"_probe-[0-9a-f]{32}")),
     ("leftover", re.compile(r"_delta_log/(_commit_[0-9a-f-]+\.json\.tmp|[^/]+#\d+)")),
     ("run", re.compile(r"_runs/(?P<run>[^/]+)/.+")),
     ("part", re.compile(r"data/(?P<run>[^/]+)/[^/]+\.parquet")),
     ("part", re.compile(r"data/compacted/[^/]+/[^/]+\.parquet")),
-    # Where other software that rewrote the table puts its files.
+    # Other software that rewrites the table puts its files there.
     ("part", re.compile(r"part-[^/]+\.parquet")),
 )
 _ORDER = ("manifest.json", "commits/", "")
-"""Below a run's folder. Whenever this is interrupted, what is left is a run that can be planned again: never a manifest
-without shards, nor a commit record without its part."""
+"""Order in which the files of a run's folder are removed. A run whose removal is interrupted can always be planned
+again, because it never has a manifest without shards or a commit record without its part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VacuumReport:
-    """What was removed, or with `dry_run` would be: by kind, the files."""
+    """The files that were removed or, with `dry_run`, would be removed."""
 
     parts: tuple[StoredFile, ...]
     """Parquet files that no version within the retention refers to."""
@@ -73,28 +73,29 @@ class VacuumReport:
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """All of them."""
+        """All files of the report."""
         return (*self.leftovers, *self.runs, *self.parts)
 
     @property
     def size(self) -> int:
-        """Bytes of all of them."""
+        """Size of all files together in bytes."""
         return sum(file.size for file in self.files)
 
 
 def vacuum(
     table_uri: str, *, retention_hours: float = RETENTION_HOURS, dry_run: bool = False, force: bool = False
 ) -> VacuumReport:
-    """Remove what nobody needs and nobody touched for `retention_hours`; older versions can then no longer be read.
+    """Remove unneeded files that are older than `retention_hours`. Older versions can then no longer be read.
 
-    Safe beside refine, publish, compact and readers. A retention below `MIN_RETENTION_HOURS` needs `force` and is safe
-    only while none of them runs (a run that was interrupted is safe all the same). dry_run: nothing is removed.
-    Raises `ConfigError` for a retention that is too short, `NotFoundError` when there is neither a table nor a run,
+    Refine, publish, compact and readers may run at the same time. A retention below `MIN_RETENTION_HOURS` needs
+    `force`, and is safe only while none of them runs; an interrupted run can still be resumed.
+    dry_run: removes nothing.
+    Raises `ConfigError` for a retention that is too short, `NotFoundError` when there is neither a table nor a run, and
     `StorageError`.
     """
     _check_retention(retention_hours, force)
     cutoff = datetime.now(UTC) - timedelta(hours=retention_hours)
-    # The listing comes before the log: what becomes part of the table in between is then known to be live.
+    # Files are listed before the log is read, so that files added to the table in between are known to be live.
     listed = [(kind, found, file) for file in list_stored(table_uri) for kind, found in _place(file.path)]
     table = open_table(table_uri)
     if table is None and not any(kind == "run" for kind, _, _ in listed):
@@ -122,13 +123,13 @@ def _check_retention(hours: float, force: bool) -> None:
         raise ConfigError(f"retention of {hours} hours: expected a number that is not negative")
     if hours < MIN_RETENTION_HOURS and not force:
         raise ConfigError(
-            f"retention of {hours:g} hours: expected at least {MIN_RETENTION_HOURS:g}, or force while nothing else "
-            "uses the table: files of running work would look like those of the dead"
+            f"retention of {hours:g} hours: expected at least {MIN_RETENTION_HOURS:g}, because files of running work "
+            "look like those of killed processes; force a shorter one only while nothing else uses the table"
         )
 
 
 def _place(path: str) -> Iterable[tuple[Kind, re.Match[str]]]:
-    """What a file of ours is; nothing for one that is not."""
+    """Return the kind of a file that this software wrote, with the match of its path; empty for any other file."""
     for kind, pattern in _PLACES:
         found = pattern.fullmatch(path)
         if found is not None:
@@ -139,7 +140,7 @@ def _place(path: str) -> Iterable[tuple[Kind, re.Match[str]]]:
 def _kept_runs(
     table_uri: str, runs: Sequence[RunInfo], by_run: Mapping[str, Collection[StoredFile]], cutoff: datetime
 ) -> dict[Kind, set[str]]:
-    """Runs of which everything of a kind stays."""
+    """Return the ids of the runs of which all files of a kind are kept."""
     newest = runs[0].run_id if runs else None
     published = {run.run_id: run for run in runs}
     folders, parts = ({newest} if newest is not None else set[str]()), set[str]()
@@ -147,7 +148,7 @@ def _kept_runs(
     for run_id, files in by_run.items():
         young = any(file.modified >= cutoff for file in files)
         if run_id in published:
-            # A driver that published it a moment ago may still read its folder.
+            # The driver that published the run may still be reading its folder.
             if young or published[run_id].published_at >= cutoff:
                 folders.add(run_id)
             continue
@@ -166,7 +167,7 @@ def _kept_runs(
 
 
 def _continues(manifest_uri: str, newest: str | None) -> bool:
-    """Whether a run can still be published: it was planned on top of the newest one, by this version."""
+    """Tell whether a run can still be published: this version of stable-sam planned it on top of the newest run."""
     try:
         return read_manifest(manifest_uri).parent_run_id == newest
     except StorageError:
@@ -174,7 +175,7 @@ def _continues(manifest_uri: str, newest: str | None) -> bool:
 
 
 def _live_paths(table: DeltaTable, cutoff: datetime) -> set[str]:
-    """Files of the version that readers saw at `cutoff` and of all later ones."""
+    """Return the paths of all files of the version that was the newest one at `cutoff` and of all later versions."""
     live = set(paths_of(layout(table).history))
     newest = table.version()
     for version in versions_since(table, cutoff):
@@ -188,14 +189,14 @@ def _live_paths(table: DeltaTable, cutoff: datetime) -> set[str]:
 
 
 def _remove(table_uri: str, dead: dict[Kind, list[StoredFile]], published: Collection[str]) -> None:
-    """Remove what is `dead`, and take from it the parts that turned out to be needed meanwhile."""
+    """Remove the files in `dead`, without the parts that a run has come to need meanwhile, which leave `dead`."""
     remove_files(table_uri, [file.path for file in dead["leftover"]])
     rest = [file.path for file in dead["run"]]
     for step in _ORDER:
         now = [path for path in rest if path.split("/", 2)[2].startswith(step)]
         remove_files(table_uri, now)
         rest = [path for path in rest if path not in set(now)]
-    # A driver may have taken up an abandoned run since its folder was looked at, and published it, or be about to.
+    # A driver may have resumed an abandoned run since its folder was listed, and published it or be about to.
     abandoned = {file.path.split("/")[1] for file in dead["run"]}.difference(published)
     taken_up = {run for run in abandoned if list_files(join(table_uri, "_runs", run, PUBLISHING))}
     needed = tuple(f"data/{run}/" for run in taken_up)

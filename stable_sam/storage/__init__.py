@@ -1,1 +1,1 @@
-"""Storage: the only place that opens a file or an object by its URI."""
+"""Reads, writes and lists files and objects by their URI. No other room opens a URI."""

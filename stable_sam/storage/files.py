@@ -1,8 +1,9 @@
-"""Files and objects by URI: the only module that writes. Local paths, `s3://`, and whatever else fsspec knows.
+"""Reads and writes files and objects by their URI: local paths, `s3://`, and all other protocols of fsspec. No other
+module writes.
 
-S3 takes its settings from the usual variables: AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), AWS_REGION (or
-AWS_DEFAULT_REGION), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and wherever else
-botocore looks. Every function raises `StorageError` or one of its subclasses, in one line that begins with the URI.
+S3 is configured by the usual variables AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), AWS_REGION (or AWS_DEFAULT_REGION),
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE, and by everything else that botocore reads.
+Every function raises `StorageError` or one of its subclasses, with a message of one line that begins with the URI.
 """
 
 from __future__ import annotations
@@ -30,32 +31,35 @@ from stable_sam.storage.listing import StoredFile, local_file, local_files, obje
 from stable_sam.storage.storage_errors import explained, explained_file
 
 PARTIAL_SUFFIX = ".stable-sam-partial"
-"""Ending of local files that are still being written; what a killed writer leaves under this name is never listed."""
+"""Ending of local files that are still being written. Listings leave such files out, also those of killed writers."""
 SINGLE_PUT_BYTES = 5 * 2**30
 """S3's limit for one PUT. s3fs splits far smaller objects, and not every store honours conditions on split uploads."""
 BLOCK_BYTES = 4 * 2**20
-"""Of a stream: one request of S3, big enough to hide its round trip."""
+"""Bytes that a stream reads with one request of S3, enough to hide the round trip."""
 S3_ROUNDS = 2
-"""Rounds of s3fs around botocore's own four attempts: an outage of seconds is ridden out, a dead endpoint told soon."""
+"""Rounds of s3fs around botocore's own four attempts: an outage of seconds passes, and a dead store soon fails."""
 CREATE_ATTEMPTS = 5
-"""S3 answers 409 when two create-only writes meet; the request then has to be repeated."""
+"""Attempts of a create-only write. S3 answers 409 when two of them meet, and the request then has to be repeated."""
 _REMOVERS = 16
-"""Files removed at the same time: each costs a round trip."""
+"""Files that are removed at the same time, because each removal waits for a round trip."""
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of something below `uri`, with exactly one slash between the parts."""
+    """Join a URI and the parts of a path below it, with exactly one slash between them."""
     base = uri if uri.endswith("://") else uri.rstrip("/") + "/"
     return base + "/".join(part.strip("/") for part in parts)
 
 
 def absolute_uri(uri: str) -> str:
-    """A local path made absolute, `~` included, for those who stand in another folder; a URI as it is."""
+    """Make a local path absolute and expand `~`, for processes in another working folder; a URI stays unchanged."""
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
-    """The whole content; `NotFoundError` when there is nothing, `StorageError` when it is longer than `max_bytes`."""
+    """Read the whole content.
+
+    Raises `NotFoundError` when nothing lies there and `StorageError` when the content is longer than `max_bytes`.
+    """
     with explained(uri, "read"):
         filesystem, path = _open(uri)
         if max_bytes is None:
@@ -67,16 +71,19 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
 
 
 def read_head(uri: str, length: int) -> bytes:
-    """The first `length` bytes, fewer of a shorter file, by one request; `NotFoundError` when there is nothing."""
+    """Read the first `length` bytes, or all of a shorter file, by one request.
+
+    Raises `NotFoundError` when nothing lies there.
+    """
     with explained(uri, "read"):
         return _head(*_open(uri), length)
 
 
 def open_stream(uri: str) -> BinaryIO:
-    """The content as a seekable file that is read in blocks and never held whole; close it at the end.
+    """Open the content as a seekable file that is read in blocks and never held whole. The caller closes it.
 
-    Raises `NotFoundError` when there is nothing; reading raises `StorageError`, also when an object is replaced
-    meanwhile.
+    Raises `NotFoundError` when nothing lies there. Reading raises `StorageError`, also when the object is replaced
+    while it is read.
     """
     with explained(uri, "read"):
         filesystem, path = _open(uri)
@@ -88,7 +95,7 @@ def open_stream(uri: str) -> BinaryIO:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write or replace the whole content: readers see the old or the new bytes, never a part (S3: one PUT)."""
+    """Write or replace the whole content (on S3 by one PUT). Readers see the old or the new bytes, never a part."""
     with explained(uri, "write"):
         filesystem, path = _open(uri)
         if isinstance(filesystem, LocalFileSystem):
@@ -100,9 +107,9 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 @contextmanager
 def write_stream(uri: str) -> Iterator[BinaryIO]:
-    """A file to write, of any length, whose content lies at `uri` when the block ends, and never when it raises.
+    """Open a file of any length for writing. Its content lies at `uri` once the block ends, but not when it raises.
 
-    Until then it is a local file: beside `uri` when that is local.
+    Until then the content is in a local file, which lies beside `uri` when `uri` is local.
     """
     with explained(uri, "write"):
         filesystem, path = _open(uri)
@@ -122,18 +129,18 @@ def write_stream(uri: str) -> Iterator[BinaryIO]:
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
-    """Write the content only if nothing is there yet; of many writers exactly one gets True.
+    """Write the content only if nothing is there yet. Of many writers exactly one gets True.
 
-    True: the object is there with exactly our bytes (also when the store's answer was lost and the object, read back,
-    turns out to be ours). False: something else is there. Writers that race must therefore write different bytes, for
-    example an owner token.
+    Returns True when the object is there with exactly these bytes, also when the store's answer was lost and the object
+    is read back and found equal. Returns False when something else is there. Writers that race must therefore write
+    different bytes, for example an owner token.
     """
     with explained(uri, "create"):
         return _create(*_open(uri), data)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file, an object or a folder is there."""
+    """Tell whether a file, an object or a folder lies at the URI."""
     with explained(uri, "look up"):
         filesystem, path = _open(uri)
         try:
@@ -144,39 +151,39 @@ def exists(uri: str) -> bool:
 
 
 def is_folder(uri: str) -> bool:
-    """Whether a folder is there and no file; raises `NotFoundError` when nothing is."""
+    """Tell whether a folder, and not a file, lies at the URI; raises `NotFoundError` when nothing does."""
     with explained(uri, "look up"):
         filesystem, path = _open(uri)
         return bool(filesystem.info(path)["type"] == "directory")
 
 
 def list_files(uri: str) -> list[str]:
-    """URIs of all files below a folder, at any depth, sorted. Empty when the folder is empty or missing."""
+    """Return the sorted URIs of all files below a folder, at any depth; none when the folder is empty or missing."""
     return sorted(list_versions(uri))
 
 
 def list_versions(uri: str) -> dict[str, str]:
-    """URI -> version (as `file_version` gives it) of all files below a folder, by one listing."""
+    """Return the version, as `file_version` does, of every file below a folder by its URI, with one listing."""
     base = uri.rstrip("/")
     return {f"{base}/{name}": version for name, version in iter_versions(uri)}
 
 
 def iter_versions(uri: str) -> Iterator[tuple[str, str]]:
-    """(path below the folder, version) of all files below a folder, at any depth, in no particular order.
+    """Yield (path below the folder, version) of all files below a folder, at any depth, in no particular order.
 
-    One listing (S3: a request for every 1,000 objects) that is passed on as it comes. Of a local folder, links that
-    lead out of it are no part.
+    One listing is passed on page by page (S3: a request for every 1,000 objects). In a local folder, links that lead
+    out of it are left out.
     """
     return ((file.path, file.version) for file in iter_files(uri))
 
 
 def iter_files(uri: str) -> Iterator[StoredFile]:
-    """What `iter_versions` lists, as the listing tells it."""
+    """Yield the files that `iter_versions` lists, with all that the listing says about them."""
     return (file for file in _files(uri, links=True) if not file.path.endswith(PARTIAL_SUFFIX))
 
 
 def file_version(uri: str) -> str:
-    """What changes when the content changes: the etag of an object; modification time (ns) and size of a local file."""
+    """Return a text that changes with the content: the etag, or a local file's modification time (ns) and size."""
     with explained(uri, "look up"):
         filesystem, path = _open(uri)
         local = isinstance(filesystem, LocalFileSystem)
@@ -184,9 +191,10 @@ def file_version(uri: str) -> str:
 
 
 def modified_since(uri: str, moment: datetime) -> frozenset[str]:
-    """URIs of the files below a folder (or `uri` itself, a file's) that were modified at `moment` or later.
+    """Return the URIs of the files below a folder, or of the file `uri` itself, that were modified since `moment`.
 
-    Listed as `iter_versions` does. A store that tells no time of modification counts as modified.
+    Leaves out the files that `iter_versions` leaves out. In a store without modification times all files count as
+    modified.
     """
     base = uri.rstrip("/")
     with explained(uri, "list"), suppress(FileNotFoundError):
@@ -198,12 +206,12 @@ def modified_since(uri: str, moment: datetime) -> frozenset[str]:
 
 
 def list_stored(uri: str) -> Iterator[StoredFile]:
-    """Every file below a folder, also the partial files of killed writers; links are left out."""
+    """Yield every file below a folder, also the partial files of killed writers; links are left out."""
     return _files(uri, links=False)
 
 
 def remove_files(uri: str, paths: Sequence[str]) -> None:
-    """Remove the files at `paths` below `uri`, and local folders that are empty then; what is gone already is fine."""
+    """Remove the files at `paths` below `uri`, and local folders that are then empty. Missing files are ignored."""
     with explained(uri, "remove files below"):
         filesystem, root = _open(uri)
 
@@ -221,25 +229,26 @@ def remove_files(uri: str, paths: Sequence[str]) -> None:
 
 
 def check_output(uri: str) -> None:
-    """Before work starts: can we write below `uri`, and does the store refuse to create what already exists?
+    """Check before work starts that `uri` can be written to and that its store refuses to create what already exists.
 
-    Creates a small object, tries to create it again, and removes it. A local folder is made when it is missing.
+    Creates a small object, tries to create it again, and removes it. A missing local folder is created.
+    Raises `StorageError`.
     """
     with explained(uri, "write below"):
         filesystem, path = _open(join(uri, f"_probe-{uuid.uuid4().hex}"))
         created, created_again = _create(filesystem, path, b"first"), _create(filesystem, path, b"second")
-        # A folder where nothing may be deleted is still a good place for results.
+        # A folder in which nothing may be deleted can still hold results.
         with suppress(OSError):
             filesystem.rm_file(path)
     if not created or created_again:
         raise StorageError(
-            f"{uri}: cannot keep runs apart there: the output needs a store that refuses to create what exists already "
-            "(If-None-Match), but of two writes the second replaced the first: use AWS S3, MinIO, Ceph or a local disk"
+            f"{uri}: cannot keep runs apart there: expected a store that refuses to create what already exists "
+            "(If-None-Match), but the second of two writes replaced the first; use AWS S3, MinIO, Ceph or a local disk"
         )
 
 
 def delta_options(uri: str) -> dict[str, str]:
-    """`storage_options` with which deltalake reaches the same place by the same settings; empty for a local path."""
+    """Return the `storage_options` with which deltalake opens `uri` as this module does; empty for a local path."""
     if not s3.is_s3(uri):
         return {}
     with explained(uri, "open"):
@@ -247,16 +256,14 @@ def delta_options(uri: str) -> dict[str, str]:
 
 
 def _open(uri: str) -> tuple[Any, str]:
-    """The fsspec file system and the path in it.
+    """Return the fsspec file system of a URI and the path in it.
 
-    Not by fsspec's `url_to_fs`: that takes `::` in a file name for a chain of file systems.
+    fsspec's `url_to_fs` would take `::` in a file name for a chain of file systems.
     """
     protocol, _ = split_protocol(uri)
     if protocol is not None and without_credentials(uri) != uri:
-        # It would stand in the table, the manifest and the logs.
-        raise StorageError(
-            f"{uri}: expected a URI without credentials; they belong into the AWS variables or a profile"
-        )
+        # The credentials would be stored in the table, the manifest and the logs.
+        raise StorageError(f"{uri}: expected a URI without credentials; put them into the AWS variables or a profile")
     if s3.is_s3(uri):
         filesystem = fsspec.filesystem("s3", **s3.s3fs_options())
         filesystem.retries = S3_ROUNDS
@@ -276,7 +283,7 @@ def _head(filesystem: Any, path: str, length: int) -> bytes:
     try:
         return bytes(s3.whole(filesystem.cat_file, path, start=0, end=length))
     except OSError as error:
-        if s3.http_status(error) == 416:  # an empty object has no range
+        if s3.http_status(error) == 416:  # the store refuses every range of an empty object
             return b""
         raise
 
@@ -303,8 +310,8 @@ def _create_object(filesystem: Any, path: str, data: bytes) -> bool:
             status = s3.http_status(error)
             if status is not None and status < 500 and status not in (409, 412):
                 raise
-            # Refused or unanswered, what counts is what lies there now: a retry inside the client may have met its own
-            # first attempt ("already exists", but ours), and not every store's refusal becomes FileExistsError.
+            # Whether the write was refused or unanswered, the object that lies there now decides: a retry inside the
+            # client may have met its own first attempt, and not every store's refusal becomes FileExistsError.
             with suppress(FileNotFoundError):
                 return bool(s3.whole(filesystem.cat_file, path) == data)
             if status not in (409, 412) or attempt == CREATE_ATTEMPTS:
@@ -316,7 +323,7 @@ def _create_object(filesystem: Any, path: str, data: bytes) -> bool:
 def _create_local(path: Path, data: bytes) -> bool:
     with _local_partial(path, data) as partial:
         try:
-            # A hard link is the one local operation that puts a complete file in place and fails when a name is taken.
+            # Only a hard link both puts a complete local file in place and fails when the name is taken.
             os.link(partial, path)
         except FileExistsError:
             return path.read_bytes() == data
@@ -325,7 +332,7 @@ def _create_local(path: Path, data: bytes) -> bool:
 
 @contextmanager
 def _local_partial(path: Path, data: bytes) -> Iterator[Path]:
-    """A complete, flushed file beside `path`, removed at the end unless it was renamed."""
+    """Write a complete, flushed file beside `path`, which is removed at the end unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:

@@ -1,4 +1,4 @@
-"""JSON documents of any length, written in pieces: one list in them grows element by element."""
+"""Writes JSON documents of any length whose lists grow element by element, so that no list is held in memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ Append = Callable[[Any], None]
 
 @contextmanager
 def json_lists(uri: str, head: Mapping[str, Any] | None, names: tuple[str, ...]) -> Iterator[tuple[Append, ...]]:
-    """Write an object of `head` and of a list under each of `names`; gives a function that appends, for each list.
+    """Write a JSON object with the fields of `head` and a list under each of `names`. Yields, for each list, a function
+    that appends an element.
 
-    head: None for a document that is one list. The first list is written as it comes, the others wait on disk.
+    head: None writes a document that is a single list.
+    The first list is written to the document at once; the others are kept in temporary files until the end.
     """
     with write_stream(uri) as file, ExitStack() as opened:
         waiting = [opened.enter_context(tempfile.TemporaryFile()) for _ in names[1:]]

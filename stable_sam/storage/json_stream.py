@@ -1,8 +1,7 @@
-"""JSON documents of any length, read in pieces: one list element at a time is in memory.
+"""Reads JSON documents of any length in pieces, with one list element at a time in memory.
 
-Each element goes through Python's own scanner, so it means what `json.loads` makes of it: this module exists because
-the parsers made for streams refuse NaN, 1e400 and whole numbers of any size, which must each become a failed row here
-and not the end of the file.
+Each element is parsed by Python's own scanner, so it equals what `json.loads` returns. Other streaming parsers refuse
+NaN, 1e400 and very large whole numbers. Here such an element must become a failed row without ending the whole file.
 """
 
 from __future__ import annotations
@@ -16,19 +15,22 @@ from typing import Any, BinaryIO
 from stable_sam.errors import AnnotationError, one_line
 
 MAX_ELEMENT_CHARS = 16 * 2**20
-"""Of one value that is held as a whole. As Python objects it is some 30 times as big."""
+"""Most characters of one value, which is held whole. Its Python objects take about 30 times as much memory."""
 CHUNK_BYTES = 2**20
 LONGEST_WORD = 10
-"""A little more than `-Infinity`: so near the end of the text an error may mean that the rest has not been read."""
+"""A little longer than `-Infinity`. An error this close to the end of the text may only mean that more must be read."""
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE: Callable[[str, int], re.Match[str]] = re.compile(r"[ \t\n\r]*").match  # type: ignore[assignment]  # matches always
 
 
 class JsonStream:
-    """A position in a JSON document; what is no JSON raises `AnnotationError` with line and column."""
+    """A position in a JSON document, which moves forward as values are read.
+
+    Methods raise `AnnotationError` with line and column where the document is not valid JSON.
+    """
 
     def __init__(self, file: BinaryIO, name: str, offset: int = 0) -> None:
-        """`file` is read from `offset` (bytes) on; `name` is the document's, for messages."""
+        """Read `file` from `offset` in bytes on; `name` is the document's name in messages."""
         self._file, self._name = file, name
         file.seek(offset)
         self._decoder = codecs.getincrementaldecoder("utf-8-sig" if offset == 0 else "utf-8")()
@@ -37,12 +39,12 @@ class JsonStream:
 
     @property
     def offset(self) -> int:
-        """Where the position is in the file, in bytes: another stream may start there."""
+        """Offset of the position in the file in bytes, at which another stream may start."""
         waiting = self._text[self._at :].encode() + self._decoder.getstate()[0]
         return self._file.tell() - len(waiting)
 
     def peek(self) -> str:
-        """The next character that is no white space, empty at the end of the file."""
+        """Return the next character that is no white space, without taking it; empty at the end of the file."""
         while True:
             self._at = _SPACE(self._text, self._at).end()
             if self._at < len(self._text):
@@ -51,7 +53,7 @@ class JsonStream:
                 return ""
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that begins here; the value behind each must be taken or skipped before the next."""
+        """Yield the keys of the object that begins here. Take or skip the value of each key before the next one."""
         self._take("{", "Expecting property name enclosed in double quotes")
         if self.peek() == "}":
             self._at += 1
@@ -59,7 +61,7 @@ class JsonStream:
         yield from self._members()
 
     def more_members(self) -> Iterator[str]:
-        """The further keys of an object when the position is behind one of its values."""
+        """Yield the remaining keys of an object when the position is behind one of its values."""
         if not self._ends("}"):
             yield from self._members()
 
@@ -74,7 +76,7 @@ class JsonStream:
                 return
 
     def elements(self) -> Iterator[Any]:
-        """The elements of the list that begins here."""
+        """Yield the elements of the list that begins here."""
         self._take("[", "Expecting value")
         if self.peek() == "]":
             self._at += 1
@@ -85,7 +87,7 @@ class JsonStream:
                 return
 
     def value(self) -> Any:
-        """The value that begins here, as a whole."""
+        """Return the whole value that begins here."""
         self.peek()
         while True:
             try:
@@ -98,16 +100,16 @@ class JsonStream:
             except (ValueError, RecursionError) as error:
                 raise self._error(one_line(error)) from None
             else:
-                # At the end of the text a number may go on.
+                # A number at the end of the text may have more digits in the file.
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value
             if len(self._text) - self._at > MAX_ELEMENT_CHARS:
-                raise self._error(f"one value of more than {MAX_ELEMENT_CHARS} characters")
+                raise self._error(f"one value has more than {MAX_ELEMENT_CHARS} characters")
             self._fill()
 
     def skip(self) -> None:
-        """Pass by the value that begins here; a list may be of any length."""
+        """Skip the value that begins here; a list may have any length."""
         if self.peek() == "[":
             for _ in self.elements():
                 pass
@@ -115,7 +117,7 @@ class JsonStream:
             self.value()
 
     def end(self) -> None:
-        """Raise `AnnotationError` when something follows."""
+        """Raise `AnnotationError` unless the document ends here."""
         if self.peek():
             raise self._error("Extra data")
 
@@ -132,7 +134,7 @@ class JsonStream:
         return found == last
 
     def _fill(self) -> bool:
-        """Read on, at least as much as is waiting, and forget what has been taken; False at the end of the file."""
+        """Read at least as much text again as is waiting, and drop what was taken; False at the end of the file."""
         if self._ended:
             return False
         taken, rest = self._text[: self._at], self._text[self._at :]

@@ -1,4 +1,4 @@
-"""What lies below a folder, passed on as the store tells it: never a description of every file at once."""
+"""Lists the files below a folder and yields them as the store names them, so that they are never all in memory."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from stable_sam.storage import s3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file as a listing tells it."""
+    """What a listing says about one file."""
 
     path: str
-    """Below the folder that was listed, with slashes."""
+    """Path below the listed folder, with slashes."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified: datetime
-    """UTC; the far future where the store tells no time."""
+    """Time of the last modification in UTC; `datetime.max` when the store does not give it."""
     version: str
-    """What changes when the content changes: the etag of an object; modification time (ns) and size of a local file."""
+    """A text that changes with the content: an object's etag, or a local file's modification time (ns) and size."""
 
 
 def local_files(root: str, *, links: bool) -> Iterator[StoredFile]:
-    """The files below a local folder, none when it is missing.
+    """Yield the files below a local folder, none when it is missing.
 
-    A stranger's folder may hold `links` to anywhere: those that lead nowhere or out of `root` are left out, and below a
-    linked folder no further linked folder is entered, so that links in a circle end. Pipes and devices never end, and
-    names that are no Unicode can stand in no annotation file: they are left out, too.
+    links: whether links are followed. Links that lead nowhere or out of `root` are always left out, and below a linked
+    folder no further linked folder is entered, so that circular links end.
+    Pipes and devices are left out because reading them may never end. Names that are not valid Unicode are left out
+    because no annotation file can contain them.
     """
     inside = os.path.realpath(root) + os.sep
     folders = [("", False)]
@@ -58,7 +59,7 @@ def local_files(root: str, *, links: bool) -> Iterator[StoredFile]:
 
 
 def objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
-    """The objects below `path` in a file system of fsspec; S3: by one request for every 1,000, each as it comes."""
+    """Yield the objects below `path` in a file system of fsspec; on S3 page by page, by a request for every 1,000."""
     root = path.rstrip("/") + "/"
     listed = _s3_pages(filesystem, root) if "s3" in filesystem.protocol else _found(filesystem, path)
     for name, info in listed:
@@ -67,7 +68,7 @@ def objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
 
 
 def local_file(path: str, found: os.stat_result) -> StoredFile:
-    """A local file of which `found` is known."""
+    """Describe a local file by its `stat` result."""
     return StoredFile(
         path=path,
         size=found.st_size,
@@ -77,7 +78,7 @@ def local_file(path: str, found: os.stat_result) -> StoredFile:
 
 
 def stored_object(path: str, info: dict[str, Any]) -> StoredFile:
-    """An object of which `info` is known, as S3's listing or fsspec has it."""
+    """Describe an object by an entry of S3's listing or by fsspec's `info`."""
     size = info["Size"] if "Size" in info else info["size"]
     etag = info.get("ETag") or info.get("etag")
     when = info.get("LastModified") or info.get("mtime")
@@ -104,7 +105,7 @@ def _leads_inside(path: str, folder: str) -> bool:
 
 
 def _s3_pages(filesystem: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """s3fs itself would hold what is known of every object."""
+    """List objects page by page, because s3fs's own listing would hold the descriptions of all objects in memory."""
     bucket, _, key = prefix.partition("/")
     page: dict[str, Any] = {"NextContinuationToken": None}
     while "NextContinuationToken" in page:

@@ -1,4 +1,4 @@
-"""What is needed next is made by threads while something else goes on."""
+"""Computes the next results of an iteration in threads while the caller uses the present one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TypeVar
 from stable_sam.timing import carried
 
 THREADS = 16
-"""Of many small requests, each waits for a round trip most of the time."""
+"""Threads for many small requests, each of which mostly waits for a round trip."""
 AHEAD = 64
-"""Answers to them that may wait to be taken: so much is in memory."""
+"""Results that may wait in memory until the caller takes them."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,10 +22,10 @@ R = TypeVar("R")
 def ahead(
     function: Callable[[T], R], items: Iterable[T], depth: int = AHEAD, *, threads: int = THREADS
 ) -> Generator[R, None, None]:
-    """`map(function, items)` whose next `depth` results are being made by threads, from this call on.
+    """Yield `map(function, items)` while threads compute the next `depth` results. They start with this call.
 
-    The results come in the order of `items`; an exception comes where its result would. The threads measure on the
-    stage clock of the caller.
+    The results have the order of `items`, and an exception is raised in the place of its result. The threads measure on
+    the stage clock of the caller.
     """
     pool, rest, function = ThreadPoolExecutor(min(threads, depth)), iter(items), carried(function)
     waiting = deque(pool.submit(function, item) for item in islice(rest, depth))

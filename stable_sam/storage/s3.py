@@ -1,4 +1,4 @@
-"""How S3 is reached: one reading of the usual AWS variables for s3fs and for deltalake, and what its refusals mean."""
+"""Configures S3 from the usual AWS variables, alike for s3fs and deltalake, and interprets its errors."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ REFUSED_CREDENTIALS_CODES = frozenset(
 )
 
 ANSWER_ATTEMPTS = 4
-"""For an answer that breaks off in the middle, each with the client's own, which do not count it as an error."""
+"""Attempts for an answer that breaks off in the middle, which the clients do not repeat by themselves. The clients' own
+attempts come on top."""
 
 
 def is_s3(uri: str) -> bool:
-    """Whether S3 is meant."""
+    """Tell whether a URI is one of S3."""
     return split_protocol(uri)[0] in S3_PROTOCOLS
 
 
 def s3fs_options() -> dict[str, Any]:
-    """Arguments of `s3fs.S3FileSystem`.
+    """Return the arguments of `s3fs.S3FileSystem`.
 
-    Everything of the environment that matters is among them, because fsspec reuses an instance for equal arguments.
+    They hold every environment variable that matters, because fsspec reuses an instance for equal arguments.
     """
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     given = {"key": key, "secret": secret, "token": os.environ.get("AWS_SESSION_TOKEN")} if key and secret else {}
@@ -51,14 +52,14 @@ def s3fs_options() -> dict[str, Any]:
         "profile": os.environ.get("AWS_PROFILE"),
         "endpoint_url": _endpoint(),
         "client_kwargs": {"region_name": region} if region else {},
-        # Other writers change what is there, so a remembered listing would be wrong.
+        # Other writers add and remove objects, so a cached listing would be wrong.
         "use_listings_cache": False,
         "config_kwargs": {
             "connect_timeout": 5,
             "read_timeout": 60,
-            # Four attempts. The newer modes do not know the status 429, with which some stores ask for patience.
+            # botocore's newer retry modes do not repeat after status 429, with which some stores ask clients to wait.
             "retries": {"mode": "legacy", "total_max_attempts": 4},
-            # Checksum trailers, botocore's newer default, are refused by many S3-compatible stores.
+            # Many S3-compatible stores refuse checksum trailers, which are botocore's newer default.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         },
@@ -66,9 +67,9 @@ def s3fs_options() -> dict[str, Any]:
 
 
 def deltalake_options() -> dict[str, str]:
-    """`storage_options` of deltalake; raises one of NO_CREDENTIALS_ERRORS, or botocore's other errors.
+    """Return the `storage_options` of deltalake; raises one of NO_CREDENTIALS_ERRORS, or botocore's other errors.
 
-    Credentials are looked up here and handed over, because deltalake itself would wait minutes where there are none.
+    The credentials are looked up here because deltalake itself would wait minutes when there are none.
     """
     session = Session()
     credentials = session.get_credentials()
@@ -91,24 +92,27 @@ def deltalake_options() -> dict[str, str]:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Status of the answer behind an error of s3fs or botocore; None when there was no answer."""
+    """Return the HTTP status behind an error of s3fs or botocore; None when there was no answer."""
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else None
 
 
 def error_code(error: BaseException) -> str:
-    """S3's own name for what is behind an error of s3fs or botocore, such as NoSuchBucket; empty without an answer."""
+    """Return S3's error code, such as NoSuchBucket, behind an error of s3fs or botocore; empty when there is none."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def is_broken_answer(error: BaseException) -> bool:
-    """Whether an answer broke off in the middle: an error of aiohttp's, which s3fs passes on as it is, or of
-    deltalake's, which has one class for all errors of stores."""
+    """Tell whether an error means that an answer broke off in the middle.
+
+    s3fs passes on the errors of aiohttp unchanged; deltalake has one class for all errors of stores, so its message
+    decides.
+    """
     return type(error).__module__.partition(".")[0] == "aiohttp" or "response body error" in str(error)
 
 
 def whole(ask: Any, *arguments: Any, **options: Any) -> Any:
-    """What `ask` returns, asked again when the answer broke off in the middle."""
+    """Call `ask` and return its result; call it again when the answer broke off in the middle."""
     for _ in range(ANSWER_ATTEMPTS - 1):
         try:
             return ask(*arguments, **options)

@@ -1,4 +1,4 @@
-"""What fsspec, s3fs and botocore raise, as one line that begins with the URI."""
+"""Turns the errors of fsspec, s3fs and botocore into `StorageError`s of one line that begins with the URI."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from stable_sam.storage import s3
 
 @contextmanager
 def explained(uri: str, action: str) -> Iterator[None]:
-    """Turn the errors of what is done to `uri` into `StorageError` and its subclasses."""
+    """Turn the errors of the block into `StorageError` and its subclasses.
+
+    The messages begin with "`uri`: cannot `action`".
+    """
     try:
         yield
     except StableSamError:
         raise
     except s3.NO_CREDENTIALS_ERRORS as error:
         raise CredentialsError(
-            f"{uri}: cannot {action}: no S3 credentials ({_reason(error)}): "
+            f"{uri}: cannot {action}: no S3 credentials ({_reason(error)}); "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from error
     except FileNotFoundError as error:
@@ -43,7 +46,7 @@ def explained(uri: str, action: str) -> Iterator[None]:
 
 
 def explained_file(file: Any, uri: str) -> io.RawIOBase:
-    """A file of fsspec whose errors are explained like all others."""
+    """Wrap an open file of fsspec so that reading it raises `StorageError` and its subclasses."""
     return _ExplainedFile(file, uri)
 
 

@@ -1,4 +1,4 @@
-"""The published table of masks, read from Python: SQL to DuckDB, Arrow, pandas or Polars.
+"""Reads a published table of masks from Python, by SQL, into DuckDB, Arrow, pandas or Polars.
 
 with stable_sam.table.open("s3://lake/masks") as table:
     worst = table.pandas("SELECT * FROM worst LIMIT 100")
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # DuckDB is imported when a table is opened: the schema alone costs none
+if TYPE_CHECKING:  # DuckDB is only imported when a table is opened, so that the schema alone does not need it
     from stable_sam.table.masks_table import MasksTable
 
 
 def open(uri: str, as_of: str | None = None, *, memory_limit: str | None = None) -> MasksTable:
-    """Open the masks table at `uri` (what was given to refine as `--output`), local or on S3.
+    """Open the masks table at `uri`, local or on S3: the `--output` of `stable-sam refine`.
 
-    as_of: what readers saw then: a run_id, a Delta version, or an ISO date or timestamp (UTC); None: now.
-    memory_limit: what DuckDB may hold, such as "500MB", before it spills to a temporary folder; None: its usual limit.
+    as_of: opens the table as readers saw it then: after a run (run_id), at a Delta version, or at an ISO date or
+    timestamp (UTC). None opens its newest version.
+    memory_limit: memory that DuckDB may take before it spills to a temporary folder, such as "500MB". None is 2 GB.
     Raises `NotFoundError` when there is no table, `InputError`, `ConfigError` and `StorageError`.
     """
     from stable_sam.table.masks_table import MasksTable

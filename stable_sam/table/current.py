@@ -1,10 +1,11 @@
-"""Which rows of a table are current, in SQL; and the current prompts as a DuckDB table beside which others are laid.
+"""Finds the current rows of a table by SQL, and loads the current prompts into DuckDB to compare a source with them.
 
-Of the rows with one prompt_id the one with the highest revision is current, unless it says that the annotation was
+Of the rows with one prompt_id, the row with the highest revision is current, unless it says that the annotation was
 withdrawn.
 
-candidates  the table's rows that can be current (see layout.py), read column by column
-live        prompt_id, revision, prompt_hash, image_hash, flags    the newest rows, without withdrawn ones
+DuckDB then has two relations:
+candidates  all rows of the table that can be current (see layout.py)
+live        prompt_id, revision, prompt_hash, image_hash and flags of the current rows
 """
 
 from __future__ import annotations
@@ -25,32 +26,33 @@ from stable_sam.table.layout import layout, paths_of
 from stable_sam.table.schema import MASKS_SCHEMA
 
 NEWEST_FIRST = "row_number() OVER (PARTITION BY prompt_id ORDER BY revision DESC)"
-"""1 for the newest of the rows with one prompt_id, 2 for the one before it, and so on."""
+"""SQL that numbers the rows of each prompt_id: 1 is the newest row, 2 the one before it, and so on."""
 CURRENT = f"SELECT * FROM history QUALIFY {NEWEST_FIRST} = 1 AND status <> 'withdrawn'"
-"""The current rows, for engines that see all rows and nothing else. Ours reads less: see `stable_sam.table.layout`."""
+"""SQL of the current rows for engines that know only the view `history`. Our own queries read fewer files, as
+`stable_sam.table.layout` allows."""
 MADE_BEFORE_REVIEW = f"""
     SELECT * FROM history SEMI JOIN (SELECT prompt_id FROM masks WHERE status = 'reviewed') USING (prompt_id)
     WHERE status = 'ok' QUALIFY {NEWEST_FIRST} = 1
 """
-"""Of each prompt that is reviewed now, the row that was reviewed: the newest that a model made."""
+"""SQL of the rows that were reviewed: for each prompt that is reviewed now, the newest row that a model made."""
 FAILED, OTHER_MODEL, OTHER_CODE, REVIEWED = 1, 2, 4, 8
-"""Bits of `flags`: the row failed; other weights or settings made it than `Maker` says; another version did; people
-did, and what they decided stands."""
+"""Bits of `flags`: the row failed, was made with another model or config than `Maker` says, was made by another version
+of this software, or holds what a reviewer decided."""
 _MEMORY_LIMIT = "800MB"
-"""What DuckDB may hold before it spills."""
+"""Memory that DuckDB may take before it spills to disk."""
 
 
 def newest_revisions(rows: str) -> str:
-    """SQL of prompt_id and revision of the newest of `rows` with each prompt_id.
+    """Return SQL for the prompt_id and revision of the newest row of each prompt in the relation `rows`.
 
-    Filters pass a join with it; only those of prompt_id would pass a window function.
+    DuckDB pushes any filter through a join with it, but only filters of prompt_id through a window function.
     """
     return f"SELECT prompt_id, max(revision) AS revision FROM {rows} GROUP BY prompt_id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maker:
-    """What a row must have been made by not to be another's."""
+    """The model, config and software version of a run, with which those of existing rows are compared."""
 
     model_id: str
     weights_sha256: str
@@ -61,31 +63,34 @@ class Maker:
 
 @contextmanager
 def workspace() -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with bounded memory and a folder to spill to, which is removed at the end.
+    """Open DuckDB with bounded memory and a folder to spill to, which is removed at the end.
 
-    What DuckDB raises becomes a `StorageError`: the table cannot be read, or the folder is full.
+    Errors of DuckDB become a `StorageError`: the table cannot be read, or the folder is full.
     """
     with tempfile.TemporaryDirectory(prefix="stable-sam-plan-") as folder:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY_LIMIT,
             "temp_directory": folder,
             "python_enable_replacements": False,
-            "preserve_insertion_order": False,  # whatever needs an order asks for it
+            "preserve_insertion_order": False,  # every query that needs an order has an ORDER BY
         }
         try:
             with duckdb.connect(config=config) as connection:
                 yield connection
         except duckdb.Error as error:
-            raise StorageError(f"cannot compare source and table, in {folder}: {one_line(error)[:300]}") from error
+            raise StorageError(f"{folder}: cannot compare source and table: {one_line(error)[:300]}") from error
 
 
 def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, maker: Maker | None = None) -> int:
-    """Make `candidates` and `live`; returns how many prompts are current. Without a `maker` no row is another's."""
+    """Make the relations `candidates` and `live` and return the number of current prompts.
+
+    maker: what OTHER_MODEL and OTHER_CODE compare with; None sets neither of them.
+    """
     files = None if table is None else layout(table)
     nothing = MASKS_SCHEMA.empty_table()
     connection.register("compacted", nothing if files is None else files.current)
-    connection.register("nights", nothing if files is None else files.nights)
-    connection.execute("CREATE VIEW candidates AS SELECT * FROM compacted UNION ALL SELECT * FROM nights")
+    connection.register("later", nothing if files is None else files.later)
+    connection.execute("CREATE VIEW candidates AS SELECT * FROM compacted UNION ALL SELECT * FROM later")
     flags = f"CASE status WHEN 'failed' THEN {FAILED} WHEN 'reviewed' THEN {REVIEWED} ELSE 0 END"
     parameters: list[str] = []
     if maker is not None:
@@ -94,8 +99,8 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
             f"THEN {OTHER_MODEL} ELSE 0 END + CASE WHEN code_version <> $5 THEN {OTHER_CODE} ELSE 0 END"
         )
         parameters = [maker.model_id, maker.weights_sha256, maker.dtype, maker.config_hash, maker.code_version]
-    # Rows of a table without fingerprints have a null. That of the newest row must not let an older row's value
-    # through, as arg_max would; 0 stands for "none".
+    # Rows without a fingerprint have a null, which arg_max would skip in favour of an older row's value. So 0 stands
+    # for "no fingerprint".
     columns = f"""
         prompt_id, revision, {flags} AS flags, status = 'withdrawn' AS withdrawn,
         coalesce({STORED_PROMPT_HASH}, 0)::UBIGINT AS prompt_hash,
@@ -103,10 +108,10 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
     """
     untouched = ""
     if files is not None and paths_of(files.current):
-        # Only then: the nights' files are opened once more for it.
+        # Without files in `current` this part would only open the files in `later` a second time.
         untouched = f"""
             UNION ALL BY NAME
-            SELECT {columns} FROM compacted ANTI JOIN (SELECT prompt_id FROM nights) USING (prompt_id)
+            SELECT {columns} FROM compacted ANTI JOIN (SELECT prompt_id FROM later) USING (prompt_id)
         """
     connection.execute(
         f"""
@@ -117,7 +122,7 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
                    arg_max(image_hash, revision) AS image_hash,
                    arg_max(flags, revision) AS flags,
                    arg_max(withdrawn, revision) AS withdrawn
-            FROM (SELECT {columns} FROM nights)
+            FROM (SELECT {columns} FROM later)
             GROUP BY prompt_id
             {untouched}
         )
@@ -129,7 +134,7 @@ def load_live(connection: duckdb.DuckDBPyConnection, table: DeltaTable | None, m
 
 
 def count_with(table: DeltaTable | None, added: Dataset) -> tuple[int, int, int]:
-    """Rows and distinct prompts of `added`, and prompts that are current when these rows are in the table."""
+    """Count the rows of `added`, their distinct prompts, and the current prompts of the table once `added` is in it."""
     with workspace() as connection:
         load_live(connection, table)
         connection.register("added_rows", added)
@@ -142,6 +147,6 @@ def count_with(table: DeltaTable | None, added: Dataset) -> tuple[int, int, int]
 
 
 def first_row(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
-    """The row that a query of exactly one row gives."""
+    """Run a query that has exactly one row and return this row."""
     (row,) = connection.execute(sql).fetchall()
     return tuple(row)

@@ -1,13 +1,13 @@
-"""Which files of a table can hold current rows.
+"""Tells by their paths which files of a table can hold current rows.
 
-    data/<run_id>/...                        parts of a run: each prompt_id at most once
-    data/compacted/<id>/current-<n>.parquet  of each prompt_id the row that was current then, no withdrawn ones
-    data/compacted/<id>/past-<n>.parquet     rows that were not: replaced by newer rows, or tombstones
+    data/<run_id>/...                        parts of a run, in which each prompt_id occurs at most once
+    data/compacted/<id>/current-<n>.parquet  the rows that were current at the compaction, one for each prompt_id
+    data/compacted/<id>/past-<n>.parquet     the other rows, which newer rows had replaced, and tombstones
 
-A compaction takes up every row there is but those in earlier `past` files. So all rows of later parts are newer than
-all `current` ones, and `past` rows are never current again. Before the first compaction, the parts of the first run are
-to all others what `current` files are to later parts: that run withdraws nothing. Files in other places, which other
-software made of these, tell nothing; then every file may hold current rows.
+A compaction rewrites all rows except those in earlier `past` files. So all rows of later parts are newer than all
+`current` rows, and `past` rows are never current again. Before the first compaction, the parts of the first run take
+the place of the `current` files, because the first run withdraws nothing. When other software has rewritten files and
+put them elsewhere, their paths say nothing, and every file may hold current rows.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ COMPACTED = "data/compacted/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The files of one version of a table, as Arrow datasets of MASKS_SCHEMA; older columns are null."""
+    """The files of one version of a table, as Arrow datasets of MASKS_SCHEMA. Columns that a file lacks are null."""
 
     history: FileSystemDataset
-    """All of them."""
+    """All files."""
     current: FileSystemDataset
-    """Rows of which each is current unless `nights` has its prompt_id."""
-    nights: FileSystemDataset
-    """Rows that are newer than those of `current`, several for a prompt_id."""
+    """Files of rows that are current unless `later` has a row with the same prompt_id."""
+    later: FileSystemDataset
+    """Files of rows that are newer than those of `current`; several rows may have the same prompt_id."""
     past: FileSystemDataset
-    """Rows that are not current."""
+    """Files of rows that are not current."""
 
 
 def layout(table: DeltaTable, first_run_id: str | None = None) -> Layout:
-    """Tell the files of `table` apart by their paths.
+    """Divide the files of `table` by their paths.
 
-    first_run_id: of the table's first run; then its parts are `current` ones until a compaction took them up.
+    first_run_id: id of the table's first run, whose parts then count as `current` until the first compaction.
     """
     found = table.to_pyarrow_dataset(schema=MASKS_SCHEMA)
     history = _dataset(found, [_of_its_run(fragment) for fragment in found.get_fragments()])
     paths = paths_of(history)
     compacted = {path.rpartition("/")[0] for path in paths if _is(path, "current")}
     if len(compacted) > 1 or not all(path.startswith("data/") for path in paths):
-        return Layout(history=history, current=subset(history, ()), nights=history, past=subset(history, ()))
+        return Layout(history=history, current=subset(history, ()), later=history, past=subset(history, ()))
     current = {path for path in paths if _is(path, "current") or (not compacted and _run_of(path) == first_run_id)}
     past = {path for path in paths if _is(path, "past")}
     return Layout(
         history=history,
         current=subset(history, current),
-        nights=subset(history, set(paths) - current - past),
+        later=subset(history, set(paths) - current - past),
         past=subset(history, past),
     )
 
 
 def subset(rows: FileSystemDataset, paths: Iterable[str]) -> FileSystemDataset:
-    """Those files of a dataset that lie at `paths`."""
+    """Return the dataset of those files of `rows` that lie at `paths`, relative to the table."""
     wanted = set(paths)
     return _dataset(rows, [fragment for fragment in rows.get_fragments() if fragment.path in wanted])
 
 
 def paths_of(rows: FileSystemDataset) -> list[str]:
-    """Paths of a dataset's files, relative to the table."""
+    """Return the paths of a dataset's files, relative to the table."""
     return [fragment.path for fragment in rows.get_fragments()]
 
 
@@ -75,7 +75,7 @@ def _dataset(like: FileSystemDataset, fragments: list[ParquetFileFragment]) -> F
 
 
 def _of_its_run(fragment: ParquetFileFragment) -> ParquetFileFragment:
-    """A part, with the promise that all its rows are of one run: who asks for others need not open it."""
+    """Mark a part as holding only rows of its run, so that queries for other runs need not open it."""
     run_id = _run_of(fragment.path)
     if run_id is None:
         return fragment

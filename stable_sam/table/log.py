@@ -1,4 +1,4 @@
-"""The runs of a table, read from its Delta log: each publish leaves its run's facts in the commit it makes."""
+"""Reads the runs of a table from its Delta log. Each published run is described in the metadata of its commit."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from stable_sam.table.schema import LATER_COLUMNS, MASKS_SCHEMA
 RUN_KEY = "stable_sam_run"
 """Key of the run in the metadata of its commit."""
 REVIEW_MODEL = "review"
-"""`model_id` of a run that people made, by an import; `review:NAME` where it is known who."""
+"""`model_id` of a run that imported a review; `review:NAME` when the reviewer's name is known."""
 COMMIT_ATTEMPTS = 8
-"""At the next version of a table, which somebody else may write first, or whose answer may be lost."""
+"""Attempts to commit the next version of a table: another writer may be first, or the store's answer may be lost."""
 _PAUSE = 0.2
-"""Seconds before the second attempt, then doubled."""
+"""Seconds before the second attempt; they double before each further one."""
 _RECENT = 20
-"""Commits looked at first for the newest run: between two runs lie at most a few compactions."""
+"""Commits that are searched first for the newest run, because only a few compactions lie between two runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """A published run, as its Delta commit tells it."""
+    """A published run as its Delta commit describes it."""
 
     run_id: str
     revision: int
@@ -41,7 +41,7 @@ class RunInfo:
     rows: int
     failed: int
     routes: dict[str, int]
-    """Rows by route."""
+    """Number of rows by route."""
     images: int
     annotations_uri: str
     images_uri: str
@@ -52,29 +52,32 @@ class RunInfo:
     dtype: str
     logical_date: str | None
     publisher: str
-    """Random token of the driver whose commit it was."""
+    """Random token of the driver that made the commit."""
     source_hash: str = ""
-    """Hash of all prompts of the source and of the versions of their images, whether or not they were refined."""
+    """Hash of all prompts of the source, including those that were not refined, and of the versions of their images."""
     source_version: str | None = None
-    """Hash of the versions of everything that was read; the same again means that nothing has changed."""
+    """Hash of the versions of all files that were read. A later run that gets the same hash finds no changes."""
     current_prompts: int | None = None
-    """Prompts that are current since this run."""
+    """Number of current prompts after this run."""
     changes: dict[str, int] = field(default_factory=dict)
-    """Prompts by what was done with them: the fields of `stable_sam.records.Changes`."""
+    """Number of prompts by what was done with them, with the fields of `stable_sam.records.Changes`."""
     actor_seconds: float | None = None
-    """What its shards took, summed; None when not all of them said."""
+    """Seconds that actors spent on the shards, summed; None when a shard did not record them."""
     stage_seconds: dict[str, float] | None = None
-    """The same by stage of `timing.STAGES`, each of them; seconds of threads, also of those beside the model's."""
+    """Seconds by stage, for every stage of `timing.STAGES`, summed over all threads; None when a shard did not record
+    them."""
     jitter_count: int | None = None
-    """K behind each prompt_stability of the run: only equal K and scale compare. None for a run of an older version."""
+    """Number K of jittered prompts behind each prompt_stability, which is comparable only between runs of equal K and
+    scale. None for a run of an older version."""
     jitter_scale: float | None = None
-    """Noise scale of the K moved prompts."""
+    """Noise scale of the jittered prompts. None for a run of an older version."""
     stability_offset: float | None = None
     """Logit offset of each stability_score. None for a run of an older version."""
     tiles: str | None = None
-    """`RefinerConfig.tile_rule`: which objects were asked in tiles. None: none were."""
+    """`RefinerConfig.tile_rule` of the run; None when all masks were made in the whole image."""
     truth_uri: str | None = None
-    """True masks that the run was scored against; None where it was not. What follows: see `truth_score.TruthScore`."""
+    """True masks that the run was scored with; None when it was not. The next fields are those of
+    `stable_sam.runs.truth_score.TruthScore`."""
     truth_matched: int | None = None
     truth_mean_iou: float | None = None
     truth_share_75: float | None = None
@@ -83,29 +86,30 @@ class RunInfo:
     truth_ap50: float | None = None
     truth_ap75: float | None = None
     version: int
-    """Delta version that this run made: open the table at it to see what readers saw after this run."""
+    """Delta version that this run made. The table opened at this version is what readers saw after this run."""
     published_at: datetime
+    """Time of the run's Delta commit in UTC."""
 
     @property
     def is_review(self) -> bool:
-        """Whether people made it: no night, and nothing of it was refined."""
+        """Whether this run imported a review, so that it is no night and refined nothing."""
         return is_review(self.model_id)
 
 
 def is_review(model_id: str) -> bool:
-    """Whether rows with this `model_id` are what people decided."""
+    """Tell whether rows with this `model_id` hold what a reviewer decided."""
     return model_id.partition(":")[0] == REVIEW_MODEL
 
 
 def pause_after(attempt: int) -> None:
-    """Wait before the attempt at a commit that follows this one; the first is 0."""
+    """Wait after a failed attempt to commit, before the next one. The first attempt has number 0."""
     time.sleep(_PAUSE * 2**attempt)
 
 
 def open_table(output_uri: str) -> DeltaTable | None:
-    """Open the newest version of the table; None when there is none yet.
+    """Open the newest version of the table; returns None when there is no table yet.
 
-    Raises `StorageError`, also for a table of another software or of a newer version of this one.
+    Raises `StorageError`, also for a table that other software or a newer version of this software wrote.
     """
     try:
         table: DeltaTable = whole(DeltaTable, output_uri, storage_options=delta_options(output_uri))
@@ -118,9 +122,10 @@ def open_table(output_uri: str) -> DeltaTable | None:
 
 
 def go_back(table: DeltaTable, as_of: str) -> None:
-    """Load what readers of `table` saw at a moment: an ISO date (its first moment) or timestamp, UTC unless it says
-    otherwise; after the run of this id; or at this Delta version.
+    """Load the version of `table` that readers saw at an earlier moment.
 
+    as_of: a run_id for the moment after that run, a Delta version, an ISO date for its first moment, or an ISO
+    timestamp, in UTC unless it has an offset.
     Raises `InputError` when `as_of` is none of these, `NotFoundError` when the table did not exist yet, `StorageError`.
     """
     version = _version_at(table, as_of)
@@ -131,26 +136,32 @@ def go_back(table: DeltaTable, as_of: str) -> None:
 
 
 def versions_since(table: DeltaTable, moment: datetime) -> list[int]:
-    """The versions that readers could open at `moment` or later, in ascending order. Raises `StorageError`."""
+    """Return, in ascending order, the versions that were the newest one at `moment` or later. Raises `StorageError`."""
     commits = sorted(_history(table), key=lambda commit: int(commit["version"]))
     before = [index for index, commit in enumerate(commits) if _when(commit) <= moment]
     return [int(commit["version"]) for commit in commits[max(before, default=0) :]]
 
 
 def list_runs(table: DeltaTable, limit: int | None = None) -> list[RunInfo]:
-    """Published runs, newest first, found in the newest `limit` commits (None: in all). Raises `StorageError`."""
+    """Return the published runs of at least the newest `limit` commits, or of all commits, newest first.
+
+    Raises `StorageError`.
+    """
     return [_run(table, commit) for commit in _history(table, limit) if RUN_KEY in commit]
 
 
 def newest_run(output_uri: str) -> RunInfo | None:
-    """The run that was published last; None when there is no table. Raises `StorageError`, also for a foreign table."""
+    """Return the run that was published last; None when there is no table.
+
+    Raises `StorageError`, also for a table that stable-sam did not make.
+    """
     table = open_table(output_uri)
     runs = [] if table is None else recent_runs(table)
     return runs[0] if runs else None
 
 
 def recent_runs(table: DeltaTable) -> list[RunInfo]:
-    """The newest runs, newest first; none only when there are none at all.
+    """Return some of the newest runs, newest first. They are none only when the table has no runs at all.
 
     Reads the log as it is now, which may be newer than `table`. Raises `StorageError`.
     """
@@ -158,7 +169,7 @@ def recent_runs(table: DeltaTable) -> list[RunInfo]:
 
 
 def storage_error(uri: str, what: str, error: Exception) -> StorageError:
-    """One line of what the Delta library tells in many, with colours and a percent-encoded URI."""
+    """Make a `StorageError` of one line from an error of deltalake, which has many lines and colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error))
     return StorageError(f"{unquote(uri)}: {what}: {' '.join(plain.split())[:300]}")
 
@@ -185,12 +196,12 @@ def _run(table: DeltaTable, commit: Mapping[str, Any]) -> RunInfo:
 
 
 def _history(table: DeltaTable, limit: int | None = None) -> list[dict[str, Any]]:
-    """The newest commits, newest first, at least `limit` of them; the log may be newer than `table`."""
+    """Return the newest commits, newest first: all of them or at least `limit`. The log may be newer than `table`."""
     try:
         commits = whole(table.history, limit)
     except (DeltaError, OSError) as error:
         raise storage_error(table.table_uri, "cannot read the table's history", error) from error
-    # deltalake numbers them from the version of `table`, although they come from the log as it is now.
+    # deltalake counts versions down from that of `table`, although the commits come from the log as it is now.
     up_to_table = table.version() + 1 if limit is None else min(limit, table.version() + 1)
     newest = table.version() + len(commits) - up_to_table
     return [{**commit, "version": newest - index} for index, commit in enumerate(commits)]
@@ -216,7 +227,7 @@ def _version_at(table: DeltaTable, as_of: str) -> int:
     seen = [version for version, commit in zip(versions, commits, strict=True) if _when(commit) <= moment]
     if not seen:
         first = min(map(_when, commits)).isoformat(timespec="seconds")
-        raise NotFoundError(f"as of {as_of}: expected a moment since the table's first version, {first}")
+        raise NotFoundError(f"as of {as_of}: expected a moment since the table's first version of {first}")
     return max(seen)
 
 
@@ -226,8 +237,8 @@ def _when(commit: Mapping[str, Any]) -> datetime:
 
 def _newer(table: DeltaTable, what: str) -> StorageError:
     return StorageError(
-        f"{unquote(table.table_uri)}: the table was written by a newer version of stable-sam, this one does not know "
-        f"its {what}: install that version"
+        f"{unquote(table.table_uri)}: a newer version of stable-sam wrote the table, and this one does not know its "
+        f"{what}; install the newer version"
     )
 
 

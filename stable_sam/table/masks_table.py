@@ -1,4 +1,4 @@
-"""A table of masks from Python: SQL to DuckDB relations, Arrow, pandas or Polars."""
+"""Reads a table of masks from Python, by SQL, into DuckDB relations, Arrow, pandas or Polars."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class MasksTable:
-    """A table as it was when it was opened; what is published meanwhile is not seen. For one thread.
+    """A table as it was when it was opened, without the runs that are published later. Only one thread may use it.
 
-    The views are those of `stable_sam.table.views`, the sandbox that of `stable_sam.table.query`. Every method raises
-    what `stable_sam.table.query.query` raises; a relation is run when its rows are fetched, and then raises DuckDB's
-    own errors. Relations end with the table: close it, or use it as a context manager.
+    SQL can read `masks`, `history`, `runs` and the views of `stable_sam.table.views`, and nothing outside the table.
+    Every method raises what `stable_sam.table.query.query` raises. A relation is run when its rows are fetched, and
+    then raises DuckDB's own errors. Closing the table ends its relations; it is also a context manager.
     """
 
     def __init__(self, uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT) -> None:
-        """See `stable_sam.table.open`."""
+        """Open the table; `stable_sam.table.open` describes the parameters and errors."""
         self.uri = absolute_uri(uri)
         self._as_of, self._memory_limit = as_of, memory_limit
         self._stack = ExitStack()
@@ -35,7 +35,7 @@ class MasksTable:
 
     @property
     def masks(self) -> DuckDBPyRelation:
-        """The newest row of each prompt, without withdrawn ones."""
+        """The newest row of each prompt, without the prompts that were withdrawn."""
         return self.sql("SELECT * FROM masks")
 
     @property
@@ -49,36 +49,36 @@ class MasksTable:
         return self.sql("SELECT * FROM runs")
 
     def sql(self, query: str) -> DuckDBPyRelation:
-        """The rows of one SQL statement, not run yet: filter, join and aggregate it further, or fetch it."""
+        """Return the rows of one SQL statement as a relation, which runs only when it is fetched."""
         with self._errors():
             make_views(self._connection, query)
             relation: DuckDBPyRelation | None = self._connection.sql(query)
         if relation is None:
-            raise InputError("SQL: expected a query, got nothing to run")
+            raise InputError("SQL: expected a query, got a statement without rows")
         return relation
 
     def arrow(self, query: str) -> pa.Table:
-        """The rows of one SQL statement as an Arrow table."""
+        """Return the rows of one SQL statement as an Arrow table."""
         relation = self.sql(query)
         with self._errors():
             return relation.to_arrow_table()
 
     def pandas(self, query: str) -> Any:
-        """The rows as a pandas DataFrame; raises `ConfigError` where pandas is not installed."""
+        """Return the rows of one SQL statement as a pandas DataFrame; raises `ConfigError` without pandas."""
         _check_installed("pandas")
         relation = self.sql(query)
         with self._errors():
             return relation.df()
 
     def polars(self, query: str) -> Any:
-        """The rows as a Polars DataFrame; raises `ConfigError` where Polars is not installed."""
+        """Return the rows of one SQL statement as a Polars DataFrame; raises `ConfigError` without Polars."""
         _check_installed("polars")
         relation = self.sql(query)
         with self._errors():
             return relation.pl()
 
     def close(self) -> None:
-        """Let go of the connection and of what it spilled; closing again does nothing."""
+        """Close the connection and remove the files that it spilled. Closing again does nothing."""
         self._stack.close()
 
     def _errors(self) -> Any:
@@ -95,4 +95,4 @@ class MasksTable:
 
 def _check_installed(package: str) -> None:
     if find_spec(package) is None:
-        raise ConfigError(f"{package}: expected it to be installed for this, found none: pip install {package}")
+        raise ConfigError(f"{package}: expected this package for a DataFrame, found none; pip install {package}")

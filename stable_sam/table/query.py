@@ -1,4 +1,4 @@
-"""SQL over a published table, by DuckDB: `masks`, `history`, `runs`, and the views of `stable_sam.table.views`."""
+"""Runs SQL over a published table in DuckDB, which has `masks`, `history`, `runs` and all views of views.py."""
 
 from __future__ import annotations
 
@@ -60,15 +60,16 @@ _RUNS_SCHEMA = pa.schema(
 )
 
 MEMORY_LIMIT = "2GB"
-"""What DuckDB may hold before it spills. The answer is held besides."""
+"""Memory that DuckDB may take before it spills to disk. The answer takes further memory."""
 
 EXACT_MEDIANS_ROWS = 2_000_000
-"""Of tables with more rows `score_median` is a t-digest's: a median keeps all its values in memory and cannot spill."""
+"""For tables with more rows `score_median` is estimated by a t-digest, because an exact median keeps all values in
+memory and cannot spill."""
 
 _MASKS = f"""
-    SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _nights) USING (prompt_id)
+    SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _later) USING (prompt_id)
     UNION ALL
-    SELECT * FROM _nights SEMI JOIN ({newest_revisions("_nights")}) USING (prompt_id, revision)
+    SELECT * FROM _later SEMI JOIN ({newest_revisions("_later")}) USING (prompt_id, revision)
     WHERE status <> 'withdrawn'
 """
 
@@ -76,22 +77,24 @@ _MASKS = f"""
 def query(table_uri: str, sql: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT) -> pa.Table:
     """Run one SQL statement and return its rows.
 
-    Views: `history`, all rows of all runs (columns: `stable_sam.table.schema.MASKS_SCHEMA`; those that a table of an
-    older version lacks are null); `masks`, of each prompt_id the row of the newest revision, without those whose
-    annotation was withdrawn; `runs`, one row for each published run; and those of `stable_sam.table.views`. Only the
-    columns and, where DuckDB can push the filter down, the rows that are asked for get read. What is published
-    meanwhile is not seen.
-    as_of: what readers saw then: a run_id (after that run), a Delta version, or an ISO date (its first moment) or
-    timestamp, UTC unless it says otherwise; None: now. Reaches as far back as `vacuum` left the files.
-    memory_limit: what DuckDB may hold, such as "500MB" or "4GB", before it spills to a temporary folder.
-    Raises `NotFoundError` when there is no table, or none yet; `InputError` when the SQL or `as_of` is wrong;
-    `ConfigError` when the memory limit is, or does not do; `StorageError`.
+    The views are `history`, all rows of all runs (columns of `stable_sam.table.schema.MASKS_SCHEMA`, null where a table
+    of an older version lacks them); `masks`, the row of the newest revision of each prompt_id unless its annotation was
+    withdrawn; `runs`, one row for each published run; and those of `stable_sam.table.views`. A query reads only the
+    columns and, where DuckDB can push its filter down, the rows that it needs. It does not see runs that are published
+    while it runs.
+
+    as_of: queries the table as readers saw it then: a run_id (after that run), a Delta version, an ISO date (its first
+    moment) or an ISO timestamp, in UTC unless it has an offset. None queries the newest version. It reaches as far back
+    as `vacuum` kept the files.
+    memory_limit: memory that DuckDB may take, such as "500MB" or "4GB", before it spills to a temporary folder.
+    Raises `NotFoundError` when there is no table, or none at `as_of`; `InputError` when the SQL or `as_of` is wrong;
+    `ConfigError` when the memory limit is wrong or too low; and `StorageError`.
     """
     with connected(table_uri, as_of=as_of, memory_limit=memory_limit) as connection:
         make_views(connection, sql)
         relation = connection.sql(sql)
         if relation is None:
-            raise InputError("SQL: expected a query, got nothing to run")
+            raise InputError("SQL: expected a query, got a statement without rows")
         return relation.to_arrow_table()
 
 
@@ -99,10 +102,9 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None, memory_limit: s
 def connected(
     table_uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The connection on which `query` runs, for what is too large to be held or asks more than once.
+    """Open the connection on which `query` runs, for several queries or for an answer too large to be held.
 
-    It has `masks`, `history` and `runs`; others come by `stable_sam.table.views.make_views`.
-
+    It has `masks`, `history` and `runs`; `stable_sam.table.views.make_views` adds the other views.
     Errors of DuckDB become those that `query` raises.
     """
     if re.fullmatch(r"[1-9][0-9]{0,4} ?[MGT]i?B", memory_limit) is None:
@@ -112,7 +114,7 @@ def connected(
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
     if as_of is not None:
         go_back(table, as_of)
-    # The log may be newer than the rows.
+    # The log is read as it is now, which may be newer than the version of the table.
     runs = [run for run in list_runs(table) if run.version <= table.version()]
     with (
         tempfile.TemporaryDirectory(prefix="stable-sam-query-") as folder,
@@ -125,7 +127,7 @@ def connected(
 
 @contextmanager
 def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str = MEMORY_LIMIT) -> Iterator[None]:
-    """Errors of DuckDB over a table as those that `query` raises."""
+    """Turn errors of DuckDB and deltalake over a table into those that `query` raises."""
     try:
         yield
     except duckdb.Error as error:
@@ -141,7 +143,7 @@ def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str =
 def rows_of(
     connection: duckdb.DuckDBPyConnection, sql: str, params: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of a query, each a mapping by its columns: for answers that are small."""
+    """Run a query with a small answer and return its rows, each as a mapping by column."""
     rows: list[dict[str, Any]] = connection.sql(sql, params=params).to_arrow_table().to_pylist()
     return rows
 
@@ -157,17 +159,17 @@ def _make_views(connection: duckdb.DuckDBPyConnection, table: DeltaTable, runs: 
     connection.register("runs", pa.Table.from_pylist([_run_row(run) for run in runs], schema=_RUNS_SCHEMA))
     connection.register("history", files.history)
     connection.register("_current", files.current)
-    connection.register("_nights", files.nights)
+    connection.register("_later", files.later)
     connection.execute(f"CREATE VIEW masks AS {_MASKS}")
     median = "median(x)" if sum(run.rows for run in runs) <= EXACT_MEDIANS_ROWS else "approx_quantile(x, 0.5)"
     connection.execute(f"CREATE MACRO score_median(x) AS {median}")
 
 
 def _sandbox(folder: str, memory_limit: str) -> dict[str, Any]:
-    """Settings under which SQL reaches the registered views and nothing else, and cannot change the settings.
+    """Configure DuckDB so that SQL reads the registered views and nothing else, and cannot change this configuration.
 
-    No files, no network, no extensions, no Python variables of this process; what does not fit into memory is spilled
-    to `folder`, the one place that DuckDB may touch.
+    SQL has no access to files, the network, extensions or Python variables of this process. What does not fit into
+    memory is spilled to `folder`, the only place that DuckDB may touch.
     """
     return {
         "python_enable_replacements": False,
@@ -175,8 +177,8 @@ def _sandbox(folder: str, memory_limit: str) -> dict[str, Any]:
         "autoload_known_extensions": False,
         "temp_directory": folder,
         "memory_limit": memory_limit,
-        # Of a dataset's rows DuckDB knows no number: it takes a table of millions for the small side of a join, and
-        # holds it whole. As they are written, the right one is.
+        # DuckDB does not know how many rows a dataset has: it would take a table of millions for the small side of a
+        # join and hold it whole. In our views the small side is written on the right.
         "disabled_optimizers": "build_side_probe_side",
         "lock_configuration": True,
     }
@@ -186,10 +188,10 @@ def _sql_error(error: duckdb.Error, table_uri: str, memory_limit: str) -> Stable
     if isinstance(error, duckdb.OutOfMemoryException):
         what = one_line(error).partition(" Possible solutions")[0].removeprefix("Out of Memory Error: ")
         return ConfigError(
-            f"SQL: expected a query that the memory limit of {memory_limit} is enough for, got one that needs "
-            f"more: {what[:200]}; raise the limit (--memory-limit), or ask for less"
+            f"SQL: expected a query for which the memory limit of {memory_limit} is enough, got one that needs "
+            f"more: {what[:200]}; raise the limit (--memory-limit) or query less"
         )
-    # What follows is the statement again, with a marker that means nothing outside a terminal's columns.
+    # After "LINE" DuckDB repeats the statement with a marker that only fits in a terminal of fixed-width columns.
     message = " ".join(str(error).partition("\n\nLINE ")[0].split())[:300]
     if re.search("registered as '\\w+' failed", message):
         return StorageError(f"{table_uri}: cannot read the table: {message}")
@@ -203,9 +205,9 @@ def _run_row(run: RunInfo) -> dict[str, Any]:
 
 
 def in_sample(part: float) -> str:
-    """SQL condition on `prompt_id` that is true of a `part` (0, 1] of all prompts; a larger part holds a smaller one.
+    """Return an SQL condition on `prompt_id` that holds for this `part` of all prompts, above 0 and up to 1.
 
-    Raises `ConfigError` for another part.
+    A larger part contains every smaller one. Raises `ConfigError` for any other number.
     """
     if not 0 < part <= 1:
         raise ConfigError(f"sample: expected a part above 0 and up to 1, such as 0.05, got {part:g}")

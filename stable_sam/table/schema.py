@@ -1,7 +1,7 @@
-"""The columns of the masks table: the fields of Prompt, RefinedMask and Provenance laid flat, one Arrow schema.
+"""The columns of the masks table: one Arrow schema of all fields of Prompt, RefinedMask and Provenance.
 
-The types are those that Delta knows (lists of any length, int32, int64, double, string, boolean), so the Parquet files
-that actors write are the files of the published table.
+All types are types of Delta (lists of any length, int32, int64, double, string, boolean), so the Parquet files that
+actors write can be the files of the published table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MASKS_SCHEMA = pa.schema(
         ("iscrowd", pa.bool_()),
         ("score", pa.float64()),
         ("attributes", pa.string()),
-        # prompt: pixels of the upright image; image_size as its source declares it, [h, w]
+        # prompt in pixels of the upright image; image_size [h, w] as the source declares it
         ("image_size", pa.list_(pa.int32())),
         ("box_xyxy", _DOUBLES),
         ("points_xy", pa.list_(_DOUBLES)),
@@ -39,7 +39,7 @@ MASKS_SCHEMA = pa.schema(
         # outcome
         ("status", pa.string()),
         ("error", pa.string()),
-        # mask: COCO compressed run lengths
+        # mask as COCO compressed RLE
         ("mask_size", pa.list_(pa.int32())),
         ("mask_counts", pa.string()),
         ("bbox_xywh", _DOUBLES),
@@ -58,7 +58,7 @@ MASKS_SCHEMA = pa.schema(
         ("tile_xywh", pa.list_(pa.int32())),
         ("route", pa.string()),
         ("route_reason", pa.string()),
-        # what people and ground truth say
+        # what reviewers and true masks say
         ("verdict", pa.string()),
         ("true_iou", pa.float64()),
         # provenance
@@ -71,12 +71,12 @@ MASKS_SCHEMA = pa.schema(
         ("logical_date", pa.string()),
     ]
 )
-"""One row for each prompt of a run; null where the record says None."""
+"""Columns of the masks table, which has one row for each prompt of a run and null where the record has None."""
 
 LATER_COLUMNS = frozenset(
     {"fingerprint", "quality", "gain_over_box", "second_pass", "view", "tile_xywh", "verdict", "true_iou"}
 )
-"""Columns that a table written by an older version lacks; its rows are null there."""
+"""Columns that a table of an older version may lack. They are read as null."""
 
 _PROMPT_FIELDS = tuple(field.name for field in dataclasses.fields(Prompt))
 _MASK_FIELDS = tuple(field.name for field in dataclasses.fields(RefinedMask))
@@ -86,18 +86,18 @@ SHARD_SCHEMA = pa.schema([field for field in MASKS_SCHEMA if field.name in _PROM
 """The columns of a shard file: the fields of Prompt."""
 
 PROMPTS_SCHEMA = pa.schema([field for field in SHARD_SCHEMA if field.name != "fingerprint"])
-"""The columns of prompts as read from their source, where none has a fingerprint yet."""
+"""The columns of prompts as read from their source, before they have a fingerprint."""
 
 
 def mask_table(rows: Sequence[tuple[Prompt, RefinedMask]], provenance: Provenance) -> pa.Table:
-    """Lay prompts, their masks and what made them into a table of MASKS_SCHEMA, column by column.
+    """Make a table of MASKS_SCHEMA from prompts, their masks and their provenance.
 
-    The mask's `error` is the row's (a refiner repeats the error of a bad prompt). Raises ValueError when a mask and its
-    prompt are not of the same prompt_id, and for a value of another type than its column's.
+    A row's `error` is that of the mask, because the refiner repeats the error of a bad prompt. Raises ValueError when
+    a mask and its prompt have different prompt_ids, and for a value that does not have its column's type.
     """
     for prompt, mask in rows:
         if mask.prompt_id != prompt.prompt_id:
-            raise ValueError(f"mask of prompt {mask.prompt_id} answered prompt {prompt.prompt_id}")
+            raise ValueError(f"expected the mask of prompt {prompt.prompt_id}, got that of prompt {mask.prompt_id}")
     prompts, masks = [prompt for prompt, _ in rows], [mask for _, mask in rows]
 
     def column(name: str, type_: pa.DataType) -> pa.Array:
@@ -113,7 +113,7 @@ def mask_table(rows: Sequence[tuple[Prompt, RefinedMask]], provenance: Provenanc
 
 
 def withdrawn_rows(prompts: pa.Table, provenance: Provenance) -> pa.Table:
-    """Lay prompts (SHARD_SCHEMA) into tombstones: rows of status "withdrawn", null in mask, scores, error and route."""
+    """Make tombstones from prompts (SHARD_SCHEMA): rows of status "withdrawn" without mask, scores, error and route."""
     given = {name: getattr(provenance, name) for name in _PROVENANCE_FIELDS} | {"status": "withdrawn", "error": None}
     columns = [
         pa.repeat(pa.scalar(given.get(field.name), field.type), prompts.num_rows)
@@ -125,12 +125,12 @@ def withdrawn_rows(prompts: pa.Table, provenance: Provenance) -> pa.Table:
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
-    """Lay a prompt, as read, into one row of PROMPTS_SCHEMA."""
+    """Make a row of PROMPTS_SCHEMA from a prompt."""
     return {name: getattr(prompt, name) for name in PROMPTS_SCHEMA.names}
 
 
 def prompt_from_row(row: Mapping[str, Any]) -> Prompt:
-    """Read a row of PROMPTS_SCHEMA or SHARD_SCHEMA back, equal to the record it was made from."""
+    """Make a prompt from a row of PROMPTS_SCHEMA or SHARD_SCHEMA, equal to the one that the row was made from."""
     box, size = row["box_xyxy"], row["image_size"]
     return Prompt(
         **{
@@ -144,10 +144,10 @@ def prompt_from_row(row: Mapping[str, Any]) -> Prompt:
 
 
 def rows_to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Make a table of rows whose keys must be exactly the schema's columns.
+    """Make a table from rows whose keys are exactly the schema's columns.
 
-    `pa.Table.from_pylist` drops unknown keys and fills missing ones with null without a word; here both raise
-    ValueError, as does a value of another type than the column's.
+    `pa.Table.from_pylist` silently drops unknown keys and fills missing ones with null. Here both raise ValueError, as
+    does a value that does not have its column's type.
     """
     rows = list(rows)
     expected = set(schema.names)

@@ -1,7 +1,7 @@
-"""The views of a table: the questions people ask, in SQL over `masks`, `history` and `runs`.
+"""The views of a table answer common questions, in SQL over `masks`, `history` and `runs`.
 
-Besides, in every statement: `mask_iou(size, counts, size, counts)`, of two masks as their columns have them, null for
-masks of different sizes; `box_iou(xyxy, xyxy)`; and `score_median(score)`, which large tables estimate
+Every statement can also call `mask_iou(size, counts, size, counts)` with the columns of two masks, which is null for
+masks of different sizes; `box_iou(xyxy, xyxy)`; and `score_median(score)`, which is an estimate for large tables
 (`stable_sam.table.query.EXACT_MEDIANS_ROWS`).
 """
 
@@ -21,13 +21,13 @@ from stable_sam.scores import IN_GROUPS
 from stable_sam.table.current import newest_revisions
 
 OUTCOMES = ("failed", "reject", "review", "accept", "reviewed")
-"""Worst first. A prompt has its route as outcome, unless it failed or somebody reviewed it."""
+"""The outcomes of prompts, worst first. The outcome of a prompt is its route, unless it failed or was reviewed."""
 OUTCOME = "CASE WHEN status = 'reviewed' THEN 'reviewed' WHEN status = 'ok' THEN route ELSE 'failed' END"
 WORST_FIRST = (
     f"list_position({list(OUTCOMES)}, outcome), "
     "coalesce(quality, least(coalesce(prompt_stability, 1), coalesce(predicted_iou, 1))), prompt_id"
 )
-"""An order of rows that have `outcome`; by quality where the run was calibrated."""
+"""SQL that orders rows with an `outcome`, worst first, then by quality or, without it, by the lower of two scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +35,9 @@ class View:
     """A view that every query can read."""
 
     meaning: str
-    """One line."""
+    """What the view shows, in one line."""
     sql: str
+    """Its SELECT statement."""
 
 
 _SOURCE = "attributes->>'annotation_source'"
@@ -62,7 +63,7 @@ _WHAT_CHANGED = """
     END
 """
 
-# A view after those that it reads. What begins with an underscore is for the others.
+# Each view stands after those that it reads. Views that begin with an underscore are read only by other views.
 VIEWS: Mapping[str, View] = {
     "_seen": View(
         meaning="current rows with their outcome and source",
@@ -85,7 +86,7 @@ VIEWS: Mapping[str, View] = {
         """,
     ),
     "by_night": View(
-        meaning="current prompts by the run that made their rows: what of the table is how old",
+        meaning="current prompts by the run that made their rows: how old the table's rows are",
         sql=f"""
             SELECT revision, run_id, any_value(runs.logical_date) AS logical_date,
                    any_value(runs.published_at) AS published_at, {_COUNTS}, {_MEDIANS}
@@ -93,7 +94,7 @@ VIEWS: Mapping[str, View] = {
         """,
     ),
     "reasons": View(
-        meaning="why prompts have their outcome, figures left out, the commonest first",
+        meaning="why prompts have their outcome, with # for figures, the most frequent reason first",
         sql=r"""
             SELECT outcome, regexp_replace(coalesce(error, route_reason), '[0-9]+(\.[0-9]+)?', '#', 'g') AS reason,
                    count(*) AS prompts
@@ -124,7 +125,7 @@ VIEWS: Mapping[str, View] = {
         """,
     ),
     "box_disagreement": View(
-        meaning="current masks against the weak box they came from, the least alike first",
+        meaning="current masks compared with their weak boxes, the least similar first",
         sql=f"""
             SELECT prompt_id, category, image_uri, outcome, box_agreement,
                    area / nullif(box_area(box_xyxy), 0) AS mask_to_box_area,
@@ -134,7 +135,7 @@ VIEWS: Mapping[str, View] = {
         """,
     ),
     "source_disagreement": View(
-        meaning="images of several sources: each mask, and the one of each other source that fits best, if any",
+        meaning="images with several sources: each mask with the best matching mask of each other source",
         sql=f"""
             WITH found AS (
                 SELECT prompt_id, image_uri, category, source, mask_size, mask_counts, {_MASK_XYXY} AS xyxy
@@ -159,7 +160,7 @@ VIEWS: Mapping[str, View] = {
         """,
     ),
     "drift": View(
-        meaning="run after run, what each refined: shares of the outcomes, medians of the scores, true IoU where known",
+        meaning="prompts that each run refined: shares of the outcomes, medians of the scores, true IoU where known",
         sql=f"""
             SELECT revision, run_id, any_value(runs.logical_date) AS logical_date, count(*) AS prompts, {_SHARES},
                    {_MEDIANS}
@@ -171,9 +172,9 @@ VIEWS: Mapping[str, View] = {
 
 
 def documented() -> dict[str, str]:
-    """The views that people ask, and what each says."""
+    """Return the names of all views for users, each with its meaning."""
     plain = {
-        "masks": "the newest row of each prompt, without withdrawn ones",
+        "masks": "the newest row of each prompt, without withdrawn prompts",
         "history": "all rows of all runs",
         "runs": "one row for each published run",
     }
@@ -181,9 +182,9 @@ def documented() -> dict[str, str]:
 
 
 def make_views(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Make what `sql` names of `VIEWS` and functions, where `masks`, `history` and `runs` are; some may be there.
+    """Make the views and functions that `sql` names, on a connection that has `masks`, `history` and `runs`.
 
-    Not all of them, because each costs some 20 ms, whether or not it is asked.
+    Others are not made, because each costs about 20 ms. Views and functions that already exist are kept.
     """
     wanted = {name for name in VIEWS if re.search(rf"\b{name}\b", sql, re.IGNORECASE)}
     for name in reversed(list(VIEWS)):
@@ -199,7 +200,7 @@ def make_views(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         connection.execute(_MACROS)
     if "_newest" in wanted:
         newest = connection.execute("SELECT run_id FROM runs ORDER BY version DESC LIMIT 1").fetchall()
-        # A constant, not a subquery: parts of other runs are then not opened.
+        # With a constant run_id instead of a subquery, DuckDB does not open the parts of other runs.
         where = " OR ".join(f"run_id = '{run_id}'" for (run_id,) in newest) or "false"
         connection.execute(f"CREATE VIEW IF NOT EXISTS _newest AS {VIEWS['_newest'].sql} WHERE {where}")
     for name in VIEWS:
@@ -209,7 +210,8 @@ def make_views(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 _MASK_COLUMNS: list[Any] = ["INTEGER[]", "VARCHAR", "INTEGER[]", "VARCHAR"]
 _CHECKED_AT_ONCE = 128
-"""Masks: their check takes a hundred times the memory of their text, which DuckDB does not know of."""
+"""Masks that are checked at a time: the check takes a hundred times the memory of their text, which DuckDB does not
+count."""
 _HAS_MASK_IOU = "SELECT 1 FROM duckdb_functions() WHERE function_name = 'mask_iou'"
 _MACROS = """
     CREATE OR REPLACE MACRO box_area(a) AS (a[3] - a[1]) * (a[4] - a[2]);
@@ -223,13 +225,16 @@ _MACROS = """
 def _mask_ious(
     sizes: pa.ChunkedArray, counts: pa.ChunkedArray, other_sizes: pa.ChunkedArray, other_counts: pa.ChunkedArray
 ) -> pa.Array:
-    """(N,) IoU of the two masks of each row, null where they do not compare; raises ValueError for other text."""
+    """Compute the IoU (N,) of the two masks of each row, null where a mask is missing or the sizes differ.
+
+    Raises ValueError when counts are not COCO compressed counts of their size.
+    """
     columns = (sizes, counts, other_sizes, other_counts)
     rows = list(zip(*(column.to_pylist() for column in columns), strict=True))
     places = [place for place, row in enumerate(rows) if _comparable(*row)]
     ious: list[float | None] = [None] * len(rows)
     for first in range(0, len(places), _CHECKED_AT_ONCE):
-        # These may be anything that somebody wrote into a statement.
+        # The counts may be any text that a user wrote into a statement.
         some = [rows[place] for place in places[first : first + _CHECKED_AT_ONCE]]
         areas = [size[0] * size[1] for size, *_ in some]
         check_counts([row[1] for row in some], areas)

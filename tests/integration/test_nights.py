@@ -169,7 +169,7 @@ def test_a_table_without_fingerprints_counts_as_changed_once(
     second = night(job)
     assert done(second) == Changes(unknown=8, withdrawn=1)
     assert second is not None
-    assert "8 rows of an older version of stable-sam have no fingerprint" in second.markdown()
+    assert "have no fingerprint, so this run counts their prompts as changed: 8." in second.markdown()
     assert len(newest(job)) == 9
     annotations.touch()
     assert night(job) is None
@@ -214,7 +214,7 @@ def test_rows_that_are_not_the_sources_prompts_are_not_published(
     monkeypatch.setattr("stable_sam.runs.commits._check_rows", lambda *_: None)
     monkeypatch.setattr("stable_sam.refining.shard_job.write_part", wrong_id)
     edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
-    with pytest.raises(ConservationError, match="expected one row for each of 9 prompts, got 9 rows of 1 prompts"):
+    with pytest.raises(ConservationError, match="expected one row for each of 9 prompts, got 9 rows of 1 prompt"):
         night(job)
 
 

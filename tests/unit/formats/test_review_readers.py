@@ -72,7 +72,7 @@ def test_coco_as_other_tools_write_it(tmp_path: Path) -> None:
     assert found.keys() == {"runs", "parts", "gone"}
     assert [problem.partition("annotation ")[2] for problem in problems] == [
         "3: prompt line: expected a polygon of at least 3 corners",
-        "4: prompt other-size: expected a mask of [8, 10] pixels, as its image, got [9, 9]",
+        "4: prompt other-size: expected a mask of its image's size [8, 10], got [9, 9]",
         "5: a new object, without the id of a prompt",
     ]
 

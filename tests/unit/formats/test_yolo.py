@@ -72,7 +72,7 @@ def test_yolo_without_image_or_with_one_that_cannot_be_read(data: Dataset) -> No
     for name in ("broken", "nowhere"):
         data.write(f"labels/{name}.txt", "0 0.5 0.5 0.2 0.5\n")
     broken, nowhere = data.read("labels")
-    assert "broken.jpg: its size is needed, expected an image, got bytes that begin with b'no pictu'" in (
+    assert "broken.jpg: cannot read the image's size: expected an image, got bytes that begin with b'no pictu'" in (
         broken.error or ""
     )
     assert "no image file nowhere.* is below" in (nowhere.error or "")

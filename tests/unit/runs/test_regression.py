@@ -161,7 +161,7 @@ def test_tombstones_are_no_prompts_of_the_night(nights: Nights) -> None:
     nights.night(Scores(review=2), prompts=20)
     quality = compare_nights(nights.table, nights.night(Scores(review=2), prompts=10), CONFIG)
     (review, *_) = quality.measures
-    assert (review.tonight, quality.nights) == (pytest.approx(0.2), 4)
+    assert (review.value, quality.nights) == (pytest.approx(0.2), 4)
 
 
 def test_a_run_that_is_not_there(nights: Nights) -> None:

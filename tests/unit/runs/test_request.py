@@ -66,7 +66,7 @@ def test_no_reasons_to_refresh_are_none() -> None:
         ({"logical_date": "tonight"}, "^logical date: expected YYYY-MM-DD, got 'tonight'$"),
         ({"timezone": "Mars/Olympus"}, "^timezone: expected an IANA name such as Europe/Berlin, got 'Mars/Olympus'$"),
         ({"config": {"models": "tiny"}}, "^configuration: models: Extra inputs are not permitted, got 'tiny'$"),
-        ({"config": "gone.yaml"}, "^gone.yaml: cannot read configuration: No such file or directory$"),
+        ({"config": "gone.yaml"}, "^gone.yaml: cannot read the configuration: No such file or directory$"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(given_wrong: dict[str, Any], message: str) -> None:

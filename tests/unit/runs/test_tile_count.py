@@ -56,7 +56,7 @@ def test_a_dry_run_counts_the_tiles_that_the_refiner_takes(tmp_path: Path, monke
     tiles = len({row.tile_xywh for row in rows} - {None})
     assert count == TileCount(tiles=tiles, images=1, bound=64, images_without_size=0, prompts_without_box=1)
     assert count.line() == (
-        f"Tiles: {tiles} for small boxes on 1 images; at most 64 in all; not known for 1 prompts of points alone."
+        f"Tiles: {tiles} for small boxes on 1 image; at most 64 in all; not known for 1 prompt with points alone."
     )
     few = counted(tmp_path, boxes)
     assert few.tiles <= few.bound == 9
@@ -65,7 +65,7 @@ def test_a_dry_run_counts_the_tiles_that_the_refiner_takes(tmp_path: Path, monke
 def test_of_an_image_without_a_size_only_the_bound_is_known(tmp_path: Path) -> None:
     count = counted(tmp_path, [[5.0, 5.0, 9.0, 7.0]], sized=False)
     assert (count.tiles, count.bound, count.images_without_size) == (0, 9, 1)
-    assert "1 images whose size the source does not say" in count.line()
+    assert "1 image of undeclared size" in count.line()
 
 
 def test_without_tiles_nothing_is_counted(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_masks_error_is_the_rows() -> None:
 
 def test_mask_of_another_prompt_is_refused() -> None:
     rows = [(Prompt(prompt_id="7", image_id="1", image_uri="a"), RefinedMask(prompt_id="8", status="ok"))]
-    with pytest.raises(ValueError, match="mask of prompt 8 answered prompt 7"):
+    with pytest.raises(ValueError, match="expected the mask of prompt 7, got that of prompt 8"):
         mask_table(rows, PROVENANCE)
 
 
