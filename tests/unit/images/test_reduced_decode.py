@@ -192,7 +192,7 @@ def test_every_way_in_gives_the_same_masks(refiner: Refiner, tmp_path: Path, mon
     assert finish_job(CONFIG, inferred) == masks
     once = Refiner(CONFIG.refiner.model_copy(update={"second_pass": "off"}))
     whole, picture = (decoded(data, side) for side in (None, SIDE))
-    explained = explain(once, whole.pixels, prompts()[0], picture=picture)
+    explained = explain(once, whole.pixels, prompts()[0], decoded=picture)
     assert explained.stable_sam.refined == once.refine_file(data, prompts()[:1])[0]
     assert explained.pixels.shape == (603, 805, 3)
 

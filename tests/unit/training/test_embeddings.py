@@ -117,7 +117,9 @@ def test_a_file_that_breaks_during_training_is_named(items, tmp_path):
     cache.fill(items)
     for file in cache.folder.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(StorageError, match=r"safetensors: the embedding of .*0\.png is lost, start the training again") as raised:
+    with pytest.raises(
+        StorageError, match=r"safetensors: the embedding of .*0\.png is lost, start the training again"
+    ) as raised:
         cache.read(items[0])
     assert len(str(raised.value).splitlines()) == 1
 

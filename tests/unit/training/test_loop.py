@@ -85,6 +85,8 @@ def test_other_files_where_training_files_should_be_are_refused(data, tmp_path):
         train()
     (tmp_path / "out" / "checkpoint.pt").unlink()
     train()
-    with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a checkpoint of this training.*architecture") as raised:
+    with pytest.raises(
+        WeightsError, match=r"checkpoint\.pt: not a checkpoint of this training.*architecture"
+    ) as raised:
         train(plugin={"hidden": 4})
     assert len(str(raised.value).splitlines()) == 1
