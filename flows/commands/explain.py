@@ -33,6 +33,6 @@ def explain(
     data, pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), limit)
     refiner = Refiner(run.refiner, run.routing)
     picture = decode_for_input(data, name=photo, max_pixels=limit, side=refiner.input_side)
-    explanation = explain_prompt(refiner, pixels, prompt, picture=picture)
+    explanation = explain_prompt(refiner, pixels, prompt, decoded=picture)
     write_picture(out, draw(explanation))
     typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; picture: {out}")

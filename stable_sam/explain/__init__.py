@@ -1,1 +1,1 @@
-"""Explanations: what the decoder looked at for one prompt, with and without the plugin, as pictures."""
+"""Explanations: drawings of what the decoder attended to for one prompt, with and without the plugin."""

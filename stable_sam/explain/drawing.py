@@ -1,4 +1,4 @@
-"""An `Explanation` as one picture for people: SAM beside Stable-SAM, masks above, what they attend to below."""
+"""Drawing of an `Explanation`: SAM beside Stable-SAM, their masks above and what they attend to below."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from stable_sam.explain.overlay import draw_overlay
 from stable_sam.records import Prompt
 
 PANEL_SIDE = 480
-"""Longest side of each of the six pictures, in pixels."""
+"""Longest side of each of the six panels, in pixels."""
 PANEL_WIDTH_MIN = 470
-"""Room for the titles of a narrow picture."""
+"""Smallest width of a panel in pixels, so that its titles have room."""
 MARGIN = 16
 TITLE_HEIGHT = 52
 STRONGEST = 100
-"""Features drawn, as in the paper's teaser; the others would be dots."""
+"""Number of features that are drawn, as in the paper's teaser; circles of the others would be dots."""
 LARGEST_RADIUS = 0.06
-"""Radius of the strongest feature of the two methods, as a part of the panel's longest side."""
+"""Radius of the circle of the most attended feature of both methods, as a part of the panel's longest side."""
 SMALLEST_RADIUS = 0.5
-"""In pixels; a smaller circle cannot be seen."""
+"""Smallest radius in pixels of a circle that is drawn; a smaller one cannot be seen."""
 OUTLINED_RADIUS = 2.0
-"""In pixels; the outline of a smaller circle would be larger than the circle."""
+"""Radius in pixels above which circles get an outline, which would be larger than a smaller circle."""
 ARROWS = 14
-"""Arrows along the longest side at most: each stands for the offset of its cell, those between are left out."""
+"""Largest number of arrows along the longest side; each shows the offset of one cell, and cells between have none."""
 DIMMED = 0.5
-"""Brightness of the picture behind circles and arrows."""
+"""Brightness of the image behind circles and arrows, as a part of its own."""
 OWN_RGB = (80, 190, 255)
-"""Features read where SAM reads them, at p."""
+"""Colour of features that are read where SAM reads them, at p."""
 SAMPLED_RGB = (255, 150, 30)
-"""Features that the plugin samples at p + dp."""
+"""Colour of features that the plugin samples at p + dp."""
 PAGE_RGB, TEXT_RGB, QUIET_RGB = (255, 255, 255), (28, 33, 39), (95, 107, 122)
 
 Rgb = tuple[int, int, int]
@@ -41,13 +41,14 @@ Circles = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def draw(explanation: Explanation) -> NDArray[np.uint8]:
-    """A picture (H, W, 3), RGB, of two rows.
+    """Draw an explanation as an RGB image (H, W, 3) with two rows of panels.
 
-    Above: the weak prompt, SAM's mask, Stable-SAM's mask, with their scores. Below: the plugin's offsets as arrows from
-    p to p + dp, the stronger the larger alpha_1, and for each method the features that its mask token attends to most,
-    as circles whose radius is proportional to the attention. Both methods have one scale. A feature that Stable-SAM
-    attends to with weight w is alpha_1 x*_{p+dp} + alpha_2 x_p: it is a circle of alpha_1 w at p + dp and one of
-    alpha_2 w at p, so that a plugin that does nothing gives SAM's picture.
+    The upper row shows the weak prompt, SAM's mask and Stable-SAM's mask, with their scores. The lower row shows the
+    plugin's offsets as arrows from p to p + dp, more visible the larger alpha_1 is, and for each method the features
+    that its mask token attends to most, as circles. A circle's radius is proportional to the attention, at one scale
+    for both methods. A feature that Stable-SAM attends to with weight w is alpha_1 x*_{p+dp} + alpha_2 x_p, so it is
+    drawn as a circle of weight alpha_1 w at p + dp and one of alpha_2 w at p. A plugin without effect therefore gives
+    the same panel as SAM.
     """
     panels = _Panels(explanation)
     sam, stable_sam = explanation.sam, explanation.stable_sam
@@ -84,22 +85,22 @@ def draw(explanation: Explanation) -> NDArray[np.uint8]:
 
 
 class _Panels:
-    """The picture at panel size, and what is drawn on it."""
+    """Draws the panels of one explanation on its image, resized to the panel's size."""
 
     def __init__(self, explanation: Explanation) -> None:
         height, width = explanation.pixels.shape[:2]
         self.scale = PANEL_SIDE / max(height, width)
         self.size_wh = max(1, round(width * self.scale)), max(1, round(height * self.scale))
         method = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC
-        self.picture = np.asarray(cv2.resize(explanation.pixels, self.size_wh, interpolation=method), dtype=np.uint8)
+        self.image = np.asarray(cv2.resize(explanation.pixels, self.size_wh, interpolation=method), dtype=np.uint8)
         self.prompt = explanation.prompt
         self.dimmed = (self.overlay(None) * DIMMED).astype(np.uint8)
 
     def overlay(self, mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
-        """The picture with the prompt, and the mask when there is one."""
+        """Draw the prompt, and `mask` (H, W) unless it is None, on the image."""
         box, s = self.prompt.box_xyxy, self.scale
         return draw_overlay(
-            self.picture,
+            self.image,
             None if mask is None else self._resized(mask),
             box_xyxy=None if box is None else (box[0] * s, box[1] * s, box[2] * s, box[3] * s),
             points_xy=[(x * s, y * s) for x, y in self.prompt.points_xy],
@@ -107,7 +108,10 @@ class _Panels:
         )
 
     def arrows(self, starts_xy: NDArray[np.float64], ends_xy: NDArray[np.float64], alpha_1: float) -> NDArray[np.uint8]:
-        """Every n-th offset on the dimmed picture; the more visible the larger alpha_1 is."""
+        """Draw every n-th offset as an arrow on the dimmed image, more visible the larger alpha_1 is.
+
+        Starts and ends (h, w, 2) are in pixels of the view.
+        """
         step = -(-max(starts_xy.shape[:2]) // ARROWS)
         first = step // 2
         drawn = self.dimmed.copy()
@@ -122,7 +126,10 @@ class _Panels:
         return _blend(self.dimmed, drawn, 0.4 + 0.6 * alpha_1)
 
     def circles(self, mask: NDArray[np.bool_], groups: list[tuple[Rgb, Circles]], radius: float) -> NDArray[np.uint8]:
-        """`radius` pixels for a weight of 1, on the dimmed picture with the mask's outline; small circles on top."""
+        """Draw groups of circles on the dimmed image with the mask's outline, small circles on top.
+
+        A circle of weight 1 has a radius of `radius` pixels of the panel.
+        """
         drawn = self.dimmed.copy()
         outlines, _ = cv2.findContours(self._resized(mask).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
@@ -148,7 +155,7 @@ class _Panels:
 
 
 def _circle(canvas: NDArray[np.uint8], centre_xy: list[float], radius: float, rgb: Rgb, thickness: int) -> None:
-    """Sub-pixel centre and radius, so that circles do not snap to a raster."""
+    """Draw a circle with sub-pixel centre and radius, so that it does not snap to the pixel grid."""
     shift = 4
     x, y = (round(value * 2**shift) for value in centre_xy)
     cv2.circle(canvas, (x, y), round(radius * 2**shift), rgb, thickness, cv2.LINE_AA, shift)
@@ -173,19 +180,20 @@ def _describe(prompt: Prompt) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _scores(answer: ExplainedMask) -> str:
-    stability = answer.refined.prompt_stability
-    text = f"predicted IoU {answer.refined.predicted_iou:.2f}"
+def _scores(explained: ExplainedMask) -> str:
+    stability = explained.refined.prompt_stability
+    text = f"predicted IoU {explained.refined.predicted_iou:.2f}"
     return text if stability is None else f"{text}, prompt stability {stability:.2f}"
 
 
-def _share(answer: ExplainedMask) -> str:
-    share = np.sort(answer.attention, axis=None)[::-1][:STRONGEST].sum()
-    return f"{min(STRONGEST, answer.attention.size)} of {answer.attention.size} features, {share:.0%} of its attention"
+def _share(explained: ExplainedMask) -> str:
+    attention = explained.attention
+    share = np.sort(attention, axis=None)[::-1][:STRONGEST].sum()
+    return f"{min(STRONGEST, attention.size)} of {attention.size} features, {share:.0%} of its attention"
 
 
 def _page(grid: list[list[tuple[str, str, NDArray[np.uint8]]]]) -> NDArray[np.uint8]:
-    """Rows of (title, second line, picture) on one page."""
+    """Lay out rows of panels, each (title, second line, RGB pixels), on one page."""
     height, width = grid[0][0][2].shape[:2]
     cell_w, cell_h = max(width, PANEL_WIDTH_MIN), height + TITLE_HEIGHT
     columns = len(grid[0])
@@ -193,9 +201,9 @@ def _page(grid: list[list[tuple[str, str, NDArray[np.uint8]]]]) -> NDArray[np.ui
     page = Image.new("RGB", size_wh, PAGE_RGB)
     pen = ImageDraw.Draw(page)
     for row, cells in enumerate(grid):
-        for column, (title, line, picture) in enumerate(cells):
+        for column, (title, line, panel) in enumerate(cells):
             x, y = MARGIN + column * (cell_w + MARGIN), MARGIN + row * (cell_h + MARGIN)
             pen.text((x, y), title, TEXT_RGB, font=ImageFont.load_default(22))
             pen.text((x, y + 28), line, QUIET_RGB, font=ImageFont.load_default(15))
-            page.paste(Image.fromarray(picture), (x, y + TITLE_HEIGHT))
+            page.paste(Image.fromarray(panel), (x, y + TITLE_HEIGHT))
     return np.asarray(page)

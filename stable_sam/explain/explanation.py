@@ -1,7 +1,7 @@
-"""Why a mask is as it is: the image features its token attends to, SAM beside Stable-SAM (the paper's teaser).
+"""Explanation of a mask by the image features that its token attends to, for SAM and Stable-SAM (the paper's teaser).
 
-Frames: a cell of the decoder's grid is 1/h of the model's square input; `positions_xy` gives pixels of the view, which
-is the image, or for a small object its tile (`stable_sam.images.tiles`).
+A grid of h x w cells covers the model's square input. Positions are in pixels of the view, which is the whole image, or
+for a small object its tile (`stable_sam.images.tiles`).
 """
 
 from __future__ import annotations
@@ -31,73 +31,78 @@ from stable_sam.refining.refiner import Refiner, prompt_arrays, rgb_pixels
 from stable_sam.refining.steps import prepare
 from stable_sam.rle import decode_mask
 
-if TYPE_CHECKING:  # as a type alone: stable_sam.modeling imports segment_anything lightly
+if TYPE_CHECKING:  # for types only, because stable_sam.modeling has to be the first to import segment_anything
     from segment_anything.modeling.transformer import Attention
 
 FIRST_MASK_TOKEN = 1
-"""Output token 0 is the IoU token."""
+"""Index of the first mask token among the output tokens; token 0 is the IoU token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedMask:
-    """What one method, SAM or Stable-SAM, made of the prompt."""
+    """The mask that one method, SAM or Stable-SAM, gives for the prompt, and what its token attends to."""
 
     refined: RefinedMask
-    """The same record that a pipeline's row holds."""
+    """Mask and scores as in a row of the pipeline's table."""
     mask: NDArray[np.bool_]
-    """(H, W), pixels of the view."""
+    """Mask (H, W) in pixels of the view."""
     attention: NDArray[np.float32]
-    """(h, w), sums to 1 over the model's square, padding included: the token-to-image attention of decoder layer 2,
-    mean over its heads, of the mask token that made `mask`."""
+    """Attention (h, w) of the mask token that made `mask` to the image's cells in decoder layer 2, averaged over the
+    heads. It sums to 1 over the model's square input, padding included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """One prompt answered twice by the same base: without the plugin, and with it."""
+    """The answers of one base to one prompt, without and with the plugin."""
 
     pixels: NDArray[np.uint8]
-    """(H, W, 3) RGB, of the view."""
+    """RGB pixels (H, W, 3) of the view."""
     prompt: Prompt
-    """As asked in the view, in its pixels; a box is clipped to the image."""
+    """The prompt in pixels of the view, with its box clipped to the image."""
     sam: ExplainedMask
+    """The answer without the plugin."""
     stable_sam: ExplainedMask
+    """The answer with the plugin."""
     alpha: tuple[float, float]
-    """alpha_1 weighs the features sampled at p + dp, alpha_2 SAM's own at p."""
+    """Routing weights: alpha_1 weighs the features sampled at p + dp, alpha_2 SAM's own at p."""
     offsets: NDArray[np.float32]
-    """(2, h, w), dp in cells, x then y."""
+    """Offsets dp (2, h, w), x then y, in cells."""
     frame: Frame
-    """Of the view as an image of its own."""
+    """Frame of the view, taken as an image of its own."""
 
     def positions_xy(self, offsets: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-        """(h, w, 2): the cells' centres p, or p + dp, in pixels of the view; those in the padding lie outside."""
+        """Return the cells' centres p, or p + dp with `offsets`, as (h, w, 2) in pixels of the view.
+
+        Centres in the padding lie outside the view.
+        """
         height, width = self.sam.attention.shape
         cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + 0.5
         if offsets is not None:
-            # The sampler reads the border where an offset leaves the grid.
+            # Where an offset leaves the grid, the plugin reads the cell at the border.
             cells = np.clip(cells + np.moveaxis(offsets, 0, -1), 0.5, np.array([width, height]) - 0.5)
         return self.frame.to_original_xy(cells * (self.frame.side / np.array([width, height])))
 
 
 def explain(
-    refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Prompt, *, picture: DecodedImage | None = None
+    refiner: Refiner, image: NDArray[np.uint8] | Image.Image, prompt: Prompt, *, decoded: DecodedImage | None = None
 ) -> Explanation:
-    """ExplainedMask `prompt` without and with the refiner's plugin, in the first pass, and keep what the decoder looked
-    at.
+    """Answer `prompt` without and with the refiner's plugin, and record what the decoder attended to.
 
-    image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here. picture: the same as
-    it is decoded for the model. Both methods are asked in the view that the refiner takes for this prompt, a tile for a
-    small object; the model is left as it was.
-    Raises `ConfigError` when the refiner has no plugin, `PromptError` for a prompt that cannot be used, `ImageError`.
+    image: (H, W, 3), RGB, uint8 and upright, or a Pillow image of any mode, which is turned upright here. decoded: the
+    same image as it was decoded for the model, perhaps at a reduced scale; by default `image`. Both methods are asked
+    once, without a second pass, in the view that the refiner takes for this prompt, which is a tile for a small object.
+    The model is left as it was. Raises `ConfigError` when the refiner has no plugin or also has HQ-SAM's branch,
+    `PromptError` for a prompt that cannot be used, and `ImageError` for an image that cannot.
     """
     host = refiner.model.host
     if host is None:
         raise ConfigError(f"explain: expected a plugin to compare {refiner.identity.model_id} with, got none")
     if refiner.model.hq is not None:
-        raise ConfigError("explain: expected SAM and its plugin alone, got HQ-SAM's branch, too (hq_uri)")
+        raise ConfigError("explain: expected SAM and its plugin alone, got HQ-SAM's branch (hq_uri), too")
     pixels = rgb_pixels(image)
     whole = DecodedImage(pixels, (pixels.shape[0], pixels.shape[1]))
     prompt = check_prompt(prompt, whole.original_hw)
-    prepared = prepare(picture or whole, [prompt], refiner.input_side, refiner.config, TilePixels(whole))
+    prepared = prepare(decoded or whole, [prompt], refiner.input_side, refiner.config, TilePixels(whole))
     [inferred] = refiner.infer(prepared)
     frame = inferred.frame
     view = embed_resized(refiner.model, prepared.pixels_of(frame), frame)
@@ -119,7 +124,10 @@ def explain(
 
 
 def attention_weights(attention: Attention, q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) of each head, (B, heads, N, M), from the module's inputs q (B, N, C) and k (B, M, C)."""
+    """Compute softmax(q k^T / sqrt(d)) of each head, (B, heads, N, M), from `attention`'s inputs.
+
+    q: (B, N, C), k: (B, M, C).
+    """
     queries, keys = (
         projection(tokens).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         for projection, tokens in ((attention.q_proj, q), (attention.k_proj, k))
@@ -152,7 +160,7 @@ def _answer(
 
 
 def _of(frame: Frame) -> tuple[slice, slice]:
-    """The rows and columns of the image that are in the view."""
+    """Return the rows and columns of the image that the view shows."""
     x, y, width, height = frame.region_xywh
     return slice(y, y + height), slice(x, x + width)
 
@@ -167,14 +175,14 @@ def _moved(prompt: Prompt, dx: float, dy: float) -> Prompt:
 
 
 def _token_to_image(host: PluginHost) -> Attention:
-    """SAM's own attention module, which gets the features after the plugin."""
+    """Return SAM's own attention module, whose inputs are the features after the plugin."""
     attention: Attention = host.attention
     return attention
 
 
 @contextmanager
 def _recorded(attention: Attention) -> Iterator[list[Tensor]]:
-    """The attention weights of every pass through `attention` inside the block; its output stays as it is."""
+    """Record the attention weights of every pass through `attention` in a `with` block, without changing its output."""
     weights: list[Tensor] = []
 
     def record(module: Attention, _: tuple[()], inputs: dict[str, Tensor], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A mask and its weak prompt drawn on the image, for people."""
+"""Drawing of a mask and its weak prompt on the image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stable_sam.records import BoxXYXY
 MASK_RGB = (30, 144, 255)
 BOX_RGB = (255, 210, 0)
 POINT_RGB = {1: (40, 200, 80), 0: (230, 50, 50)}
-"""By label: object, background."""
+"""Colours of points by label: 1 is object, 0 background."""
 MASK_OPACITY = 0.45
 
 
@@ -25,9 +25,11 @@ def draw_overlay(
     points_xy: Sequence[tuple[float, float]] = (),
     point_labels: Sequence[int] = (),
 ) -> NDArray[np.uint8]:
-    """A new image (H, W, 3): `mask` (H, W) tinted and outlined, the weak box dashed, points as discs by label.
+    """Return a copy of the image (H, W, 3) with `mask` (H, W) tinted and outlined, the weak box dashed, and points as
+    discs coloured by label.
 
-    All in pixels of `image_rgb`; lines grow with the image. Raises ValueError when mask and image differ in size.
+    Mask, box and points are in pixels of `image_rgb`; lines are thicker on larger images. Raises `ValueError` when mask
+    and image differ in size.
     """
     canvas = np.array(image_rgb, dtype=np.uint8, order="C")
     line = max(1, round(max(canvas.shape[:2]) / 400))

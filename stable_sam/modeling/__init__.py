@@ -1,4 +1,4 @@
-"""The model: one file for each box of the paper's Figure 3, around the unchanged classes of `segment_anything`."""
+"""The model: one module for each box of the paper's Figure 3, around the unchanged classes of `segment_anything`."""
 
 from stable_sam.modeling.light_import import without_compiler
 

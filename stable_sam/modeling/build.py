@@ -1,4 +1,4 @@
-"""The registry of models: names to `segment_anything.modeling.Sam` modules of that architecture, without weights."""
+"""The registry of models: it maps a name to a function that builds that `segment_anything.modeling.Sam` untrained."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ NANO_SIZE = 384
 
 
 def build_nano(size: int = NANO_SIZE, *, fine: bool = True) -> Sam:
-    """SAM's prompt encoder and mask decoder at their true size behind a small encoder; input `size` x `size` pixels.
+    """Build `nano`: SAM's prompt encoder and mask decoder at their true size behind a small image encoder.
 
-    fine: whether the encoder makes fine features, as those of version 0.2.0 did not.
+    size: side of the square input in pixels. fine: whether the encoder makes fine features, which version 0.2.0 did
+    not have.
     """
     encoder = NanoImageEncoder(size, EMBED_DIM, fine=fine)
     return _build(NanoSam, encoder, size, dim=EMBED_DIM, mlp_dim=2048, heads=8)
 
 
 def build_tiny(size: int = 64) -> Sam:
-    """A random model of the same classes that builds and runs in milliseconds; fixed by its own seed."""
+    """Build `tiny`: a Sam with random weights of a fixed seed, which builds and runs in milliseconds.
+
+    size: side of the square input in pixels.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = _TinyImageEncoder(size, out_channels=32)
@@ -35,7 +39,7 @@ def build_tiny(size: int = 64) -> Sam:
 
 
 class _TinyImageEncoder(nn.Module):
-    """One patch convolution at stride 16."""
+    """An image encoder that is one convolution of 16 x 16 pixels at stride 16."""
 
     def __init__(self, img_size: int, out_channels: int) -> None:
         super().__init__()
@@ -69,16 +73,20 @@ MODELS: dict[str, Callable[[], Sam]] = {
 
 
 def build_model(name: str) -> Sam:
-    """A Sam of the named architecture in evaluation mode, not trained; raises `ConfigError` for other names."""
+    """Build an untrained Sam of the named architecture in evaluation mode.
+
+    Raises `ConfigError` for a name that is not in `MODELS`.
+    """
     if name not in MODELS:
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, got {name!r}")
     return MODELS[name]()
 
 
 def set_input_size(sam: Sam, size: int) -> None:
-    """Let a convolutional `sam` (nano) take `size` x `size` pixels; SAM's positions are relative, no weight changes.
+    """Set the input of a convolutional `sam` (`nano`) to `size` x `size` pixels.
 
-    Raises `ConfigError` unless `size` is a positive multiple of 32.
+    No weight changes, because SAM's prompt encoder takes positions relative to the input's side. Raises `ConfigError`
+    unless `size` is a positive multiple of 32.
     """
     if size <= 0 or size % 32:
         raise ConfigError(f"size: expected a positive multiple of 32 pixels, got {size}")

@@ -1,4 +1,4 @@
-"""One pass of SAM's prompt encoder and mask decoder over a batch of prompts; the same code trains and infers.
+"""One pass of SAM's prompt encoder and mask decoder over a batch of prompts, for training and for inference.
 
 `segment_anything.MaskDecoder.predict_masks` takes one image with many prompts. A training batch has prompts of many
 images, so this module calls the decoder's own parts in the same order with one embedding for each prompt.
@@ -19,13 +19,16 @@ from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, PluginTrace
 
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
-    """logits (P, 4, h, w) at a quarter of the model's input, iou (P, 4): 0 is SAM's single mask, 1-3 its multimask."""
+    """The decoder's answers to P prompts. Mask 0 is SAM's single mask, masks 1 to 3 are its multimask output."""
 
     logits: Tensor
+    """Mask logits (P, 4, h, w) at a quarter of the model's input resolution."""
     iou: Tensor
+    """Predicted IoU (P, 4) of the masks."""
     trace: PluginTrace | None
+    """What the plugin did; None when no plugin is hosted and enabled."""
     hq_logits: Tensor | None = None
-    """(P, 1, h, w), HQ-SAM's mask, to be added to the logits of the chosen SAM mask; None with HQ-SAM off."""
+    """Logits (P, 1, h, w) of HQ-SAM's mask, to be added to those of the chosen SAM mask; None when HQ-SAM is off."""
 
 
 def decode_prompts(
@@ -37,9 +40,10 @@ def decode_prompts(
 ) -> DecoderOutput:
     """Predict the masks of P prompts.
 
-    features: of P images, each prompt's own, or of the one image of all prompts. boxes: (P, 4) XYXY, and points:
-    (P, N, 2) with labels (P, N) (1 object, 0 background, -1 padding), in pixels of the model's square input. Early
-    features switch the HQ branch of `sam` on, which never runs together with an enabled plugin.
+    features: either P images, one for each prompt, or one image that all prompts share. Early features among them
+    switch on the HQ-SAM branch of `sam`. boxes: (P, 4) XYXY. points: xy (P, N, 2) and labels (P, N), where 1 is object,
+    0 background and -1 padding. Boxes and points are in pixels of the model's square input.
+    Raises `ValueError` for early features together with an enabled plugin.
     """
     early = features.early
     host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
@@ -62,10 +66,10 @@ def decode_prompts(
 
 
 def trace_prompts(sam: Sam, features: ImageFeatures, boxes: Tensor) -> PluginTrace:
-    """The plugin's trace for P boxes, as in `decode_prompts`, for half of its cost: the decoder stops where the plugin
-    begins.
+    """Compute the trace that `decode_prompts` returns for P boxes, at half the cost: the decoder stops at the plugin.
 
-    Only the plugin gets gradients. Raises `ValueError` unless `sam` hosts a plugin in layer 2 alone.
+    boxes: (P, 4) XYXY in pixels of the model's square input. Only the plugin gets gradients. Raises `ValueError` unless
+    `sam` hosts a plugin in decoder layer 2 alone.
     """
     first, second = sam.mask_decoder.transformer.layers
     host = second.cross_attn_token_to_image
@@ -85,10 +89,10 @@ def trace_prompts(sam: Sam, features: ImageFeatures, boxes: Tensor) -> PluginTra
 def read_masks(
     decoder: MaskDecoder, tokens: Tensor, source: Tensor, fine: FineFeatures | None
 ) -> tuple[Tensor, Tensor]:
-    """The logits (P, 4, h, w) of SAM's masks, and the features (P, C/8, h, w) they are read from.
+    """Return the logits (P, 4, h, w) of SAM's masks, and the upscaled features (P, C/8, h, w) they are read from.
 
-    tokens: (P, T, C) and source: (P, HW, C), the outputs of the transformer, on a square grid. fine: of P images, or of
-    the one image of all prompts, added as SAM 2 adds them.
+    tokens: (P, T, C), and source: (P, HW, C) on a square grid; both are outputs of the transformer. fine: fine features
+    of P images, or of the one image that all prompts share; they are added inside the upscaling, as in SAM 2.
     """
     side = int(source.shape[1] ** 0.5)
     grid = source.transpose(1, 2).reshape(source.shape[0], source.shape[2], side, side)
@@ -111,7 +115,11 @@ def decoder_inputs(
     boxes: Tensor | None,
     points: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the transformer gets: features with the mask prompt (P, C, H, W), their positions, tokens (P, T + N, C)."""
+    """Return the transformer's inputs for P prompts.
+
+    They are the features with the mask prompt added (P, C, H, W), their positional encoding (P, C, H, W) and the output
+    tokens followed by the prompt tokens (P, T + N, C). Boxes and points are those of `decode_prompts`.
+    """
     masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) and sam.drawn > 0 else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     if masks is not None and sam.drawn < 1:

@@ -12,23 +12,23 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 RING = 2.0
-"""Distance, in feature cells, at which the samples after the first start."""
+"""Distance from p, in feature cells, of the samples after the first before training."""
 FIRST_SHARE = 0.9
-"""Weight that the first sample starts with."""
+"""Weight of the first of several samples before training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the features of each cell are read from: the weighted sum of K samples at p + dp."""
+    """The places that each cell p reads its features from: a weighted sum of K samples at p + dp."""
 
     offsets: Tensor
-    """dp (..., K, 2), x then y, in feature cells."""
+    """Offsets dp (..., K, 2), x then y, in feature cells."""
     weights: Tensor | None
-    """(..., K); None: a single sample of weight 1."""
+    """Weights (..., K) of the samples; None when there is a single sample of weight 1."""
 
     @property
     def mean(self) -> Tensor:
-        """The mean displacement (..., 2) in feature cells."""
+        """The weighted mean of the offsets, (..., 2), x then y, in feature cells."""
         if self.weights is None:
             return self.offsets[..., 0, :]
         shares = self.weights / self.weights.sum(-1, keepdim=True)
@@ -36,12 +36,12 @@ class Places:
 
 
 class DeformableSampling(nn.Module):
-    """x*_{p+dp}: features sampled at positions that a small offset network moves.
+    """Samples the projected features x*_p at p + dp, with offsets dp that a small network computes.
 
     x_p -> Conv 1x1 = x*_p -> DWConv 5x5, LayerNorm, GELU -> Conv 1x1 = dp; then x*_p is read at p + dp.
 
-    Initialised so that x*_{p+dp} = x_p, but for the small weight of the samples after the first: the plugin starts as
-    SAM and has to learn to leave it.
+    Before training x*_{p+dp} = x_p, except for the small weight of the samples after the first: the plugin starts as
+    SAM and has to learn to deviate from it.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class DeformableSampling(nn.Module):
         amplitude: bool = False,
         samples: int = 1,
     ) -> None:
-        """`max_offset`: reach of an offset in feature cells; dp = max_offset * tanh(.); the rest as in
-        `PluginSpec`."""
+        """`channels` is the width C of the features. The other arguments are fields of `PluginSpec`, where `bound` is
+        called `offsets`."""
         super().__init__()
         self.max_offset, self.bound, self.amplitude, self.samples = max_offset, bound, amplitude, samples
         self.project = nn.Conv2d(channels, channels, 1)
@@ -69,7 +69,8 @@ class DeformableSampling(nn.Module):
             self.offset.bias.copy_(self._start())  # type: ignore[union-attr]
 
     def _start(self) -> Tensor:
-        """The bias of `offset`: the first sample at the cell itself, the others on a ring around it."""
+        """The initial bias of `offset`: it puts the first sample at the cell itself and the others on a ring around
+        it."""
         if self.samples == 1:
             return torch.zeros(2 + int(self.amplitude))
         angles = torch.arange(self.samples - 1) * (2 * torch.pi / (self.samples - 1))
@@ -80,20 +81,19 @@ class DeformableSampling(nn.Module):
         return torch.cat((places.flatten(), logits))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Places, Tensor]:
-        """Sample the features.
+        """Sample the image features that enter decoder layer 2.
 
-        features: (B, C, H, W), the image features entering decoder layer 2.
-        Returns x*_{p+dp} (B, C, H, W), the places of cells (B, H, W), and what the offsets are computed from
-        (B, C, H, W).
+        features: (B, C, H, W). Returns x*_{p+dp} (B, C, H, W), the places of the cells (B, H, W), and the hidden
+        features (B, C, H, W) that the offsets are computed from.
         """
         projected = self.project(features)
         hidden = F.gelu(self.norm(self.context(projected)))
-        # bfloat16 would round positions to a quarter of a cell
+        # The offsets are float32, because bfloat16 would round positions to a quarter of a cell.
         places = self._places(self.offset(hidden).permute(0, 2, 3, 1).float())
         return self.read(projected, places), places, hidden
 
     def read(self, features: Tensor, places: Places) -> Tensor:
-        """`features` (B, C, H, W) read at the places of cells (B, H, W); the same shape."""
+        """Read `features` (B, C, H, W) at the places of the cells (B, H, W); returns (B, C, H, W)."""
         if self.bound == "none" and places.weights is None:
             return features
         samples = (bilinear_sample(features, dp.permute(0, 3, 1, 2)) for dp in places.offsets.unbind(-2))
@@ -103,22 +103,22 @@ class DeformableSampling(nn.Module):
         return torch.stack(list(weighted)).sum(0).to(features.dtype)
 
     def project_tokens(self, features: Tensor) -> Tensor:
-        """x*_p (B, HW, C) of features (B, HW, C) of a square grid."""
+        """Project features x_p (B, HW, C) to x*_p (B, HW, C)."""
         return F.linear(features, self.project.weight.flatten(1), self.project.bias)
 
     def context_tokens(self, projected: Tensor) -> Tensor:
-        """What the offsets are computed from (B, HW, C), of x*_p (B, HW, C) of a square grid."""
+        """Compute the hidden features (B, HW, C) behind the offsets from x*_p (B, HW, C) on a square grid."""
         side = isqrt(projected.shape[1])
-        # A view of channels-last memory, so that neither the convolution nor what follows moves anything.
+        # This is a view of channels-last memory, so neither the convolution nor the norm after it copies its input.
         context = self.context(torch.unflatten(projected.mT, 2, (side, side))).flatten(2).mT
         return F.gelu(F.layer_norm(context, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
 
     def token_places(self, hidden: Tensor) -> Places:
-        """The places of cells (B, HW) from what `context_tokens` returns."""
+        """Compute the places of the cells (B, HW) from the hidden features (B, HW, C) of `context_tokens`."""
         return self._places(F.linear(hidden, self.offset.weight.flatten(1), self.offset.bias))
 
     def _places(self, predicted: Tensor) -> Places:
-        """predicted: (..., 2 * K and the weights), what the offset network says."""
+        """Split the offset network's output into the offsets, its first 2 * K channels, and the weights after them."""
         offsets = torch.unflatten(predicted[..., : 2 * self.samples], -1, (self.samples, 2))
         if self.bound == "tanh":
             offsets = self.max_offset * torch.tanh(offsets)
@@ -131,7 +131,10 @@ class DeformableSampling(nn.Module):
 
 
 def sample_tokens(features: Tensor, places: Places, scale: Tensor) -> Tensor:
-    """`DeformableSampling.read`, times `scale` (B, 1, 1), of features (B, HW, C) at the places of cells (B, HW)."""
+    """Read features (B, HW, C) of a square grid at the places of the cells (B, HW), multiplied by `scale` (B, 1, 1).
+
+    The result (B, HW, C) equals that of `DeformableSampling.read`, times `scale`, but for rounding.
+    """
     batch, cells, channels = features.shape
     side, count = isqrt(cells), places.offsets.shape[2]
     steps = torch.arange(side, dtype=places.offsets.dtype, device=places.offsets.device)
@@ -147,7 +150,7 @@ def sample_tokens(features: Tensor, places: Places, scale: Tensor) -> Tensor:
     if places.weights is not None:
         scale = scale * places.weights
     weights = down[..., :, None] * across[..., None, :] * scale[..., None, None]
-    # A weighted sum of whole rows: a cell's channels lie together.
+    # A cell's channels are adjacent in memory, so each sample is a weighted sum of whole rows.
     sampled = F.embedding_bag(
         corners.view(-1, 4 * count), features.reshape(-1, channels), mode="sum",
         per_sample_weights=weights.reshape(-1, 4 * count),
@@ -156,7 +159,10 @@ def sample_tokens(features: Tensor, places: Places, scale: Tensor) -> Tensor:
 
 
 def bilinear_sample(features: Tensor, offsets: Tensor) -> Tensor:
-    """Read `features` (B, C, H, W) at p + dp, dp = `offsets` (B, 2, H, W) in cells; outside, the border's value."""
+    """Read `features` (B, C, H, W) at p + dp, where dp is `offsets` (B, 2, H, W), x then y, in feature cells.
+
+    A position outside the grid reads the value at the border.
+    """
     height, width = features.shape[-2:]
     dtype, device = offsets.dtype, offsets.device
     ys = torch.arange(height, dtype=dtype, device=device).view(1, height, 1)

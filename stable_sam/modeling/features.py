@@ -1,4 +1,4 @@
-"""What an image encoder makes of images: all that the mask decoder reads of them."""
+"""The features that an image encoder computes and the mask decoder reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 FineFeatures = tuple[Tensor, Tensor]
-"""(B, C/8, S/4, S/4) and (B, C/4, S/8, S/8), added inside the mask decoder's upscaling, as in SAM 2."""
+"""Features (B, C/8, S/4, S/4) and (B, C/4, S/8, S/8), added inside the mask decoder's upscaling, as in SAM 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,30 +18,30 @@ class ImageFeatures:
     """The features of B images of S x S input pixels; C is the width of the decoder, 256."""
 
     embedding: Tensor
-    """(B, C, S/16, S/16)"""
+    """SAM's image embedding (B, C, S/16, S/16)."""
     fine: FineFeatures | None = None
-    """None for encoders that make none, such as SAM's own."""
+    """Fine features; None for encoders without them, such as SAM's own."""
     early: Tensor | None = None
-    """(B, E, h, w), the encoder's early features that HQ-SAM fuses; None where HQ-SAM is off."""
+    """The encoder's early features (B, E, h, w), which HQ-SAM fuses; None when HQ-SAM is off."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same features after `change` of each tensor."""
+        """Return features whose tensors are the results of `change` on the tensors of these."""
         fine = None if self.fine is None else (change(self.fine[0]), change(self.fine[1]))
         return type(self)(change(self.embedding), fine, None if self.early is None else change(self.early))
 
     def repeat(self, count: int) -> Self:
-        """Each image's features `count` times, one after the other: one for each of its prompts."""
+        """Repeat each image's features `count` times in a row, once for each of its `count` prompts."""
         return self.map(lambda part: part.repeat_interleave(count, 0))
 
 
 def stack_features(images: Sequence[ImageFeatures]) -> ImageFeatures:
-    """The features of several images, each (1, ...), as those of one batch."""
+    """Concatenate the features of several images, each a batch of one, into one batch."""
     named = [feature_names(image) for image in images]
     return named_features({name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})
 
 
 def feature_names(features: ImageFeatures) -> dict[str, Tensor]:
-    """The tensors by the names that a file of features has them under."""
+    """Return the tensors of `features` by the names under which the embedding cache stores them."""
     tensors = {"embedding": features.embedding}
     if features.fine is not None:
         tensors |= {"fine4": features.fine[0], "fine8": features.fine[1]}
@@ -49,6 +49,6 @@ def feature_names(features: ImageFeatures) -> dict[str, Tensor]:
 
 
 def named_features(tensors: Mapping[str, Tensor]) -> ImageFeatures:
-    """The features whose `feature_names` are `tensors`."""
+    """Build features from tensors named as by `feature_names`."""
     fine = (tensors["fine4"], tensors["fine8"]) if "fine4" in tensors else None
     return ImageFeatures(tensors["embedding"], fine, tensors.get("early"))

@@ -1,7 +1,7 @@
-"""`torch._dynamo`, whose import takes as long as that of torch itself, stays out of processes that do not compile.
+"""An import that keeps `torch._dynamo`, which takes as long to import as torch, out of processes that do not compile.
 
-segment_anything imports torchvision, and its `ops/roi_align.py` asks `torch._dynamo.utils` for one function, which it
-calls when a compiled RoI align runs.
+segment_anything imports torchvision, whose `ops/roi_align.py` imports one function of `torch._dynamo.utils`, which it
+calls only when a compiled RoI align runs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _HEAVY = "torch._dynamo.utils"
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """What is imported within finds a module in the place of `torch._dynamo.utils` that fetches what it is asked for.
+    """Put a stand-in for `torch._dynamo.utils` into `sys.modules` while the block of this context manager runs.
 
-    Of `is_compile_supported` it gives a function that fetches the real one when it is called. At the end the module is
-    taken away again. Nothing is replaced where somebody has imported the real one before.
+    The stand-in's `is_compile_supported` imports the real module when it is called; any other name is fetched from the
+    real module at once. The stand-in is removed at the end. It is not used when the real module was imported before.
     """
-    import_module("torch")  # which may bring a backend that compiles
+    import_module("torch")  # first, because a backend that torch loads may import the real module
     if _HEAVY in sys.modules:
         yield
         return
@@ -34,7 +34,7 @@ def without_compiler() -> Iterator[None]:
             del sys.modules[_HEAVY]
 
     def fetch(name: str) -> Any:
-        # The import system looks for these, and takes what is not there for a plain module.
+        # The import system looks for special names, and a module without them counts as a plain one.
         if name.startswith("__"):
             raise AttributeError(name)
         step_aside()
@@ -49,5 +49,5 @@ def without_compiler() -> Iterator[None]:
 
 
 def is_compile_supported(*arguments: Any) -> Any:
-    """The answer of torch's function of this name."""
+    """Call torch's function of this name and return its result."""
     return import_module(_HEAVY).is_compile_supported(*arguments)

@@ -1,4 +1,4 @@
-"""From a configuration to a model with weights, strictly: every key, every shape, and a plugin only on its own base."""
+"""Loading of the model that a config names: every key and shape must match, and a plugin loads only on its own base."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.modeling.weights import read_safetensors
 
 HQ_PREFIX = "mask_decoder."
-"""Where the published HQ-SAM files keep the branch."""
+"""Prefix of the branch's tensors in the published HQ-SAM files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A frozen Sam in evaluation mode on its device, and the plugin's host when it has a plugin."""
+    """A frozen Sam in evaluation mode on its device, with what is attached to it."""
 
     sam: Sam
     host: PluginHost | None
-    """`host.enabled = False` gives plain SAM on the same base."""
+    """Layer 2's host of the plugin, or None without a plugin; `host.enabled = False` gives plain SAM on the base."""
     hq: HqBranch | None = None
-    """HQ-SAM's branch when `hq_uri` names one; it starts on and the plugin off, as `enabled` of both says."""
+    """HQ-SAM's branch, or None when `hq_uri` names none; a model that has both starts with the plugin disabled."""
     identity: ModelIdentity
     device: torch.device
     compiled: CompiledPasses | None = None
-    """Takes the place of the encoder and the fast decoder when the configuration says `compile`."""
+    """Compiled encoder and fast decoder; None unless the config sets `compile`."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-    """Held during a pass: plugin and HQ-SAM keep what a pass is about, so two threads must take turns."""
+    """Held during a pass: the plugin's host and HQ-SAM keep state of the pass, so two threads must take turns."""
 
 
 def load_model(config: RefinerConfig) -> LoadedModel:
     """Build the model that `config` names and load its weights.
 
-    Raises `ConfigError` (device, missing checkpoint), `WeightsError` (other keys or shapes, a plugin of another base)
-    and `StorageError` (file not readable).
+    Raises `ConfigError` for a device that is not there or a missing checkpoint, `WeightsError` for other keys or shapes
+    or a plugin of another base, and `StorageError` for a file that cannot be read.
     """
     device = resolve_device(config.device)
     weights = read_weights(config)
@@ -72,7 +72,10 @@ def load_model(config: RefinerConfig) -> LoadedModel:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`: the GPU when there is one; otherwise the named device. Raises `ConfigError` when it is not there."""
+    """Return the named device; `auto` is the GPU when there is one, else the CPU.
+
+    Raises `ConfigError` when this machine does not have the device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -85,7 +88,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _load_nano(weights: WeightFiles) -> Sam:
-    """The nano that the file's metadata describe; one without them is of version 0.2.0."""
+    """Load `nano` as the metadata of its weights file describe it; a file without metadata is of version 0.2.0."""
     tensors, metadata = read_safetensors(weights.base, weights.base_name)
     sam = build_nano(fine=metadata.get("fine") == "1")
     try:
@@ -116,7 +119,7 @@ def _read_plugin(sam: Sam, weights: WeightFiles) -> StableSamPlugin:
         spec = PluginSpec.model_validate_json(metadata["plugin"])
     except (KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{name}: expected metadata plugin, the plugin's architecture, got {reason}") from None
+        raise WeightsError(f"{name}: expected metadata plugin with the plugin's architecture, got {reason}") from None
     plugin = StableSamPlugin(sam.prompt_encoder.embed_dim, spec)
     _load_tensors(plugin, tensors, name, "plugin")
     return plugin
@@ -131,10 +134,10 @@ def _check_base(metadata: Mapping[str, str], weights: WeightFiles, name: str, wh
 
 
 def _read_hq(sam: Sam, weights: WeightFiles, model: str) -> HqBranch:
-    """The branch of a published file, which holds all of HQ-SAM, or of our own, which holds the branch alone."""
+    """Read the branch from a published file, which holds all of HQ-SAM, or from our own, which holds it alone."""
     name, data = str(weights.hq_name), weights.hq or b""
     branch = build_hq(sam)
-    if data[8:9] == b"{":  # safetensors: the header's length, then its JSON
+    if data[8:9] == b"{":  # a safetensors file starts with 8 bytes for its header's length, then the header in JSON
         tensors, metadata = read_safetensors(data, name)
         _check_base(metadata, weights, name, "HQ-SAM branch")
     else:
@@ -146,7 +149,7 @@ def _read_hq(sam: Sam, weights: WeightFiles, model: str) -> HqBranch:
 def _branch_of_checkpoint(
     sam: Sam, branch: HqBranch, state: Mapping[str, Tensor], name: str, base_name: str
 ) -> dict[str, Tensor]:
-    """The branch's part of a whole HQ-SAM, by the branch's names; the other part must be the base itself."""
+    """Return the branch's tensors, by the branch's names, of a whole HQ-SAM whose other tensors must be the base's."""
     prefixes = tuple(f"{HQ_PREFIX}{part}." for part, _ in branch.named_children())
     own = {key.removeprefix(HQ_PREFIX): value for key, value in state.items() if key.startswith(prefixes)}
     base = sam.state_dict()
@@ -162,7 +165,7 @@ def _branch_of_checkpoint(
 
 
 def _random_plugin(sam: Sam) -> StableSamPlugin:
-    """The tiny model's plugin: random, but far from doing nothing, so that tests see what it does."""
+    """Build the plugin of `tiny` with random weights large enough that tests can see its effect."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         plugin = StableSamPlugin(sam.prompt_encoder.embed_dim)
@@ -172,7 +175,7 @@ def _random_plugin(sam: Sam) -> StableSamPlugin:
 
 
 def _load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str, model: str) -> None:
-    """`load_state_dict(strict=True)` with its complaints on one line."""
+    """Load `tensors` into `module`; missing, unknown and mis-shaped keys give one line of error."""
     _check_tensors(module.state_dict(), tensors, name, model)
     module.load_state_dict(dict(tensors), strict=True)
 

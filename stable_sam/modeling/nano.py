@@ -1,4 +1,4 @@
-"""The image encoder of `nano`: a small convolutional network in the place of SAM's vision transformer."""
+"""The image encoder of `nano`: a small convolutional network instead of SAM's vision transformer."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from torchvision.models import shufflenet_v2_x1_0
 from stable_sam.modeling.features import FineFeatures, ImageFeatures
 
 MASK_STRIDE = 4
-"""SAM's mask prompts and mask logits have a cell for every 4 x 4 input pixels."""
+"""Side, in input pixels, of a cell of SAM's mask prompts and mask logits."""
 SPOT_SIGMA = 8.0
-"""Width of a drawn point in input pixels: half a cell of the image embedding."""
+"""Standard deviation of a drawn point in input pixels: half a cell of the image embedding."""
 STAGE_CHANNELS = (24, 116, 232, 464)
 """Channels of the backbone's outputs at stride 4, 8, 16 and 32."""
 
 
 class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
-    """A Sam whose boxes and points enter its prompt encoder twice: as tokens, and drawn, as a mask prompt.
+    """A Sam whose boxes and points enter its prompt encoder twice: as tokens, and drawn as a mask prompt.
 
-    From tokens alone a small base needs far longer training than a CPU gives it to keep a mask where its prompt is.
+    With tokens alone a small base would need far longer training than a CPU allows before its masks lie where their
+    prompts are.
     """
 
     drawn: float = 1.0
-    """Share of the prompts that are drawn as well; the others enter as tokens alone, as SAM's do. In inference 1 or
-    0."""
+    """Share of the prompts that are drawn; the others enter as tokens alone, as in SAM. Inference uses 1 or 0."""
     draws: torch.Generator | None = None
-    """In training with a share between them: what decides which."""
+    """Generator that chooses the drawn prompts in training, where `drawn` may lie between 0 and 1."""
 
     def drawn_prompts(self, boxes: Tensor | None, points: tuple[Tensor, Tensor] | None) -> Tensor:
-        """The mask prompt that shows the prompts, (P, 1, S/4, S/4), from -1 (not the object) to 1 (the object).
+        """Draw P prompts as mask prompts (P, 1, S/4, S/4) with values from -1 (background) to 1 (object).
 
-        boxes: (P, 4) XYXY, filled: 1 inside, -1 outside, between on cut cells; without a box all is 0. points: (P, N,
-        2) with labels (P, N), each a Gaussian spot of its label over that: 1 object, 0 background, -1 padding.
-        Coordinates in input pixels.
+        boxes: (P, 4) XYXY, drawn as 1 inside, -1 outside and values between on cells that an edge cuts; without a box
+        all cells are 0. points: xy (P, N, 2) and labels (P, N), where 1 is object, 0 background and -1 padding; each
+        point is a Gaussian spot laid over the box. Boxes and points are in pixels of the model's square input.
+        Raises `ValueError` when neither is given.
         """
         side = self.image_encoder.img_size // MASK_STRIDE
         given = boxes if points is None else points[0]
@@ -74,8 +75,9 @@ class Backbone(nn.Module):
         self.stage4 = network.stage4
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """image: (B, 3, S, S) normalised. Returns features at stride 4, 8, 16, 32 with STAGE_CHANNELS channels."""
-        # torch's pooling takes a tenth of the time with a pixel's channels side by side; the stages like it otherwise.
+        """Compute features at strides 4, 8, 16 and 32, with `STAGE_CHANNELS` channels, of a normalised image
+        (B, 3, S, S)."""
+        # torch's pooling takes a tenth of the time on channels-last memory; the stages are faster on contiguous memory.
         stride4 = self.maxpool(self.conv1(image.contiguous(memory_format=torch.channels_last))).contiguous()
         stride8 = self.stage2(stride4)
         stride16 = self.stage3(stride8)
@@ -83,16 +85,16 @@ class Backbone(nn.Module):
 
 
 class ChannelNorm(LayerNorm2d):  # type: ignore[misc]  # segment_anything has no types
-    """`LayerNorm2d` in one pass over the memory; what it returns has the channels of a pixel side by side."""
+    """SAM's `LayerNorm2d` computed in one pass over the memory; its result is channels-last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W), returns the same shape."""
+        """Normalise x (B, C, H, W) over its channels; returns (B, C, H, W)."""
         pixels = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return pixels.permute(0, 3, 1, 2)
 
 
 class ConvBlock(nn.Module):
-    """Residual 3x3 convolutions with layer norm: mixes neighbouring cells of the summed features."""
+    """A residual block, a 3 x 3 convolution, layer norm and a 1 x 1 convolution, that mixes neighbouring cells."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,20 +106,20 @@ class ConvBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W), returns the same shape."""
+        """Add the layers' output to x (B, C, H, W); returns (B, C, H, W)."""
         return x + cast(Tensor, self.layers(x))
 
 
 class NanoImageEncoder(nn.Module):
-    """Backbone and neck: (B, 3, S, S) to SAM's embedding (B, 256, S/16, S/16)."""
+    """The backbone and a neck that sums its four outputs to SAM's image embedding (B, 256, S/16, S/16)."""
 
     def __init__(self, img_size: int = 512, out_channels: int = 256, *, fine: bool = True) -> None:
         super().__init__()
         self.img_size = img_size
-        """Side of the square input in pixels; `segment_anything.Sam` reads it by this name."""
+        """Side S of the square input in pixels; `segment_anything.Sam` reads it by this name."""
         self.backbone = Backbone()
-        # The fine stages are folded into the channels of a stride-16 cell, not pooled: borders finer than a cell
-        # survive.
+        # Strided convolutions fold the outputs at stride 4 and 8 into the channels of a stride-16 cell. Pooling would
+        # lose borders finer than a cell.
         self.lateral4 = _lateral(STAGE_CHANNELS[0], out_channels, stride=4)
         self.lateral8 = _lateral(STAGE_CHANNELS[1], out_channels, stride=2)
         self.lateral16 = _lateral(STAGE_CHANNELS[2], out_channels, stride=1)
@@ -127,11 +129,12 @@ class NanoImageEncoder(nn.Module):
         self.fine = FineBranch(out_channels) if fine else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, S, S) normalised as SAM does. Returns the embedding (B, out_channels, S/16, S/16) alone."""
+        """Compute the embedding (B, out_channels, S/16, S/16) of an image (B, 3, S, S) normalised as SAM's are."""
         return self._embedding(self.backbone(image))
 
     def features(self, image: Tensor) -> ImageFeatures:
-        """image: (B, 3, S, S) normalised as SAM does. Returns the embedding and, where it has them, fine features."""
+        """Compute the embedding and the fine features, if this encoder has them, of a normalised image
+        (B, 3, S, S)."""
         stages = self.backbone(image)
         embedding = self._embedding(stages)
         fine = None if self.fine is None else self.fine(stages[0], stages[1], embedding)
@@ -145,8 +148,10 @@ class NanoImageEncoder(nn.Module):
 
 
 class FineBranch(nn.Module):
-    """Features at stride 4 and 8 for borders and small objects: what they are comes from the embedding, where from the
-    backbone's fine stages."""
+    """Computes features at stride 4 and 8 for borders and small objects.
+
+    The embedding tells it which object a cell belongs to, the backbone's outputs at stride 4 and 8 where borders run.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -158,12 +163,13 @@ class FineBranch(nn.Module):
         self.down8 = nn.Conv2d(half, quarter, 1)
         self.block4 = ConvBlock(quarter)
         self.out8, self.out4 = nn.Conv2d(half, half, 1), nn.Conv2d(quarter, quarter, 1)
-        for layer in (self.out8, self.out4):  # starts as if there were no fine features
+        for layer in (self.out8, self.out4):  # before training the fine features are 0, as if there were none
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # torch types bias as optional
 
     def forward(self, stride4: Tensor, stride8: Tensor, embedding: Tensor) -> FineFeatures:
-        """stride4, stride8: stages of the backbone; embedding: (B, C, S/16, S/16). See `FineFeatures`."""
+        """Compute the fine features from the backbone's outputs at stride 4 and 8 and the embedding
+        (B, C, S/16, S/16)."""
         eight = self.block8(self.lateral8(stride8) + _doubled(self.down16(embedding)))
         four = self.block4(self.lateral4(stride4) + _doubled(self.down8(eight)))
         return self.out4(four), self.out8(eight)
@@ -174,12 +180,12 @@ def _doubled(x: Tensor) -> Tensor:
 
 
 def _lateral(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    # The pretrained features are small (0.02-0.07): the norm brings all stages to one scale.
+    # The pretrained features are small (0.02-0.07); the norm brings those of all strides to one scale.
     return nn.Sequential(ChannelNorm(channels), nn.Conv2d(channels, out_channels, stride, stride=stride))
 
 
 def _fold(module: nn.Module) -> None:
-    """Replace batch norm by nothing (it is in the convolutions' weights and biases) and ReLU by LeakyReLU(0.1)."""
+    """Replace batch norms, which are folded into the convolutions, by the identity, and ReLU by LeakyReLU(0.1)."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, nn.Identity())

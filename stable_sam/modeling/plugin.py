@@ -1,6 +1,6 @@
 """The Stable-SAM plugin, hosted in place by the token-to-image attention of decoder layer 2 (paper, Figure 3).
 
-Everything else of SAM stays as it is and frozen. The host wraps one attention module, so that SAM's own decoder code
+Every other part of SAM stays unchanged and frozen. The host wraps one attention module, so that SAM's own decoder code
 runs unchanged, in training and in inference.
 """
 
@@ -17,35 +17,36 @@ from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.plugin_spec import PluginSpec
 
 PLUGIN_LAYER = 1
-"""Second and last TwoWayAttentionBlock, counted from 0."""
+"""Index of decoder layer 2, the last `TwoWayAttentionBlock`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PluginTrace:
-    """What the plugin did in one decoder pass: alpha (B, 2) and the mean displacement dp of each cell's
-    samples (B, 2, H, W) in feature cells."""
+    """What the plugin did in one decoder pass of B prompts."""
 
     alpha: Tensor
+    """Routing weights (B, 2): alpha_1 of the deformed features, alpha_2 of SAM's own."""
     offsets: Tensor
+    """Mean displacement dp of each cell's samples, (B, 2, H, W), x then y, in feature cells."""
     quality: Tensor | None
-    """(B,), of a plugin that estimates it."""
+    """Estimated quality (B,); None for a plugin that does not estimate it."""
 
 
 class StableSamPlugin(nn.Module):
-    """DSP and DRP: alpha_1 * x*_{p+dp} + alpha_2 * x_p, about 0.08 M parameters at 256 channels."""
+    """DSP and DRP together give alpha_1 * x*_{p+dp} + alpha_2 * x_p; about 0.08 M parameters at 256 channels."""
 
     def __init__(self, channels: int = 256, spec: PluginSpec | None = None) -> None:
         super().__init__()
         self.spec = spec = spec or PluginSpec()
         self.enabled = True
-        """False: the base is SAM, bit for bit."""
+        """Whether the decoder uses the plugin; False gives the base's masks bit for bit."""
         self.forced_alpha: tuple[float, float] | None = None
-        """Replaces the routing's own alpha: (0, 1) is SAM, (1, 0) the deformed features alone."""
+        """Alpha to use instead of the routing's own: (0, 1) is SAM, (1, 0) the deformed features alone."""
         self.regular_below = spec.regular_below
-        """See `PluginSpec`."""
+        """Alpha_1 below which a prompt takes SAM's regular path, as `PluginSpec.regular_below` describes."""
         self.always_deforms = False
-        """True while alpha is taught the gain: every prompt takes the deformed path, also where `regular_below` would
-        give it SAM's."""
+        """True while alpha is taught the gain: then every prompt takes the deformed path, whatever `regular_below`
+        says."""
         self.sampling = DeformableSampling(
             channels, spec.max_offset, bound=spec.offsets, amplitude=spec.amplitude, samples=spec.samples
         )
@@ -58,9 +59,9 @@ class StableSamPlugin(nn.Module):
             )  # fmt: skip
 
     def forward(self, features: Tensor, positions: Tensor, token: Tensor) -> tuple[Tensor, Tensor, PluginTrace]:
-        """Calibrate the features.
+        """Calibrate the image features of B prompts.
 
-        features and positions (their positional encoding): (B, C, H, W); token: (B, C). Returns the calibrated features
+        features, and positions, their positional encoding: (B, C, H, W). token: (B, C). Returns the calibrated features
         and positions, both (B, C, H, W), and the trace.
         """
         sampled, places, hidden = self.sampling(features)
@@ -71,15 +72,16 @@ class StableSamPlugin(nn.Module):
             used = torch.where(regular, alpha.new_tensor((0.0, 1.0)), alpha.new_tensor((1.0, 0.0)))
         dsp, own = used[:, :, None, None, None].unbind(1)
         if self.spec.move_positions:
-            # An amplitude is the features' alone.
+            # An amplitude scales the features, not their positions.
             placed = places if self.sampling.samples > 1 else replace(places, weights=None)
             positions = dsp * self.sampling.read(positions, placed) + own * positions
         return dsp * sampled + own * features, positions, PluginTrace(alpha, places.mean.permute(0, 3, 1, 2), quality)
 
     def calibrate_tokens(self, features: Tensor, projected: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, for inference: features x_p and projected x*_p, both (B, HW, C) of a square grid, token (B, C).
+        """Calibrate features as `forward` does, faster, for inference and a spec that does not move positions.
 
-        Returns the calibrated features (B, HW, C) and alpha (B, 2). For a spec that does not move positions.
+        features: x_p, and projected: x*_p, both (B, HW, C) on a square grid. token: (B, C). Returns the calibrated
+        features (B, HW, C) and alpha (B, 2).
         """
         hidden = None
         if self.routing is not None and self.spec.routing_reads == "features":
@@ -89,7 +91,7 @@ class StableSamPlugin(nn.Module):
         dsp, own = alpha[:, :, None, None].unbind(1)
         if self.regular_below == 0:
             return sample_tokens(projected, places, dsp).addcmul_(features, own), alpha
-        # To compute the offsets of the other prompts alone was measured to save nothing.
+        # Prompts on SAM's path are sampled too: leaving them out was measured to save nothing.
         sampled = sample_tokens(projected, places, torch.ones_like(dsp))
         return torch.where(dsp < self.regular_below, features, sampled), alpha
 
@@ -101,10 +103,10 @@ class StableSamPlugin(nn.Module):
 
 
 class PluginHost(nn.Module):
-    """SAM's token-to-image attention of a decoder layer, fed with the plugin's features.
+    """SAM's token-to-image attention of a decoder layer, which here reads the plugin's features.
 
-    The token the routing sees is the layer's query, that is t_o plus the constant embedding of that output token, which
-    the routing's first Linear absorbs.
+    The routing's token is the layer's query, which is t_o plus the constant embedding of that output token; the
+    routing's first Linear absorbs the constant.
     """
 
     def __init__(self, attention: nn.Module, plugin: StableSamPlugin) -> None:
@@ -113,11 +115,11 @@ class PluginHost(nn.Module):
         self.plugin = plugin
         self.trace: PluginTrace | None = None
         self.change: Tensor | None = None
-        """(B, HW, C), what the plugin added to the features in the pass that is going on; None when disabled."""
+        """Change (B, HW, C) that the plugin made to the features in the current pass; None when it is disabled."""
 
     @property
     def enabled(self) -> bool:
-        """`StableSamPlugin.enabled`."""
+        """Whether the decoder uses the plugin, as `StableSamPlugin.enabled` says."""
         return self.plugin.enabled
 
     @enabled.setter
@@ -125,11 +127,14 @@ class PluginHost(nn.Module):
         self.plugin.enabled = value
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: (B, N, C) tokens; k: (B, HW, C) features + positional encoding; v: (B, HW, C) features, square grid."""
+        """Attend from tokens q (B, N, C) to the calibrated features.
+
+        v: features (B, HW, C) on a square grid. k: features plus positional encoding (B, HW, C).
+        """
         self.trace = self.change = None
         if not self.plugin.enabled:
             return self.attention(q=q, k=k, v=v)  # type: ignore[no-any-return]
-        # Adding the changes, and not the new features, keeps SAM's keys bit for bit when nothing changes.
+        # Adding changes instead of replacing features keeps SAM's keys bit for bit when the plugin changes nothing.
         self.change, moved, self.trace = self.calibrate(q, k, v)
         keys = k + self.change
         if self.plugin.spec.move_positions:
@@ -137,7 +142,10 @@ class PluginHost(nn.Module):
         return self.attention(q=q, k=keys, v=v + self.change)  # type: ignore[no-any-return]
 
     def calibrate(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, PluginTrace]:
-        """What the plugin adds to the features and to their positions, both (B, HW, C), and the trace."""
+        """Return the plugin's changes of the features and of their positions, both (B, HW, C), and the trace.
+
+        The arguments are those of `forward`.
+        """
         features, positions = _as_grid(v), _as_grid(k - v)
         calibrated, moved, trace = self.plugin(features, positions, q[:, self.plugin.spec.routing_token])
         return (
@@ -148,19 +156,20 @@ class PluginHost(nn.Module):
 
 
 class ImageStreamHost(nn.Module):
-    """SAM's image-to-token attention of the same layer: here the calibrated features enter the image stream.
+    """SAM's image-to-token attention of the plugin's layer, through which the calibrated features enter the image
+    stream.
 
-    SAM adds this attention's output to its image features, so that adding the plugin's change to the output replaces
-    them by the calibrated ones in all that follows.
+    SAM adds this attention's output to its image features. With the plugin's change added to the output, the rest of
+    the decoder reads the calibrated features.
     """
 
     def __init__(self, attention: nn.Module, host: PluginHost) -> None:
         super().__init__()
         self.attention = attention
-        self._hosts = (host,)  # in a tuple, so that the host is no submodule twice
+        self._hosts = (host,)  # in a tuple, so that the host is not registered as a submodule a second time
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: (B, HW, C) image features + positional encoding; k, v: (B, N, C) tokens."""
+        """Attend from the image to tokens k, v (B, N, C); q: image features plus positional encoding (B, HW, C)."""
         change = self._hosts[0].change
         if change is None:
             return self.attention(q=q, k=k, v=v)  # type: ignore[no-any-return]
@@ -168,7 +177,10 @@ class ImageStreamHost(nn.Module):
 
 
 def attach_plugin(sam: Sam, plugin: StableSamPlugin) -> PluginHost:
-    """Freeze `sam`, host `plugin` in its decoder in place and return layer 2's host; only the plugin learns."""
+    """Freeze `sam`, host `plugin` in its decoder in place and return layer 2's host; only the plugin learns.
+
+    Raises `ValueError` when `sam` hosts a plugin already.
+    """
     layers = sam.mask_decoder.transformer.layers
     if isinstance(layers[PLUGIN_LAYER].cross_attn_token_to_image, PluginHost):
         raise ValueError("this Sam already hosts a plugin: detach it first")
@@ -183,6 +195,6 @@ def attach_plugin(sam: Sam, plugin: StableSamPlugin) -> PluginHost:
 
 
 def _as_grid(tokens: Tensor) -> Tensor:
-    """(B, HW, C) to (B, C, H, W), a square grid."""
+    """Reshape tokens (B, HW, C) of a square grid to (B, C, H, W)."""
     side = int(tokens.shape[1] ** 0.5)
     return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], side, side)

@@ -1,1 +1,1 @@
-"""Refining: an image and its prompts to masks, scores and routes."""
+"""Refining: turns an image and its prompts into masks, scores and routes."""

@@ -1,9 +1,9 @@
-"""One image of a shard through a refiner, at once or stage by stage: without stores and tables.
+"""Refining of one image of a shard, in one step or in three, without stores and tables.
 
-    at once        ImageJob --refine_job--> masks
-    in stages      ImageJob --prepare_job--> PreparedImage --infer_job--> InferredImage --finish_job--> masks
+    one step       ImageJob --refine_job--> masks
+    three steps    ImageJob --prepare_job--> PreparedImage --infer_job--> InferredImage --finish_job--> masks
 
-Whatever is wrong with an image becomes failed masks of its prompts in the stage that meets it.
+A step that cannot process an image turns its prompts into failed masks.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ if TYPE_CHECKING:
     from stable_sam.identity import ModelIdentity
 
 MOST_PROMPTS_APART = 32
-"""An image with more prompts is finished where the model is: their logits, 262 kB each, would be many megabytes."""
+"""Largest number of prompts of an image that is finished outside the model's process. The logits of more, 262 kB each,
+would be many megabytes to send."""
 T = TypeVar("T")
 
 
 class ImageRefiner(Protocol):
-    """What is needed of `stable_sam.refining.refiner.Refiner`."""
+    """The part of `stable_sam.refining.refiner.Refiner` that `refine_job` needs."""
 
     @property
     def identity(self) -> ModelIdentity:
-        """The loaded model."""
+        """Identity of the loaded model."""
         ...
 
     def refine_image(self, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> list[RefinedMask]:
-        """One mask for each prompt, in order."""
+        """Return one mask for each prompt, in the order of `prompts`; image: (H, W, 3), RGB, upright."""
         ...
 
 
 @runtime_checkable
 class StagedRefiner(ImageRefiner, Protocol):
-    """One whose images may be prepared and finished elsewhere."""
+    """An `ImageRefiner` whose images may be prepared and finished in other processes."""
 
     @property
     def input_side(self) -> int:
@@ -56,39 +57,44 @@ class StagedRefiner(ImageRefiner, Protocol):
         ...
 
     def infer(self, image: PreparedImage) -> Iterator[InferredPrompts]:
-        """All that takes the model."""
+        """Run the model on the image and its prompts."""
         ...
 
     def refine_prepared(self, image: PreparedImage) -> list[RefinedMask]:
-        """One mask for each prompt, in order."""
+        """Return one mask for each of the image's prompts, in their order."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageJob:
-    """An image's file and its prompts: what a refiner needs, and no store."""
+    """An image's file and its prompts, so that a refiner needs no store."""
 
     image_id: str
     image_uri: str
     prompts: tuple[Prompt, ...]
     data: bytes = b""
     error: str | None = None
-    """Why there is nothing to refine; the prompts become failed rows."""
+    """Why the image cannot be refined, which makes its prompts failed rows; None when it can."""
 
 
 Job = ImageJob | PreparedImage | InferredImage
 
 
 def refine_job(refiner: ImageRefiner, config: RefinerConfig, job: ImageJob) -> list[RefinedMask]:
-    """The masks of a job's prompts, failed ones for whatever is wrong with it; raises the GPU's own error when it is
-    lost."""
+    """Refine the prompts of a job, in their order; an image that cannot be refined gives failed masks.
+
+    Raises the GPU's own error when the GPU is lost (`device_is_lost`).
+    """
     if job.error is not None:
         return failed_masks(job, job.error)
     return _guarded(job, lambda: _refine(refiner, config, job))
 
 
 def prepare_job(config: RefinerConfig, side: int, job: ImageJob) -> PreparedImage | list[RefinedMask]:
-    """The first stage, for a model whose input has this side; failed masks when no prompt can be refined."""
+    """Decode and resize an image for a model whose square input has this side in pixels: the first of three steps.
+
+    Returns failed masks when no prompt can be refined.
+    """
     if job.error is not None:
         return failed_masks(job, job.error)
 
@@ -100,7 +106,11 @@ def prepare_job(config: RefinerConfig, side: int, job: ImageJob) -> PreparedImag
 
 
 def infer_job(refiner: StagedRefiner, image: PreparedImage) -> InferredImage | list[RefinedMask]:
-    """The second stage; with more than `MOST_PROMPTS_APART` prompts the third, too. Raises as `refine_job`."""
+    """Run the model on a prepared image: the second of three steps.
+
+    With more than `MOST_PROMPTS_APART` prompts it also does the third and returns masks; it returns failed masks when
+    the image cannot be refined. Raises the GPU's own error when the GPU is lost.
+    """
 
     def inferred() -> InferredImage | list[RefinedMask]:
         if len(image.prompts) > MOST_PROMPTS_APART:
@@ -115,25 +125,26 @@ def infer_job(refiner: StagedRefiner, image: PreparedImage) -> InferredImage | l
 
 
 def finish_job(config: RunConfig, image: InferredImage) -> list[RefinedMask]:
-    """The third stage."""
+    """Make masks, scores and routes from the model's output: the last of three steps."""
     return _guarded(image, lambda: finish(image, config.refiner, config.routing))
 
 
 def failed_masks(job: Job, reason: str) -> list[RefinedMask]:
-    """A failed row for each prompt of the image; a prompt that was bad before keeps its own reason."""
+    """Return a failed mask for each prompt of the image; a prompt that has an `error` keeps it as its reason."""
     return [failed_mask(prompt.prompt_id, prompt.error or reason) for prompt in job.prompts]
 
 
 def device_is_lost(error: Exception) -> bool:
-    """After an illegal access or a failed assertion on a GPU every later call of the process fails too.
+    """Whether a GPU is lost to this process: after an illegal access or a failed assertion every later call fails too.
 
-    Known by its name, because the class is torch's and this module works without torch. Out of memory has another.
+    torch raises `AcceleratorError` then, which is recognised by name because this module does not import torch. Running
+    out of memory raises another error.
     """
     return type(error).__name__ == "AcceleratorError"
 
 
 def _guarded(job: Job, work: Callable[[], T]) -> T | list[RefinedMask]:
-    """What `work` returns, failed masks when it raises; a lost GPU's error is raised."""
+    """Return what `work` returns, or failed masks when it raises anything but the error of a lost GPU."""
     try:
         return work()
     except ImageError as error:
@@ -158,27 +169,27 @@ def _refine(refiner: ImageRefiner, config: RefinerConfig, job: ImageJob) -> list
 
 
 def _prepared(config: RefinerConfig, side: int, job: ImageJob, *, cut_ahead: bool = False) -> PreparedImage:
-    picture = _decoded(config, side, job)
-    tiles = TilePixels(picture, file=job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
-    return prepare(picture, job.prompts, side, config, tiles, image_uri=job.image_uri, cut_ahead=cut_ahead)
+    decoded = _decoded(config, side, job)
+    tiles = TilePixels(decoded, file=job.data, name=job.image_uri, max_pixels=config.max_image_pixels)
+    return prepare(decoded, job.prompts, side, config, tiles, image_uri=job.image_uri, cut_ahead=cut_ahead)
 
 
 def _decoded(config: RefinerConfig, side: int | None, job: ImageJob) -> DecodedImage:
     with timed("decode"):
-        picture = decode_for_input(job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side)
-    _check_size(picture.original_hw, job.image_uri, job.prompts)
-    return picture
+        decoded = decode_for_input(job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side)
+    _check_size(decoded.original_hw, job.image_uri, job.prompts)
+    return decoded
 
 
 def _check_size(image_hw: tuple[int, int], image_uri: str, prompts: Sequence[Prompt]) -> None:
-    """Raises `ImageError` for a picture whose annotations were made on one of another size: turned, or a resized copy.
+    """Raise `ImageError` when annotations were made on an image of another size, such as a rotated or resized copy.
 
-    Their boxes would be other things' here, and no score would show it.
+    Their boxes would lie around other objects of this image, and no score would show it.
     """
     height, width = image_hw
     for declared in {prompt.image_size for prompt in prompts if prompt.image_size is not None}:
         if declared != (height, width):
             raise ImageError(
                 f"{image_uri}: expected the declared {declared[1]} x {declared[0]} pixels, "
-                f"the upright picture has {width} x {height}"
+                f"the upright image has {width} x {height}"
             )

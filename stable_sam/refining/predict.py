@@ -1,4 +1,4 @@
-"""An image through the encoder, prompts in original pixels through the decoder: arrays in, arrays out, in chunks."""
+"""Runs the encoder on an image, and the decoder on its prompts in original pixels, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -22,35 +22,36 @@ from stable_sam.modeling.load import LoadedModel
 from stable_sam.timing import keeps_spans, turn
 
 CELLS_IN_CACHE = 5000
-"""Cells of the decoder's grid, of all prompts of a pass together, that stay in a CPU's caches: 1 kB each, a few times.
+"""Largest number of cells of the decoder's grid, summed over the prompts of a pass, whose features stay in a CPU's
+caches.
 
-8 prompts of `nano`, 1 of `vit_*`.
+A cell takes a few times 1 kB; the cells are those of 8 prompts of `nano` or 1 of `vit_*`.
 """
 Chunk = tuple[Tensor, Tensor, Tensor, Tensor]
-"""The fields of a `Prediction`, on the model's device."""
+"""The fields of a `Prediction`, in their order, as tensors on the model's device."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """What the decoder needs of an image: its features, float32, and its frame."""
+    """An image, or a tile of it, as the decoder reads it."""
 
     features: ImageFeatures
-    """With early ones for a model with HQ-SAM's branch."""
+    """Features in float32, with early ones when the model has HQ-SAM's branch."""
     frame: Frame
     side: ImageSide
-    """What the decoder needs of the features for every prompt."""
+    """The tensors of the fast decoder that all prompts share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptArrays:
-    """P prompts of one image with equally many tokens, so that nothing has to be padded; original pixels."""
+    """P prompts of one image in original pixels, all with the same number of tokens, so that none is padded."""
 
     boxes_xyxy: NDArray[np.float64] | None = None
-    """(P, 4)"""
+    """Boxes (P, 4); None for prompts without one."""
     points_xy: NDArray[np.float64] | None = None
-    """(P, N, 2)"""
+    """Points (P, N, 2); None for prompts without points."""
     point_labels: NDArray[np.int64] | None = None
-    """(P, N)"""
+    """Labels (P, N) of the points: 1 is object, 0 background."""
 
     def __len__(self) -> int:
         first = self.points_xy if self.boxes_xyxy is None else self.boxes_xyxy
@@ -58,17 +59,18 @@ class PromptArrays:
 
     @property
     def ambiguous(self) -> bool:
-        """One point alone may mean a part, a thing or a group of things: SAM answers it with three masks."""
+        """Whether each prompt is a single point, which SAM answers with three masks: it may mean a part of an object,
+        the object or a group of objects."""
         return self.boxes_xyxy is None and self.points_xy is not None and self.points_xy.shape[1] == 1
 
     @property
     def tokens(self) -> int:
-        """Tokens of the decoder that one prompt takes; SAM pads points without a box by one."""
+        """Number of prompt tokens of one prompt; SAM adds a padding token to points without a box."""
         points = 0 if self.points_xy is None else self.points_xy.shape[1]
         return points + (1 if self.boxes_xyxy is None else 2)
 
     def rows(self, start: int, stop: int) -> PromptArrays:
-        """The prompts from `start` up to `stop`."""
+        """Return the prompts from index `start` up to, but not including, `stop`."""
         return PromptArrays(
             boxes_xyxy=None if self.boxes_xyxy is None else self.boxes_xyxy[start:stop],
             points_xy=None if self.points_xy is None else self.points_xy[start:stop],
@@ -81,25 +83,25 @@ class Prediction:
     """One mask for each of P prompts."""
 
     logits: NDArray[np.float32]
-    """(P, h, w), a quarter of the model's square input; above 0 is object."""
+    """Mask logits (P, h, w) at a quarter of the model's input resolution; above 0 is object."""
     iou: NDArray[np.float32]
-    """(P,), the IoU head's estimate for this mask."""
+    """Predicted IoU (P,), the IoU head's estimate for this mask."""
     dsp_weight: NDArray[np.float32]
-    """(P,), alpha_1 of the plugin; 0 without plugin."""
+    """Alpha_1 of the plugin (P,); 0 without a plugin."""
     token: NDArray[np.int64]
-    """(P,), which of the decoder's mask tokens made the mask: 0 SAM's single mask, 1-3 its multimask."""
+    """Mask token (P,) that made the mask: 0 is SAM's single mask, 1 to 3 are its multimask output."""
 
 
 def embed_image(model: LoadedModel, image: NDArray[np.uint8] | DecodedImage) -> ImageView:
-    """Run the encoder on an image (H, W, 3), RGB, upright; in the arithmetic of the model's identity."""
-    picture = image if isinstance(image, DecodedImage) else DecodedImage(image, (image.shape[0], image.shape[1]))
-    frame = Frame(picture.original_hw, int(model.sam.image_encoder.img_size))
-    return embed_resized(model, resize_image(picture.pixels, frame, picture.scale), frame)
+    """Run the encoder on an upright RGB image (H, W, 3) in the dtype of the model's identity."""
+    decoded = image if isinstance(image, DecodedImage) else DecodedImage(image, (image.shape[0], image.shape[1]))
+    frame = Frame(decoded.original_hw, int(model.sam.image_encoder.img_size))
+    return embed_resized(model, resize_image(decoded.pixels, frame, decoded.scale), frame)
 
 
 @torch.inference_mode()
 def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) -> ImageView:
-    """The same for an image (h, w, 3) that has `frame.resized_hw` already."""
+    """Run the encoder on an RGB image (h, w, 3) that was resized to `frame.resized_hw` before."""
     image = torch.from_numpy(np.require(resized, requirements=["C", "W"])).permute(2, 0, 1)[None]
     square = model.sam.preprocess(_sent(image, model).float())
     half = model.identity.dtype == "bfloat16"
@@ -117,8 +119,8 @@ def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) 
 def predict(
     model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int, *, reference: bool = False
 ) -> Prediction:
-    """What `predict_tensors` says, as arrays."""
-    # Outside of the model's lock: whoever waits for a GPU here lets others give it work.
+    """Return the results of `predict_tensors` as arrays."""
+    # The copies wait for the GPU without the model's lock, so that other threads can give the GPU work meanwhile.
     fields = predict_tensors(model, view, prompts, chunk_size, reference=reference)
     logits, iou, weight, token = (field.cpu().numpy() for field in fields)
     return Prediction(logits, iou, weight, token)
@@ -128,11 +130,11 @@ def predict(
 def predict_tensors(
     model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int, *, reference: bool = False
 ) -> Chunk:
-    """The masks of all `prompts`; at most `chunk_size` of them are in the decoder at a time.
+    """Predict the masks of all `prompts`, at most `chunk_size` of them at a time.
 
-    SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest. HQ-SAM, when
-    it is on, adds the logits of its one mask to the chosen mask; the predicted IoU stays SAM's, as published.
-    reference: pass through SAM's own modules in any case, for those who watch them.
+    A mask is SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest.
+    HQ-SAM, when it is on, adds the logits of its one mask to the chosen mask; the predicted IoU stays SAM's, as
+    published. reference: always run SAM's own modules, so that hooks on them see every pass.
     """
     hq = model.hq is not None and model.hq.enabled
     chunk = _predict_chunk
@@ -174,7 +176,7 @@ def _predict_chunk(model: LoadedModel, view: ImageView, prompts: PromptArrays) -
 def _prompt_tensors(
     model: LoadedModel, view: ImageView, prompts: PromptArrays
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-    """Boxes and points in pixels of the model's input, on its device."""
+    """Return boxes, and points with labels, in pixels of the model's input, on its device."""
     boxes = points = None
     if prompts.boxes_xyxy is not None:
         boxes = _sent(torch.from_numpy(view.frame.to_model_xyxy(prompts.boxes_xyxy)), model)
@@ -185,5 +187,5 @@ def _prompt_tensors(
 
 
 def _sent(tensor: Tensor, model: LoadedModel) -> Tensor:
-    """A tensor of the host on the model's device, in its turn: what the device has to do before is not waited for."""
+    """Copy a tensor from the host to the model's device without waiting for the work queued on the device."""
     return tensor.to(model.device, non_blocking=model.device.type == "cuda")

@@ -1,4 +1,7 @@
-"""Weak prompts of one image in, masks with scores out: the only place where pixels, tensors and records meet."""
+"""The `Refiner`, which turns the weak prompts of an image into masks with scores.
+
+This is the only module in which pixels, tensors and records meet.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +35,19 @@ from stable_sam.timing import timed
 class Refiner:
     """Loads a model once; `refine_image` is then a pure function of the image and its prompts.
 
-    Prompts that pass the decoder together all have the same number of tokens, so nothing is padded: a prompt's row does
-    not depend on its neighbours but for rounding (scores within 1e-4, masks of IoU above 0.999).
+    Prompts that pass the decoder together have the same number of tokens, so none is padded, and a prompt's mask does
+    not depend on the other prompts except by rounding (scores within 1e-4, masks of IoU above 0.999).
     """
 
     def __init__(self, config: RefinerConfig | None = None, routing: RoutingConfig | None = None) -> None:
-        """Load the model. Raises `ConfigError`, `WeightsError` and `StorageError`."""
+        """Load the model that `config` names. Raises `ConfigError`, `WeightsError` and `StorageError`."""
         self.config = config or RefinerConfig()
         self.model = load_model(self.config)
         self.routing = calibrated_routing(routing or RoutingConfig(), self.config, self.model.identity)
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model this is, for provenance."""
+        """Identity of the loaded model, for provenance."""
         return self.model.identity
 
     @property
@@ -53,30 +56,35 @@ class Refiner:
         return int(self.model.sam.image_encoder.img_size)
 
     def refine_image(self, image: NDArray[np.uint8] | Image.Image, prompts: Sequence[Prompt]) -> list[RefinedMask]:
-        """The masks of `prompts`, in their order, one for each; a prompt that cannot be used has status "failed".
+        """Return one mask for each of `prompts`, in their order; that of an unusable prompt has status "failed".
 
-        image: (H, W, 3) RGB and upright, or a Pillow image of any mode, which is turned upright here.
-        Raises `ImageError` for another kind of array. The encoder runs once for each view that a usable prompt needs:
-        the image, tiles of it, and these mirrored.
+        image: (H, W, 3), RGB, uint8 and upright, or a Pillow image of any mode, which is turned upright here. Prompts
+        are in its upright pixels. The encoder runs once for each view that a usable prompt needs: the image, tiles of
+        it, and these mirrored. Raises `ImageError` for any other array.
         """
         pixels = rgb_pixels(image)
-        picture = DecodedImage(pixels, (pixels.shape[0], pixels.shape[1]))
-        return self.refine_prepared(prepare(picture, prompts, self.input_side, self.config, TilePixels(picture)))
+        decoded = DecodedImage(pixels, (pixels.shape[0], pixels.shape[1]))
+        return self.refine_prepared(prepare(decoded, prompts, self.input_side, self.config, TilePixels(decoded)))
 
     def refine_file(self, data: bytes, prompts: Sequence[Prompt], *, name: str = "image") -> list[RefinedMask]:
-        """The same for the bytes of an image file, read as the pipeline and the command line read it.
+        """Return one mask for each of `prompts`, in their order, for the bytes of an image file.
 
-        A large JPEG is decoded at a reduced scale, which takes a fraction of the time and memory and gives masks that
-        differ a little from those of all its pixels; see `images.decode.decode_for_input`. Where tiles need all pixels,
-        it is decoded in full, too. `name` is what errors call it. Raises `ImageError`.
+        The file is decoded as in the pipeline and on the command line (`images.decode.decode_for_input`): a large JPEG
+        at a reduced scale, which takes a fraction of the time and memory and gives masks that differ a little from
+        those of all its pixels. When tiles need all pixels, it is also decoded in full. Errors call the image `name`.
+        Raises `ImageError` when the file cannot be decoded.
         """
         limit = self.config.max_image_pixels
-        picture = decode_for_input(data, name=name, max_pixels=limit, side=self.input_side)
-        tiles = TilePixels(picture, file=data, name=name, max_pixels=limit)
-        return self.refine_prepared(prepare(picture, prompts, self.input_side, self.config, tiles))
+        decoded = decode_for_input(data, name=name, max_pixels=limit, side=self.input_side)
+        tiles = TilePixels(decoded, file=data, name=name, max_pixels=limit)
+        return self.refine_prepared(prepare(decoded, prompts, self.input_side, self.config, tiles))
 
     def refine_prepared(self, image: PreparedImage) -> list[RefinedMask]:
-        """The same for an image that is prepared; the logits of `prompt_chunk_size` prompts exist at a time."""
+        """Return one mask for each prompt of a prepared image, in their order.
+
+        The logits of at most `prompt_chunk_size` prompts exist at a time. Raises `ImageError` when a tile cannot be
+        cut.
+        """
         return in_order(
             image.prompts,
             (
@@ -87,8 +95,10 @@ class Refiner:
         )
 
     def infer(self, image: PreparedImage) -> Iterator[InferredPrompts]:
-        """All that takes the model, one view of the image after the other, for at most `prompt_chunk_size` prompts at a
-        time; raises `ImageError` when a tile cannot be cut."""
+        """Run the model on one view of the image after the other, for at most `prompt_chunk_size` prompts at a time.
+
+        Raises `ImageError` when a tile cannot be cut.
+        """
         rule = None if image.tiles is None else tile_rule(self.config, self.input_side)
         plan = TilePlan(rule, image.frame.original_hw, image.prompts)
         whole = cache(lambda: Encoded(self.model, image.pixels, image.frame))
@@ -103,10 +113,9 @@ class Refiner:
             yield self._inferred(encoded.view, asked, prediction, encoded, plan)
 
     def refine_group(self, view: ImageView, prompts: list[Prompt]) -> Iterator[RefinedMask]:
-        """The masks of checked prompts with equally many tokens, of one image whose embedding is at hand, after the
-        first pass.
+        """Yield the masks of checked prompts, all with the same number of tokens, on a view that is already encoded.
 
-        Only one mask of original size exists at a time.
+        There is no second pass. Only one mask of original size exists at a time.
         """
         prediction = _ask(self.model, view, prompts, self.config.prompt_chunk_size)
         inferred = self._inferred(view, dict(enumerate(prompts)), prediction)
@@ -121,8 +130,11 @@ class Refiner:
         encoded: Encoded | None = None,
         plan: TilePlan | None = None,
     ) -> InferredPrompts:
-        """The model's answers to prompts, by their places among the image's, and what is asked besides. Without the
-        image to mirror there is no second pass."""
+        """Add prompt stability and the second pass to the first pass's `prediction` of `prompts`.
+
+        The keys of `prompts` are indices of the image's prompts. There is no second pass when `encoded`, whose pixels
+        it mirrors, is None.
+        """
         chosen = list(prompts.values())
         stabilities: Sequence[float | None] = [None] * len(chosen)
         if self.config.jitter_count:
@@ -150,7 +162,7 @@ class Refiner:
         )
 
     def _poor(self, prediction: Prediction) -> NDArray[np.intp]:
-        """Rows whose prompts take the second pass, by their alpha_1; none where it is off or without a plugin."""
+        """Return the rows whose alpha_1 calls for a second pass; none when it is off or there is no plugin."""
         host = self.model.host
         limit = self.config.second_pass_from
         if limit is None or host is None or not host.enabled:
@@ -158,12 +170,12 @@ class Refiner:
         return np.flatnonzero(prediction.dsp_weight >= limit)
 
     def _prompt_stabilities(self, view: ImageView, prompts: list[Prompt], prediction: Prediction) -> list[float]:
-        """mSF over K jittered prompts of each prompt, on masks at the resolution of the model's input."""
+        """Compute the mSF of K jittered prompts for each prompt, on masks at the resolution of the model's input."""
         count, frame = self.config.jitter_count, view.frame
         jittered = [
             jittered_prompts(
                 prompt, count, self.config.jitter_scale,
-                # A box says itself how far to move; the object's own size, then, need not be known.
+                # The jitter of a box depends on its own sides, so the object's size is needed for points alone.
                 object_side=0.0 if prompt.box_xyxy else _object_side(frame, logits),
                 image_hw=frame.original_hw,
                 window_xywh=frame.window_xywh,
@@ -181,12 +193,12 @@ class Refiner:
         per_prompt = logits.view(len(prompts), count, *logits.shape[1:])
         if self.model.device.type == "cuda":
             return prompt_stabilities(per_prompt, frame)
-        # A CPU makes only the part of each mask where there is something.
+        # A CPU resizes only the part of each mask in which the object lies.
         return [prompt_stability(frame.masks_on_input(group.cpu().numpy())) for group in per_prompt]
 
 
 class Encoded:
-    """A view of an image through the encoder; mirrored, too, when a second pass needs that."""
+    """A view of an image after the encoder; the mirrored view is encoded when a second pass first needs it."""
 
     def __init__(self, model: LoadedModel, pixels: NDArray[np.uint8], frame: Frame) -> None:
         self._model = model
@@ -196,7 +208,7 @@ class Encoded:
 
     @cached_property
     def mirrored(self) -> ImageView:
-        """The embedding of the mirrored view."""
+        """The mirrored view after the encoder."""
         return mirrored_view(self._model, self._pixels, self.view.frame)
 
 
@@ -207,11 +219,11 @@ def ask_views(
     encode: Callable[[Window | None], Encoded],
     chunk_size: int,
 ) -> Iterator[tuple[Encoded, dict[int, Prompt], Prediction]]:
-    """Ask every prompt of `plan` in its view, and again in another one where its answer makes that necessary.
+    """Ask every prompt of `plan` in its view, and again in another view when the first answer makes that necessary.
 
-    prompts: those that the plan was made for. encode: gives the view of a window, None: of the whole image.
-    Yields a view, at most `chunk_size` prompts as they were asked in it, by their places in `prompts`, and the answers
-    to these, which are final: every usable prompt comes once.
+    prompts: those that the plan was made for. encode: encodes the view of a window, or the whole image for None.
+    Yields a view, at most `chunk_size` prompts as they were asked in it, by their indices in `prompts`, and the final
+    answers to them. Every usable prompt is yielded once.
     """
     for window, indices in plan.views():
         encoded = encode(window)
@@ -237,16 +249,16 @@ def _ask(model: LoadedModel, view: ImageView, prompts: Sequence[Prompt], chunk_s
 
 
 def _object_side(frame: Frame, logits: NDArray[np.float32]) -> float:
-    """Side, in original pixels, of a square as large as the mask.
+    """Return the side, in original pixels, of a square with the mask's area.
 
-    Measured on the model's input: the mask of original size is made where the model is not.
+    The area is measured on the model's input, because the mask of original size may be made in another process.
     """
     [inside] = frame.masks_on_input(logits[None])
     return sqrt(np.count_nonzero(inside) * prod(frame.region_hw) / prod(frame.resized_hw))
 
 
 def _groups(prompts: Mapping[int, Prompt], chunk_size: int) -> Iterator[dict[int, Prompt]]:
-    """Prompts with the same kind and number of tokens, at most `chunk_size` together, in order."""
+    """Split prompts into groups of at most `chunk_size` with the same kind and number of tokens, in order."""
     kinds: dict[tuple[bool, int], list[int]] = {}
     for index, prompt in prompts.items():
         kinds.setdefault((prompt.box_xyxy is not None, len(prompt.points_xy)), []).append(index)
@@ -256,7 +268,7 @@ def _groups(prompts: Mapping[int, Prompt], chunk_size: int) -> Iterator[dict[int
 
 
 def prompt_arrays(prompts: Sequence[Prompt]) -> PromptArrays:
-    """Prompts with equally many tokens as the arrays that `predict` takes."""
+    """Convert prompts with the same kind and number of tokens to the arrays that `predict` takes."""
     first = prompts[0]
     return PromptArrays(
         boxes_xyxy=np.array([p.box_xyxy for p in prompts], dtype=np.float64) if first.box_xyxy else None,
@@ -266,7 +278,10 @@ def prompt_arrays(prompts: Sequence[Prompt]) -> PromptArrays:
 
 
 def rgb_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB of a Pillow image, turned upright, or an array as it is; raises `ImageError` for another array."""
+    """Return a Pillow image, turned upright, as RGB (H, W, 3), or such an array unchanged.
+
+    Raises `ImageError` for an array of another shape or dtype.
+    """
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:

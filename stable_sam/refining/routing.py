@@ -1,6 +1,6 @@
-"""accept | review | reject: what becomes of a mask, from its scores alone.
+"""Routing of a mask to accept, review or reject, from its scores alone.
 
-The other routing, inside the model, is `modeling.dynamic_routing`.
+The dynamic routing inside the model is another thing: `modeling.dynamic_routing`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from stable_sam.records import Prompt, RefinedMask, Route
 
 
 def routed(prompt: Prompt, mask: RefinedMask, config: RoutingConfig) -> RefinedMask:
-    """`mask` of `prompt` with its `quality` and `gain_over_box`, where there is a calibration, and its `route` and
-    `route_reason`."""
+    """Return the `mask` of `prompt` with its `route` and `route_reason`.
+
+    It also gets its `quality` and `gain_over_box` when `config` has a calibration that holds for it.
+    """
     if config.calibration is not None and config.calibration.holds_for(mask):
         scores = scores_of(prompt, mask)
         quality, gain = config.calibration.quality(scores), config.calibration.expected_gain(scores)
@@ -24,12 +26,12 @@ def routed(prompt: Prompt, mask: RefinedMask, config: RoutingConfig) -> RefinedM
 
 
 def route(mask: RefinedMask, config: RoutingConfig) -> tuple[Route, str]:
-    """Where the mask goes and every criterion that says so.
+    """Return the route of a mask and the reason, which names every criterion that decided it.
 
-    A failed prompt or an empty mask is rejected. Then the calibrated `quality` decides, where there is one; a mask that
-    is not expected to be better than its weak box, filled, is for review where it would be accepted. Else a mask
-    below a reject threshold is rejected, one that passes all accept thresholds is accepted, and the rest is for review;
-    a score that was not computed (None) decides nothing.
+    A failed prompt or an empty mask is rejected. Otherwise the calibrated `quality` decides, when the mask has one; a
+    mask that it would accept is for review when the mask is not expected to be better than its filled weak box.
+    Without a `quality`, a mask below a reject threshold is rejected, one that passes all accept thresholds is accepted,
+    and any other is for review; a score that was not computed (None) decides nothing.
     """
     if mask.status == "failed":
         return "reject", f"failed: {mask.error}"
@@ -57,7 +59,7 @@ def route(mask: RefinedMask, config: RoutingConfig) -> tuple[Route, str]:
 
 
 def failed_mask(prompt_id: str, error: str) -> RefinedMask:
-    """The row of a prompt that could not be refined, routed to reject."""
+    """Return the mask record of a prompt that could not be refined; its route is reject."""
     failed = RefinedMask(prompt_id=prompt_id, status="failed", error=error)
     chosen, reason = route(failed, RoutingConfig())
     return replace(failed, route=chosen, route_reason=reason)

@@ -1,8 +1,8 @@
-"""The second pass of a prompt: the mirrored image is asked the same, and both answers are averaged.
+"""The second pass of a prompt: the model answers it on the mirrored image, too, and both answers are averaged.
 
-Which prompts take it: see `RefinerConfig.second_pass`. What nearby prompts on the same
-embedding say (consensus of the jittered masks, the mask's own box as a prompt) did not raise the IoU of the bundled
-model's masks, nor did a look from nearer at objects that are large enough: docs/results.md. For small ones: `tiles`.
+`RefinerConfig.second_pass` says which prompts take it. Three other second passes did not raise the IoU of the bundled
+model's masks (docs/results.md): the consensus of the jittered prompts' masks, the mask's own box as a prompt, and a
+closer view of objects that are large enough already. Small objects get a closer view by `images.tiles`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from stable_sam.modeling.load import LoadedModel
 from stable_sam.refining.predict import ImageView, PromptArrays, embed_resized, predict
 
 _SURE = 1e-6
-"""Probabilities are kept this far from 0 and 1, so that their log-odds are finite."""
+"""Distance that mean probabilities keep from 0 and 1, so that their log-odds are finite."""
 
 
 def mirrored_view(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) -> ImageView:
-    """The embedding of the image (h, w, 3) of `frame.resized_hw`, left and right exchanged."""
+    """Encode the mirrored image: `resized` (h, w, 3) of `frame.resized_hw`, RGB, with left and right exchanged."""
     return embed_resized(model, resized[:, ::-1].copy(), frame)
 
 
 def ask_mirrored(
     model: LoadedModel, view: ImageView, prompts: PromptArrays, chunk_size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What the model says to P prompts, given in pixels of the image itself, on `mirrored_view`.
+    """Ask the model P prompts, given in pixels of the unmirrored image, on the mirrored `view`.
 
-    Returns logits (P, h, w), mirrored back, and predicted IoU (P,).
+    Returns the logits (P, h, w), mirrored back, and the predicted IoU (P,).
     """
     left, _, width, _ = view.frame.region_xywh
     prediction = predict(model, view, mirror_prompts(prompts, 2 * left + width), chunk_size)
@@ -36,8 +36,10 @@ def ask_mirrored(
 
 
 def mirror_prompts(prompts: PromptArrays, width: int) -> PromptArrays:
-    """The same prompts on the mirrored view: `width` is that of the image in original pixels, and for a window of it
-    the sum of its left and right edges."""
+    """Mirror prompts left to right.
+
+    width: the image's width in original pixels, or for a window of the image the sum of its left and right edges.
+    """
     boxes, points = prompts.boxes_xyxy, prompts.points_xy
     if boxes is not None:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
@@ -47,8 +49,10 @@ def mirror_prompts(prompts: PromptArrays, width: int) -> PromptArrays:
 
 
 def mirror_logits(logits: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
-    """Logits (P, h, w) with the image's part of their columns mirrored; it may end inside a column, so that columns
-    are interpolated. In the padding the outermost column is repeated."""
+    """Mirror the image's part of the columns of logits (P, h, w).
+
+    Columns are interpolated, because the image may end inside one. The padding repeats the outermost column.
+    """
     columns = logits.shape[2]
     image_columns = frame.resized_hw[1] * columns / frame.side
     places = np.clip(image_columns - 1 - np.arange(columns), 0, columns - 1)
@@ -60,7 +64,7 @@ def mirror_logits(logits: NDArray[np.float32], frame: Frame) -> NDArray[np.float
 
 
 def consensus(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits of the mean of two probabilities, given as logits of equal shape."""
+    """Return the logits of the mean of two probabilities, which are given as logits of equal shape."""
     mean = np.clip((_probability(first) + _probability(second)) / 2, _SURE, 1 - _SURE)
     logits: NDArray[np.float32] = np.log(mean / (1 - mean))
     return logits

@@ -1,8 +1,8 @@
-"""One shard from its file to its committed rows: what an actor does, and a notebook can do too.
+"""Refining of one shard, from its file to its committed rows, in an actor or in a notebook.
 
-shard file --fetch ahead--> ImageJob --refine_job, here or in another process--> masks --write_part--> commit record
+shard file --image_jobs--> ImageJob --refine_job--> masks --write_part--> commit record
 
-Each of the three arrows may be handed in, and then happens elsewhere.
+Each of these three functions can be replaced by an argument of `complete_shard`, to do the work in another process.
 """
 
 from __future__ import annotations
@@ -26,23 +26,25 @@ from stable_sam.storage.parallel import ahead
 from stable_sam.timing import StageClock, timed
 
 FETCHED_AHEAD = 4
-"""Image files read before they are asked for: hides the store's round trips, and bounds the memory they take."""
+"""Number of image files that are read ahead: it hides the store's round trips and bounds the memory of the files."""
 MAX_IMAGE_BYTES = 512 * 2**20
-"""Of an image file, which is held as a whole: above an uncompressed picture of 100 megapixels in four channels."""
+"""Largest image file in bytes, as a file is held in memory whole: more than an uncompressed image of 100 megapixels in
+four channels."""
 Masks = Sequence[RefinedMask]
 FetchJobs = Callable[[RunManifest, Sequence[Prompt], Mapping[str, str]], Iterator[Any]]
-"""What `refine_jobs` takes for each image of a shard, in order; see `image_jobs`."""
+"""A function like `image_jobs`, which yields a job for each image of a shard, in order."""
 RefineJobs = Callable[[Iterator[Any]], Iterator[Masks | Future[Masks]]]
-"""For each job the masks of its prompts, in order; or their future, where the model is done with them before they
-are."""
+"""A function that yields for each job the masks of its prompts, in order, or a future of them when they are finished
+after the model has answered."""
 WriteRows = Callable[..., tuple[CommitRecord, bool]]
-"""See `write_part`."""
+"""A function like `write_part`, which writes and commits the rows of a shard."""
 
 
 def refine_shard(refiner: ImageRefiner, manifest: RunManifest, shard: ShardPlan) -> ShardReport:
-    """Refine and commit the prompts of one shard in this process; see `complete_shard`.
+    """Refine and commit the prompts of one shard in this process, as `complete_shard` does.
 
-    Raises `WeightsError` too, when the refiner is not the planned model, and the GPU's own error when it is lost.
+    Raises `StorageError` when a store cannot be reached, `WeightsError` when the refiner is not the planned model, and
+    the GPU's own error when the GPU is lost.
     """
     check_model(refiner.identity, manifest)
     config = manifest.config.refiner
@@ -60,13 +62,13 @@ def complete_shard(
     write_rows: WriteRows | None = None,
     clock: StageClock | None = None,
 ) -> ShardReport:
-    """Read a shard and its images, have them refined and commit the rows; a committed shard is only reported.
+    """Read a shard and its images, refine them and commit the rows; a shard that is committed already is only reported.
 
-    Whatever is wrong with an image makes failed rows of its prompts and nothing more. `poisoned`: image_id -> reason,
-    for images that must not be touched. turn: held while masks are made; images are fetched before, rows written after.
-    fetch_jobs, write_rows: other than `image_jobs` and `write_part`. clock: to be asked for more than the report has.
-    Raises `StorageError` when a store cannot be reached, and what `refine_jobs` raises: none of these is an image's
-    fault, and another try may succeed.
+    An image that cannot be refined makes failed rows of its prompts. poisoned: image_id -> reason, for images that must
+    not be touched. turn: held while masks are made; images are read ahead before it is taken, and rows are written
+    after it is released. fetch_jobs, write_rows: used instead of `image_jobs` and `write_part`. clock: a clock of the
+    caller's, who can read more from it than the report holds. Raises `StorageError` when a store cannot be reached, and
+    whatever `refine_jobs` raises; none of these errors is due to an image, and another try may succeed.
     """
     record, ours, seconds = commit_of(manifest, shard.shard_id), False, 0.0
     with clock or StageClock() as clock:
@@ -97,15 +99,16 @@ def complete_shard(
 
 
 def check_model(identity: ModelIdentity | None, manifest: RunManifest) -> None:
-    """Raise `WeightsError` unless this is the model that the run was planned for."""
+    """Raise `WeightsError` unless `identity` is the model that the run was planned for."""
     if identity != manifest.model:
         raise WeightsError(f"{manifest.uri}: planned for {manifest.model}, but the loaded model is {identity}")
 
 
 def image_jobs(manifest: RunManifest, prompts: Sequence[Prompt], poisoned: Mapping[str, str]) -> Iterator[ImageJob]:
-    """The images of a shard, in order, with their files; reading begins at once and stays `FETCHED_AHEAD` images ahead.
+    """Yield the images of a shard with their files, in order.
 
-    Raises `StorageError`, while iterating, when the images' store cannot be reached.
+    Reading begins at the call and stays `FETCHED_AHEAD` images ahead. poisoned: image_id -> reason, for images that
+    must not be read. Raises `StorageError`, while iterating, when the images' store cannot be reached.
     """
 
     def fetched(of_image: tuple[Prompt, ...]) -> ImageJob:
@@ -115,15 +118,15 @@ def image_jobs(manifest: RunManifest, prompts: Sequence[Prompt], poisoned: Mappi
 
 
 def by_image(prompts: Sequence[Prompt]) -> Iterator[tuple[Prompt, ...]]:
-    """The prompts of each image of a shard, in order."""
+    """Yield the prompts of each image of a shard, in order."""
     for _, group in groupby(prompts, key=lambda prompt: (prompt.image_uri, prompt.image_id)):
         yield tuple(group)
 
 
 def image_job(prompts: tuple[Prompt, ...], images_uri: str, error: str | None = None) -> ImageJob:
-    """One image with its file, which is not read where there is an `error` or no usable prompt.
+    """Make the job of one image; its file is not read when there is an `error` or no usable prompt.
 
-    Raises `StorageError` when the images' store cannot be reached.
+    prompts: those of the image, at least one. Raises `StorageError` when the images' store cannot be reached.
     """
     image_id, image_uri, data = prompts[0].image_id, prompts[0].image_uri, b""
     if error is None and any(prompt.error is None for prompt in prompts):
@@ -133,7 +136,7 @@ def image_job(prompts: tuple[Prompt, ...], images_uri: str, error: str | None = 
         except ImageError as problem:
             error = str(problem)
     else:
-        error = error or ""  # each prompt has its own
+        error = error or ""  # without an error of the image, each prompt has its own
     return ImageJob(image_id=image_id, image_uri=image_uri, prompts=prompts, data=data, error=error)
 
 
@@ -142,7 +145,8 @@ def _settled(of_image: Masks | Future[Masks]) -> Masks:
 
 
 def _read_image(image_uri: str, images_uri: str) -> bytes:
-    """Raises `ImageError` when this image is the trouble, `StorageError` when its store is."""
+    """Read an image file; raises `ImageError` when only this file cannot be read, `StorageError` when its store
+    cannot."""
     try:
         return read_bytes(image_uri, max_bytes=MAX_IMAGE_BYTES)
     except NotFoundError as error:

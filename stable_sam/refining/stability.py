@@ -12,13 +12,13 @@ from stable_sam.prompt_noise import clip_boxes, noisy_box
 from stable_sam.records import Prompt, Window
 
 VALUES_AT_ONCE = 2**18
-"""Compared at a time: they and what comes of them stay in the processor's caches."""
+"""Number of logits that are compared at a time, so that they and the results stay in the processor's caches."""
 
 
 def stability_score(logits: NDArray[np.float32], offset: float) -> float:
-    """SAM's score: IoU of the mask thresholded at +offset and at -offset; logits of any shape.
+    """Return SAM's stability score: the IoU of the masks that logits of any shape give above +offset and above -offset.
 
-    0 when nothing passes the lower threshold (SAM's own code divides 0 by 0 there).
+    It is 0 when no logit is above -offset, where SAM's own code divides 0 by 0.
     """
     values = logits.reshape(-1, order="A")  # no copy of a contiguous array in either order
     inner = outer = 0
@@ -30,10 +30,11 @@ def stability_score(logits: NDArray[np.float32], offset: float) -> float:
 
 
 def prompt_stability(masks: Iterable[NDArray[np.bool_]]) -> float:
-    """mSF = 1/K sum_i IoU(M_i, M_union) of K masks (H, W) of one object, in (0, 1]; K >= 1.
+    """Return mSF = 1/K sum_i IoU(M_i, M_union) of K masks (H, W) of one object, a number in (0, 1].
 
-    0 when all masks are empty: a prompt that finds nothing is not stable. Every mask lies inside the union, so that
-    IoU(M_i, M_union) is |M_i| / |M_union|. Masks are taken one at a time: an iterator needs the memory of two.
+    It is 0 when all masks are empty, because a prompt that finds nothing is not stable. Every mask lies inside the
+    union, so IoU(M_i, M_union) is |M_i| / |M_union|. Only the union and one mask of the iterable are in memory at a
+    time. Raises `ValueError` when there is no mask.
     """
     count = covered = 0
     union: NDArray[np.bool_] | None = None
@@ -56,12 +57,13 @@ def jittered_prompts(
     image_hw: tuple[int, int],
     window_xywh: Window | None = None,
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """`count` prompts near `prompt`, as a weak annotator could have drawn them: boxes (K, 4) and points (K, N, 2).
+    """Draw K = `count` prompts near `prompt`, as a weak annotator could have drawn it: boxes (K, 4), points (K, N, 2).
 
-    Boxes get `noisy_box`'s noise. Each point moves by U(-1, 1) * scale * (w/2, h/2) of the box, as a box's centre does;
-    without a box, w and h are `object_side` pixels, the side of a square as large as the object. All stay in the image,
-    and in its window where the prompt is asked in one.
-    Drawn from the prompt_id alone: the same prompt gets the same noise on any machine, in any order.
+    Both are in original pixels, and None when the prompt has none. Boxes get the noise of `noisy_box`. Each point moves
+    by U(-1, 1) * scale * (w/2, h/2) of the box, as a box's centre does; without a box, w and h are `object_side`, the
+    side in pixels of a square with the object's area. All stay in the image and in the window that the prompt is asked
+    in.
+    The random numbers depend on the prompt_id alone: a prompt gets the same noise on any machine, in any order.
     """
     rng = np.random.default_rng(_seed(prompt.prompt_id))
     boxes = None

@@ -1,7 +1,7 @@
-"""prompt_stability where the logits are: from a GPU a number for each prompt comes back instead of K masks' logits.
+"""Prompt stability computed on the GPU, so that one number for each prompt is copied to the host, not its K masks.
 
-At 1024 pixels those are 262 kB a mask, 21 MB for ten prompts with K = 8, and counting them on the host's one core takes
-longer than the GPU takes for the whole image.
+At 1024 pixels the logits are 262 kB for each mask, 21 MB for ten prompts with K = 8, and to count their pixels on one
+core of the host takes longer than the GPU takes for the whole image.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from torch import Tensor
 from stable_sam.images.frames import Frame
 
 PIXELS_AT_A_TIME = 2**26
-"""Of the model's input, of all masks together: 270 MB of logits, 8 prompts with K = 8 at 1024 pixels."""
+"""Largest number of mask pixels, at the resolution of the model's input, in memory at a time: 270 MB of logits, which
+are 8 prompts with K = 8 at 1024 pixels."""
 
 
 @torch.inference_mode()
 def prompt_stabilities(logits: Tensor, frame: Frame) -> list[float]:
-    """mSF of each of P prompts from logits (P, K, h, w) of its K jittered ones, on any device.
+    """Compute the mSF of each of P prompts from the logits (P, K, h, w) of its K jittered prompts, on any device.
 
-    The same as `stability.prompt_stability` of `Frame.masks_on_input`, but for pixels that rounding puts on the other
-    side of 0.
+    The result equals `stability.prompt_stability` of `Frame.masks_on_input`, except for pixels whose logit rounding
+    moves across 0.
     """
     height, width = frame.resized_hw
     prompts = max(1, PIXELS_AT_A_TIME // (logits.shape[1] * frame.side**2))

@@ -1,10 +1,10 @@
-"""An image's way in three stages: the first and the last need a CPU, the one between them, `Refiner.infer`, the model.
+"""The three steps of refining an image, of which only the second needs the model.
 
-    picture, prompts --prepare--> PreparedImage --Refiner.infer--> InferredImage --finish--> RefinedMask for each prompt
+    DecodedImage, prompts --prepare--> PreparedImage --Refiner.infer--> InferredImage --finish--> RefinedMask
 
-What passes between them is small (3 MB of pixels for the image and each of its tiles, with the file for tiles that
-nobody foresees, then 262 kB a prompt, for an input of 1024 pixels), so that the stages may run on different machines.
-Their composition is `Refiner.refine_image`.
+`Refiner.refine_image` is their composition. The steps may run on different machines, because little passes between
+them. For an input of 1024 pixels these are 3 MB of pixels for the image and each of its tiles, with the image's file
+for tiles that an answer of the model calls for, and then 262 kB of logits for each prompt.
 """
 
 from __future__ import annotations
@@ -30,63 +30,66 @@ from stable_sam.timing import timed
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PreparedImage:
-    """An image and its prompts as the model takes them."""
+    """An image, resized for the model, and its checked prompts."""
 
     image_uri: str
-    """For messages."""
+    """URI of the image, for messages."""
     frame: Frame
     pixels: NDArray[np.uint8]
-    """(h, w, 3) of `frame.resized_hw`, RGB; (0, 0, 3) when no prompt is usable."""
+    """RGB pixels (h, w, 3) of `frame.resized_hw`; (0, 0, 3) when no prompt is usable."""
     prompts: tuple[Prompt, ...]
-    """All, in their order, in original pixels; a box is clipped to the image, and what cannot be used has an
+    """All prompts, in their order and in original pixels; boxes are clipped to the image, and an unusable prompt has an
     `error`."""
     tiles: TilePixels | None = None
-    """Pixels of the image's tiles; None: every prompt is asked in the whole image."""
+    """Pixels of the image's tiles; None when every prompt is asked in the whole image."""
 
     def pixels_of(self, frame: Frame) -> NDArray[np.uint8]:
-        """The pixels (h, w, 3) of the view of `frame`, the whole image or a tile; raises `ImageError`."""
+        """Return the RGB pixels (h, w, 3) of the view of `frame`, which is the whole image or a tile.
+
+        Raises `ImageError` when the image cannot be decoded for the tile.
+        """
         if frame.window_xywh is None:
             return self.pixels
-        assert self.tiles is not None, "asked for a tile of an image that takes none"
+        assert self.tiles is not None, "expected an image whose prompts may be asked in tiles"
         return self.tiles.resized(frame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InferredPrompts:
-    """What the model says to P prompts of one image in one view of it."""
+    """The model's answers to P prompts of one image in one view of it."""
 
     frame: Frame
-    """Of the view."""
+    """Frame of the view."""
     indices: tuple[int, ...]
-    """(P,), their places among the image's prompts."""
+    """Indices of the P prompts among the image's prompts."""
     logits: NDArray[np.float32]
-    """(P, h, w), a quarter of the model's square input; above 0 is object."""
+    """Mask logits (P, h, w) at a quarter of the model's input resolution; above 0 is object."""
     iou: NDArray[np.float32]
-    """(P,), see `predict.Prediction`."""
+    """Predicted IoU (P,), as in `predict.Prediction`."""
     dsp_weight: NDArray[np.float32]
-    """(P,), see `predict.Prediction`."""
+    """Alpha_1 of the plugin (P,), as in `predict.Prediction`."""
     prompt_stability: tuple[float | None, ...]
-    """(P,); None where it was not asked for."""
+    """Prompt stability (mSF) of each prompt; None when it was not asked for."""
     second_pass: tuple[str | None, ...]
-    """(P,), the second pass whose mean with the first the logits and predicted IoU are; None where there was none."""
+    """Second pass of each prompt, with which logits and predicted IoU are means of both passes; None without one."""
     view: tuple[View | None, ...]
-    """(P,), see `RefinedMask.view`."""
+    """View of each prompt, as in `RefinedMask.view`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InferredImage:
-    """An image through the model: masks are logits still, and nothing has the size of the original."""
+    """An image after the model: masks are still logits, and no array has the size of the original image."""
 
     image_uri: str
-    """For messages."""
+    """URI of the image, for messages."""
     prompts: tuple[Prompt, ...]
-    """As in `PreparedImage`."""
+    """All prompts, as in `PreparedImage`."""
     inferred: tuple[InferredPrompts, ...]
-    """Every usable prompt once."""
+    """The model's answers; every usable prompt is in one of them."""
 
 
 def prepare(
-    picture: DecodedImage,
+    decoded: DecodedImage,
     prompts: Sequence[Prompt],
     side: int,
     config: RefinerConfig,
@@ -95,19 +98,21 @@ def prepare(
     image_uri: str = "",
     cut_ahead: bool = False,
 ) -> PreparedImage:
-    """The image and its prompts, which are in original pixels, for a model whose square input has this side.
+    """Check the prompts, which are in original pixels, and resize the image for a model whose square input has this
+    side in pixels.
 
-    tiles: all pixels of the picture. cut_ahead: tiles of boxes are cut here and not where the model is.
+    tiles: the pixels of the same image's tiles. cut_ahead: cut the tiles of boxes now, not in the model's process.
+    Raises `ImageError` when a tile cannot be cut.
     """
-    frame = Frame(picture.original_hw, side)
-    asked = tuple(checked(prompt, picture.original_hw) for prompt in prompts)
+    frame = Frame(decoded.original_hw, side)
+    asked = tuple(checked(prompt, decoded.original_hw) for prompt in prompts)
     resized = np.empty((0, 0, 3), np.uint8)
     if any(prompt.error is None for prompt in asked):
-        from stable_sam.images.resize import resize_image  # not above: whoever only finishes needs no torch
+        from stable_sam.images.resize import resize_image  # imported here, because it needs torch and `finish` does not
 
         with timed("resize"):
-            resized = resize_image(picture.pixels, frame, picture.scale)
-    plan = TilePlan(tile_rule(config, side), picture.original_hw, asked)
+            resized = resize_image(decoded.pixels, frame, decoded.scale)
+    plan = TilePlan(tile_rule(config, side), decoded.original_hw, asked)
     if cut_ahead:
         tiles.cut_ahead(replace(frame, window_xywh=window) for window in plan.first_tiles())
     return PreparedImage(
@@ -120,7 +125,7 @@ def prepare(
 
 
 def finish(image: InferredImage, config: RefinerConfig, routing: RoutingConfig) -> list[RefinedMask]:
-    """The masks of all prompts of an image, in their order."""
+    """Return the masks of all prompts of an image, in their order."""
     return in_order(
         image.prompts,
         (row for some in image.inferred for row in finish_prompts(image.prompts, some, config, routing)),
@@ -130,7 +135,7 @@ def finish(image: InferredImage, config: RefinerConfig, routing: RoutingConfig) 
 def finish_prompts(
     prompts: Sequence[Prompt], inferred: InferredPrompts, config: RefinerConfig, routing: RoutingConfig
 ) -> Iterator[tuple[int, RefinedMask]]:
-    """The masks of `inferred`, some of the image's `prompts`, with their places among these.
+    """Yield the mask of each prompt in `inferred` with the prompt's index among the image's `prompts`.
 
     Only one mask of original size exists at a time.
     """
@@ -141,7 +146,8 @@ def finish_prompts(
 
 
 def in_order(prompts: Sequence[Prompt], masks: Iterator[tuple[int, RefinedMask]]) -> list[RefinedMask]:
-    """The masks and the failed ones of all other prompts, each at its prompt's place."""
+    """Put `masks`, given with their prompts' indices, into the order of `prompts`, with failed masks for prompts that
+    have an `error`."""
     made = dict(masks)
     return [
         made[index] if prompt.error is None else failed_mask(prompt.prompt_id, prompt.error)
@@ -174,7 +180,7 @@ def _refined(prompt: Prompt, inferred: InferredPrompts, row: int, config: Refine
 
 
 def _box_agreement(box_xyxy: BoxXYXY, bbox_xywh: BoxXYXY) -> float:
-    """IoU of the weak box with the mask's tight box; 0 for an empty mask."""
+    """Return the IoU of the weak box with the mask's tight box; 0 for an empty mask."""
     x0, y0, x1, y1 = box_xyxy
     x, y, w, h = bbox_xywh
     common = max(0.0, min(x1, x + w) - max(x0, x)) * max(0.0, min(y1, y + h) - max(y0, y))

@@ -47,7 +47,7 @@ def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) 
         try:
             prompt = prompt_from_row({name: row[name] for name in PROMPTS_SCHEMA.names})
             whole, picture = read_picture(row["image_uri"]), read_picture(row["image_uri"], refiner.input_side)
-            drawn = draw(explain(refiner, whole.pixels, prompt, picture=picture))
+            drawn = draw(explain(refiner, whole.pixels, prompt, decoded=picture))
         except (PromptError, ConfigError, ImageError, StorageError) as error:
             found.missing[prompt_id] = str(error)
             continue

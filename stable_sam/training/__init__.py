@@ -1,1 +1,1 @@
-"""Training of the `nano` base and of the Stable-SAM plugin."""
+"""Training of the `nano` base, of the Stable-SAM plugin and of HQ-SAM's branch."""

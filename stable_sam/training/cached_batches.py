@@ -1,4 +1,4 @@
-"""Training batches from cached embeddings, in the frame of inference; which picture comes when is fixed by the seed."""
+"""Training batches from cached embeddings, in the frame of inference; the seed fixes the order of the images."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ Sets = dict[str, list[TrainingImage]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedBatch:
-    """B pictures or windows with M objects each; coordinates in pixels of the model's S x S input."""
+    """B images or windows with M objects each; coordinates are in pixels of the model's S x S input."""
 
     features: ImageFeatures
-    """Of B images, with early ones where they were asked for."""
+    """Features of the B images, with early ones when the base has HQ-SAM's branch."""
     coverage: Tensor
-    """(B, M, S/4, S/4), part of each cell the object covers."""
+    """Part of each cell that the object covers, (B, M, S/4, S/4), from 0 to 1."""
     boxes: Tensor
-    """(B, M, 4) XYXY, tight around the objects."""
+    """Boxes (B, M, 4) XYXY, tight around the objects."""
     points: Tensor
-    """(B, M, N, 2), drawn uniformly from the objects."""
+    """Points xy (B, M, N, 2), drawn uniformly from the objects."""
 
     def to(self, device: torch.device) -> EmbeddedBatch:
-        """The same batch on `device`, everything in float32: half precision is for the disk."""
+        """Return this batch on `device` in float32; only the cache on disk has half precision."""
         return EmbeddedBatch(
             features=self.features.map(lambda part: part.to(device).float()), coverage=self.coverage.to(device),
             boxes=self.boxes.to(device), points=self.points.to(device),
@@ -47,29 +47,29 @@ class EmbeddedBatch:
 
 
 class EmbeddedBatches:
-    """Batches by step number. Pictures come as `settings` say, objects of a picture each as often as any other."""
+    """Batches by step number. Images come as `config` says, and each object of an image as often as any other."""
 
-    def __init__(self, sets: Sets, settings: FrozenBaseTraining, cache: EmbeddingCache) -> None:
-        """Objects under MIN_OBJECT_FRACTION are left out, and so are pictures without another.
+    def __init__(self, sets: Sets, config: FrozenBaseTraining, cache: EmbeddingCache) -> None:
+        """Leave out objects smaller than `MIN_OBJECT_FRACTION` and images without a larger one, and plan all steps.
 
-        Raises `AnnotationError` when nothing is left, `ConfigError` for a weight without its set.
+        Raises `AnnotationError` when no image is left, and `ConfigError` for a weight of a set that is not there.
         """
-        self.settings, self.cache = settings, cache
-        pools, share = _pools(sets, settings.set_weights)
-        self.steps = settings.steps or max(1, round(settings.epochs * sum(map(len, pools)) / settings.batch_images))
-        schedule = _schedule(pools, share, self.steps * settings.batch_images, settings.seed)
-        rng = np.random.default_rng((settings.seed, 1))
-        shown = {item.path: _shown(item, settings.windows, rng) for item in {i.path: i for i in schedule}.values()}
+        self.config, self.cache = config, cache
+        pools, share = _pools(sets, config.set_weights)
+        self.steps = config.steps or max(1, round(config.epochs * sum(map(len, pools)) / config.batch_images))
+        schedule = _schedule(pools, share, self.steps * config.batch_images, config.seed)
+        rng = np.random.default_rng((config.seed, 1))
+        shown = {item.path: _shown(item, config.windows, rng) for item in {i.path: i for i in schedule}.values()}
         self.schedule = [shown[item.path] for item in schedule]
-        """The pictures, or their windows, in the order in which they come."""
+        """Images, or windows of them, in the order in which the batches show them."""
 
     def fill_cache(self) -> None:
-        """Encode the pictures that will come and have not been encoded before."""
+        """Encode the images of the schedule that are not in the cache."""
         self.cache.fill({item.path: item for item in self.schedule}.values())
 
     def __getitem__(self, step: int) -> EmbeddedBatch:
-        rng = np.random.default_rng((self.settings.seed, step))
-        count = self.settings.batch_images
+        rng = np.random.default_rng((self.config.seed, step))
+        count = self.config.batch_images
         items = self.schedule[step * count : (step + 1) * count]
         targets = [self._targets(item, rng) for item in items]
         coverage, boxes, points = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
@@ -77,13 +77,15 @@ class EmbeddedBatches:
         return EmbeddedBatch(features=features, coverage=coverage, boxes=boxes, points=points)
 
     def _targets(self, item: TrainingImage, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
-        """(M, S/4, S/4) coverage, (M, 4) boxes, (M, N, 2) points of the objects asked for; a picture with fewer objects
-        shows them again, by other points."""
+        """Return coverage (M, S/4, S/4), boxes (M, 4) and points (M, N, 2) of M random objects of an image.
+
+        An image with fewer than M objects repeats them, with other points.
+        """
         frame = Frame(item.size_hw, self.cache.size)
-        order = rng.permutation(len(item.rles))[: self.settings.objects]
+        order = rng.permutation(len(item.rles))[: self.config.objects]
         masks = {index: coco_mask.decode(item.rles[index]) for index in order}
-        chosen = [masks[order[n % len(order)]] for n in range(self.settings.objects)]
-        count = max(self.settings.point_counts)
+        chosen = [masks[order[n % len(order)]] for n in range(self.config.objects)]
+        count = max(self.config.point_counts)
         return (
             np.stack([cell_coverage(mask, frame) for mask in chosen]),
             frame.to_model_xyxy(np.stack([tight_box(mask.astype(bool)) for mask in chosen])),
@@ -92,7 +94,7 @@ class EmbeddedBatches:
 
 
 def _shown(item: TrainingImage, share: float, rng: np.random.Generator) -> TrainingImage:
-    """The whole picture, or in `share` of the cases a window around one of its objects."""
+    """Return the whole image or, with probability `share`, a window around one of its objects."""
     if rng.random() >= share:
         return item
     bbox_xywh = coco_mask.toBbox(item.rles[rng.integers(len(item.rles))])
@@ -100,7 +102,7 @@ def _shown(item: TrainingImage, share: float, rng: np.random.Generator) -> Train
 
 
 def cell_coverage(mask: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
-    """The part (S/4, S/4) of each cell of the decoder's grid that `mask` (H, W) of 0 and 1 covers."""
+    """Return the part (S/4, S/4) of each cell of the decoder's grid that `mask` (H, W) of 0 and 1 covers."""
     height, width = frame.resized_hw
     smaller = height < mask.shape[0]
     square = np.zeros((frame.side, frame.side), np.uint8)
@@ -112,7 +114,7 @@ def cell_coverage(mask: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
 
 
 def _pools(sets: Sets, weights: dict[str, float]) -> tuple[list[list[TrainingImage]], NDArray[np.float64]]:
-    """Pictures that are drawn alike, and the share of each pool in the batches."""
+    """Return pools of images, within which all images come equally often, and the share of each pool in the batches."""
     if unknown := sorted(weights.keys() - sets.keys()):
         raise ConfigError(f"set_weights: expected names among {', '.join(sorted(sets))}, got {', '.join(unknown)}")
     usable = {name: _usable(sets[name]) for name in sorted(sets) if weights.get(name, 1.0) > 0}
@@ -141,7 +143,7 @@ def _usable(items: list[TrainingImage]) -> list[TrainingImage]:
 def _schedule(
     pools: list[list[TrainingImage]], share: NDArray[np.float64], count: int, seed: int
 ) -> list[TrainingImage]:
-    """`count` pictures: pools by share, and in each pool every picture once before any comes again."""
+    """Draw `count` images: pools by their share, and in a pool every image once before any comes again."""
     rng = np.random.default_rng(seed)
     pool_of = rng.choice(len(pools), size=count, p=share)
     schedule: list[TrainingImage] = [pools[0][0]] * count

@@ -1,6 +1,6 @@
-"""Training samples from COCO folders: a folder of sets, each with `images/` and `instances.json`.
+"""Training samples from a folder of COCO sets, each with `images/` and `instances.json`.
 
-A sample is a function of (seed, step) alone, so a run that is resumed sees what it would have seen.
+A sample depends on the seed and the step alone, so that a resumed training sees the samples that it would have seen.
 """
 
 from __future__ import annotations
@@ -26,63 +26,64 @@ from stable_sam.rle import checked_counts
 from stable_sam.training.paste import paste_object
 
 MIN_OBJECT_FRACTION = 0.001
-"""Smaller objects, in parts of the square input, are a few cells of the mask: nothing to learn a shape from."""
+"""Smallest object, as a part of the square input's area; a smaller one has too few mask cells to learn a shape from."""
 WINDOW_SCALES = 1.5, 8.0
-"""Side of a window around an object, in longest sides of its box."""
+"""Smallest and largest side of a window around an object, in longest sides of its box."""
 SMALLEST_WINDOW = 48
-"""Pixels of the picture: nearer than that there is nothing more to see."""
+"""Smallest side of a window in pixels of the image; a closer view shows no more detail."""
 MIN_VISIBLE_PART = 0.4
-"""An object of which a window shows a smaller part is not asked for."""
+"""Smallest part of an object's area that a window must show for the object to be trained on."""
 SAMPLE_TRIES = 1000
-"""Pictures that may turn out without an object of that size, one after the other, before the data is refused."""
+"""Number of images in a row that may lack an object of at least `MIN_OBJECT_FRACTION` before the data is refused."""
 SAM_PIXEL_MEAN = (124, 116, 104)
-"""segment_anything's pixel_mean, rounded."""
+"""`pixel_mean` of segment_anything, RGB, rounded."""
 
 
 Window = tuple[int, int, int, int]
-"""Part of a picture: x, y, width, height in its pixels."""
+"""Part of an image: x, y, width and height in its pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingImage:
-    """A picture of a training set, or a window of it, and the masks people drew on it."""
+    """An image of a training set, or a window of it, and the masks that people drew on it."""
 
     path: Path
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
+    """Height and width of the whole image in pixels."""
     rles: list[dict[str, Any]]
-    """Compressed RLE of `size_hw`."""
+    """Masks as compressed COCO RLE of `size_hw`."""
     window: Window | None = None
-    """None: the whole picture."""
+    """Window of the image that is shown; None for the whole image."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Height and width of what is shown."""
-        return self.picture_hw if self.window is None else (self.window[3], self.window[2])
+        """Height and width, in pixels, of the window or of the whole image."""
+        return self.image_hw if self.window is None else (self.window[3], self.window[2])
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B images with M objects each; coordinates in pixels of the S x S input.
-
-    images (B, 3, S, S) uint8; coverage (B, M, S/4, S/4): part of each cell the object covers; boxes (B, M, 4) XYXY;
-    points (B, M, N, 2), drawn uniformly from the object.
-    """
+    """B images with M objects each; coordinates are in pixels of the S x S input."""
 
     images: Tensor
+    """Images (B, 3, S, S), RGB, uint8."""
     coverage: Tensor
+    """Part of each cell that the object covers, (B, M, S/4, S/4), from 0 to 1."""
     boxes: Tensor
+    """Boxes (B, M, 4) XYXY, tight around the objects."""
     points: Tensor
+    """Points xy (B, M, N, 2), drawn uniformly from the objects."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """Return this batch on `device`."""
         return Batch(*(part.to(device) for part in (self.images, self.coverage, self.boxes, self.points)))
 
 
 def read_training_sets(data_dir: Path) -> dict[str, list[TrainingImage]]:
-    """Read every `<set>/instances.json` under `data_dir`.
+    """Read every `<set>/instances.json` under `data_dir` and return the sets by name.
 
-    Raises `AnnotationError` when there is none, or one is broken or without masks, and `ImageError` for a picture that
-    is not there.
+    Raises `AnnotationError` when there is no such file, or one is broken or has no masks, and `ImageError` for an image
+    file that is missing.
     """
     sets: dict[str, list[TrainingImage]] = {}
     for file in sorted(data_dir.glob("*/instances.json")):
@@ -103,7 +104,7 @@ def _read_set(file: Path) -> list[TrainingImage]:
         rle, image_id = annotation["segmentation"], annotation["image_id"]
         name = annotation.get("id", "without id")
         if not isinstance(rle, dict) or not isinstance(rle["counts"], str) or tuple(rle["size"]) != sizes[image_id]:
-            raise AnnotationError(f"{file}: annotation {name}: expected a compressed RLE mask of its picture's size")
+            raise AnnotationError(f"{file}: annotation {name}: expected a compressed RLE mask of its image's size")
         try:
             checked_counts(rle["counts"], sizes[image_id])
         except ValueError as error:
@@ -112,21 +113,24 @@ def _read_set(file: Path) -> list[TrainingImage]:
     if not rles:
         raise AnnotationError(f"{file}: expected at least one mask, got none")
     return [
-        TrainingImage(_picture(file, image["file_name"]), sizes[image["id"]], rles[image["id"]])
+        TrainingImage(_image_path(file, image["file_name"]), sizes[image["id"]], rles[image["id"]])
         for image in coco["images"]
         if image["id"] in rles
     ]
 
 
-def _picture(file: Path, file_name: str) -> Path:
+def _image_path(file: Path, file_name: str) -> Path:
     path = picture_path(file, file_name)
     if not path.exists():
-        raise ImageError(f"{file}: {file_name}: expected a training picture, found no file")
+        raise ImageError(f"{file}: {file_name}: expected a training image, found no file")
     return path
 
 
 def set_share(names: list[str], weights: dict[str, float]) -> NDArray[np.float64]:
-    """Share (len(names),) of each set in the samples; raises `ConfigError` when every weight is 0."""
+    """Return the share (len(names),) of each set in the samples; a set without a weight has weight 1.
+
+    Raises `ConfigError` when every weight is 0.
+    """
     share = np.array([weights.get(name, 1.0) for name in names])
     if not share.any():
         raise ConfigError(f"set_weights: expected a positive share for one of {', '.join(names)}, got 0 for all")
@@ -134,7 +138,7 @@ def set_share(names: list[str], weights: dict[str, float]) -> NDArray[np.float64
 
 
 class TrainingBatches:
-    """Batches by step number: sets by weight, then pictures, then objects, each uniformly."""
+    """Batches by step number: each sample draws a set by weight, then an image and objects uniformly."""
 
     def __init__(
         self,
@@ -148,8 +152,12 @@ class TrainingBatches:
         seed: int,
         paste: float = 0.0,
     ) -> None:
-        """`weights`: share of each set, 1 where not named; raises `ConfigError` for one that is not there. `paste`:
-        part of the samples with an object of another picture laid over them."""
+        """`size` is the side S of the input in pixels. A batch has `batch_images` images with `objects` objects each,
+        and `points` points for each object. `weights` are the sets' weights, 1 for a set that is not named. `paste` is
+        the share of the samples that get an object of another image pasted onto them.
+
+        Raises `ConfigError` for a weight of a set that is not there.
+        """
         self.names = sorted(sets)
         if unknown := sorted(weights.keys() - sets.keys()):
             raise ConfigError(f"set_weights: expected names among {', '.join(self.names)}, got {', '.join(unknown)}")
@@ -201,19 +209,22 @@ class TrainingBatches:
 
 
 def read_annotated(item: TrainingImage) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB of `item.size_hw`; raises `ImageError` when it cannot be read or has not the annotated size."""
-    picture = read_picture(item.path)
-    if picture.shape[:2] != item.picture_hw:
-        (height, width), (h, w) = item.picture_hw, picture.shape[:2]
+    """Return the RGB pixels (H, W, 3) of `item`, the whole image or its window.
+
+    Raises `ImageError` when the image cannot be read or does not have the annotated size.
+    """
+    image = read_image(item.path)
+    if image.shape[:2] != item.image_hw:
+        (height, width), (h, w) = item.image_hw, image.shape[:2]
         raise ImageError(f"{item.path}: expected {width} x {height} pixels as annotated, got {w} x {h}")
     if item.window is None:
-        return picture
+        return image
     x, y, w, h = item.window
-    return np.ascontiguousarray(picture[y : y + h, x : x + w])
+    return np.ascontiguousarray(image[y : y + h, x : x + w])
 
 
 def cut_window(item: TrainingImage, window: Window) -> TrainingImage:
-    """`window` of a whole picture, with the objects that are still mostly visible in it."""
+    """Cut `window` out of a whole image, with the objects of which it shows at least `MIN_VISIBLE_PART`."""
     x, y, w, h = window
     cut = coco_mask.decode(item.rles)[y : y + h, x : x + w]
     visible = cut.sum((0, 1)) >= MIN_VISIBLE_PART * coco_mask.area(item.rles)
@@ -221,19 +232,19 @@ def cut_window(item: TrainingImage, window: Window) -> TrainingImage:
     return replace(item, rles=rles, window=window)
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB; raises `ImageError` when there is no readable picture."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise ImageError(f"{path}: expected a training picture, got no file or none that can be decoded")
-    return picture.astype(np.uint8, copy=False)
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file as RGB (H, W, 3); raises `ImageError` when it is missing or cannot be decoded."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ImageError(f"{path}: expected a training image, got no file or one that cannot be decoded")
+    return image.astype(np.uint8, copy=False)
 
 
 def random_window(size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng: np.random.Generator) -> Window:
-    """The part of a picture that is shown.
+    """Draw the window of an image that a sample shows.
 
-    All of it in two samples of five, a random crop in one, and in two a square around the object of `bbox_xywh`, so
-    that a small object is seen as large as a tile shows it, and every object at many sizes.
+    It is the whole image in two samples of five, a random crop in one, and in two a square around the object of
+    `bbox_xywh`. The squares show small objects as large as tiles do, and every object at many sizes.
     """
     height, width = size_hw
     kind = rng.random()
@@ -249,7 +260,7 @@ def random_window(size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng:
 
 
 def window_around(size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng: np.random.Generator) -> Window:
-    """A square window of a random size with all of the box at a random place in it, cut to the picture."""
+    """Draw a square window of random size that holds the whole box at a random place, and clip it to the image."""
     height, width = size_hw
     left, top, box_w, box_h = bbox_xywh
     side = max(max(box_w, box_h) * np.exp(rng.uniform(*np.log(WINDOW_SCALES))), SMALLEST_WINDOW)
@@ -258,7 +269,11 @@ def window_around(size_hw: tuple[int, int], bbox_xywh: NDArray[np.float64], rng:
 
 
 def cut_masks(masks: NDArray[np.uint8], window: Window, size: int, flip: bool) -> list[NDArray[np.bool_]]:
-    """The objects (H, W, K) that are still mostly visible in the window, each (size, size), padded bottom right."""
+    """Cut K masks (H, W, K) to the window and resize them like `cut_image`, each padded to (size, size).
+
+    Leaves out objects of which the window shows too little (`MIN_VISIBLE_PART`) or that are too small
+    (`MIN_OBJECT_FRACTION`).
+    """
     x, y, w, h = window
     result = []
     for index in range(masks.shape[2]):
@@ -272,10 +287,10 @@ def cut_masks(masks: NDArray[np.uint8], window: Window, size: int, flip: bool) -
     return result
 
 
-def cut_image(picture: NDArray[np.uint8], window: Window, size: int, flip: bool) -> NDArray[np.uint8]:
-    """The window of the picture, longest side `size`, not padded."""
+def cut_image(image: NDArray[np.uint8], window: Window, size: int, flip: bool) -> NDArray[np.uint8]:
+    """Cut the window out of the image and resize its longest side to `size`; `flip` mirrors it left to right."""
     x, y, w, h = window
-    return _resize(np.ascontiguousarray(picture[y : y + h, x : x + w]), size, flip)
+    return _resize(np.ascontiguousarray(image[y : y + h, x : x + w]), size, flip)
 
 
 def _resize(array: NDArray[np.uint8], size: int, flip: bool) -> NDArray[np.uint8]:
@@ -287,8 +302,7 @@ def _resize(array: NDArray[np.uint8], size: int, flip: bool) -> NDArray[np.uint8
 
 
 def pad_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Pad (h, w, 3) bottom right to (size, size, 3) with SAM's pixel mean, which its normalisation takes to SAM's
-    zero."""
+    """Pad (h, w, 3) at the bottom and right to (size, size, 3) with SAM's pixel mean, which normalisation maps to 0."""
     padded = np.full((size, size, 3), SAM_PIXEL_MEAN, dtype=np.uint8)
     padded[: image.shape[0], : image.shape[1]] = image
     return padded
@@ -299,7 +313,7 @@ def _pad(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def augment_colors(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Random contrast, brightness, saturation; gray in a tenth of the samples."""
+    """Change contrast, brightness and saturation of an RGB image at random; a tenth of the images become gray."""
     table = np.clip((np.arange(256) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-30, 30), 0, 255).astype(
         np.uint8
     )

@@ -1,4 +1,4 @@
-"""The loop that every training runs: steps by number, averaged weights, a log, checkpoints, resume after a kill."""
+"""The training loop of all modules, with averaged weights, a log, checkpoints, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stable_sam.errors import StorageError, WeightsError, one_line
 from stable_sam.storage.parallel import ahead
 from stable_sam.training.progress import progress_bar
-from stable_sam.training.training_config import TrainingSettings
+from stable_sam.training.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
 
@@ -26,63 +26,65 @@ BATCHES_AHEAD = 4
 
 Figures = dict[str, float]
 Export = Callable[[nn.Module, int, Figures], Path]
-"""(averaged module, step, figures of the log's last row, without times) -> the file it was written to."""
+"""A function (averaged module, step, figures of the log's last row without times) -> file it wrote the weights to."""
 
 
 class OnDevice(Protocol):
-    """A batch: all that the loop asks of one."""
+    """The only method of a batch that the loop needs."""
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on `device`."""
+        """Return this batch on `device`."""
 
 
 AnyBatch = TypeVar("AnyBatch", bound=OnDevice)
 
 
 class TrainingLoop:
-    """State of a run that outlives a kill: weights, averaged weights, optimiser, step, log."""
+    """Trains a module; a checkpoint keeps its weights, averaged weights, optimiser, step and log across a kill."""
 
     def __init__(
         self,
         module: nn.Module,
         groups: list[dict[str, Any]],
-        settings: TrainingSettings,
+        config: TrainingConfig,
         out_dir: Path,
         export: Export,
         *,
         steps: int,
-        run: str = "",
+        subject: str = "",
     ) -> None:
-        """`groups`: AdamW parameter groups, each with its part of the learning rate as "part". `run`: what a checkpoint
-        must have been made for, beside the module's shape, to go on from it.
+        """`groups` are AdamW's parameter groups, each with its part of the learning rate as "part". `subject` describes
+        what is trained: training resumes only from a checkpoint of the same subject.
 
-        Raises `StorageError` when `out_dir` cannot be made, `WeightsError` when its checkpoint is of another run.
+        Raises `StorageError` when `out_dir` cannot be made, and `WeightsError` when its checkpoint is broken or of
+        another training.
         """
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{out_dir}: expected a folder to write to: {error.strerror}") from None
-        self.module, self.settings, self.out_dir, self._export = module, settings, out_dir, export
-        self.steps, self.run_name, self.step, self.seconds = steps, run, 0, 0.0
+        self.module, self.config, self.out_dir, self._export = module, config, out_dir, export
+        self.steps, self.subject, self.step, self.seconds = steps, subject, 0, 0.0
         for group in groups:
-            group["peak"] = settings.learning_rate * group.pop("part")
+            group["peak"] = config.learning_rate * group.pop("part")
         self.optimizer = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+            groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
         self.average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average)
         self.rows: list[Figures] = []
-        """The log so far: its file is written from here, so that a resumed run has no row twice."""
+        """Rows of the log so far; its file is always written from them, so that resuming repeats no row."""
         self._recent: list[Figures] = []
         self._resume()
 
     def run(
         self, make_batch: Callable[[int], AnyBatch], loss: Callable[[AnyBatch, int], tuple[Tensor, Figures]]
     ) -> Path:
-        """Do the steps that are left and return the exported weights.
+        """Do the remaining steps and return the file of the exported weights.
 
-        make_batch: step -> its batch, called in a thread. loss: (batch, step) -> the loss and the figures to log; a
-        figure may be absent from some steps. On a GPU the loss is computed in bfloat16 autocast.
+        make_batch: step -> batch, called in another thread. loss: (batch, step) -> (loss, figures to log); a step may
+        lack some figures. On a GPU the loss is computed under bfloat16 autocast. Raises `StorageError` when a file
+        cannot be written.
         """
         started = time.monotonic() - self.seconds
         device = next(self.module.parameters()).device
@@ -98,12 +100,12 @@ class TrainingLoop:
         return self._export_average()
 
     def _learn(self, value: Tensor) -> float:
-        rate = rate_factor(self.step, self.steps, self.settings)
+        rate = rate_factor(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_norm)
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.average.update_parameters(self.module)
         self.step += 1
@@ -119,11 +121,11 @@ class TrainingLoop:
             left = self.seconds / self.step * (self.steps - self.step)
             log.info("step %d/%d, %.0f s, %.0f s left: %s", self.step, self.steps, self.seconds, left, text)
             self._recent = []
-        if self.step % self.settings.checkpoint_steps == 0 or ended:
+        if self.step % self.config.checkpoint_steps == 0 or ended:
             self._checkpoint()
 
     def last_figures(self) -> Figures:
-        """The figures of the log's last row, without times."""
+        """Return the figures of the log's last row, without step and times."""
         last = self.rows[-1] if self.rows else {}
         return {name: value for name, value in last.items() if name not in ("step", "seconds")}
 
@@ -132,7 +134,7 @@ class TrainingLoop:
 
     def _checkpoint(self) -> None:
         state = {
-            "run": self.run_name,
+            "run": self.subject,
             "step": self.step,
             "seconds": self.seconds,
             "rows": self.rows,
@@ -155,8 +157,8 @@ class TrainingLoop:
             return
         try:
             state = torch.load(file, map_location=next(self.module.parameters()).device, weights_only=True)
-            if state.get("run", self.run_name) != self.run_name:
-                raise ValueError(f"it is of {state['run']}, this run is of {self.run_name}")
+            if state.get("run", self.subject) != self.subject:
+                raise ValueError(f"it is of {state['run']}, this training is of {self.subject}")
             self.module.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -164,19 +166,21 @@ class TrainingLoop:
             self.rows, self._recent = state.get("rows", []), state.get("recent", [])
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
             reason = one_line(error)[:200]
-            raise WeightsError(f"{file}: not a checkpoint of this run, remove it to start anew: {reason}") from None
+            raise WeightsError(
+                f"{file}: not a checkpoint of this training, remove it to start anew: {reason}"
+            ) from None
         log.info("resumed at step %d of %d", self.step, self.steps)
 
 
-def rate_factor(step: int, steps: int, settings: TrainingSettings) -> float:
-    """Part of the peak learning rate in `step` of `steps`: linear warm-up, flat, linear cool-down to 0."""
-    warm = (step + 1) / max(1, min(settings.warmup_steps, steps // 4))
-    left = (steps - step) / (steps * settings.cooldown)
+def rate_factor(step: int, steps: int, config: TrainingConfig) -> float:
+    """Return the part of the peak learning rate in `step` of `steps`: linear warm-up, flat, linear cool-down to 0."""
+    warm = (step + 1) / max(1, min(config.warmup_steps, steps // 4))
+    left = (steps - step) / (steps * config.cooldown)
     return min(1.0, warm, left)
 
 
 def mean_figures(rows: list[Figures]) -> Figures:
-    """Mean of each figure over the rows that have it, in order of first appearance."""
+    """Return the mean of each figure over the rows that have it, in order of first appearance."""
     means = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         values = [row[key] for row in rows if key in row]
@@ -185,7 +189,10 @@ def mean_figures(rows: list[Figures]) -> Figures:
 
 
 def write_csv(file: Path, rows: list[Figures]) -> None:
-    """Write all rows, whole or not at all; a figure that a row does not have stays empty."""
+    """Write all rows to a CSV file, whole or not at all; a figure that a row lacks stays empty.
+
+    Raises `StorageError` when the file cannot be written.
+    """
     partial = file.with_suffix(".partial")
     try:
         with partial.open("w", newline="", encoding="utf-8") as stream:

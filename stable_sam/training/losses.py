@@ -1,4 +1,4 @@
-"""Losses on the decoder's logits, against the part of each cell that the object covers."""
+"""Losses of the decoder's logits; their target is the part of each cell that the object covers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MARGIN = 0.25
-"""Of a box's sides: cells so far outside it still count as near."""
+"""Distance from a box, as a part of its sides, up to which cells outside it count as near."""
 
 
 def mask_loss(logits: Tensor, coverage: Tensor, near: Tensor) -> Tensor:
-    """BCE + dice of each mask.
+    """Compute the binary cross-entropy (BCE) plus the dice loss of each mask, (...).
 
-    logits and coverage: (..., h, w); near: (..., h, w) 0/1, the cells in and around the object's box. The BCE is the
-    mean over the near cells plus the mean over the others, so that a small object weighs as much as a large one.
-    Returns (...).
+    logits and coverage: (..., h, w). near: (..., h, w), 1 for cells in and around the object's box, else 0. The BCE is
+    the mean over the near cells plus the mean over the others, so that a small object weighs as much as a large one.
     """
     coverage = coverage.expand_as(logits)
     bce = F.binary_cross_entropy_with_logits(logits, coverage, reduction="none")
@@ -29,9 +28,9 @@ def mask_loss(logits: Tensor, coverage: Tensor, near: Tensor) -> Tensor:
 
 
 def near_cells(boxes: Tensor, cells: int, stride: int) -> Tensor:
-    """1 for cells whose centre lies in the box, grown by `MARGIN` of its sides and one cell, else 0.
+    """Return 1 for cells whose centre lies in the box, grown by `MARGIN` of its sides and one cell, else 0.
 
-    boxes: (..., 4) XYXY, input pixels. Returns (..., cells, cells).
+    boxes: (..., 4) XYXY in input pixels. stride: input pixels of a cell's side. Returns (..., cells, cells).
     """
     grown = boxes / stride
     sides = (grown[..., 2:] - grown[..., :2]) * MARGIN + 1.0
@@ -43,7 +42,7 @@ def near_cells(boxes: Tensor, cells: int, stride: int) -> Tensor:
 
 
 def mask_iou(logits: Tensor, coverage: Tensor) -> Tensor:
-    """IoU (...) of the thresholded masks (..., h, w) on the decoder's grid, 0 when both are empty."""
+    """Return the IoU (...) of thresholded masks (..., h, w) on the decoder's grid; 0 when both are empty."""
     predicted, actual = logits > 0, coverage > 0.5
     overlap = (predicted & actual).sum((-2, -1))
     union = (predicted | actual).sum((-2, -1))

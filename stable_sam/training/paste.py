@@ -1,4 +1,4 @@
-"""Copy-paste augmentation (Ghiasi et al. 2021): an object of another picture, laid over this one."""
+"""Copy-paste augmentation (Ghiasi et al. 2021): an object of another image is pasted onto a training image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from stable_sam.evaluation.metrics import tight_window
 
 PASTED_SIDE = (0.2, 0.6)
-"""Longest side of a pasted object, in parts of the picture's longest side."""
+"""Smallest and largest longest side of a pasted object, as parts of the image's longest side."""
 MIN_PASTED_CELLS = 64
-"""Pixels; of a thinner object nothing is left at that size."""
+"""Smallest area of a pasted object in pixels; of a thin object fewer may be left after resizing."""
 MIN_VISIBLE = 0.5
-"""An object of which the pasted one leaves a smaller part is no longer asked for."""
+"""Smallest part of an object's area that must stay visible beside the pasted one for the object to be trained on."""
 
 
 def paste_object(
@@ -25,11 +25,11 @@ def paste_object(
     source_mask: NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> list[NDArray[np.bool_]]:
-    """Lay the object of `source` (h, w, 3), `source_mask` (h, w), over `image` (H, W, 3) in place, at a random size and
-    place.
+    """Paste the object `source_mask` (h, w) of `source` (h, w, 3) onto `image` (H, W, 3), in place.
 
-    masks: the objects of the image, each (S, S) with the image top left. Returns the masks that are then visible, the
-    pasted one first; `masks` as they were, and nothing is pasted, when hardly a pixel of the object is left.
+    Its size and position are random. masks: the objects of `image`, each (S, S) with the image at the top left. Returns
+    the pasted object's mask and those of the objects that are still visible. When fewer than `MIN_PASTED_CELLS` pixels
+    of the object are left, nothing is pasted and `masks` are returned.
     """
     window = tight_window(source_mask)
     if window is None:

@@ -1,4 +1,4 @@
-"""What long work shows: on a terminal a bar with rate and time left, in a file or pipe plain log lines."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, plain log lines in a file or pipe."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rich.progress import (
 from rich.text import Text
 
 CONSOLE = Console(stderr=True)
-"""stdout is for results."""
+"""Console for progress, on stderr, because stdout is for results."""
 
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show how far `total` pieces of work are, of which `done` were done before; call what it yields after each."""
+    """Show the progress of `total` items, of which `done` are done already; yields a function to call after each."""
     columns = (
         TextColumn(title), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),
@@ -37,7 +37,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[],
 
 
 def log_to_console() -> None:
-    """Let the INFO lines of this package go to stderr, above the bar where there is one."""
+    """Write log records of level INFO and above to stderr, above the progress bar when there is one."""
     plain = logging.StreamHandler()
     rich = RichHandler(console=CONSOLE, show_level=False, show_path=False, markup=False, highlighter=None)
     text = "%(message)s" if CONSOLE.is_terminal else "%(asctime)s %(message)s"
@@ -45,7 +45,7 @@ def log_to_console() -> None:
 
 
 class _Rate(ProgressColumn):
-    """Work done in a second, or seconds a piece where they are long."""
+    """Items per second, or seconds per item when an item takes longer than a second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

@@ -1,4 +1,4 @@
-"""The batches of a base's training, whose input size grows in stages."""
+"""Batches for the training of a base, whose input size grows from stage to stage."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from stable_sam.training.training_config import BaseTraining
 
 
 class StagedBatches:
-    """Batches by step number over all stages; each stage draws its own samples."""
+    """Batches by step number, counted over all stages; each stage draws its own samples."""
 
-    def __init__(self, sets: dict[str, list[TrainingImage]], settings: BaseTraining, points: int) -> None:
-        """`points` are drawn for each object; raises `ConfigError` for a weight without its set."""
+    def __init__(self, sets: dict[str, list[TrainingImage]], config: BaseTraining, points: int) -> None:
+        """`points` is the number of points that are drawn for each object.
+
+        Raises `ConfigError` for a weight of a set that is not there.
+        """
         self._by_step: list[TrainingBatches] = []
-        for number, stage in enumerate(settings.stages):
+        for number, stage in enumerate(config.stages):
             batches = TrainingBatches(
-                sets, settings.set_weights, size=stage.size, batch_images=stage.batch_images, objects=settings.objects,
-                points=points, seed=settings.seed + number, paste=settings.paste,
+                sets, config.set_weights, size=stage.size, batch_images=stage.batch_images, objects=config.objects,
+                points=points, seed=config.seed + number, paste=config.paste,
             )  # fmt: skip
             self._by_step += [batches] * stage.steps
 

@@ -1,7 +1,7 @@
-"""The last part of a plugin's training: alpha learns when the deformed path is worth taking (paper, Figure 3, DRP).
+"""The last part of a plugin's training: alpha learns when the deformed path is better (paper, Figure 3, DRP).
 
-What the path gains for a prompt, the IoU of its mask less that of SAM's own, is known in training. It is measured once
-for many prompts with everything else at rest; then the routing learns from these figures alone, in seconds.
+The gain of the deformed path, the IoU of its mask minus that of SAM's own mask, is known in training. It is measured
+once for many prompts with all weights fixed; then the routing learns from these figures alone, in seconds.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ from stable_sam.training.training_config import PluginTraining
 log = logging.getLogger(__name__)
 
 STEPS, ROWS = 300, 128
-"""Optimiser steps, and prompts in each."""
+"""Number of optimiser steps, and of prompts in each."""
 RATE, DECAY = 3e-3, 0.01
-"""AdamW."""
+"""Learning rate and weight decay of AdamW."""
 HELD_OUT = 5
-"""One of so many prompts is not learnt from, and judges."""
+"""One prompt in this many is held out: the routing does not learn from it, and the figures are measured on it."""
 ACCURATE = 0.99
-"""Quality from which a box counts as the true one."""
+"""Quality (IoU with the tight box) above which a box counts as accurate."""
 
 
 def teach_routing(
-    sam: Sam, plugin: StableSamPlugin, settings: PluginTraining, batches: Iterable[EmbeddedBatch]
+    sam: Sam, plugin: StableSamPlugin, config: PluginTraining, batches: Iterable[EmbeddedBatch]
 ) -> Figures:
     """Teach the routing of `plugin`, which `sam` hosts, the gains of the prompts of `batches`; nothing else changes.
 
-    Returns the mean gain of the prompts that were held out, which are of the same pictures: if all took the deformed
-    path, as routed, and with perfect routing; and the routed gain of accurate boxes alone, which ought to be 0.
+    Returns mean gains of the held-out prompts, whose images the routing has seen: `gain` when all take the deformed
+    path, `routed_gain` as routed, `best_gain` with perfect routing, and `accurate_routed_gain`, ideally 0, as routed
+    for accurate boxes alone.
     """
-    known, gain, quality = _measured(sam, plugin, settings, batches)
+    known, gain, quality = _measured(sam, plugin, config, batches)
     routing = plugin.routing
-    assert routing is not None, "without routing there is nothing to teach"
+    assert routing is not None, "expected a plugin with routing"
     mean, std = known.mean(0), known.std(0) + 1e-6
     known = (known - mean) / std
     _scale_input(routing.reduce, std, mean)
@@ -49,13 +50,13 @@ def teach_routing(
     learnt = torch.nonzero(~held_out)[:, 0]
     taught = [routing.reduce, routing.norm, routing.route, *([routing.quality] if routing.quality is not None else [])]
     optimizer = torch.optim.AdamW([p for part in taught for p in part.parameters()], lr=RATE, weight_decay=DECAY)
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(config.seed)
     for _ in range(STEPS):
         rows = learnt[torch.randint(len(learnt), (ROWS,), generator=generator)].to(gain.device)
         alpha, estimated = routing.judge(known[rows])
         loss = routing_loss(alpha[:, 0], gain[rows])
         if estimated is not None:
-            loss = loss + settings.quality_weight * quality_loss(estimated, quality[rows])
+            loss = loss + config.quality_weight * quality_loss(estimated, quality[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -76,17 +77,17 @@ def teach_routing(
 
 @torch.no_grad()
 def _measured(
-    sam: Sam, plugin: StableSamPlugin, settings: PluginTraining, batches: Iterable[EmbeddedBatch]
+    sam: Sam, plugin: StableSamPlugin, config: PluginTraining, batches: Iterable[EmbeddedBatch]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all prompts: what the routing knows (N, C), the gain (N,) and the quality (N,)."""
-    assert plugin.routing is not None, "without routing there is nothing to teach"
+    """Measure N prompts of `batches`: the routing's input (N, C), the gain (N,) and the quality (N,)."""
+    assert plugin.routing is not None, "expected a plugin with routing"
     kept: list[Tensor] = []
     handle = plugin.routing.reduce.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     gains, qualities = [], []
     try:
         for number, batch in enumerate(batches):
-            generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-            for prompts in drawn_prompts(sam, settings, batch, generator):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+            for prompts in drawn_prompts(sam, config, batch, generator):
                 gains.append(prompts.gain(sam, prompts.decode(sam)))
                 qualities.append(prompts.quality)
     finally:
@@ -96,6 +97,6 @@ def _measured(
 
 @torch.no_grad()
 def _scale_input(layer: torch.nn.Linear, scale: Tensor, shift: Tensor) -> None:
-    """Let `layer` give for x what it gave for x * scale + shift."""
+    """Change `layer` so that it maps x to what it mapped x * scale + shift to."""
     layer.bias.add_(layer.weight @ shift)
     layer.weight *= scale

@@ -21,61 +21,65 @@ from stable_sam.training.staged_batches import StagedBatches
 from stable_sam.training.training_config import BaseTraining
 
 POINT_COUNTS = (1, 1, 2, 3, 5)
-"""Points of a prompt, one entry drawn for each step; one point is the ambiguous prompt and comes twice."""
+"""Numbers of points of a prompt, of which each step draws one; a single point, which is ambiguous, is there twice."""
 
 
 def train_base(
     data_dir: Path,
     out_dir: Path,
-    settings: BaseTraining,
+    config: BaseTraining,
     *,
     encoder_path: Path | None = None,
     start: Path | None = None,
 ) -> Path:
-    """Train `nano` and return the path of its weights (averaged, half precision).
+    """Train `nano` and return the file of its averaged weights in half precision.
 
-    data_dir: folders with `instances.json` and pictures. encoder_path: backbone weights to start from (safetensors, the
-    keys of `nano.Backbone`). start: weights of all of `nano` to start from. Resumes from
-    `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `StorageError` and `WeightsError`.
+    data_dir: a folder of sets, each with `instances.json` and images. encoder_path: safetensors file of backbone
+    weights to start from, with the keys of `nano.Backbone`. start: file of the weights of a whole `nano` to start from.
+    Training resumes from `out_dir/checkpoint.pt` when it is there. Raises `InputError`, `ConfigError`, `StorageError`
+    and `WeightsError`.
     """
     sets = read_training_sets(data_dir)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.seed)
     torch.set_flush_denormal(True)
-    size = settings.stages[-1].size
+    size = config.stages[-1].size
     sam = build_nano(size).to("cuda" if torch.cuda.is_available() else "cpu").train()
     backbone = sam.image_encoder.backbone
     if encoder_path is not None:
-        _start_from(backbone, encoder_path, "a backbone of nano")
+        _start_from(backbone, encoder_path, "weights of a backbone of nano")
     if start is not None:
         _start_from(sam, start, "weights of nano")
 
     def export(module: nn.Module, step: int, _: Figures) -> Path:
-        drawn = str(int(settings.stages[-1].drawn > 0))
+        drawn = str(int(config.stages[-1].drawn > 0))
         metadata = {
             "model": "nano", "size": str(size), "fine": "1", "drawn": drawn, "step": str(step),
-            "settings": settings.model_dump_json(),
+            "settings": config.model_dump_json(),
         }  # fmt: skip
         return save_weights(module, out_dir / "nano.safetensors", metadata)
 
     def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:
         size = batch.images.shape[-1]
         set_input_size(sam, size)
-        sam.drawn, sam.draws = settings.stage_of(step).drawn, torch.Generator().manual_seed(settings.seed + step)
-        value, figures = base_loss(sam, batch, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+        sam.drawn, sam.draws = config.stage_of(step).drawn, torch.Generator().manual_seed(config.seed + step)
+        value, figures = base_loss(sam, batch, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
         return value, {"size": size, **figures}
 
     pretrained = {id(p) for p in backbone.parameters()}
     groups = [
         {"params": [p for p in sam.parameters() if p.requires_grad and id(p) not in pretrained], "part": 1.0},
-        {"params": list(backbone.parameters()), "part": settings.backbone_rate},
+        {"params": list(backbone.parameters()), "part": config.backbone_rate},
     ]
-    batches = StagedBatches(sets, settings, max(POINT_COUNTS))
-    loop = TrainingLoop(sam, groups, settings, out_dir, export, steps=settings.total_steps)
+    batches = StagedBatches(sets, config, max(POINT_COUNTS))
+    loop = TrainingLoop(sam, groups, config, out_dir, export, steps=config.total_steps)
     return loop.run(batches.__getitem__, loss)
 
 
 def base_loss(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one step: every object by its slightly jittered box, the first of each picture also by points."""
+    """Compute the loss of a step and the figures to log.
+
+    Every object is asked for by its slightly jittered box, and the first object of each image also by points.
+    """
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
     features = sam.image_encoder.features((batch.images.float() - sam.pixel_mean) / sam.pixel_std)
@@ -98,16 +102,21 @@ def base_loss(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tenso
 
 
 def single_mask_loss(output: DecoderOutput, coverage: Tensor, near: Tensor) -> tuple[Tensor, float]:
-    """Mean loss of SAM's single mask and of its IoU estimate, and the mean IoU; coverage, near: (P, h, w)."""
+    """Return the mean loss of SAM's single masks and of their predicted IoU, and the masks' mean IoU.
+
+    coverage, near: (P, h, w), as in `mask_loss`.
+    """
     iou = mask_iou(output.logits[:, 0], coverage)
     loss = mask_loss(output.logits[:, 0], coverage, near).mean() + (output.iou[:, 0] - iou).square().mean()
     return loss, iou.mean().item()
 
 
 def multimask_loss(output: DecoderOutput, coverage: Tensor, near: Tensor) -> tuple[Tensor, float, float]:
-    """Loss of the three masks of an ambiguous point: only the best of them learns, and the IoU head learns to name it.
+    """Compute the loss of the three masks of ambiguous points.
 
-    Returns the mean loss, the mean IoU of the masks the head chooses and of the best masks.
+    Only the best of the three masks learns, and the IoU head learns to predict the IoU of each. coverage, near:
+    (P, h, w), as in `mask_loss`. Returns the mean loss, the mean IoU of the masks with the highest predicted IoU, and
+    the mean IoU of the best masks.
     """
     losses = mask_loss(output.logits[:, 1:], coverage[:, None], near[:, None])
     ious = mask_iou(output.logits[:, 1:], coverage[:, None])
@@ -118,7 +127,11 @@ def multimask_loss(output: DecoderOutput, coverage: Tensor, near: Tensor) -> tup
 
 
 def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """SAM's training jitter: corners of (..., 4) XYXY move by N(0, 10 % of the side), at most 20 pixels at 1024."""
+    """Move the corners of boxes (..., 4) XYXY as in SAM's training.
+
+    Each coordinate moves by N(0, 10 % of the side), by at most 20 pixels at an input of 1024; `size` is the input's
+    side in pixels.
+    """
     sides = boxes[..., 2:] - boxes[..., :2]
     limit = 20.0 / 1024.0 * size
     noise = torch.randn(boxes.shape, generator=generator).to(boxes.device)
@@ -127,9 +140,9 @@ def jitter_boxes(boxes: Tensor, size: int, generator: torch.Generator) -> Tensor
 
 def _start_from(module: nn.Module, file: Path, expected: str) -> None:
     tensors, _ = read_safetensors(read_bytes(str(file)), str(file))
-    # Weights of version 0.2.0 have no fine branch, which starts as if it were not there.
+    # Weights of version 0.2.0 have no fine branch; the new one starts with zeros, as if it were not there.
     new = {name: value for name, value in module.state_dict().items() if name.startswith("image_encoder.fine.")}
     try:
         module.load_state_dict(new | {name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     except RuntimeError as error:
-        raise WeightsError(f"{file}: not {expected}: {' '.join(str(error).split())[:300]}") from None
+        raise WeightsError(f"{file}: expected {expected}: {' '.join(str(error).split())[:300]}") from None

@@ -1,8 +1,8 @@
-"""Training of HQ-SAM's branch on any frozen base: the plugin's data, loop, settings and prompts, for a fair comparison.
+"""Training of HQ-SAM's branch on any frozen base, for a fair comparison with the plugin.
 
-HQ-SAM's own recipe (Ke et al. 2023, section 3.3): only the branch learns, BCE + dice of the HQ mask alone; its sum with
-SAM's mask is taken in inference. What differs is what the comparison asks to be the same as the plugin's: prompts,
-pictures, steps and optimiser.
+As in HQ-SAM's own recipe (Ke et al. 2023, section 3.3), only the branch learns, the loss is BCE + dice of the HQ mask
+alone, and its sum with SAM's mask is taken in inference. Prompts, images, steps and optimiser differ from that recipe:
+they are those of the plugin's training.
 """
 
 from __future__ import annotations
@@ -26,43 +26,44 @@ from stable_sam.training.training_config import FrozenBaseTraining
 
 
 def train_hq(
-    model: LoadedModel, data_dir: Path, out_dir: Path, settings: FrozenBaseTraining, *, cache_dir: Path | None = None
+    model: LoadedModel, data_dir: Path, out_dir: Path, config: FrozenBaseTraining, *, cache_dir: Path | None = None
 ) -> Path:
-    """Train a branch for the frozen `model` (loaded without plugin) and return the path of its weights.
+    """Train a branch for the frozen `model`, loaded without a plugin, and return the file of its weights.
 
-    cache_dir: folder for the embeddings, to share between runs; `out_dir/embeddings` unless named. Resumes from
-    `out_dir/checkpoint.pt`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
+    cache_dir: folder for the embeddings, which trainings may share; by default `out_dir/embeddings`. Training resumes
+    from `out_dir/checkpoint.pt`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.seed)
     branch = attach_hq(model.sam, build_hq(model.sam).to(model.device))
 
     def loss(batch: EmbeddedBatch, generator: torch.Generator, _progress: float) -> tuple[Tensor, dict[str, float]]:
-        return hq_loss(model.sam, batch, settings, generator)
+        return hq_loss(model.sam, batch, config, generator)
 
     return train_frozen(
-        replace(model, hq=branch), branch, loss, settings,
+        replace(model, hq=branch), branch, loss, config,
         data_dir=data_dir, out_file=out_dir / "hq.safetensors", metadata={}, cache_dir=cache_dir,
     )  # fmt: skip
 
 
 def hq_loss(
-    sam: Sam, batch: EmbeddedBatch, settings: FrozenBaseTraining, generator: torch.Generator
+    sam: Sam, batch: EmbeddedBatch, config: FrozenBaseTraining, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one step: every object by a box of random noise, the first of each picture also by points.
+    """Compute the loss of a step and the figures to log.
 
-    The prompts of a step are those of `rts.plugin_loss`. `batch` has early features.
+    Every object is asked for by a box with random noise, and the first object of each image also by points. With the
+    same `generator` the prompts are those of `rts.plugin_loss`. Raises `ValueError` when `batch` has no early features.
     """
     if batch.features.early is None:
-        raise ValueError("the batch has no early features")
+        raise ValueError("expected a batch with early features, got none")
     objects = batch.boxes.shape[1]
     size = sam.image_encoder.img_size
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 
-    boxes = mixed_boxes(batch.boxes.flatten(0, 1), settings.noise_scales, size, generator)
+    boxes = mixed_boxes(batch.boxes.flatten(0, 1), config.noise_scales, size, generator)
     by_box = decode_prompts(sam, batch.features.repeat(objects), boxes=boxes)
     loss, figures = _hq_mask_loss(by_box, batch.coverage.flatten(0, 1), near.flatten(0, 1), "box")
 
-    count = settings.point_counts[int(torch.randint(len(settings.point_counts), (), generator=generator))]
+    count = config.point_counts[int(torch.randint(len(config.point_counts), (), generator=generator))]
     points = batch.points[:, 0, :count]
     labels = torch.ones(points.shape[:2], device=points.device)
     by_points = decode_prompts(sam, batch.features, points=(points, labels))
@@ -72,7 +73,7 @@ def hq_loss(
 
 def _hq_mask_loss(output: DecoderOutput, coverage: Tensor, near: Tensor, name: str) -> tuple[Tensor, dict[str, float]]:
     if output.hq_logits is None:
-        raise ValueError("the model hosts no HQ-SAM branch")
+        raise ValueError("expected a model with HQ-SAM's branch, got none")
     hq = output.hq_logits[:, 0]
     figures = {
         f"{name}_iou": mask_iou(output.logits[:, 0] + hq, coverage).mean().item(),

@@ -19,26 +19,26 @@ from stable_sam.training.training_config import PluginTraining
 
 
 def train_plugin(
-    model: LoadedModel, data_dir: Path, out_dir: Path, settings: PluginTraining, *, cache_dir: Path | None = None
+    model: LoadedModel, data_dir: Path, out_dir: Path, config: PluginTraining, *, cache_dir: Path | None = None
 ) -> Path:
-    """Train a plugin for the frozen `model` (loaded without one) and return the path of its weights.
+    """Train a plugin for the frozen `model`, loaded without a plugin, and return the file of its weights.
 
-    cache_dir: folder for the embeddings, to share between runs; `out_dir/embeddings` unless named. Resumes from
-    `out_dir/checkpoint.pt`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
+    cache_dir: folder for the embeddings, which trainings may share; by default `out_dir/embeddings`. Training resumes
+    from `out_dir/checkpoint.pt`. Raises `InputError`, `ConfigError`, `StorageError` and `WeightsError`.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(config.seed)
     channels = model.sam.prompt_encoder.embed_dim
-    plugin = StableSamPlugin(channels, settings.plugin).to(model.device)
+    plugin = StableSamPlugin(channels, config.plugin).to(model.device)
     attach_plugin(model.sam, plugin)
-    switched = settings.plugin.regular_below > 0
+    switched = config.plugin.regular_below > 0
     plugin.always_deforms = switched
-    built = {"channels": str(channels), "plugin": settings.plugin.model_dump_json()}
+    built = {"channels": str(channels), "plugin": config.plugin.model_dump_json()}
 
     def finish(batches: Callable[[int], EmbeddedBatch]) -> Figures:
-        return teach_routing(model.sam, plugin, settings, map(batches, range(settings.routing_steps)))
+        return teach_routing(model.sam, plugin, config, map(batches, range(config.routing_steps)))
 
     return train_frozen(
-        model, plugin, partial(plugin_loss, model.sam, settings), settings,
+        model, plugin, partial(plugin_loss, model.sam, config), config,
         data_dir=data_dir, out_file=out_dir / "plugin.safetensors", metadata=built, cache_dir=cache_dir,
         finish=finish if switched else None,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Settings of the training runs; the YAML files are in `configs/`."""
+"""Configs of the trainings, whose YAML files are in `configs/`."""
 
 from __future__ import annotations
 
@@ -11,58 +11,66 @@ from stable_sam.config.section import Section
 from stable_sam.modeling.plugin_spec import PluginSpec
 
 
-class TrainingSettings(Section):
-    """What all kinds of training share."""
+class TrainingConfig(Section):
+    """The fields that the configs of all trainings share."""
 
     objects: int = Field(default=2, ge=1)
-    """Objects of a picture; each is asked for by its box, the first one also by points."""
+    """Number of objects of an image in a step; each is asked for by its box, the first one also by points."""
     learning_rate: float = Field(default=8e-4, gt=0)
-    """AdamW, peak."""
+    """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW."""
+    """Weight decay of AdamW."""
     warmup_steps: int = Field(default=60, ge=0)
-    """Linear from 0; never more than a quarter of a run."""
+    """Steps in which the learning rate rises linearly from 0; at most a quarter of all steps is used."""
     cooldown: float = Field(default=0.35, gt=0, le=1)
-    """Last part of all steps, in which the rate falls linearly to 0."""
+    """Part of all steps, at the end, in which the learning rate falls linearly to 0."""
     ema: float = Field(default=0.998, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones exported."""
+    """Decay of the moving average of the weights, which is what is exported."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """Gradient norm."""
+    """Norm that gradients are clipped to."""
     set_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Share of each training set, 1 where not named: the sets differ in size by hundreds."""
+    """Weight of each training set among the samples, 1 for a set that is not named. Sets of equal weight come equally
+    often, however many images they have."""
     checkpoint_steps: int = Field(default=100, ge=1)
-    """Steps between two checkpoints: what a kill can cost."""
+    """Steps between two checkpoints, which a kill can lose."""
     seed: int = Field(default=0, ge=0)
-    """Of initialisation and samples."""
+    """Seed of the initial weights and of the samples."""
 
 
 class Stage(Section):
-    """Part of a run with one input size: the place of a prompt is learnt cheaply on small pictures, borders on large
-    ones."""
+    """A part of a base's training with one input size.
+
+    The base learns cheaply on small images where a prompt points, and on large ones where borders run.
+    """
 
     size: int = Field(ge=64, multiple_of=32)
     """Side of the square input in pixels."""
     steps: int = Field(ge=1)
     """Optimiser steps in this stage."""
     batch_images: int = Field(default=16, ge=1)
-    """Pictures in a step."""
+    """Number of images in a step."""
     drawn: float = Field(default=1.0, ge=0, le=1)
-    """Share of the prompts that are drawn as a mask prompt beside their tokens. Drawn prompts teach soonest where a
-    prompt points; the plugin, which stands in the attention of tokens, reaches only what comes by tokens."""
+    """Share of the prompts that are drawn as a mask prompt in addition to their tokens. With drawn prompts a base
+    learns fastest where a prompt points. The plugin, which works in the attention of the tokens, can only influence
+    what the tokens carry."""
 
 
-class BaseTraining(TrainingSettings):
-    """Training of the base as SAM was trained: accurate boxes, points, three masks for an ambiguous point, IoU head."""
+class BaseTraining(TrainingConfig):
+    """Config of a base's training.
+
+    The base learns as SAM did: from accurate boxes and from points, with three masks for an ambiguous point and an IoU
+    head.
+    """
 
     stages: tuple[Stage, ...] = Field(min_length=1)
-    """In order of growing size."""
+    """Stages of the training in order; the input of the last one is that of inference."""
     paste: float = Field(default=0.0, ge=0, le=1)
-    """Part of the samples with an object of another picture laid over them."""
+    """Share of the samples that get an object of another image pasted onto them."""
     backbone_rate: float = Field(default=0.2, ge=0)
-    """The pretrained backbone learns at this part of the rate."""
+    """Learning rate of the pretrained backbone, as a part of `learning_rate`."""
 
     def stage_of(self, step: int) -> Stage:
-        """The stage that `step`, counted from 0 over all stages, is in."""
+        """Return the stage of `step`, which is counted from 0 over all stages."""
         for stage in self.stages:
             if step < stage.steps:
                 return stage
@@ -71,71 +79,74 @@ class BaseTraining(TrainingSettings):
 
     @property
     def total_steps(self) -> int:
-        """Steps of all stages."""
+        """Number of optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
 
-class FrozenBaseTraining(TrainingSettings):
-    """Training of what is added to a frozen base, from cached embeddings at the base's own input size.
+class FrozenBaseTraining(TrainingConfig):
+    """Config of the training of HQ-SAM's branch, or of the plugin, on a frozen base.
 
-    Robust training strategy (RTS): prompts of mixed quality, one epoch.
+    It learns from cached embeddings at the base's own input size, by the robust training strategy (RTS): prompts of
+    mixed quality, one epoch.
     """
 
     epochs: float = Field(default=1.0, gt=0)
-    """How often each picture is used; with `set_weights`, on average."""
+    """Number of times that each image is used; with `set_weights` it is an average."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps, instead of `epochs`."""
+    """Number of optimiser steps, which replaces `epochs`."""
     batch_images: int = Field(default=12, ge=1)
-    """Pictures in a step."""
+    """Number of images in a step."""
     set_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Share of each training set, 1 where not named. Empty: every picture comes as often as any other."""
+    """Weight of each training set among the samples, 1 for a set that is not named. When no set is named, every image
+    comes as often as any other."""
     learning_rate: float = Field(default=1.5e-3, gt=0)
-    """AdamW, peak; HQ-SAM's is 1e-3, for more steps."""
+    """Peak learning rate of AdamW. HQ-SAM's is 1e-3, for more steps."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW."""
+    """Weight decay of AdamW."""
     warmup_steps: int = Field(default=40, ge=0)
-    """Linear from 0; never more than a quarter of a run."""
+    """Steps in which the learning rate rises linearly from 0; at most a quarter of all steps is used."""
     cooldown: float = Field(default=0.5, gt=0, le=1)
-    """Last part of all steps, in which the rate falls linearly to 0."""
+    """Part of all steps, at the end, in which the learning rate falls linearly to 0."""
     ema: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones exported."""
+    """Decay of the moving average of the weights, which is what is exported."""
     windows: float = Field(default=0.4, ge=0, le=1)
-    """Share of the pictures of which a window around an object is shown in the place of the whole, as tiles show small
-    objects in inference."""
+    """Share of the images that are replaced by a window around one of their objects, as tiles show small objects in
+    inference."""
     noise_scales: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0, 0.2, 0.4, 0.6), min_length=1)
-    """Noise of the boxes, drawn anew for each box; 0 keeps good prompts good. The paper gives no scale."""
+    """Scales of the boxes' noise, of which one is drawn for each box; 0 keeps masks of accurate boxes good. The paper
+    gives no scale."""
     point_counts: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 1, 3, 5), min_length=1)
-    """Points of the point prompts, one entry drawn for each step."""
+    """Numbers of points of a point prompt, of which one is drawn for each step."""
 
     @classmethod
     def from_file(cls, path: Path | None, steps: int | None = None) -> Self:
-        """The settings in a YAML file, or the defaults without one; `steps` replaces the file's.
+        """Read the config from a YAML file, or take the defaults when `path` is None; `steps` replaces its steps.
 
         Raises `ConfigError`.
         """
-        settings = cls() if path is None else cls.from_yaml(path)
-        return settings if steps is None else cls.from_dict(settings.model_dump() | {"steps": steps}, source="--steps")
+        config = cls() if path is None else cls.from_yaml(path)
+        return config if steps is None else cls.from_dict(config.model_dump() | {"steps": steps}, source="--steps")
 
 
 class PluginTraining(FrozenBaseTraining):
-    """The Stable-SAM plugin alone learns."""
+    """Config of the Stable-SAM plugin's training on a frozen base."""
 
     plugin: PluginSpec = PluginSpec(regular_below=0.5, estimates_quality=True)
-    """The plugin's architecture."""
+    """Architecture of the plugin."""
     routing_steps: int = Field(default=150, ge=0)
-    """Steps' worth of pictures on whose prompts alpha_1 is taught the gain at the end: whether, and by how much, the
-    deformed path's mask is better than SAM's own. For an alpha that is a switch (`plugin.regular_below`); one that
-    mixes is taught by the masks' loss, as in the paper."""
+    """Number of steps whose prompts teach alpha_1 the gain at the end: whether, and by how much, the deformed path's
+    mask is better than SAM's own. It applies to an alpha that is a switch (`plugin.regular_below`); an alpha that mixes
+    learns from the masks' loss, as in the paper."""
     quality_weight: float = Field(default=5.0, ge=0)
-    """Of the squared error of the estimated quality, for a plugin that has that output."""
+    """Weight of the squared error of the estimated prompt quality in the loss, for a plugin that estimates it."""
     quality_share: float = Field(default=0.4, ge=0, lt=1)
-    """First part of the steps, in which the quality of boxes is taught and nothing else, at a third of the cost of a
-    whole step: to tell good prompts from bad ones takes more steps than masks do. Of no effect for a plugin without
-    that output or in both layers."""
+    """First part of the steps, in which only the quality of boxes is taught, at a third of the cost of a whole step:
+    telling good prompts from bad ones takes more steps than masks do. It has no effect for a plugin that does not
+    estimate quality or that calibrates both layers."""
 
     @property
     def quality_alone(self) -> float:
-        """`quality_share` where it can be."""
+        """The `quality_share` that takes effect: 0 for a plugin that cannot be taught quality alone."""
         possible = self.plugin.estimates_quality and self.plugin.layers == "second" and self.quality_weight > 0
         return self.quality_share if possible else 0.0
 

@@ -1,1 +1,1 @@
-"""Fast paths of the model. Each module names the reference whose results it must equal."""
+"""Fast paths of the model; each module names the reference whose results it must equal."""

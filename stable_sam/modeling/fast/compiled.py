@@ -1,4 +1,7 @@
-"""The encoder and the fast decoder through `torch.compile`, for few shapes, so that little has to be compiled."""
+"""The fast encoder and decoder under `torch.compile`, limited to few shapes, because each shape is compiled anew.
+
+The references are `fast.encoder.encode` and `fast.decoder.decode_image`, which are the functions that it compiles.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,24 @@ from stable_sam.modeling.fast.encoder import encode
 from stable_sam.modeling.features import ImageFeatures
 
 COMPILED_TOKENS = 2
-"""Prompts of so many tokens, a box or one point, are compiled for; others are rare, and each number is a shape more."""
+"""Number of prompt tokens that the decoder is compiled for: a box or one point. Other numbers are rare, and each would
+be one more shape."""
 SHAPES = 64
-"""Programs of a function that torch keeps: buckets, times boxes and points, times a plugin that is switched off."""
+"""Largest number of compiled programs that torch keeps for a function: one for each bucket, kind of prompt and state of
+the plugin."""
 Result = TypeVar("Result")
 
 
 class CompiledPasses:
-    """`encode` and `decode_image`, compiled at the first call of each shape, and in a thread of their own.
+    """Runs `encode` and `decode_image`, compiled at the first call of each shape, in a thread of its own.
 
-    torch keeps CUDA graphs for each thread; and their answers are overwritten by the next pass, so what is returned
-    here is a copy. The caller lets one pass run at a time.
+    It has its own thread because torch keeps CUDA graphs for each thread. The results are copies, because the next pass
+    overwrites a graph's outputs. The caller must let only one pass run at a time.
     """
 
     def __init__(self, *, graphs: bool, backend: str = "inductor") -> None:
-        """graphs: on a GPU, start the kernels of a pass at once (CUDA graphs). backend: torch's name of a compiler."""
+        """`graphs` replays all kernels of a pass as one CUDA graph, on a GPU; `backend` is a backend of
+        `torch.compile`."""
         mode = "reduce-overhead" if graphs else None
         self._graphs = graphs
         self._encode = torch.compile(encode, dynamic=False, mode=mode, backend=backend)
@@ -37,7 +43,7 @@ class CompiledPasses:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compiled")
 
     def encode(self, sam: Sam, images: Tensor) -> ImageFeatures:
-        """`fast_encoder.encode` in the caller's arithmetic."""
+        """Run `fast.encoder.encode` under the caller's autocast, and return a copy of the features."""
         device = images.device.type
         half = torch.is_autocast_enabled(device)
 
@@ -56,8 +62,9 @@ class CompiledPasses:
         points: tuple[Tensor, Tensor] | None = None,
         ambiguous: bool = False,
     ) -> ChosenMasks:
-        """`fast_decoder.decode_image`, on the next power of two of prompts, of which those too many are dropped."""
-        count = len(boxes if points is None else points[0])  # type: ignore[arg-type]  # one of both is there
+        """Run `fast.decoder.decode_image` on the prompts, padded to the next power of two, and return copies of the
+        results without the padding."""
+        count = len(boxes if points is None else points[0])  # type: ignore[arg-type]  # there are boxes or points
         more = bucket(count) - count
         boxes = None if boxes is None else _longer(boxes, more)
         points = None if points is None else (_longer(points[0], more), _longer(points[1], more))
@@ -83,10 +90,10 @@ class CompiledPasses:
 
 
 def bucket(count: int) -> int:
-    """The number of prompts, a power of two, that `count` of them are decoded as."""
+    """Return the smallest power of two that is at least `count`, the number of prompts."""
     return 1 << (count - 1).bit_length()
 
 
 def _longer(rows: Tensor, more: int) -> Tensor:
-    """`rows` and the last of them again, `more` times."""
+    """Append the last of `rows` to them `more` times."""
     return rows if more == 0 else torch.cat((rows, rows[-1:].expand(more, *rows.shape[1:])))

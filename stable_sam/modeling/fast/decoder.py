@@ -1,20 +1,19 @@
-"""SAM's mask decoder for the prompts of one image, its sums in an order that costs less than half.
+"""SAM's mask decoder for the prompts of one image, with its sums reordered to less than half of the work.
 
-`decoder.decode_prompts` is the reference: training, HQ-SAM and whoever looks inside use it. Here, for inference:
+`modeling.decoder.decode_prompts` is the reference, which training, HQ-SAM and explanations use. Logits differ from the
+reference's by rounding. This module, for inference only, saves work as follows:
 
-- Layer 1 meets the same image with every prompt: its projections of the image are made once (`image_side`). What a
-  `NanoSam` draws adds few channels to them.
-- Layer 1 adds to the image's features no more than its tokens write, some 70 products of a weight for each cell and a
-  vector: the plugin's projection of the sum is that of the image, made once, and of these vectors.
+- Layer 1 reads the same image for every prompt, so its projections of the image are computed once (`image_side`). A
+  prompt that a `NanoSam` draws adds only a few channels to them.
+- Layer 1 adds to the image's features what its tokens write: for each cell a weighted sum of some 70 vectors. So the
+  plugin's projection of the sum is that of the image, computed once, plus the weighted sum of the projected vectors.
 - In layer 2 the projections move from the image's many cells to the few tokens: q.(W x) = (W'q).x, and
-  sum a_i (W x_i) = W (sum a_i x_i). `MOST_TOKENS` says up to how many that is less work.
-- Features keep the order of tokens, (P, N, C) with N = H * W cells, so that nothing is transposed. The kernels of the
-  transposed convolutions do not overlap: each is a matrix product, and cells go to their places when of each only one
-  number is left.
-- Of the last attention only the tokens that are used are computed. The IoU head needs no masks, so the token is chosen
-  first, and one mask is computed.
-
-Logits differ from the reference's by rounding.
+  sum a_i (W x_i) = W (sum a_i x_i). That is less work for up to `MOST_TOKENS` tokens.
+- Features keep the layout of tokens, (P, N, C) with N = H * W cells, so that nothing is transposed. The kernels of the
+  transposed convolutions do not overlap, so that each convolution is a matrix product; the cells are put into their
+  places at the end, when each has a single number.
+- The last attention is computed only for the tokens that are used. The IoU head needs no masks, so the token is chosen
+  first, and only its mask is computed.
 """
 
 from __future__ import annotations
@@ -35,69 +34,72 @@ from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost, StableSamPlugin
 
 MOST_TOKENS = 16
-"""Output and prompt tokens up to which layer 2 is cheaper here: 16 tokens of 8 heads are as many as 128 channels."""
+"""Largest number of output and prompt tokens with which this decoder is cheaper than the reference: 16 tokens with 8
+heads are as many vectors as a projection has channels, 128."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSide:
-    """What is the same for all prompts of an image; of N cells, h heads of D channels."""
+    """The decoder's tensors that all prompts of an image share: N cells, h heads of D channels."""
 
     features: Tensor
-    """(N, C), the embedding with what SAM adds for "no mask prompt"; for `NanoSam` without the drawn prompt."""
+    """Image embedding (N, C) with what SAM adds for "no mask prompt"; for `NanoSam` without the drawn prompt."""
     position: Tensor
-    """(N, C), positional encoding."""
+    """Positional encoding (N, C)."""
     keys: Tensor
-    """(h, D, N), of layer 1's attention of the tokens to the image."""
+    """Keys (h, D, N) of layer 1's token-to-image attention."""
     values: Tensor
-    """(h, N, D), of the same."""
+    """Values (h, N, D) of layer 1's token-to-image attention."""
     queries: Tensor
-    """(h, D, N), of layer 1's attention of the image to the tokens."""
+    """Queries (h, D, N) of layer 1's image-to-token attention."""
     projected: tuple[StableSamPlugin, Tensor] | None
-    """The plugin that was attached, and (N, C) of its projection: see `_projection`."""
+    """The attached plugin and `features` times the weight of `_projection`, (N, C); None without a plugin."""
     fine: FineFeatures | None
-    """(N, 4, 4, C/8) and (N, 4, C/4), in the order of what `_upscaled` returns; None of an encoder that makes none."""
+    """Fine features (N, 4, 4, C/8) and (N, 4, C/4), ordered as by `_upscaled`; None when the encoder has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenMasks:
-    """One mask for each of P prompts: logits (P, h, w) at a quarter of the model's input, and iou (P,)."""
+    """One mask for each of P prompts."""
 
     logits: Tensor
+    """Mask logits (P, h, w) at a quarter of the model's input resolution."""
     iou: Tensor
+    """Predicted IoU (P,)."""
     token: Tensor
-    """(P,), 0 SAM's single mask, 1-3 its multimask."""
+    """Mask token (P,) that made the mask: 0 is SAM's single mask, 1 to 3 are its multimask output."""
     alpha: Tensor | None
-    """(P, 2) of the plugin."""
+    """The plugin's alpha (P, 2); None when no plugin is hosted and enabled."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer1:
-    """What layer 1 makes of P prompts."""
+    """The results of layer 1 for P prompts."""
 
     queries: Tensor
-    """(P, T, C)"""
+    """Tokens (P, T, C)."""
     features: Tensor
-    """(P, N, C), the norm of the image's features + weights.mT @ written."""
+    """Image features (P, N, C): the layer norm of `ImageSide.features` + weights.mT @ written."""
     scale: Tensor
-    """(P, N, 1), what that norm multiplied the cells by."""
+    """Factor (P, N, 1) by which that layer norm multiplied each cell."""
     weights: Tensor
-    """(P, M, N)"""
+    """Weight (P, M, N) of each of M vectors in each cell."""
     written: Tensor
-    """(P, M, C)"""
+    """The M vectors (P, M, C) that the layer's tokens and the drawn prompt write into cells."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """What drawn prompts add to the features: cells.mT @ weight.mT."""
+    """Drawn prompts, which add cells.mT @ weight.mT to the features."""
 
     cells: Tensor
-    """(P, M, N)"""
+    """Channels (P, M, N) of the drawn prompts before the last layer of SAM's mask downscaling."""
     weight: Tensor
-    """(C, M)"""
+    """Weight (C, M) of that last layer."""
 
 
 def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
-    """What `decode_image` needs of the features of one image."""
+    """Compute what `decode_image` needs of the features of one image, once for all of its prompts."""
     encoder, layer = sam.prompt_encoder, sam.mask_decoder.transformer.layers[0]
     constant = encoder.mask_downscaling[-1].bias if _draws(sam) else encoder.no_mask_embed.weight[0]
     features = image.embedding[0].flatten(1).T + constant
@@ -120,7 +122,7 @@ def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
 
 
 def can_decode(sam: Sam, tokens: int) -> bool:
-    """Whether `decode_image` knows the plugin that `sam` hosts, and prompts of `tokens` tokens are cheaper with it."""
+    """Whether `decode_image` supports the plugin that `sam` hosts and is cheaper for prompts of `tokens` tokens."""
     host = _host(sam)
     known = host is None or (host.plugin.spec.layers == "second" and not host.plugin.spec.move_positions)
     return known and 1 + sam.mask_decoder.num_mask_tokens + tokens <= MOST_TOKENS
@@ -134,9 +136,11 @@ def decode_image(
     points: tuple[Tensor, Tensor] | None = None,
     ambiguous: bool = False,
 ) -> ChosenMasks:
-    """The mask of each of P prompts of one image: SAM's single mask, or of `ambiguous` ones the best by predicted IoU.
+    """Predict one mask for each of P prompts of one image.
 
-    boxes: (P, 4) XYXY, and points: (P, N, 2) with labels (P, N), as in `decoder.decode_prompts`.
+    It is SAM's single mask, or for `ambiguous` prompts the one of the three multimasks with the highest predicted IoU.
+    boxes: (P, 4) XYXY. points: xy (P, N, 2) and labels (P, N), where 1 is object, 0 background and -1 padding. Boxes
+    and points are in pixels of the model's square input.
     """
     decoder, host = sam.mask_decoder, _host(sam)
     sparse = prompt_tokens(sam.prompt_encoder, boxes, points)
@@ -148,7 +152,7 @@ def decode_image(
     first = _first_layer(transformer.layers[0], image, tokens, drawn)
     projected = None if host is None else _projected(transformer.layers[0].norm4, host.plugin, image, first)
     queries, features, alpha = _second_layer(transformer.layers[1], first, projected, image.position, tokens, host)
-    used = slice(0, 1 + decoder.num_mask_tokens if ambiguous else 2)  # the IoU token, then the masks'
+    used = slice(0, 1 + decoder.num_mask_tokens if ambiguous else 2)  # the IoU token, then the mask tokens
     queries, tokens = queries[:, used], tokens[:, used]
     read = _read(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
     queries = transformer.norm_final_attn(queries + read)
@@ -165,12 +169,12 @@ def _host(sam: Sam) -> PluginHost | None:
 
 
 def _own(attention: nn.Module) -> Attention:
-    """SAM's attention, where the plugin may host it."""
+    """Return SAM's own attention, unwrapped when the plugin hosts it."""
     return cast(Attention, attention.attention if isinstance(attention, PluginHost | ImageStreamHost) else attention)
 
 
 def _draws(sam: Sam) -> bool:
-    """Whether the prompts of `sam` are drawn as well."""
+    """Whether `sam` draws prompts as mask prompts."""
     return isinstance(sam, NanoSam) and sam.drawn > 0
 
 
@@ -205,9 +209,10 @@ def _first_layer(layer: TwoWayAttentionBlock, image: ImageSide, tokens: Tensor, 
 
 
 def _projection(norm: nn.LayerNorm, plugin: StableSamPlugin) -> tuple[Tensor, Tensor]:
-    """The plugin's projection of what `norm` makes of x is scale * (x @ weight) + bias, with the norm's own scale.
+    """Fold `norm` and the plugin's projection into a weight (C, C) and a bias (C,).
 
-    Returns weight (C, C) and bias (C,). The norm subtracts a cell's mean: the rows of this weight add up to 0 instead.
+    The plugin's projection of norm(x) is then scale * (x @ weight) + bias, where `scale` is the norm's own factor. The
+    norm subtracts each cell's mean; here the projection's weights add up to 0 over the input channels instead.
     """
     project = plugin.sampling.project
     weight = project.weight.flatten(1)
@@ -216,7 +221,7 @@ def _projection(norm: nn.LayerNorm, plugin: StableSamPlugin) -> tuple[Tensor, Te
 
 
 def _projected(norm: nn.LayerNorm, plugin: StableSamPlugin, image: ImageSide, first: _Layer1) -> Tensor:
-    """x*_p (P, N, C) of layer 1's features."""
+    """Compute the plugin's projection x*_p (P, N, C) of layer 1's features."""
     if image.projected is None or image.projected[0] is not plugin:
         return plugin.sampling.project_tokens(first.features)
     weight, bias = _projection(norm, plugin)
@@ -232,12 +237,15 @@ def _second_layer(
     tokens: Tensor,
     host: PluginHost | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries (P, T, C), features (P, N, C) and alpha of the plugin after layer 2; projected: x*_p for it."""
+    """Compute the tokens (P, T, C), features (P, N, C) and the plugin's alpha (P, 2) after layer 2.
+
+    projected: the plugin's x*_p (P, N, C), None without a plugin.
+    """
     queries, features = first.queries, first.features
     queries = layer.norm1(queries + layer.self_attn(q=queries + tokens, k=queries + tokens, v=queries))
     calibrated, alpha = features, None
     if host is not None:
-        assert projected is not None, "a plugin samples it"
+        assert projected is not None, "expected projected features, which the plugin samples"
         token = host.plugin.spec.routing_token
         calibrated, alpha = host.plugin.calibrate_tokens(features, projected, queries[:, token] + tokens[:, token])
     positioned = calibrated + position
@@ -260,7 +268,10 @@ def _second_layer(
 def _shared_scores(
     attention: Attention, q: Tensor, projection: nn.Linear, shared: Tensor, drawn: _Drawn | None
 ) -> Tensor:
-    """(P, h, T, N): projected tokens q (P, T, h * D) times cells `shared` (h, D, N) plus what `drawn` adds to them."""
+    """Return scores (P, h, T, N) of projected tokens q (P, T, h * D) with the cells `shared` (h, D, N).
+
+    projection: the layer that projected the cells; it also projects what `drawn` adds to them.
+    """
     query = _per_token(q, attention)
     prompts, count = query.shape[:2]
     scores = query.permute(2, 0, 1, 3).flatten(1, 2) @ shared  # (h, P * T, N)
@@ -273,8 +284,8 @@ def _shared_scores(
 
 
 def _read(attention: Attention, q: Tensor, positioned: Tensor, features: Tensor) -> Tensor:
-    """`attention` of tokens q (P, T, C) to cells (P, N, C)."""
-    # The bias of the keys adds the same to all cells, which softmax does not see.
+    """Compute `attention` of tokens q (P, T, C) to cells: keys `positioned` and values `features`, both (P, N, C)."""
+    # The bias of the keys adds the same number to the scores of all cells, and softmax ignores that.
     asked = _asked(_per_token(attention.q_proj(q), attention), attention.k_proj.weight, attention)
     read = (asked @ positioned.mT).softmax(dim=-1) @ features  # (P, h * T, C)
     weight = _per_head(attention.v_proj.weight, attention)
@@ -283,39 +294,44 @@ def _read(attention: Attention, q: Tensor, positioned: Tensor, features: Tensor)
 
 
 def _asked(query: Tensor, weight: Tensor, attention: Attention) -> Tensor:
-    """(P, h * T, C): what query (P, T, h, D) asks of cells before their projection by `weight` (h * D, C)."""
+    """Multiply query (P, T, h, D) by `weight` (h * D, C), which projects cells: the product (P, h * T, C) gives the
+    scores of unprojected cells."""
     return torch.einsum("pthd,hdc->phtc", query, _per_head(weight, attention)).flatten(1, 2)
 
 
 def _written(attention: Attention, v: Tensor) -> Tensor:
-    """(P, h * T, C): what tokens v (P, T, C) write into a cell that attends to them alone, by head."""
+    """Return the vectors (P, h * T, C) that each head would write into a cell that attends to one token of v (P, T, C)
+    alone."""
     values = attention.v_proj(v).unflatten(2, (attention.num_heads, -1))
     weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))
     written = torch.einsum("pthd,chd->phtc", values, weight).flatten(1, 2)
-    # A head's weights add up to 1: so does the bias, given to the heads in equal parts.
+    # A cell's weights add up to 1 in each head, so equal parts of the bias for the heads add up to the whole bias.
     return cast(Tensor, written + attention.out_proj.bias / attention.num_heads)
 
 
 def _per_token(projected: Tensor, attention: Attention) -> Tensor:
-    """(P, T, h * D) to (P, T, h, D), divided by sqrt(D) as scores are."""
+    """Split (P, T, h * D) into heads (P, T, h, D) and divide by sqrt(D), as attention divides its scores."""
     query = torch.unflatten(projected, 2, (attention.num_heads, -1))
     return query * float(query.shape[-1] ** -0.5)
 
 
 def _per_head(weight: Tensor, attention: Attention) -> Tensor:
-    """(h * D, C) to (h, D, C)."""
+    """Split a weight (h * D, C) into heads (h, D, C)."""
     return torch.unflatten(weight, 0, (attention.num_heads, -1))
 
 
 def _kernels(decoder: MaskDecoder, queries: Tensor, chosen: Tensor) -> Tensor:
-    """(P, C/8), what the masks of the tokens `chosen` (P,) are read with; queries: of all masks, or of the first."""
+    """Return the kernels (P, C/8) of the masks whose tokens are `chosen` (P,).
+
+    queries: the mask tokens (P, 4, C), or only the first (P, 1, C).
+    """
     mlps = list(decoder.output_hypernetworks_mlps)[: queries.shape[1]]
     kernels = torch.stack([mlp(query) for mlp, query in zip(mlps, queries.unbind(1), strict=True)], dim=1)
     return kernels[torch.arange(len(chosen), device=chosen.device), chosen]
 
 
 def _mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | None, kernels: Tensor) -> Tensor:
-    """The logits (P, 4H, 4W) that `kernels` (P, C/8) read from the upscaled `features` (P, N, C)."""
+    """Return the logits (P, 4H, 4W) that `kernels` (P, C/8) read from the upscaled `features` (P, N, C)."""
     first, norm, _, second, _ = decoder.output_upscaling
     prompts, cells, _ = features.shape
     side = isqrt(cells)
@@ -325,21 +341,21 @@ def _mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | No
     x = _upscaled(second, F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)))
     if fine is not None:
         x = x.add_(fine[0])
-    x = F.gelu(x)  # (P, N, 4, 4, C/8): the cell, then which quarter, then which quarter of that
+    x = F.gelu(x)  # (P, N, 4, 4, C/8): prompt, cell, quarter of the cell, quarter of that quarter, channel
     quarters = (kernels[:, None] @ x.flatten(1, 3).mT).view(prompts, side, side, 2, 2, 2, 2)
     return quarters.permute(0, 1, 3, 5, 2, 4, 6).reshape(prompts, 4 * side, 4 * side)
 
 
 def _quarters(grid: Tensor, halvings: int) -> Tensor:
-    """(1, C, H * 2^n, W * 2^n) to (H * W, 4, ..., C): the cell, then n times which quarter of it."""
+    """Reorder (1, C, H * 2^n, W * 2^n) to (H * W, 4, ..., 4, C): the cell, then n times the quarter, n = `halvings`."""
     parts = (-1,) + (2,) * halvings
-    split = torch.unflatten(torch.unflatten(grid[0], 2, parts), 1, parts)  # C, then the rows' parts, then the columns'
+    split = torch.unflatten(torch.unflatten(grid[0], 2, parts), 1, parts)  # channel, parts of rows, parts of columns
     rows, columns = range(1, 2 + halvings), range(2 + halvings, 3 + 2 * halvings)
     order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
     return split.permute(*order, 0).reshape(-1, *(4,) * halvings, grid.shape[1])
 
 
 def _upscaled(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """A transposed convolution whose kernel of 2 x 2 is its stride: (..., C) to (..., 4, C')."""
+    """Apply a transposed convolution with a 2 x 2 kernel and stride 2: (..., C) to (..., 4, C')."""
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * C', C)
     return torch.unflatten(F.linear(x, weight, cast(Tensor, layer.bias).repeat(4)), -1, (4, -1))

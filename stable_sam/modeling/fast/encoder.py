@@ -1,9 +1,10 @@
 """SAM's vision transformer without its largest arrays, for inference.
 
-`segment_anything` keeps the scores of all cells with all cells, 800 MB in each of vit_b's global layers at 1024 pixels,
-and passes over them five times. Here the queries go through torch's fused attention. On a CPU in parts, whose relative
-positions stay in its cache; on a GPU at once, with the relative positions as more channels of queries and keys. The
-sums are the same, in another order.
+The reference is `segment_anything.modeling.ImageEncoderViT`. It stores the scores of all cells with all cells, 800 MB
+in each of vit_b's global layers at 1024 pixels, and passes over them five times. This module uses torch's fused
+attention instead: on a CPU for some of the queries at a time, so that their relative positions stay in its cache; on a
+GPU for all at once, with the relative positions as more channels of queries and keys. The sums are the same, in another
+order.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import NanoImageEncoder
 
 SCORES_AT_A_TIME = 2**21
-"""Largest number of scores whose relative positions exist at a time: 8 MB."""
+"""Largest number of scores whose relative positions are in memory at a time: 8 MB."""
 ALIGNED_CHANNELS = 8
-"""The fused kernels of a GPU take heads whose channels are a multiple of this."""
+"""A GPU's fused kernels need heads whose number of channels is a multiple of this."""
 Tables = tuple[Tensor, Tensor]
-"""(H, H, D) and (W, W, D): what a query of a row meets in a key of a row, and the same of columns."""
+"""SAM's relative positions (H, H, D) for each pair of rows, of the query and the key, and (W, W, D) of columns."""
 
 
 def encode(sam: Sam, images: Tensor) -> ImageFeatures:
-    """The features of images (B, 3, S, S), normalised, by any encoder of the registry."""
+    """Compute the features of normalised images (B, 3, S, S) with the image encoder of any `sam` of the registry."""
     encoder = sam.image_encoder
     if isinstance(encoder, NanoImageEncoder):
         return encoder.features(images)
@@ -56,7 +57,7 @@ def _attended(block: Block, x: Tensor) -> Tensor:
 
 
 def _attention(attention: Attention, x: Tensor) -> Tensor:
-    """`attention(x)`, x: (B, H, W, C)."""
+    """Compute `attention(x)` of x (B, H, W, C)."""
     if not attention.use_rel_pos:
         return cast(Tensor, attention(x))
     batch, height, width, _ = x.shape
@@ -68,14 +69,15 @@ def _attention(attention: Attention, x: Tensor) -> Tensor:
 
 
 def read_in_parts(q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float) -> Tensor:
-    """Attention of q to k and v, all (B, heads, H * W, D), with relative positions; (B, H * W, heads, D).
+    """Compute attention of q to k and v, all (B, heads, H * W, D), with relative positions.
 
-    A few queries at a time, whose relative positions are a mask of the fused attention.
+    It takes a part of the queries at a time, with their relative positions as the mask of torch's fused attention.
+    Returns (B, H * W, heads, D).
     """
     batch, heads, _, channels = q.shape
     down, across = _relative_scores(q, tables)
     height, width = down.shape[2:4]
-    # A part is some windows, or some rows of the one image.
+    # A part is several images or windows, or some rows of one of them.
     scores_of_row = heads * width * height * width
     images = max(1, SCORES_AT_A_TIME // (scores_of_row * height))
     rows = max(1, min(height, SCORES_AT_A_TIME // scores_of_row))
@@ -93,10 +95,11 @@ def read_in_parts(q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float)
 
 
 def read_by_channels(q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float) -> Tensor:
-    """The same without a mask, which would be 400 MB in a global layer of vit_b, in bfloat16.
+    """Compute the result of `read_in_parts` without a mask, which would be 400 MB in a global layer of vit_b in
+    bfloat16.
 
-    down[query, row of key] + across[query, column of key] is the product of (down, across) with two unit vectors that
-    say the key's row and column: H + W more channels of queries and keys.
+    The score of the relative position, down[query, row of key] + across[query, column of key], is the product of
+    (down, across) with two unit vectors for the key's row and column. So queries and keys get H + W more channels.
     """
     channels = v.shape[3]
     height, width = (len(table) for table in tables)
@@ -108,19 +111,20 @@ def read_by_channels(q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: flo
     q = F.pad(torch.cat((q, *terms), dim=3), (0, longer))
     k = F.pad(torch.cat((k, places), dim=3), (0, longer))
     if q.dtype != torch.float32:
-        # Flash attention wants values of as many channels; there is none in float32.
+        # Flash attention needs values with as many channels as queries; in float32 it does not exist.
         v = F.pad(v, (0, q.shape[3] - channels))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :channels].transpose(1, 2)
 
 
 def _relative(table: Tensor, size: int) -> Tensor:
-    """(size, size, D) of SAM's table (2 * size - 1, D): its row for how far a query lies behind a key."""
-    steps = torch.arange(size, device=table.device)  # there: an index from elsewhere makes a GPU wait
+    """Look up SAM's table (2 * size - 1, D) for the distance of each query from each key: (size, size, D)."""
+    steps = torch.arange(size, device=table.device)  # an index on another device would make a GPU wait
     return table[steps[:, None] - steps + size - 1]
 
 
 def _relative_scores(q: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-    """What positions add to the scores of q (B, heads, H * W, D): (B, heads, H, W, H) by rows, (..., W) by columns."""
+    """Return what relative positions add to the scores of q (B, heads, H * W, D): (B, heads, H, W, H) for the keys'
+    rows and (B, heads, H, W, W) for their columns."""
     grid = torch.unflatten(q, 2, (len(tables[0]), len(tables[1])))
     down = torch.einsum("bnhwc,hkc->bnhwk", grid, tables[0])
     across = torch.einsum("bnhwc,wkc->bnhwk", grid, tables[1])

@@ -192,7 +192,7 @@ def test_every_way_in_gives_the_same_masks(refiner: Refiner, tmp_path: Path, mon
     assert finish_job(CONFIG, inferred) == masks
     once = Refiner(CONFIG.refiner.model_copy(update={"second_pass": "off"}))
     whole, picture = (decoded(data, side) for side in (None, SIDE))
-    explained = explain(once, whole.pixels, prompts()[0], picture=picture)
+    explained = explain(once, whole.pixels, prompts()[0], decoded=picture)
     assert explained.stable_sam.refined == once.refine_file(data, prompts()[:1])[0]
     assert explained.pixels.shape == (603, 805, 3)
 
@@ -219,7 +219,7 @@ def test_a_declared_size_is_that_of_the_original(refiner: Refiner) -> None:
     data = jpeg(photograph(805, 603))
     assert [m.status for m in refine_job(refiner, CONFIG.refiner, job(data, image_size=(603, 805)))] == ["ok"] * 2
     [failed, _] = refine_job(refiner, CONFIG.refiner, job(data, image_size=(151, 202)))
-    assert failed.error == "/i: expected the declared 202 x 151 pixels, the upright picture has 805 x 603"
+    assert failed.error == "/i: expected the declared 202 x 151 pixels, the upright image has 805 x 603"
 
 
 def test_the_bundled_models_masks_are_those_of_the_full_decode() -> None:

@@ -82,6 +82,6 @@ def test_an_unusable_encoder_is_refused(data, tmp_path):
     with pytest.raises(NotFoundError, match=r"no\.safetensors"):
         train_base(data, tmp_path / "out", settings_of(BaseTraining), encoder_path=tmp_path / "no.safetensors")
     other = save_weights(torch.nn.Linear(2, 2), tmp_path / "other.safetensors", {})
-    with pytest.raises(WeightsError, match=r"other\.safetensors: not a backbone of nano") as raised:
+    with pytest.raises(WeightsError, match=r"other\.safetensors: expected weights of a backbone of nano") as raised:
         train_base(data, tmp_path / "out", settings_of(BaseTraining), encoder_path=other)
     assert len(str(raised.value).splitlines()) == 1

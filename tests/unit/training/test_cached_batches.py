@@ -18,7 +18,7 @@ from stable_sam.images.frames import Frame
 from stable_sam.refining.predict import embed_image
 from stable_sam.training import cached_batches
 from stable_sam.training.cached_batches import EmbeddedBatches, cell_coverage
-from stable_sam.training.dataset import TrainingImage, cut_window, read_picture, read_training_sets, window_around
+from stable_sam.training.dataset import TrainingImage, cut_window, read_image, read_training_sets, window_around
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.training_config import PluginTraining
 from tests.unit.training.ellipses import same, settings_of, tiny
@@ -103,7 +103,7 @@ def test_windows_show_an_object_as_the_cut_out_picture_would(data, tmp_path):
         batch = made[step].to(torch.device("cpu"))
         for place, item in enumerate(made.schedule[step * 2 : step * 2 + 2]):
             x, y, w, h = item.window
-            cut = read_picture(item.path)[y : y + h, x : x + w]
+            cut = read_image(item.path)[y : y + h, x : x + w]
             expected = embed_image(made.cache.model, np.ascontiguousarray(cut)).features.embedding[0]
             assert torch.equal(batch.features.embedding[place], expected.half().float())
             masks = coco_mask.decode(item.rles)

@@ -139,7 +139,7 @@ BROKEN_SETS: list[tuple[str, Edit, type[Exception], str]] = [
         "other size",
         broken(lambda c: c["images"][1].update(width=95)),
         AnnotationError,
-        "annotation 2: .*picture's size",
+        "annotation 2: .*image's size",
     ),
     (
         "other run lengths",
@@ -148,7 +148,7 @@ BROKEN_SETS: list[tuple[str, Edit, type[Exception], str]] = [
         "annotation 3: expected run lengths that add up to the image",
     ),
     ("no such image", broken(lambda c: c["annotations"][4].update(image_id=77)), AnnotationError, "KeyError.77"),
-    ("missing picture", lambda s: (s / "images" / "2.png").unlink(), ImageError, "2.png: expected a training picture"),
+    ("missing picture", lambda s: (s / "images" / "2.png").unlink(), ImageError, "2.png: expected a training image"),
 ]
 
 
@@ -167,7 +167,7 @@ def test_no_data_folder_is_refused(tmp_path):
 
 
 UNREADABLE: list[tuple[str, Callable[[Path], object], str]] = [
-    ("not a picture", lambda file: file.write_bytes(b"GIF"), r"\d\.png: expected a training picture"),
+    ("not a picture", lambda file: file.write_bytes(b"GIF"), r"\d\.png: expected a training image"),
     ("other size", lambda file: cv2.imwrite(str(file), np.zeros((5, 9, 3), np.uint8)), r"as annotated, got 9 x 5"),
 ]
 

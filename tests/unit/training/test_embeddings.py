@@ -13,7 +13,7 @@ import torch
 from stable_sam.errors import ImageError, StorageError
 from stable_sam.modeling.hq import attach_hq, build_hq
 from stable_sam.refining.predict import embed_image
-from stable_sam.training.dataset import read_picture, read_training_sets
+from stable_sam.training.dataset import read_image, read_training_sets
 from stable_sam.training.embeddings import EmbeddingCache
 from tests.unit.training.ellipses import Killed, tiny, write_set
 
@@ -59,7 +59,7 @@ def test_an_embedding_is_that_of_inference_in_half_precision(items, tmp_path):
     for item in items:
         stored = cache.read(item)
         assert stored.early is None
-        expected = embed_image(model, read_picture(item.path)).features.embedding
+        expected = embed_image(model, read_image(item.path)).features.embedding
         assert torch.equal(stored.embedding, expected.half())
 
 
@@ -74,10 +74,10 @@ def test_a_changed_picture_is_encoded_anew(items, tmp_path):
     cache = EmbeddingCache(tmp_path / "cache", encoder.model)
     cache.fill(items)
     before = cache.read(items[1]).embedding
-    cv2.imwrite(str(items[1].path), 255 - read_picture(items[1].path)[:, :, ::-1])
+    cv2.imwrite(str(items[1].path), 255 - read_image(items[1].path)[:, :, ::-1])
     assert encoder.fill(tmp_path / "cache", items) == 1
     after = cache.read(items[1]).embedding
-    assert torch.equal(after, embed_image(encoder.model, read_picture(items[1].path)).features.embedding.half())
+    assert torch.equal(after, embed_image(encoder.model, read_image(items[1].path)).features.embedding.half())
     assert not torch.equal(after, before)
     assert len(list(cache.folder.iterdir())) == 3  # in the place of the old ones
 
@@ -117,7 +117,9 @@ def test_a_file_that_breaks_during_training_is_named(items, tmp_path):
     cache.fill(items)
     for file in cache.folder.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(StorageError, match=r"safetensors: embedding of .*0\.png lost, start again") as raised:
+    with pytest.raises(
+        StorageError, match=r"safetensors: the embedding of .*0\.png is lost, start the training again"
+    ) as raised:
         cache.read(items[0])
     assert len(str(raised.value).splitlines()) == 1
 
@@ -126,7 +128,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(items, tmp_path,
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(9, 9, 1000))
     cache = EmbeddingCache(tmp_path, tiny())
-    with pytest.raises(StorageError, match="embeddings of 3 pictures need 0.00 GB, expected as much free disk"):
+    with pytest.raises(StorageError, match="expected 0.00 GB of free disk for embeddings"):
         cache.fill(items)
     assert list(cache.folder.iterdir()) == []
 
@@ -140,7 +142,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(items, tmp_path):
 
 def test_a_picture_that_went_is_named(items, tmp_path):
     items[2].path.unlink()
-    with pytest.raises(ImageError, match=r"2\.png: expected a training picture"):
+    with pytest.raises(ImageError, match=r"2\.png: expected a training image"):
         EmbeddingCache(tmp_path, tiny()).fill(items)
 
 
@@ -152,6 +154,6 @@ def test_early_features_are_stored_where_the_base_has_hq_sam(items, tmp_path):
     assert hq.fill(tmp_path, items) == 3
     assert plain.fill(tmp_path, items) == 0
     stored = EmbeddingCache(tmp_path, hq.model).read(items[0])
-    view = embed_image(hq.model, read_picture(items[0].path))
+    view = embed_image(hq.model, read_image(items[0].path))
     assert torch.equal(stored.early, view.features.early.half())
     assert EmbeddingCache(tmp_path, plain.model).read(items[0]).early is None

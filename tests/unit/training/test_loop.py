@@ -81,10 +81,12 @@ def test_other_files_where_training_files_should_be_are_refused(data, tmp_path):
     (tmp_path / "out").unlink()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
-    with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a checkpoint of this run"):
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a checkpoint of this training"):
         train()
     (tmp_path / "out" / "checkpoint.pt").unlink()
     train()
-    with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a checkpoint of this run.*architecture") as raised:
+    with pytest.raises(
+        WeightsError, match=r"checkpoint\.pt: not a checkpoint of this training.*architecture"
+    ) as raised:
         train(plugin={"hidden": 4})
     assert len(str(raised.value).splitlines()) == 1

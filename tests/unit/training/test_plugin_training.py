@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_base_is_refused(whole_run, data, tmp_path):
     other = save_weights(build_nano(64, fine=False), tmp_path / "other.safetensors", {"size": "64"})
     settings = settings_of(PluginTraining, steps=1)
     train_plugin(load_model(nano(other)), data, tmp_path / "out", settings)
-    with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a checkpoint of this run.*the base"):
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt: not a checkpoint of this training.*the base"):
         train_plugin(load_model(nano(whole_run[0])), data, tmp_path / "out", settings)
 
 
