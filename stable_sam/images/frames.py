@@ -58,7 +58,7 @@ class Frame:
         return scaled.astype(np.float32)
 
     def to_model_xyxy(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Boxes (..., 4) from original pixels to pixels of the model's input."""
+        """Convert boxes (..., 4) from original pixels to pixels of the model's input."""
         corners = boxes_xyxy.reshape(*boxes_xyxy.shape[:-1], 2, 2)
         return self.to_model_xy(corners).reshape(boxes_xyxy.shape)
 

@@ -56,6 +56,21 @@ def test_every_target_of_make_exists(page: Path) -> None:
     assert set(re.findall(r"(?:^    |`|&& )make ([a-z][\w-]*)", page.read_text(), re.MULTILINE)) - set(targets) == set()
 
 
+def test_the_examples_of_style_are_code_of_this_repository() -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    code = {
+        _unindented(path.read_text())
+        for folder in ("flows", "stable_sam", "tasks")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+
+    assert [example for example in examples if not any(_unindented(example) in text for text in code)] == []
+
+
+def _unindented(code: str) -> str:
+    return "\n".join(line.strip() for line in code.splitlines()) + "\n"
+
+
 def _is_there(page: Path, path: str, heading: str) -> bool:
     target = page.parent / path if path else page
     if not target.exists() or not heading:
