@@ -42,15 +42,15 @@ def read_openimages(file: BinaryIO, uri: str, context: Context) -> Iterator[Sour
             image = images[row["ImageID"]]
             size, unknown = sizes.get(image.uri, (None, None))
             own_id = row.get("BoxID") or places.next(image.image_id)
-            shares = [number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)]
+            fractions = [number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)]
             yield SourceAnnotation(
                 prompt_id=f"{row['ImageID'] or f'line-{line}'}:{own_id}",
                 where=f"{uri}: line {line}",
                 image_id=image.image_id,
                 image_uri=image.uri,
                 size_hw=size,
-                problem=image.problem or unknown or _problem(shares),
-                box_xyxy=scaled(shares, size[1], size[0]) if size else None,
+                problem=image.problem or unknown or _problem(fractions),
+                box_xyxy=scaled(fractions, size[1], size[0]) if size else None,
                 category=context.class_names.names.get(row.get("LabelName") or "", row.get("LabelName")),
                 iscrowd=row.get("IsGroupOf") == "1",
                 score=number(row.get("Confidence")),
@@ -90,9 +90,9 @@ def _attributes(row: Mapping[str, str]) -> dict[str, Any]:
     return others | flags
 
 
-def _problem(shares: list[Any]) -> str | None:
-    good = all(isinstance(share, float) and -0.5 <= share <= 1.5 for share in shares)
-    return None if good else f"expected shares of the image's size, from 0 to 1, got {shares!r:.80}"
+def _problem(fractions: list[Any]) -> str | None:
+    good = all(isinstance(fraction, float) and -0.5 <= fraction <= 1.5 for fraction in fractions)
+    return None if good else f"expected fractions of the image's size, from 0 to 1, got {fractions!r:.80}"
 
 
 def _image(image_id: str, context: Context) -> FoundImage:

@@ -127,7 +127,7 @@ def id_text(value: Any) -> str | None:
 
 
 def image_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return (height, width) in pixels from an image's entry, None unless both are whole numbers from 1 to `MAX_SIDE`."""
+    """Return (height, width) in pixels from an image's entry, None unless both are whole numbers in 1 to `MAX_SIDE`."""
     height, width = entry.get("height"), entry.get("width")
     if isinstance(height, int) and isinstance(width, int) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE:
         return height, width

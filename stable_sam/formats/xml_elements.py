@@ -20,7 +20,7 @@ MAX_DEPTH = 100
 
 
 def children(file: BinaryIO, name: str, root: str) -> Iterator[Element]:
-    """Yield the children of the document's root; each child is emptied when the next one is asked for.
+    """Yield the children of the document's root; each child is released when the next one is asked for.
 
     `root` is the tag that the root must have, `name` the file's name for messages. Raises `AnnotationError` for another
     root, for invalid XML, and for XML with entities of its own.

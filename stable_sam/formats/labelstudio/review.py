@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: what annotators made of the tasks that `write_labelstudio` wrote."""
+"""Reads Label Studio's JSON export of the tasks that `write_labelstudio` wrote, after annotators reviewed them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from stable_sam.storage.json_stream import JsonStream
 
 
 def review_labelstudio(files: Files) -> Iterator[ReviewedImage]:
-    """Every annotation that was submitted, not predictions and what was skipped: that somebody looked is what it says.
+    """Yield an image for every submitted annotation; it counts as checked. Predictions and skipped tasks are ignored.
 
-    Raises `AnnotationError` for what is no list of tasks.
+    Raises `AnnotationError` for a file that is not a list of tasks.
     """
     for name in files.named(".json"):
         uri = files.where(name)
@@ -63,7 +63,7 @@ def _annotations(where: str, task: Mapping[str, Any]) -> Iterator[ReviewedImage]
 
 
 def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mapping[str, Any]]) -> Finding:
-    # Some versions add the annotation behind a #.
+    # Some versions of Label Studio append "#" and the annotation's id to the region's id.
     region = str(result.get("id")).partition("#")[0]
     where = f"{where}, region {region}"
     if region not in regions:
@@ -75,7 +75,7 @@ def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mappin
         if size is None or not isinstance(value, dict):
             raise ValueError("expected a value, original_width and original_height")
         if result.get("image_rotation"):
-            raise ValueError("expected an image that is not turned; a turned one cannot be laid over its picture")
+            raise ValueError("expected an image that is not rotated: a mask on a rotated image does not fit the file")
         if "rle" in value:
             mask = decode_brush(value["rle"], size)
         elif isinstance(value.get("points"), list):

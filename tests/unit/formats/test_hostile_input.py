@@ -181,7 +181,7 @@ DEEP = 100_000
         (b'{"images": [], "annotations": [' + b"[" * DEEP, "not valid JSON: maximum recursion"),
         (b'{"image": "a.jpg", "x": ' + b"[" * DEEP + b"\n", "line 1: not valid JSON"),
         (b'[{"image_id": 1' + b"0" * 5000 + b"}]", "not valid JSON: Exceeds the limit"),
-        (b'{"images": [], "images": [], "annotations": []}', "expected one list under 'images', got another one"),
+        (b'{"images": [], "images": [], "annotations": []}', "expected one list under 'images', got two"),
         (b'{"categories": [], "images": [], "annotations": [], "images": []}', "expected one list under 'images'"),
         (b'{"images": [], "annotations": []} {', "not valid JSON: Extra data at line 1, column 35"),
         (b'{"images": [],\n "annotations": [\n {"id": 1}, x]}', "Expecting value at line 3, column 13"),

@@ -28,7 +28,7 @@ def test_yolo_boxes_and_polygons_are_pixels_of_the_image(data: Dataset) -> None:
     [
         ("0 0.5 0.5", "expected a class and 4 numbers or more"),
         ("cat 0.5 0.5 x 0.1", "expected a class and numbers"),
-        ("0 40 20 60 60", "expected shares of the image's size, from 0 to 1"),
+        ("0 40 20 60 60", "expected fractions of the image's size, from 0 to 1"),
         ("0 nan 0.5 0.1 0.1", "expected a class and numbers"),
         ("0 0.5 0.5 0 0.1", "the box is empty"),
     ],
