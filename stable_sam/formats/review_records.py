@@ -73,7 +73,7 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
         mentioned = set()
         for finding in image.findings:
             if finding.prompt_id is None:
-                problems.append(f"{finding.where}: {finding.problem or 'a new object, without the id of a prompt'}")
+                problems.append(f"{finding.where}: {finding.problem or 'a new object without a prompt_id'}")
                 continue
             if finding.problem is not None:
                 problems.append(f"{finding.where}: prompt {finding.prompt_id}: {finding.problem}")

@@ -61,7 +61,7 @@ def decide(row: Mapping[str, Any], answer: Answer, confirms: bool, unchanged_iou
     which two masks count as equal. `is_known` is whether the import names its reviewer.
     """
     if row["status"] == "withdrawn":
-        return "was withdrawn from the source"
+        return "its annotation was withdrawn from the source"
     mask, size = answer.mask, row["mask_size"] or row["image_size"]
     if mask is not None and size is not None and tuple(size) != mask.size_hw:
         return f"expected a mask of {size[1]} x {size[0]} pixels, got one of {mask.size_hw[1]} x {mask.size_hw[0]}"
@@ -75,11 +75,14 @@ def decide(row: Mapping[str, Any], answer: Answer, confirms: bool, unchanged_iou
         if as_sent and not confirms:
             return "unchanged"
         if answer.revision is None:
-            return f"is reviewed already (revision {row['revision']}), and the file does not say what it was made from"
+            return (
+                f"its row is reviewed already (revision {row['revision']}), and the file does not say which revision "
+                "was sent: export it again"
+            )
         if not (is_known and reviewed and row["others"] == 0):
             return (
-                f"was replaced since the export (revision {answer.revision} was sent, {row['revision']} is current, "
-                f"by {row['model_id']}): export it again"
+                f"its row was replaced since the export (revision {answer.revision} was sent, revision "
+                f"{row['revision']} by {row['model_id']} is current): export it again"
             )
     if mask is None:
         return "rejected"

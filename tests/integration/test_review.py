@@ -163,10 +163,10 @@ def test_what_cannot_be_imported_is_told_and_the_rest_is_imported(job: Job) -> N
     )
     assert (report.corrected, report.confirmed) == (1, 1)
     assert list(report.problems) == [
-        "file, p3: prompt p3: was replaced since the export (revision 1 was sent, 2 is current, by painter): "
-        "export it again",
+        "file, p3: prompt p3: its row was replaced since the export (revision 1 was sent, revision 2 by painter is "
+        "current): export it again",
         "file, p4: prompt p4: expected a mask of 60 x 40 pixels, got one of 5 x 5",
-        "file, p5: prompt p5: was withdrawn from the source",
+        "file, p5: prompt p5: its annotation was withdrawn from the source",
         f"file, nobody: prompt nobody: expected a prompt of {job.table}, found none",
     ]
 
@@ -179,7 +179,7 @@ def test_reviewers_do_not_overwrite_each_other(job: Job) -> None:
     for contradiction in (other, None):
         report = import_answers(job.table, [answer("p1", contradiction)], reviewer="bob")
         assert report.imported == 0
-        assert "revision 1 was sent, 2 is current, by review:ann" in report.problems[0]
+        assert "revision 1 was sent, revision 2 by review:ann is current" in report.problems[0]
     assert "does not say what it was made from" in import_answers(job.table, [answer("p1", other, None)]).problems[0]
     # Ann goes on with her file; bob has the mask exported again.
     assert import_answers(job.table, [answer("p1", other)], reviewer="ann").corrected == 1
@@ -247,7 +247,7 @@ def test_corrected_pixels_of_a_png(job: Job) -> None:
     cv2.imwrite(path, pixels)
     report = import_review(job.table, out, "png")
     assert (report.rejected, report.corrected) == (1, 0)
-    assert report.problems == (f"{path}: value 9: a new object, without the id of a prompt",)
+    assert report.problems == (f"{path}: value 9: a new object without a prompt_id",)
 
 
 def test_quality_summary_and_the_next_nights_take_no_notice_of_an_import(job: Job) -> None:
@@ -296,7 +296,7 @@ def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch:
     arguments = ("import-review", "--table", job.table, "--from", out, "--format", "coco")
     printed, told = run(*arguments, "--dry-run")
     assert printed.startswith("Dry run: nothing was written. 1 corrected, 0 confirmed, 1 rejected; 7 unchanged")
-    assert told == f"not imported: {out}/instances.json: annotation 99: a new object, without the id of a prompt\n"
+    assert told == f"not imported: {out}/instances.json: annotation 99: a new object without a prompt_id\n"
     printed, _ = run(*arguments, "--reviewer", "ann")
     assert "1 corrected, 0 confirmed, 1 rejected; 7 unchanged, 0 in the table already, 1 not imported." in printed
     printed, _ = run(*arguments)

@@ -32,14 +32,14 @@ def _file(files: Files, name: str) -> Iterator[ReviewedImage]:
     with open_stream(uri) as file:
         stream = JsonStream(file, uri)
         if stream.peek() != "{":
-            raise AnnotationError(f"{uri}: expected COCO instances with images and annotations, got no object")
+            raise AnnotationError(f"{uri}: expected COCO instances, got no JSON object")
         for key in stream.members():
             if key in ("images", "annotations") and stream.peek() == "[":
                 lists[key] = list(stream.elements())
             else:
                 stream.skip()
     if len(lists) < 2:
-        raise AnnotationError(f"{uri}: expected COCO instances with the lists images and annotations")
+        raise AnnotationError(f"{uri}: expected COCO instances with the lists images and annotations, got none")
     of_image: dict[Any, list[Any]] = {}
     for number, annotation in enumerate(lists["annotations"]):
         if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int | str):
@@ -95,5 +95,5 @@ def ring_of(polygon: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError("expected a polygon of at least 3 corners")
     if not all(isinstance(value, int | float) and abs(value) < 1e9 for value in polygon):
-        raise ValueError("expected a polygon of numbers")
+        raise ValueError("expected a polygon of numbers below 1e9")
     return np.array(polygon, np.float64).reshape(-1, 2)

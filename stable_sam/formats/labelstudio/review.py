@@ -28,11 +28,11 @@ def review_labelstudio(files: Files) -> Iterator[ReviewedImage]:
         with open_stream(uri) as file:
             stream = JsonStream(file, uri)
             if stream.peek() != "[":
-                raise AnnotationError(f'{uri}: expected a list of tasks, as Label Studio exports them as "JSON"')
+                raise AnnotationError(f'{uri}: expected a list of tasks, which is Label Studio\'s export "JSON"')
             for number, task in enumerate(stream.elements()):
                 if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
                     raise AnnotationError(
-                        f'{uri}: tasks[{number}]: expected a task with data, as Label Studio exports it as "JSON"'
+                        f'{uri}: tasks[{number}]: expected a task with data, as in Label Studio\'s export "JSON"'
                     )
                 yield from _annotations(f"{uri}: task {task.get('id', number)}", task)
 
@@ -73,7 +73,7 @@ def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mappin
     size = reviewed_size({"height": result.get("original_height"), "width": result.get("original_width")})
     try:
         if size is None or not isinstance(value, dict):
-            raise ValueError("expected a value, original_width and original_height")
+            raise ValueError("expected a region with value, original_width and original_height")
         if result.get("image_rotation"):
             raise ValueError("expected an image that is not rotated: a mask on a rotated image does not fit the file")
         if "rle" in value:

@@ -1,4 +1,4 @@
-"""Annotation files, folders, pictures and weights of strangers: one line or one failed row each, and nothing else."""
+"""Annotation files, folders, images and weights of strangers: one line or one failed row each, and nothing else."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def test_a_hundred_megapixels_take_bounded_memory(tmp_path: Path) -> None:
     assert int(done.stdout) < 900, "MiB: 300 of the result, 400 of Pillow's own"
 
 
-def test_strips_make_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_make_the_same_image(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
     for mode in ("RGBA", "RGB", "L", "LA", "CMYK", "P"):
         buffer = io.BytesIO()

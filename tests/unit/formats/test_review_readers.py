@@ -73,7 +73,7 @@ def test_coco_as_other_tools_write_it(tmp_path: Path) -> None:
     assert [problem.partition("annotation ")[2] for problem in problems] == [
         "3: prompt line: expected a polygon of at least 3 corners",
         "4: prompt other-size: expected a mask of [8, 10] pixels, as its image, got [9, 9]",
-        "5: a new object, without the id of a prompt",
+        "5: a new object without a prompt_id",
     ]
 
 
@@ -115,7 +115,7 @@ def test_cvat_as_people_leave_it(tmp_path: Path) -> None:
         f"mask 3: prompt short: {told}",
         f"mask 4: prompt outside: {told}",
         "box 5: prompt box: expected a mask or a polygon, got a box",
-        "mask 6: a new object, without the id of a prompt",
+        "mask 6: a new object without a prompt_id",
     ]
     # Without the list nothing counts as deleted.
     assert "gone" not in read("cvat", tmp_path / "back")[0]
@@ -149,7 +149,7 @@ def test_label_studio_as_annotators_leave_it(tmp_path: Path) -> None:
         "turned: prompt p-turned: expected an image that is not rotated: a mask on a rotated image does not fit the "
         "file",
         "box: prompt p-box: expected a brush mask or a polygon",
-        "new: a new object",
+        "new: a new object without a prompt_id",
     ]
     # Two annotators who do not agree.
     path.write_text(json.dumps([{**task, "annotations": [annotations[0], {"id": 3, "result": other}]}]))
