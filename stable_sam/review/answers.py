@@ -89,6 +89,7 @@ def import_answers(
     """Publish what people decided as rows of status `reviewed`, in one run.
 
     Importing the same answers again does nothing.
+
     `answers` has at most one answer for each prompt. An answer becomes a problem when its prompt is unknown or
     withdrawn, its mask is of another size, or the row that was sent has since been replaced by another mask; all other
     answers are imported.

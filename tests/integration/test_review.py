@@ -20,7 +20,7 @@ from stable_sam.review.import_review import import_review
 from stable_sam.rle import decode_mask, encode_mask
 from stable_sam.runs.compact import compact
 from stable_sam.runs.publish import publish
-from stable_sam.runs.regression import judge
+from stable_sam.runs.regression import compare_nights
 from stable_sam.runs.summary import describe, summarize
 from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
 from stable_sam.table.query import query
@@ -256,11 +256,11 @@ def test_quality_summary_and_the_next_nights_take_no_notice_of_an_import(job: Jo
     run_id = query(job.table, "SELECT run_id FROM runs ORDER BY revision DESC").to_pylist()[0]["run_id"]
     summary = summarize(job.table, run_id)
     assert (summary.prompts, summary.failed, summary.rows[0].status) == (6, 0, "reviewed")
-    assert judge(job.table, run_id, config).measures == ()
+    assert compare_nights(job.table, run_id, config).measures == ()
     job.boxes |= {f"p{k}": (1.0, 1.0, 9.0, 9.0) for k in range(9, 20)}
     assert job.night() == Changes(new=11, unchanged=9)
     newest = query(job.table, "SELECT run_id FROM runs ORDER BY revision DESC").to_pylist()[0]["run_id"]
-    assert {measure.usual for measure in judge(job.table, newest, config).measures} == {1.0, 0.0, 0.5, 0.6}
+    assert {measure.usual for measure in compare_nights(job.table, newest, config).measures} == {1.0, 0.0, 0.5, 0.6}
 
 
 def test_reviewed_masks_are_labels(job: Job) -> None:

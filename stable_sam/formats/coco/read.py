@@ -63,7 +63,7 @@ def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
     if stream.peek() == "{":
         _read_catalogue(stream, name, catalogue, need_annotations=False)
     if not len(catalogue):
-        raise AnnotationError(f"{name}: expected a COCO JSON with a list of images as image index")
+        raise AnnotationError(f"{name}: expected a COCO JSON with a list of images as image index, got none")
     return catalogue
 
 

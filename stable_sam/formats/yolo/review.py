@@ -16,7 +16,7 @@ from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
 from stable_sam.rle import EncodedMask, checked_counts, rle
 
 LEAST_IOU = 0.1
-"""Least IoU of a line with its sent mask; a line below it counts as a new object, not as a correction."""
+"""Least IoU of a line's mask with the sent mask that it corrects; with less, the line is a new object."""
 
 
 def review_yolo(files: Files) -> Iterator[ReviewedImage]:
@@ -54,8 +54,8 @@ def _file(data: bytes, where: str, image: SentImage) -> tuple[list[Finding], boo
             findings.append(Finding(where=place, prompt_id=ids[given[position]], mask=mask))
         else:
             problem = (
-                f"expected a mask like one that was sent, got an IoU below {LEAST_IOU:g} with its best match, so that "
-                "its prompt is not known"
+                f"expected one line for each mask that was sent, with an IoU of at least {LEAST_IOU:g}, got a further "
+                "line, whose prompt is not known"
             )
             findings.append(Finding(where=place, prompt_id=None, problem=problem))
     return findings, not any(finding.prompt_id is None for finding in findings)

@@ -180,7 +180,7 @@ def test_yolo_lines_in_any_order(tmp_path: Path) -> None:
     (labels / "a.txt").write_text(f"{line(changed)}\n{line(square(0, 6, 2))}\n")
     found, problems = read("yolo", tmp_path)
     assert found.keys() == {"b"}
-    assert "expected a mask like one that was sent" in problems[0]
+    assert "expected one line for each mask that was sent, with an IoU of at least 0.1" in problems[0]
 
 
 @pytest.mark.parametrize(("form", "name"), [("png", "a.png"), ("yolo", "a.txt")])
