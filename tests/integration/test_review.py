@@ -180,7 +180,8 @@ def test_reviewers_do_not_overwrite_each_other(job: Job) -> None:
         report = import_answers(job.table, [answer("p1", contradiction)], reviewer="bob")
         assert report.imported == 0
         assert "revision 1 was sent, revision 2 by review:ann is current" in report.problems[0]
-    assert "does not say what it was made from" in import_answers(job.table, [answer("p1", other, None)]).problems[0]
+    unknown = import_answers(job.table, [answer("p1", other, None)])
+    assert "the file does not say which revision was sent" in unknown.problems[0]
     # Ann goes on with her file; bob has the mask exported again.
     assert import_answers(job.table, [answer("p1", other)], reviewer="ann").corrected == 1
     assert import_answers(job.table, [answer("p1", corrected_mask(), 3)], reviewer="bob").corrected == 1
