@@ -1,1 +1,1 @@
-"""Files of other tools: `read_*` makes prompts of them, `write_*` makes them of masks."""
+"""Formats of other tools: readers turn their files into prompts, writers turn masks into their files."""

@@ -1,4 +1,4 @@
-"""Names of classes, kept in a file of their own beside the annotations of YOLO and Open Images."""
+"""Class names of YOLO and Open Images, which both keep in a file of their own beside the annotations."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ OPEN_IMAGES_FILES = tuple(
     f"{version}class-descriptions{kind}.csv" for version in ("", "oidv6-", "oidv7-") for kind in ("", "-boxable")
 )
 LEVELS = 3
-"""Folders looked in: that of the annotations and those above it (labels/train, labels, the dataset)."""
+"""Number of folders searched: the annotations' own and those above it (labels/train, labels, the dataset)."""
 MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassNames:
-    """What such a file says."""
+    """The content of a file of class names."""
 
     uri: str | None = None
-    """None: there was none."""
+    """The file that was read; None when none was found."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """By the class's number or label, as text."""
+    """Class names by the class's number (YOLO) or label (Open Images), both as text."""
     keypoints: int = 0
-    """Of a YOLO-pose data.yaml: keypoints of each object, and with them `keypoint_values` each."""
+    """Number of keypoints of each object, from `kpt_shape` in the data.yaml of a YOLO-pose dataset; else 0."""
     keypoint_values: int = 0
+    """Number of values of each keypoint: 2 (x, y) or 3 (x, y, visibility); 0 without keypoints."""
 
 
 def find_class_names(folder_uri: str, candidates: Sequence[str]) -> str | None:
-    """URI of the first of `candidates` in the annotations' folder or in one above; raises `StorageError`."""
+    """Return the URI of the first of `candidates` that exists in the annotations' folder or in a folder above it.
+
+    Returns None when there is none within `LEVELS` folders. Raises `StorageError`.
+    """
     folder = storage.absolute_uri(folder_uri or ".").rstrip("/")
     for _ in range(LEVELS):
         for name in candidates:
@@ -50,9 +54,10 @@ def find_class_names(folder_uri: str, candidates: Sequence[str]) -> str | None:
 
 
 def read_class_names(folder_uri: str, given_uri: str | None, candidates: Sequence[str]) -> ClassNames:
-    """The names in the file at `given_uri`, or in the one that `find_class_names` finds.
+    """Read the class names from `given_uri`, or else from the file that `find_class_names` finds.
 
-    Raises `AnnotationError` when the given file is missing, and for one that cannot be read.
+    The result is empty when there is no such file. Raises `AnnotationError` when the given file does not exist or the
+    file does not hold class names, and `StorageError`.
     """
     uri = given_uri or find_class_names(folder_uri, candidates)
     if uri is None:

@@ -1,4 +1,4 @@
-"""What is exported: the masks of one image, ready to be written in any format, and where to."""
+"""Records of an export: an image with its masks, ready to be written in any format, and the target it goes to."""
 
 from __future__ import annotations
 
@@ -13,95 +13,98 @@ from stable_sam.rle import EncodedMask
 from stable_sam.storage.files import join, write_bytes
 
 SENT = "stable-sam-export.json"
-"""Beside the files of every export: what was sent, image by image."""
+"""Name of the file in every export that lists what was sent, image by image."""
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCategory:
-    """A category under one number in all files of an export."""
+    """A category with the number, name and index that it has in all files of an export."""
 
     number: int
-    """The source's own id where it has one; from 1."""
+    """The source's category id where no other category has it, else the next free number, from 1."""
     name: str
-    """Without control characters."""
+    """Name in which control characters are written as escapes (see `printable`)."""
     index: int
-    """Place among the names, from 0, for formats that count from there; equal names have one."""
+    """Position of the name among the different names, from 0, for formats whose classes are positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportObject:
-    """One prompt's mask."""
+    """The mask of one prompt, with everything that a format may write about it."""
 
     prompt_id: str
     number: int
-    """Whole number for formats whose ids are numbers: the prompt_id where all of them are one, else counted from 1."""
+    """Id for formats whose ids are whole numbers: the prompt_id where each of them is one, else counted from 1."""
     revision: int
-    """Of the row that is exported."""
+    """Revision of the exported row."""
     category: ExportCategory
     iscrowd: bool
     mask: EncodedMask
     box_xyxy: BoxXYXY | None
-    """The weak box."""
+    """The weak box, XYXY pixels of the upright image; None for a prompt of points."""
     score: float | None
-    """`quality`, or `predicted_iou` where the run had no calibration; 1 for a mask that was reviewed."""
+    """`quality`, or `predicted_iou` where the run had no calibration; 1 for a reviewed mask."""
     details: Mapping[str, Any]
-    """status, route, verdict and the model's scores, null ones left out."""
+    """The row's status, route, verdict and model scores by column name, without those that are null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportImage:
-    """The masks of one image."""
+    """One image with all of its masks that are exported."""
 
     image_uri: str
     number: int
-    """Whole number, as `ExportObject.number`."""
+    """Id for formats whose ids are whole numbers: the image_id where each of them is one, else counted from 1."""
     name: str
-    """Path below the export's folder of images: that below the image folder of its run."""
+    """Path of the image below the run's image folder, and below `images/` in the export; `Naming.name` makes it."""
     size_hw: tuple[int, int]
+    """Height and width of the upright image in pixels."""
     objects: tuple[ExportObject, ...]
     reference: str
-    """Where tools find the picture: its copy, relative to the export's folder; else by `image_prefix` or its URI."""
+    """Where tools find the image: below `image_prefix`, or as a copy in the export's folder, or at its URI."""
 
     @property
     def stem(self) -> str:
-        """`name` without its ending."""
+        """`name` without the ending of the file."""
         folder, slash, file = self.name.rpartition("/")
         return folder + slash + (file.rpartition(".")[0] or file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where an export goes."""
+    """The folder that an export is written to, and the choices that hold for all of its files."""
 
     uri: str
-    """Folder."""
+    """Folder of the export."""
     categories: tuple[ExportCategory, ...]
-    """In the order of their numbers."""
+    """The categories of all exported objects."""
     polygons: bool
-    """Polygons where the format lets one choose."""
+    """Whether masks are written as polygons, in formats that can hold either."""
     header: Mapping[str, Any]
-    """Which masks these are: table, version, filter."""
+    """What the export was made from: format, table, run and filters."""
     copies: bool
-    """Whether the pictures are copied into the export."""
+    """Whether the images are copied into the export."""
 
     @property
     def names(self) -> list[str]:
-        """Names of the categories, in the order of their `index`."""
+        """The different names of the categories, in the order of their `index`."""
         return list(dict.fromkeys(c.name for c in sorted(self.categories, key=lambda c: c.index)))
 
     def write(self, path: str, content: str | bytes) -> None:
-        """Write a file of the export."""
+        """Write a file at `path` below the export's folder; text is encoded as UTF-8."""
         write_bytes(join(self.uri, path), content if isinstance(content, bytes) else content.encode())
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters spelled out: XML and terminals cannot hold them."""
+    """Return `text` with its control characters written as escapes, because XML and terminals cannot hold them."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 Add = Callable[[ExportImage, bytes | None], list[dict[str, Any]]]
-"""Write the masks of one image, whose file's bytes are given where the format holds them. Returns for each object what
-tells it in the format's files: it goes into the list of what was sent."""
+"""A function that writes the masks of one image. Its second argument is the content of the image's file where the
+format embeds images, else None. It returns for each object the values that identify it in the written files; the list
+of what was sent keeps them."""
 OpenWriter = Callable[[Target], AbstractContextManager[Add]]
-"""The files are complete when the block ends, and are not there when it raises (single files)."""
+"""A function that opens the files of an export. They are complete when the block ends; when the block raises, a format
+of a single file leaves none."""

@@ -20,9 +20,9 @@ from stable_sam.storage.json_lists import json_lists
 
 @contextmanager
 def write_fiftyone(target: Target) -> Iterator[Add]:
-    """A sample for each image with the field `masks`: detections with instance masks, confidence and prompt_id.
+    """Write a sample for each image; its field `masks` holds detections with instance mask, confidence and prompt_id.
 
-    It is the form without a version, which every FiftyOne from 0.8 on takes in and completes itself.
+    The metadata name no version of FiftyOne, so every FiftyOne from 0.8 on imports the files and completes them.
     """
     info = {key: value for key, value in target.header.items() if value is not None}
     target.write("metadata.json", json.dumps({"media_type": "image", "info": info}, indent=1))

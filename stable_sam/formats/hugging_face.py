@@ -1,4 +1,4 @@
-"""Parquet that Hugging Face's `datasets` opens with its features: `data/train-00000.parquet` and so on."""
+"""Parquet files with the features that Hugging Face's `datasets` reads: `data/train-00000.parquet` and so on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from stable_sam.formats.export_records import Add, ExportImage, Target
 
 FILE_BYTES = 128 * 2**20
-"""Pictures and masks in one file, about: it is built in memory."""
+"""Bytes of images and masks after which the next file begins; a file is built in memory."""
 FILE_IMAGES = 20_000
+"""Images after which the next file begins."""
 _OBJECT_COLUMNS: dict[str, tuple[pa.DataType, dict[str, Any]]] = {
     "prompt_id": (pa.string(), {"dtype": "string", "_type": "Value"}),
-    "category": (pa.int64(), {}),  # filled in: its names are the export's
+    "category": (pa.int64(), {}),  # `_schema` adds the names of the export's categories
     "bbox": (
         pa.list_(pa.float64()),
         {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
@@ -32,9 +33,10 @@ _OBJECT_COLUMNS: dict[str, tuple[pa.DataType, dict[str, Any]]] = {
 
 @contextmanager
 def write_hugging_face(target: Target) -> Iterator[Add]:
-    """A row for each image: its file's bytes (a URI when pictures are not copied), and `objects` as lists.
+    """Write a row for each image: the content of its file (its URI when images are not copied) and `objects` as lists.
 
-    mask_counts: COCO compressed RLE of `[height, width]`; bbox: XYWH; category: a class label.
+    In `objects`, mask_counts is COCO compressed RLE of `[height, width]`, bbox is XYWH in pixels, and category is a
+    class label.
     """
     schema = _schema(target.names)
     rows: list[dict[str, Any]] = []

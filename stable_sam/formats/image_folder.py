@@ -1,4 +1,4 @@
-"""Which image a name in an annotation file means: one listing of the folder instead of one request for each name."""
+"""Finds the images that annotation files name, by one listing of the folder instead of one request for each name."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from stable_sam.storage import files as storage
 
 WINDOWS_DRIVE = re.compile(r"[A-Za-z]:")
 PLAIN_NAME = re.compile(r"[^/.\\: \t\n][^/\\:]*(/[^/.\\:][^/\\:]*)*")
-"""Names that mean what they say. The others are looked at part by part, which takes ten times as long."""
+"""Names that are paths as they stand. All others are normalised by pathlib, which takes ten times as long."""
 FILE_URI = "file://"
 
 
 class ImageFolder:
     """The files below a folder, at any depth: the only images that annotations may name.
 
-    Some 150 bytes for each name. Every name has a number, so that more can be kept of it in arrays.
+    A name takes about 150 bytes of memory. Every name has a number, so that callers can keep facts about it in arrays.
     """
 
     def __init__(self, uri: str) -> None:
-        """List the folder; raises `NotFoundError` when no file is there, `StorageError` when it cannot be listed."""
+        """List the folder; raises `NotFoundError` when it holds no file, `StorageError` when it cannot be listed."""
         self.uri = uri.rstrip("/") if not uri.endswith("://") else uri
         names = (name for name, _ in storage.iter_versions(uri))
         self._numbers = {name: number for number, name in enumerate(names)}
@@ -35,14 +35,15 @@ class ImageFolder:
         return len(self._numbers)
 
     def number(self, name: str) -> int | None:
-        """The number of a file, by its path below the folder."""
+        """Return the number of the file at this path below the folder, from 0; None when there is no such file."""
         return self._numbers.get(name)
 
     def find(self, name: Any) -> str:
-        """URI of the image that an annotation file calls `name`; raises `ImageError` when it is not in the folder.
+        """Return the URI of the image that an annotation file calls `name`.
 
-        A name is a path below the folder. It may begin with the folder's own name, because many files are written
-        relative to the folder above (`images/cat.jpg` with the folder `.../images`).
+        A name is a path below the folder. It may begin with the folder's own name, because many annotation files are
+        written relative to the folder above (`images/cat.jpg` with the folder `.../images`). Raises `ImageError` when
+        the image is not in the folder.
         """
         uri = self.look_up(name)
         if uri is None:
@@ -50,7 +51,10 @@ class ImageFolder:
         return uri
 
     def look_up(self, name: Any) -> str | None:
-        """What `find` returns, None when it is not there; raises `ImageError` for what leads out of the folder."""
+        """Return what `find` returns, or None when the image is not in the folder.
+
+        Raises `ImageError` for a name that is no path or leads out of the folder.
+        """
         relative = relative_name(name)
         if relative in self._numbers:
             return self._base + relative
@@ -58,7 +62,7 @@ class ImageFolder:
         return self._base + rest if parent == self._own_name and rest in self._numbers else None
 
     def find_uri(self, uri: str) -> str:
-        """The image that a full URI names; raises `ImageError` when it is not in the folder."""
+        """Return the URI of the image that a full URI names; raises `ImageError` when it is not in the folder."""
         inside = _bare(self._base)
         if not _bare(uri).startswith(inside):
             raise ImageError(f"expected an image file below the image folder {self.uri}, got {uri!r:.200}")
@@ -72,7 +76,10 @@ class ImageFolder:
 
 
 def relative_name(name: Any) -> str:
-    """`name` with slashes and without leading `./`; raises `ImageError` unless it is a path that stays below."""
+    """Return `name` with forward slashes and without a leading `./`.
+
+    Raises `ImageError` unless it is a relative path without `..`.
+    """
     if not isinstance(name, str) or not name.strip():
         raise ImageError(f"expected the name of an image file, got {name!r:.80}")
     try:

@@ -1,4 +1,4 @@
-"""Which image an annotation file means that names it in one of several ways, or only by its own name."""
+"""Finds the image of an annotation file that names it in one of several ways, or only by the file's own name."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ ENDINGS = (*_ENDINGS, *(ending.upper() for ending in _ENDINGS))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundImage:
-    """An image of the folder, or why there is none."""
+    """An image of the image folder, or the reason why none was found."""
 
     image_id: str
-    """Path below the image folder; when there is no such image, the name as it was given."""
+    """Path below the image folder; when there is no such image, the name that the annotation file gives."""
     uri: str = ""
+    """URI of the image; empty when there is no such image."""
     problem: str | None = None
+    """Why there is no such image; None when there is one."""
 
 
 def find_image(folder: ImageFolder, given: Any, names: Iterable[Any]) -> FoundImage:
-    """The first of `names` that is an image of the folder, or else `given`, what the annotation file calls it."""
+    """Return the first of `names` that is in the folder, or else the image `given`, as the annotation file calls it."""
     for name in names:
         with suppress(ImageError):
             uri = folder.look_up(name)
@@ -44,13 +46,16 @@ def _found(folder: ImageFolder, uri: str) -> FoundImage:
 
 
 def with_endings(stem: str) -> Iterator[str]:
-    """The names that an image called `stem` may have."""
+    """Yield the names that the file of an image called `stem` may have: one for each ending in `ENDINGS`."""
     return (f"{stem}.{ending}" for ending in ENDINGS)
 
 
 def beside(stem: str, name: Any) -> Iterator[Any]:
-    """The names that an image may have which the annotation file `stem` calls `name`: in a folder of images like that
-    of the annotations, as it is, and like the annotation file itself."""
+    """Yield the paths at which to look for the image that an annotation file calls `name`, the likeliest first.
+
+    `stem` is the annotation file's path below its folder, without the ending. The paths are `name` in the subfolder
+    of the annotation file, `name` itself, and `stem` with the ending of an image.
+    """
     folder = stem.rpartition("/")[0]
     if name is not None and folder:
         yield f"{folder}/{name}"

@@ -1,8 +1,9 @@
-"""Open Images boxes (CSV): one row a box, `XMin, XMax, YMin, YMax` as shares of the image's width and height.
+"""Reads Open Images boxes (CSV): a row is a box, `XMin, XMax, YMin, YMax` as fractions of the image's width and height.
 
-The files of segments (`BoxXMin` ... and `BoxID`) are read for their boxes. Pixels need the size of the image: of each
-image the header is read. `IsGroupOf` is iscrowd; it and the other `Is...` are attributes, those that nobody judged
-(-1) left out. The category is the class description of `LabelName`, where there is a file of these.
+Files of segments (`BoxXMin` ... and `BoxID`) are read for their boxes. The header of each image is read for its size,
+which turns fractions into pixels. `IsGroupOf` becomes iscrowd; it and the other `Is...` columns become attributes,
+except where their value is -1 (nobody judged it). The category is the class description of `LabelName` when a file of
+class descriptions is found, else the label itself.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TOO_MANY = "values without a column"
 
 
 def read_openimages(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
-    """One annotation for each row; raises `AnnotationError` for what is no such CSV."""
+    """Yield one annotation for each row; raises `AnnotationError` for a file that is not such a CSV."""
     rows = _rows(file, uri)
     places = PlaceCounter(len(context.folder), context.folder.number)
     while chunk := list(islice(rows, ROWS)):
@@ -41,15 +42,15 @@ def read_openimages(file: BinaryIO, uri: str, context: Context) -> Iterator[Sour
             image = images[row["ImageID"]]
             size, unknown = sizes.get(image.uri, (None, None))
             own_id = row.get("BoxID") or places.next(image.image_id)
-            shares = [number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)]
+            fractions = [number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)]
             yield SourceAnnotation(
                 prompt_id=f"{row['ImageID'] or f'line-{line}'}:{own_id}",
                 where=f"{uri}: line {line}",
                 image_id=image.image_id,
                 image_uri=image.uri,
                 size_hw=size,
-                problem=image.problem or unknown or _problem(shares),
-                box_xyxy=scaled(shares, size[1], size[0]) if size else None,
+                problem=image.problem or unknown or _problem(fractions),
+                box_xyxy=scaled(fractions, size[1], size[0]) if size else None,
                 category=context.class_names.names.get(row.get("LabelName") or "", row.get("LabelName")),
                 iscrowd=row.get("IsGroupOf") == "1",
                 score=number(row.get("Confidence")),
@@ -58,7 +59,7 @@ def read_openimages(file: BinaryIO, uri: str, context: Context) -> Iterator[Sour
 
 
 def _rows(file: BinaryIO, uri: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and fields of each row."""
+    """Yield the line number and the fields of each row."""
     reader = csv.DictReader(_lines(file, uri), restval="", restkey=TOO_MANY)
     try:
         columns = reader.fieldnames or ()
@@ -89,9 +90,9 @@ def _attributes(row: Mapping[str, str]) -> dict[str, Any]:
     return others | flags
 
 
-def _problem(shares: list[Any]) -> str | None:
-    good = all(isinstance(share, float) and -0.5 <= share <= 1.5 for share in shares)
-    return None if good else f"expected shares of the image's size, from 0 to 1, got {shares!r:.80}"
+def _problem(fractions: list[Any]) -> str | None:
+    good = all(isinstance(fraction, float) and -0.5 <= fraction <= 1.5 for fraction in fractions)
+    return None if good else f"expected fractions of the image's size, from 0 to 1, got {fractions!r:.80}"
 
 
 def _image(image_id: str, context: Context) -> FoundImage:

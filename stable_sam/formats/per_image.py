@@ -1,4 +1,4 @@
-"""Sources with a file for each image: many small files, read by several threads, in the order of their names."""
+"""Reads sources with a file for each image: many small files, by several threads, in the order of their names."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from stable_sam.storage import files as storage
 from stable_sam.storage.parallel import ahead
 
 MAX_BYTES = 2**26
-"""Of one file: LabelMe puts the picture itself into it."""
+"""Largest size of one file: LabelMe may embed the image itself in it."""
 SAMPLE_FILES = 16
-"""When the first ones cannot be read, the source is of another format."""
+"""When so many files at the beginning cannot be read, the source is taken to be of another format."""
 
 
 def read_per_image(source: AnnotationSource, reader: Reader, context: Context) -> Iterator[SourceAnnotation]:
-    """The annotations of all files of a source.
+    """Yield the annotations of all files of a source.
 
-    A file that cannot be read is one annotation that says so. Raises `AnnotationError` when that is so of the only file
-    or of the first `SAMPLE_FILES`, and `StorageError`.
+    A file that cannot be read becomes one annotation with a problem. Raises `AnnotationError` when the only file or
+    each of the first `SAMPLE_FILES` cannot be read, and `StorageError`.
     """
     assert reader.read_small is not None
     read_small = reader.read_small

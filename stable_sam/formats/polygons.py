@@ -1,8 +1,8 @@
-"""Masks as polygons that keep every pixel, hole and part.
+"""Converts masks to polygons that keep every pixel, hole and part, and back.
 
-The rings run a quarter of a pixel inside the mask's border, not along it and not through the centres of its pixels. So
-they give the same mask back under each of the rules in use: a pixel is in when its centre is (even-odd), and OpenCV's
-filling of coordinates cut to whole numbers; and coordinates may be rounded by a tenth of a pixel on the way.
+The rings run a quarter of a pixel inside the mask's border, not along it and not through the centres of its pixels.
+They give the same mask back under both rules in use: a pixel is inside when its centre is (even-odd), and OpenCV's
+filling of coordinates that are truncated to whole numbers. Rounding coordinates to a tenth of a pixel does no harm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 Ring = NDArray[np.float64]
-"""Corners (N, 2) of a closed line, XY pixels; N >= 3, the first corner is not repeated."""
+"""Corners (N, 2) of a closed line, XY pixels, float64; N >= 3, and the first corner is not repeated at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,14 @@ class Part:
 
 
 def polygon_parts(mask: NDArray[np.bool_]) -> list[Part]:
-    """The parts of `mask` (H, W), none of an empty one."""
+    """Return the connected parts of `mask` (H, W); an empty mask has none."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return []
     top, left = rows[0], columns[0]
     crop = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8)
-    # Each pixel as 2 x 2: OpenCV's lines, which join the centres of border pixels, are then a quarter inside.
+    # OpenCV's contours join the centres of border pixels. With each pixel doubled to 2 x 2, these centres lie a quarter
+    # of an original pixel inside the border.
     doubled = np.pad(crop.repeat(2, axis=0).repeat(2, axis=1), 1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [(contour[:, 0].astype(np.float64) - 0.5) / 2 + (left, top) for contour in contours]
@@ -47,10 +48,10 @@ def polygon_parts(mask: NDArray[np.bool_]) -> list[Part]:
 
 
 def one_ring(parts: list[Part]) -> Ring:
-    """All parts and holes in one closed line, for formats with one line for an object.
+    """Join all parts and holes into one closed line (N, 2), for formats that hold one line for each object.
 
-    From its nearest corner the line goes to each further ring, around it, and back the same way: such a bridge has no
-    inside. Programs that draw the line itself, and not what is inside, paint a pixel's width of it.
+    The line goes from its nearest corner to each further ring, around that ring, and back by the same way. Such a
+    bridge encloses no area. Programs that also draw the line itself paint the bridge one pixel wide.
     """
     line, *others = [ring for part in parts for ring in (part.outer, *part.holes)]
     for ring in others:
@@ -64,10 +65,10 @@ def one_ring(parts: list[Part]) -> Ring:
 
 
 def fill(rings: Sequence[NDArray[np.float64]], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask (H, W) inside `rings` ((N, 2) XY each), of which a ring inside another is a hole.
+    """Return the mask (H, W) of the pixels inside `rings` ((N, 2) XY pixels each); a ring inside another is a hole.
 
-    A line that is walked there and back, as between the parts of a polygon that was joined, leaves nothing. Neither
-    OpenCV's nor Pillow's nor pycocotools' filling has that: they draw the line itself, or move it.
+    A line that goes forth and back by the same way, such as the bridges of `one_ring`, fills nothing. The filling of
+    OpenCV, Pillow and pycocotools lacks this property: they draw the line itself or move it.
     """
     height, width = size_hw
     turns = np.zeros((height, width + 1), np.bool_)

@@ -1,11 +1,11 @@
-"""Weak annotations of any supported format as `Prompt` records; docs/annotations.md says what is read of each.
+"""Reads weak annotations of any supported format as `Prompt` records; docs/annotations.md describes each format.
 
-`stable_sam.formats.sources` finds the files, `stable_sam.formats.recognise` tells their format unless the
-configuration does, and `stable_sam.formats.registry` has the reader of each format.
+`stable_sam.formats.sources` finds the files, `stable_sam.formats.recognise` recognises their format unless the config
+names it, and `stable_sam.formats.registry` has the reader of each format.
 
-Every annotation becomes exactly one `Prompt`. One that cannot be used has the reason in `error`; a file that cannot be
-understood as a whole raises `AnnotationError`, unless it is one of many that hold the annotations of one image each:
-then it is one prompt with an error.
+Every annotation becomes exactly one `Prompt`. A prompt that cannot be used says why in `error`. A file that cannot be
+read at all raises `AnnotationError`, except in formats with a file for each image: there it becomes one prompt with an
+error.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from stable_sam.formats.sources import find_sources
 from stable_sam.records import Prompt
 
 BATCH_ROWS = 10_000
-"""Prompts read together: some megabytes."""
+"""Prompts in one batch, which takes some megabytes."""
 SAMPLE_FILES = 16
-"""Of a folder, looked into until one can be recognised."""
+"""Number of files of a folder that are tried until the format of one is recognised."""
 AUTO = SourceConfig()
 
 
 def read_prompt_batches(
     annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None, source: SourceConfig = AUTO
 ) -> Iterator[pa.RecordBatch]:
-    """The prompts of `read_prompts` as record batches of PROMPTS_SCHEMA, at most `BATCH_ROWS` rows each.
+    """Yield the prompts of `read_prompts` as record batches of PROMPTS_SCHEMA, at most `BATCH_ROWS` rows each.
 
-    Plain boxes are read and checked column by column, everything else row by row. Raises what `read_prompts` raises,
-    and when it does.
+    Plain boxes are read and checked column by column, everything else row by row. The call and the iterator raise the
+    errors that those of `read_prompts` raise.
     """
     return _batches(_open(annotations_uri, images_uri, image_index_uri, BATCH_ROWS, source))
 
@@ -49,20 +49,22 @@ def read_prompt_batches(
 def read_prompts(
     annotations_uri: str, *, images_uri: str, image_index_uri: str | None = None, source: SourceConfig = AUTO
 ) -> Iterator[Prompt]:
-    """The prompts of annotation files, in the files' order.
+    """Yield the prompts of annotation files, in the order of the files.
 
-    `annotations_uri`: a file, a folder, a pattern, or several (see `annotation_files`); several have their names before
-    the ids of their prompts and in their attributes.
-    `images_uri` is the folder that file names in the annotations are relative to; an image outside is refused.
-    `image_index_uri` (detection results only) is a COCO JSON whose `images` say which file an image_id is.
+    `annotations_uri` is a file, a folder, a pattern, or several of these with commas between (see
+    `stable_sam.formats.sources`). With several, each source's name is put before the ids of its prompts and into their
+    attributes.
+    `images_uri` is the folder that image names in the annotations are relative to; an image outside it is refused.
+    `image_index_uri` (for detection results only) is a COCO JSON whose `images` say which file an image_id means.
+    `source` has the format and the other choices of the config.
 
-    Files of any length are read as a stream; what is kept is the list of the folder's images and, of a COCO file, that
-    of its own. Whether an id appears twice is for the caller to find out.
+    Files of any length are read as a stream; only the names of the folder's images and the `images` of a COCO file are
+    kept in memory. The caller has to check whether an id appears twice.
 
-    The call itself raises `AnnotationError` when a source is missing, when a file that was given itself is of no known
-    format or a COCO file that is no JSON, and `StorageError` when it or the image folder cannot be read. The iterator
-    raises `AnnotationError` for a line, detection or row group that cannot be parsed, and at the end of sources without
-    a single annotation.
+    The call itself raises `AnnotationError` when a source does not exist, when a single file that was named is of no
+    known format or is COCO without valid JSON, and `StorageError` when such a file or the image folder cannot be read.
+    The iterator raises `AnnotationError` for a line, detection or row group that cannot be parsed, and at its end when
+    the sources hold no annotation at all.
     """
     return _prompts(_open(annotations_uri, images_uri, image_index_uri, ROWS_ONE_BY_ONE, source))
 
@@ -76,22 +78,22 @@ def _prompts(chunks: Iterator[PromptChunk]) -> Iterator[Prompt]:
 
 
 def _open(
-    annotations: str, images_uri: str, image_index_uri: str | None, rows: int, settings: SourceConfig
+    annotations: str, images_uri: str, image_index_uri: str | None, rows: int, config: SourceConfig
 ) -> Iterator[PromptChunk]:
-    sources = find_sources(annotations, settings.format)
+    sources = find_sources(annotations, config.format)
     folder = ImageFolder(images_uri)
     context = Context(
         folder=folder,
         rows=rows,
-        keypoints=settings.keypoints,
-        class_names_uri=settings.class_names_uri,
+        keypoints=config.keypoints,
+        class_names_uri=config.class_names_uri,
         image_index_uri=image_index_uri,
     )
-    reader = _Reader(context, settings.format)
+    reader = _Reader(context, config.format)
     chunks = [reader.source(source) for source in sources]
     if image_index_uri is not None and "detections" not in reader.formats:
         raise AnnotationError(
-            f"{image_index_uri}: an image index is for COCO detection results, and {annotations} is not that"
+            f"{image_index_uri}: an image index is for COCO detection results only, and {annotations} has none"
         )
     return _some(chunks, annotations)
 
@@ -107,14 +109,14 @@ def _some(sources: list[Iterator[PromptChunk]], annotations: str) -> Iterator[Pr
 
 
 class _Reader:
-    """Opens sources; `formats` are those that were met."""
+    """Opens sources and collects the formats that they have in `formats`."""
 
     def __init__(self, context: Context, configured: str) -> None:
         self._context, self._configured = context, configured
         self.formats: set[str] = set()
 
     def source(self, source: AnnotationSource) -> Iterator[PromptChunk]:
-        """The chunks of one source."""
+        """Return the chunks of one source."""
         is_small = self._configured != "auto" and READERS[self._configured].read_small is not None
         if source.alone and not is_small:
             return self._file(source, next(source.files), source.label)
@@ -139,17 +141,19 @@ class _Reader:
             if reader.read is None:
                 if source.alone:
                     return self._per_image(source, reader)
-                raise AnnotationError(f"{file.uri}: expected a file like those before it, got one of {file_format}")
+                raise AnnotationError(
+                    f"{file.uri}: expected a file of the same format as those before it, got one of {file_format}"
+                )
             stream.seek(0)
             context = self._context.with_class_names(file.uri.rpartition("/")[0], reader.class_names)
             chunks = reader.read(stream, file.uri, context)
-            # From here on the file is closed where the chunks end.
+            # The file stays open when this function returns, and is closed when the chunks end.
             return _closing(_named(chunks, name), opened.pop_all())
 
     def _format(self, stream: BinaryIO, uri: str) -> str:
         if self._configured == "auto":
             return recognise(stream, uri)
-        with suppress(AnnotationError):  # what cannot be told may still be read
+        with suppress(AnnotationError):  # a file that is not recognised may be readable in the configured format
             found = recognise(stream, uri)
             if found != {"lvis": "coco"}.get(self._configured, self._configured):
                 raise ConfigError(f"{uri}: expected format {self._configured}, got {found}")
@@ -157,7 +161,7 @@ class _Reader:
 
 
 def _sampled(source: AnnotationSource) -> str:
-    """The format of the first file that can be recognised."""
+    """Return the format of the first file that can be recognised; raises the first file's error when none can."""
     first: AnnotationError | None = None
     for file in islice(source.files, SAMPLE_FILES):
         try:

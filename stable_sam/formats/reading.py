@@ -1,4 +1,4 @@
-"""What the readers of other tools' formats are given, and the geometry that they share."""
+"""What all readers of annotation formats share: their files, their context, and the geometry of boxes and points."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from stable_sam.storage import files as storage
 
 MAX_INTEGER = 2**1000
 ROWS_ONE_BY_ONE = 500
-"""Annotations that are held for those who take prompts one by one, and may want only the first."""
+"""Annotations of a chunk for callers that take prompts one by one and may want only the first."""
 MAX_SIZES = 100_000
-"""Images whose size is remembered: files that are not sorted by image name each of them many times."""
+"""Number of images whose size is kept, because files that are not sorted by image name each image many times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of images by their headers, each read once."""
+    """Reads the sizes of images from their headers, each header once."""
 
     _look_up: Any = field(default_factory=lambda: lru_cache(MAX_SIZES)(_size_or_problem))
 
     def of(self, image_uri: str) -> tuple[tuple[int, int] | None, str | None]:
-        """(height, width) of the upright image, or why it is not known; raises `StorageError`."""
+        """Return (height, width) of the upright image in pixels and None, or None and why it is not known.
+
+        Raises `StorageError`.
+        """
         size, problem = self._look_up(image_uri)
         return size, problem
 
@@ -41,11 +44,11 @@ class AnnotationFile:
 
     uri: str
     name: str
-    """Path below the source's folder; of a file that was given itself, its name."""
+    """Path below the source's folder; the file's own name when the source is that file alone."""
 
     @property
     def stem(self) -> str:
-        """The name without its ending."""
+        """`name` without the ending of the file."""
         return PurePosixPath(self.name).with_suffix("").as_posix()
 
 
@@ -54,18 +57,19 @@ class AnnotationSource:
     """One entry of `--annotations` with its files."""
 
     entry: str
-    """As given."""
+    """The file, folder or pattern as the user gave it, without the name before `=`."""
     folder_uri: str
+    """The folder that holds the files."""
     label: str | None
-    """Name of the source; None where there is only one."""
+    """Name of the source; None when it is the only source and has no name."""
     alone: bool
-    """The entry is one file, not a folder or a pattern."""
+    """Whether the entry is one file, not a folder or a pattern."""
     names: tuple[str, ...]
-    """Of its files, below the folder, sorted: all that is held of millions of them."""
+    """Sorted paths of the files below the folder. Only the paths are kept, because there may be millions of files."""
 
     @property
     def files(self) -> Iterator[AnnotationFile]:
-        """Its files, in the order of their names."""
+        """The files of the source, in the order of their names."""
         return (AnnotationFile(uri=self._uri(name), name=name) for name in self.names)
 
     def _uri(self, name: str) -> str:
@@ -74,30 +78,32 @@ class AnnotationSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What all readers need."""
+    """What the readers of all formats are given beside the file to read."""
 
     folder: ImageFolder
     rows: int = ROWS_ONE_BY_ONE
-    """Annotations of a chunk, at most."""
+    """Largest number of annotations in a chunk."""
     keypoints: bool = False
-    """Visible keypoints are points of the prompt."""
+    """Whether visible keypoints become points of the prompt."""
     class_names_uri: str | None = None
-    """Given by the user."""
+    """The file of class names that the config names; None to look for one beside the annotations."""
     class_names: ClassNames = field(default_factory=ClassNames)
-    """Those of the file or folder that is read, where its format has them in a file of their own."""
+    """Class names of the file or folder that is read, for formats that keep them in a file of their own."""
     image_index_uri: str | None = None
-    """For COCO detection results: a COCO JSON whose `images` say which file an image_id is."""
+    """For COCO detection results: a COCO JSON whose `images` say which file an image_id means."""
     sizes: Sizes = field(default_factory=Sizes)
+    """Sizes of the images, for formats whose coordinates are fractions of the image."""
 
     @property
     def few_rows(self) -> int:
-        """The rows of a chunk in formats of which each prompt costs a file or an image's header."""
+        """Rows of a chunk in formats where reading a prompt means reading a file or the header of an image."""
         return min(self.rows, ROWS_ONE_BY_ONE)
 
     def with_class_names(self, folder_uri: str, candidates: Sequence[str]) -> Context:
-        """The context for annotations in this folder, with the names of their classes where the format has such files.
+        """Return this context with the class names for the annotations of a folder.
 
-        Raises as `read_class_names`.
+        `candidates` are the names that the format's file of class names may have; with none, nothing is read.
+        Raises what `read_class_names` raises.
         """
         if not candidates:
             return self
@@ -105,7 +111,7 @@ class Context:
 
 
 def open_annotations(uri: str) -> BinaryIO:
-    """Open an annotation file; raises `AnnotationError` when there is none, `StorageError`."""
+    """Open an annotation file; raises `AnnotationError` when it does not exist, and `StorageError`."""
     try:
         return storage.open_stream(uri)
     except NotFoundError as error:
@@ -121,27 +127,31 @@ class SmallFile:
 
     @property
     def uri(self) -> str:
-        """Where it lies."""
+        """URI of the file."""
         return self.file.uri
 
     @property
     def stem(self) -> str:
-        """Its path below the annotation folder, without ending: the beginning of its prompts' ids."""
+        """Path of the file below the annotation folder without its ending, with which its prompts' ids begin."""
         return self.file.stem
 
     def stream(self) -> io.BytesIO:
-        """The content as a file."""
+        """Return the content as an open file."""
         return io.BytesIO(self.content)
 
 
 def unreadable(file: AnnotationFile, error: AnnotationError) -> SourceAnnotation:
-    """Stands for a file, one of many, that cannot be read at all."""
+    """Return the annotation that stands for a whole file that cannot be read, one of many; its problem says why."""
     problem = str(error).removeprefix(f"{file.uri}: ")
     return SourceAnnotation(prompt_id=file.stem, where=file.uri, image_id="", problem=problem)
 
 
 def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
-    """XYXY around points; None without any. Points that are no pairs of numbers come back as they are, to be told."""
+    """Return the box (XYXY) around points, None without points.
+
+    When one of them is not a pair of numbers, the result is a list of all points. It is not a box, so that
+    `checked_prompt` reports it.
+    """
     if not points:
         return None
     if not all(isinstance(point, list | tuple) and len(point) == 2 and all(map(is_number, point)) for point in points):
@@ -151,7 +161,10 @@ def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
 
 
 def union(boxes: Sequence[Any]) -> Any:
-    """XYXY around boxes, None without any; one that is no box of 4 numbers comes back as it is, to be told."""
+    """Return the box (XYXY) around boxes, None without boxes.
+
+    A box that is not 4 numbers is returned as it is, so that `checked_prompt` reports it.
+    """
     strange = [box for box in boxes if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)))]
     if strange or len(boxes) < 2:
         return next(iter(strange or boxes), None)
@@ -162,7 +175,7 @@ def union(boxes: Sequence[Any]) -> Any:
 
 
 def scaled(values: Iterable[Any], *factors: float) -> list[Any]:
-    """Each value by its factor, in turn; what is no number as it is."""
+    """Return each value multiplied by its factor, the factors in turn; a value that is not a number stays as it is."""
     given = list(values)
     return [
         value * factors[position % len(factors)] if is_number(value) else value for position, value in enumerate(given)
@@ -170,7 +183,7 @@ def scaled(values: Iterable[Any], *factors: float) -> list[Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a number that can be reckoned with: JSON has whole numbers that no float can hold."""
+    """Whether `value` is a number that fits into a float; JSON may hold whole numbers that do not."""
     return type(value) is float or (type(value) is int and abs(value) < MAX_INTEGER)
 
 

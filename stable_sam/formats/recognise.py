@@ -1,4 +1,4 @@
-"""The format of an annotation file, told by its content and its ending."""
+"""Recognises the format of an annotation file by its content and its ending."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEYS = {key: name for name, reader in READERS.items() for key in reader.json_ke
 
 
 def recognise(file: BinaryIO, uri: str) -> str:
-    """The name of the file's format, as in `SourceConfig.format`; raises `AnnotationError` for an unknown one."""
+    """Return the file's format, named as in `SourceConfig.format`; raises `AnnotationError` for an unknown one."""
     head = file.read(HEAD_BYTES)
     ending = uri.rpartition(".")[2].lower()
     if head.startswith(PARQUET):

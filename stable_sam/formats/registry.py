@@ -1,7 +1,7 @@
-"""The formats of other tools, each registered here: how its files are told apart and read, written, and read back.
+"""Registers every format of other tools: how its files are recognised, read, written, and read back after a review.
 
-To add one: its readers and writers in a folder of its own, their entries here, a name that can be read in
-`stable_sam.records.AnnotationFormat`, and a section in docs/annotations.md or docs/review.md.
+A new format has its readers and writers in a folder of its own, their entries here, its name in
+`stable_sam.records.AnnotationFormat` when it can be read, and a section in docs/annotations.md or docs/review.md.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from stable_sam.formats.yolo.write import write_yolo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """How the weak annotations of one format are found and read, by one of `read` and `read_small`."""
+    """How the weak annotations of one format are found and read: exactly one of `read` and `read_small` is given."""
 
     endings: tuple[str, ...]
-    """Of its files in a folder, in lower case."""
+    """Endings of the format's files, in lower case, by which they are chosen from a folder."""
     read: Callable[[BinaryIO, str, Context], Iterator[PromptChunk]] | None = None
-    """Gives the prompts of an open file and its URI chunk by chunk; raises `AnnotationError`."""
+    """Yields the prompts of an open file, given with its URI, chunk by chunk; raises `AnnotationError`."""
     read_small: Callable[[SmallFile, Context], list[SourceAnnotation]] | None = None
-    """Gives the annotations of a file that holds those of one image; raises `AnnotationError`."""
+    """Returns the annotations of a file that holds those of one image; raises `AnnotationError`."""
     class_names: tuple[str, ...] = ()
-    """Files beside the annotations that may hold the names of their classes; the first that is there is read."""
+    """Names of files that may hold the class names; the first that exists beside or above the annotations is read."""
     xml_root: str | None = None
     """The root element by which XML files of this format are recognised."""
     json_keys: tuple[tuple[str, str | None], ...] = ()
-    """Keys by which a JSON object of this format is recognised, each with the character that its value begins with;
-    None: any."""
+    """Keys by which a JSON object of this format is recognised, each with the character that its value begins with, or
+    with None for a value of any kind."""
 
 
 def _instances(file: BinaryIO, uri: str, context: Context) -> Iterator[PromptChunk]:
@@ -101,17 +101,17 @@ READERS: Mapping[str, Reader] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """How masks are exported in one format, and what an export does unless it is told otherwise."""
+    """How masks are exported in one format, with the format's defaults for the options of an export."""
 
     write: OpenWriter
     copies: bool = False
-    """Copies the images, because the format's tools look for them beside the labels."""
+    """Whether images are copied by default, because the format's tools look for them beside the labels."""
     polygons: bool = False
-    """Writes masks as polygons."""
+    """Whether masks are written as polygons by default."""
     names_by_stem: bool = False
-    """Its label files are named after the images without their endings."""
+    """Whether label files are named after the images without their endings."""
     embeds: bool = False
-    """The images are inside its files."""
+    """Whether the format's files hold the images themselves, where images are copied."""
 
 
 WRITERS: Mapping[str, Writer] = {
@@ -134,4 +134,4 @@ REVIEW_READERS: Mapping[str, Callable[[Files], Iterator[ReviewedImage]]] = {
     "yolo": review_yolo,
     "png": review_png,
 }
-"""How exported files are read again after people reviewed them."""
+"""By format, the function that reads exported files after people reviewed them; raises `AnnotationError`."""

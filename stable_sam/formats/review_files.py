@@ -1,4 +1,4 @@
-"""The files that came back, and the list of what had been sent."""
+"""The files that came back from a review, and the list of what was sent with the export."""
 
 from __future__ import annotations
 
@@ -15,45 +15,50 @@ from stable_sam.storage.files import is_folder, iter_versions, join, open_stream
 from stable_sam.storage.json_stream import JsonStream
 
 MAX_FILE_BYTES = 512 * 2**20
-"""Of a file that is read as a whole."""
+"""Largest size of a file that is read as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentImage:
-    """What was sent of one image."""
+    """One image of an export, as the list of what was sent has it."""
 
     name: str
+    """Name of the image in the export, as `ExportImage.name`."""
     size_hw: tuple[int, int]
+    """Height and width in pixels."""
     objects: tuple[Mapping[str, Any], ...]
-    """prompt_id, revision, and what tells the object in the format's files."""
+    """For each object its prompt_id, its revision, and the values that identify it in the format's files."""
     where: str = ""
-    """List and image, for messages."""
+    """The list's URI and the image, for messages."""
 
     @property
     def revisions(self) -> dict[str, int]:
-        """Revision of each prompt."""
+        """The revision that was sent, by prompt_id."""
         return {entry["prompt_id"]: entry["revision"] for entry in self.objects}
 
     def having(self, *names: str) -> tuple[Mapping[str, Any], ...]:
-        """The objects; raises `AnnotationError` unless each has these, as text or numbers."""
+        """Return the objects; raises `AnnotationError` unless each has a text or whole number under all of `names`."""
         for entry in self.objects:
             for name in names:
                 if not isinstance(entry.get(name), str | int):
                     raise AnnotationError(
-                        f"{self.where}: expected {name} of each object, got {entry!r:.80}: is it the list of an export "
-                        "in this format?"
+                        f"{self.where}: expected {name} of each object, got {entry!r:.80}: is this the list of an "
+                        "export in this format?"
                     )
         return self.objects
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An export's list, by the names of its images."""
+    """The list of what was sent with an export, by the names of its images."""
 
     images: Mapping[str, SentImage] = field(default_factory=dict)
 
     def find(self, name: str) -> SentImage | None:
-        """The image that a file calls `name`: by its whole name, or by the end of it where only one has that."""
+        """Return the image that a file calls `name`, None when there is none.
+
+        When no image has that name, the only image counts whose name ends in `name`, or in whose name `name` ends.
+        """
         exact = self.images.get(name)
         if exact is not None:
             return exact
@@ -64,40 +69,47 @@ class Sent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """The files to import."""
+    """The files of an import."""
 
     uri: str
     names: tuple[str, ...]
     """Paths below `uri`, sorted."""
     sent: Sent | None
-    """None where there is no list."""
+    """The list of what was sent; None when it was not found."""
 
     def read(self, name: str) -> bytes:
-        """A file as a whole."""
+        """Return the whole content of a file; raises `StorageError`."""
         return read_bytes(self.where(name), max_bytes=MAX_FILE_BYTES)
 
     def where(self, name: str) -> str:
-        """URI of a file."""
+        """Return the URI of a file."""
         return join(self.uri, name)
 
     def named(self, *endings: str) -> Iterator[str]:
-        """The files with one of these endings, without the list of what was sent; raises `AnnotationError` for none."""
+        """Yield the names with one of these endings, except the list of what was sent.
+
+        Raises `AnnotationError` when no name has one of them.
+        """
         found = [name for name in self.names if name.lower().endswith(endings) and PurePosixPath(name).name != SENT]
         if not found:
             raise AnnotationError(f"{self.uri}: expected files that end in {' or '.join(endings)}, found none")
         return iter(found)
 
     def needed_sent(self) -> Sent:
-        """The list, for formats that do not hold what a prompt is; raises `AnnotationError` when there is none."""
+        """Return the list of what was sent, for formats whose files cannot hold a prompt_id.
+
+        Raises `AnnotationError` when there is none.
+        """
         if self.sent is None:
-            raise AnnotationError(f"{self.uri}: expected {SENT} beside the files, or --sent EXPORT, found none")
+            raise AnnotationError(f"{self.uri}: expected {SENT} beside the files, or --sent EXPORT, found neither")
         return self.sent
 
 
 def open_files(uri: str, sent_uri: str | None = None) -> Files:
-    """The file or folder at `uri`. sent_uri: folder of the export, or its list, when that does not lie beside them.
+    """List the file or folder at `uri`, and read the list of what was sent.
 
-    Raises `AnnotationError` when nothing is there or the list is broken, `StorageError`.
+    `sent_uri` is the folder of the export, or its list; it is needed only when the list does not lie beside the files.
+    Raises `AnnotationError` when there is nothing to import or the list is broken, and `StorageError`.
     """
     try:
         folder = is_folder(uri)

@@ -1,4 +1,4 @@
-"""What a file says of one image, and what all its files say together of each prompt."""
+"""What reviewed files say about one image, and what all of them together say about each prompt."""
 
 from __future__ import annotations
 
@@ -13,54 +13,56 @@ from stable_sam.formats.source_annotation import MAX_INT64, image_size
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask
 
 MAX_PIXELS = 2**28
-"""Of an image: more than any picture that is ever decoded has, and a mask of it fits into memory."""
+"""Largest image in pixels. No larger image is ever decoded, and a mask of this size fits into memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One object of a file."""
+    """One object in a reviewed file."""
 
     where: str
+    """File and record, for messages."""
     prompt_id: str | None
-    """None: the file does not say, so it is no object that was sent."""
+    """The prompt of the object; None when the file names none, as for an object that was not sent."""
     mask: EncodedMask | None = None
-    """None without a problem: nothing is left of it, as if it had been deleted."""
+    """The mask; None with a problem, or when it is empty, which counts as deleted."""
     problem: str | None = None
-    """Why the mask cannot be read."""
+    """Why the mask cannot be read; None when it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewedImage:
-    """An image that came back."""
+    """An image in a reviewed file, with the objects that the file has there."""
 
     where: str
+    """File and record, for messages."""
     findings: Sequence[Finding]
     sent: Mapping[str, int] | None
-    """Revision of each prompt that was sent; None when that is not known, and then nothing counts as deleted."""
+    """The revision that was sent, by prompt_id; None when that is not known, so that no prompt counts as deleted."""
     checked: bool = False
-    """The file says that somebody looked at all of it."""
+    """Whether the file says that somebody looked at the whole image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a file says of one prompt."""
+    """What the reviewed files say about one prompt."""
 
     prompt_id: str
     mask: EncodedMask | None
-    """None: the object was deleted."""
+    """The mask; None when the object was deleted."""
     revision: int | None
-    """Of the row that was sent out; None where the file does not say."""
+    """Revision of the row that was sent; None when it is not known."""
     checked: bool
-    """The file says that somebody looked, so that an unchanged mask is a confirmed one."""
+    """Whether the file says that somebody looked, so that an unchanged mask counts as confirmed."""
     where: str
     """File and record, for messages."""
 
 
 def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
-    """An answer for each prompt, and a line for each object that cannot be taken.
+    """Return one answer for each prompt, and one line for each object or prompt that cannot be imported.
 
-    A prompt that was sent and is not in its image any more was deleted. Two files that say different things of a prompt
-    contradict each other, and neither is taken; nor is what one says when the other's mask cannot be read.
+    A prompt that was sent and is no longer in its image counts as deleted. When two files say different things about a
+    prompt, or the mask in one of them cannot be read, the prompt gets no answer.
     """
     answers: dict[str, Answer] = {}
     contradicted: dict[str, str] = {}
@@ -71,7 +73,7 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
         mentioned = set()
         for finding in image.findings:
             if finding.prompt_id is None:
-                problems.append(f"{finding.where}: {finding.problem or 'a new object, without the id of a prompt'}")
+                problems.append(f"{finding.where}: {finding.problem or 'a new object without a prompt_id'}")
                 continue
             if finding.problem is not None:
                 problems.append(f"{finding.where}: prompt {finding.prompt_id}: {finding.problem}")
@@ -90,19 +92,24 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
 
 
 def reviewed_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that a file states of an image; None unless masks of that size can be held."""
+    """Return (height, width) in pixels from `image`; None unless they are the size of an image up to `MAX_PIXELS`."""
     size = image_size(image)
     return None if size is None or size[0] * size[1] > MAX_PIXELS else size
 
 
 def encoded(mask: NDArray[np.bool_]) -> EncodedMask | None:
-    """None of an empty mask."""
+    """Return `mask` (H, W) as run lengths, None when it is empty."""
     return encode_mask(np.asfortranarray(mask)) if mask.any() else None
 
 
 def united(findings: Iterable[tuple[Finding, NDArray[np.bool_] | None]]) -> list[Finding]:
-    """Shapes of one image with their masks, those of one prompt put together: it may have several parts."""
-    masks: dict[str, EncodedMask | None] = {}  # pixels of all shapes at once would be too much
+    """Return the shapes of one image with the shapes of one prompt united, because an object may have several parts.
+
+    Each shape comes with its mask (H, W), or None when it has none. A prompt with a shape that cannot be read gets no
+    mask.
+    """
+    # Masks are kept as run lengths, because the pixels of all shapes at once would fill the memory.
+    masks: dict[str, EncodedMask | None] = {}
     where: dict[str, str] = {}
     others: list[Finding] = []
     for finding, mask in findings:
@@ -115,7 +122,7 @@ def united(findings: Iterable[tuple[Finding, NDArray[np.bool_] | None]]) -> list
             )
         else:
             masks[finding.prompt_id], where[finding.prompt_id] = encoded(mask), finding.where
-    # Of a prompt with a shape that cannot be read, the rest is not the mask.
+    # When one shape of a prompt cannot be read, the others alone are not its mask.
     broken = {finding.prompt_id for finding in others}
     whole = [
         Finding(where=where[prompt_id], prompt_id=prompt_id, mask=mask)
@@ -126,18 +133,18 @@ def united(findings: Iterable[tuple[Finding, NDArray[np.bool_] | None]]) -> list
 
 
 def revisions(sent: Any) -> dict[str, int] | None:
-    """`sent` as a file holds it, prompt_id -> revision; None when it is something else."""
+    """Return `sent` when it is an object of prompt_id and revision, as an export writes it; else None."""
     return sent if isinstance(sent, dict) and all(map(is_revision, sent.values())) else None
 
 
 def is_revision(value: Any) -> bool:
-    """Whether this can be the revision of a row."""
+    """Whether `value` can be the revision of a row."""
     return type(value) is int and 0 <= value <= MAX_INT64
 
 
 def _answer(image: ReviewedImage, prompt_id: str, mask: EncodedMask | None, where: str) -> Answer:
     revision = (image.sent or {}).get(prompt_id)
-    # Half a surrogate pair, which JSON can smuggle in, is in no table, and no table can be asked for it.
+    # JSON may hold half a surrogate pair. No table holds such text, and a query with it would fail.
     asked = prompt_id.encode(errors="backslashreplace").decode()
     return Answer(prompt_id=asked, mask=mask, revision=revision, checked=image.checked, where=where)
 

@@ -1,9 +1,9 @@
-"""From what an annotation file says to a `Prompt` of typed values.
+"""Turns what an annotation file says into a `Prompt` of typed values.
 
-The readers fill in a `SourceAnnotation` without judging it; `checked_prompt` makes a `Prompt` of it in every case, with
-the reasons in `error` when it cannot be used: boxes and points of another type than a prompt holds are found here,
-prompts that make no sense by the rules of `stable_sam.prompt_check`. Category, score and iscrowd are needed for no
-mask: values that do not fit their column are kept in `attributes`.
+The readers fill in a `SourceAnnotation` without checking it. `checked_prompt` makes a `Prompt` of it in every case and
+writes into `error` why the prompt cannot be used: this module finds boxes and points of a wrong type, the rules of
+`stable_sam.prompt_check` find prompts that make no sense. No mask depends on category, score and iscrowd, so their
+values are never an error: a value that does not fit its column goes into `attributes`.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from stable_sam.prompt_check import check_prompt
 from stable_sam.records import BoxXYXY, Prompt
 
 MAX_ATTRIBUTE_CHARS = 200
-"""Longer values (polygons, masks, embeddings) are the source's payload, not attributes of the prompt."""
+"""Longest name and longest value of an attribute. Longer values (polygons, masks, embeddings) are left out, because
+they are the source's payload and not attributes of the prompt."""
 MAX_ATTRIBUTES = 100
-"""Of one prompt; those with longer names are left out like those with longer values."""
+"""Largest number of attributes of one prompt; further ones are left out."""
 MAX_TEXT_BYTES = 500
-"""Of an id or a category: rows are matched and grouped by them, and a name of megabytes would stand in every row."""
+"""Longest id or category, in UTF-8. Rows are matched and grouped by these, and a long one would be in every row."""
 MAX_POINTS = 1000
-"""Of one prompt: the decoder's memory grows with their number."""
+"""Largest number of points of one prompt, because the decoder's memory grows with it."""
 MAX_ERROR_CHARS = 1000
 WHOLE_NUMBER = re.compile(r"\s*-?[0-9]{1,19}\s*")
 MAX_INT64 = 2**63 - 1
 MAX_LABEL = 2**31 - 1
 MAX_SIDE = 2**31 - 1
-"""Of an image, in pixels: what a column of 32 bits holds, far above every image format."""
+"""Longest side of an image in pixels: a column of 32 bits holds no more, and no image format reaches it."""
 
 T = TypeVar("T")
 Points = tuple[tuple[tuple[float, float], ...], tuple[int, ...]]
-"""points_xy and point_labels."""
+"""The points_xy and point_labels of a prompt."""
 NO_POINTS: Points = ((), ())
 Box = tuple[BoxXYXY | None, str | None]
-"""box_xyxy, and the box as its source wrote it."""
+"""The box_xyxy of a prompt, and the box as its source wrote it, for messages."""
 NO_BOX: Box = (None, None)
 _JSON = json.JSONEncoder(default=str).encode
 _SORTED_JSON = json.JSONEncoder(sort_keys=True).encode
@@ -56,9 +57,9 @@ class SourceAnnotation:
     image_id: str
     image_uri: str = ""
     size_hw: tuple[int, int] | None = None
-    """Size of the upright image when the source knows it."""
+    """Height and width of the upright image in pixels; None when the source does not state them."""
     problem: str | None = None
-    """What the reader itself found wrong, such as an image that is missing."""
+    """What the reader itself found wrong, such as a missing image; None when it found nothing."""
     box_xyxy: Any = None
     box_xywh: Any = None
     points_xy: Any = None
@@ -72,10 +73,9 @@ class SourceAnnotation:
 
 
 def checked_prompt(source: SourceAnnotation) -> Prompt:
-    """The prompt, with `error` set to everything that is wrong with it; never raises.
+    """Return the prompt, with everything that is wrong with it in `error`; never raises.
 
-    An unusable prompt keeps what box and points it has, for people to look at; only numbers that no table can hold are
-    dropped.
+    A prompt that cannot be used keeps its box and points for people to look at, without numbers that no table can hold.
     """
     problems = [source.problem] if source.problem else []
 
@@ -103,7 +103,7 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
         score=_score(source.score),
         attributes=_with_unfit(source),
     )
-    # That there is neither box nor points is no news when one of them, or the whole record, could not be read.
+    # When the box, the points or the whole record could not be read, "no box and no points" would only repeat it.
     if box is not None or points or labels or not problems:
         unusable = _presentable(prompt)
         prompt = attempt(lambda: check_prompt(prompt, source.size_hw, box_as_given=box_as_given), unusable)
@@ -113,9 +113,9 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
 
 
 def id_text(value: Any) -> str | None:
-    """An id of the source as text: 7, 7.0 and "7" are one id. None when the value is not an id.
+    """Return an id of the source as text, None when the value is not an id. 7, 7.0 and "7" are one id.
 
-    Of a text above `MAX_TEXT_BYTES` the beginning and a hash stay: different ids stay different.
+    A text above `MAX_TEXT_BYTES` is cut and ends in its hash, so that different ids stay different.
     """
     if isinstance(value, str):
         return _table_text(value) or None
@@ -127,7 +127,7 @@ def id_text(value: Any) -> str | None:
 
 
 def image_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that an image entry states, None unless both are whole numbers that an image can have."""
+    """Return (height, width) in pixels from an image's entry, None unless both are whole numbers in 1 to `MAX_SIDE`."""
     height, width = entry.get("height"), entry.get("width")
     if isinstance(height, int) and isinstance(width, int) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE:
         return height, width
@@ -135,7 +135,7 @@ def image_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def attributes_json(record: Mapping[str, Any], known: Container[str]) -> str | None:
-    """The small values of a record that no field of a prompt holds, as a JSON object; None when there are none."""
+    """Return a record's small values as a JSON object in text, without the fields `known`; None when there are none."""
     kept = {}
     for name, value in record.items():
         if name in known or value is None or len(name) > MAX_ATTRIBUTE_CHARS:
@@ -154,10 +154,10 @@ def attributes_json(record: Mapping[str, Any], known: Container[str]) -> str | N
 
 def _attribute_text(value: Any) -> str:
     if isinstance(value, list | dict | str) and len(value) > MAX_ATTRIBUTE_CHARS:
-        return " " * len(value)  # its JSON would be longer still
+        return " " * len(value)  # too long already, and its JSON would be longer still
     try:
         return _JSON(value)
-    except (ValueError, RecursionError):  # thousands of digits, or of levels
+    except (ValueError, RecursionError):  # numbers of thousands of digits, or lists of thousands of levels
         return " " * (MAX_ATTRIBUTE_CHARS + 1)
 
 
@@ -175,7 +175,7 @@ def _box(source: SourceAnnotation) -> Box:
 
 
 def _points(source: SourceAnnotation) -> Points:
-    """Points without labels are all on the object."""
+    """Return points and labels; points without labels are all on the object (label 1)."""
     given, labels = _absent_if_empty(source.points_xy), _absent_if_empty(source.point_labels)
     if given is not None and not isinstance(given, list | tuple):
         raise PromptError(f"expected a list of points [x, y], got {given!r:.80}")
@@ -218,7 +218,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _presentable(prompt: Prompt) -> Prompt:
-    """The prompt without a box or points that are not finite, and without labels that are no 32-bit numbers."""
+    """Return the prompt without a box or points that are not finite, and without labels that do not fit 32 bits."""
     box, points = prompt.box_xyxy, prompt.points_xy
     finite_box = box is not None and all(math.isfinite(value) for value in box)
     finite_points = all(math.isfinite(value) for point in points for value in point)
@@ -232,7 +232,7 @@ def _presentable(prompt: Prompt) -> Prompt:
 
 
 def _with_unfit(source: SourceAnnotation) -> str | None:
-    """The attributes, and with them what no column of its own can hold."""
+    """Return the attributes together with category_id, category, iscrowd and score that do not fit their columns."""
     fitted = {
         "category_id": _integer(source.category_id),
         "category": _text(source.category),
@@ -247,7 +247,7 @@ def _with_unfit(source: SourceAnnotation) -> str | None:
 
 
 def _integer(value: Any) -> int | None:
-    """A whole number of 64 bits, also one written as 7.0 or "7"; None for anything else."""
+    """Return a whole number of 64 bits, which may be written as 7.0 or "7"; None for anything else."""
     if isinstance(value, str) and WHOLE_NUMBER.fullmatch(value):
         value = int(value)
     number = int(value) if isinstance(value, float) and value.is_integer() else value
@@ -260,8 +260,11 @@ def _text(value: Any) -> str | None:
 
 
 def _table_text(text: str) -> str:
-    """`text` as a table can hold it: half a surrogate pair, which JSON can smuggle in, is written out as an escape, and
-    of a very long text the beginning and a hash stay."""
+    """Return `text` as a table can hold it.
+
+    Half a surrogate pair, which JSON may hold, becomes an escape. A text above `MAX_TEXT_BYTES` is cut and ends in its
+    hash.
+    """
     valid = text.encode(errors="backslashreplace")
     if len(valid) <= MAX_TEXT_BYTES:
         return valid.decode()

@@ -1,9 +1,9 @@
-"""Which files `--annotations` means: one file, a folder, a pattern, or several of these with commas between.
+"""Finds the files that `--annotations` names: one file, a folder, a pattern, or several of these with commas between.
 
 s3://lake/weak.json                     a file
-s3://lake/labels                        a folder: the annotation files below, at any depth
+s3://lake/labels                        a folder: the annotation files below it, at any depth
 s3://lake/nights/*/boxes.json           a pattern: * and ? stand for part of a name, ** for any number of folders
-yolo=s3://lake/a.json,rcnn=s3://lake/b  several sources, best with names of their own
+yolo=s3://lake/a.json,rcnn=s3://lake/b  several sources, here with names of their own
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stable_sam.storage import files as storage
 from stable_sam.storage.listing import StoredFile
 
 MAX_NAME_CHARS = 200
-"""Of a source: it stands before the id of each of its prompts."""
+"""Longest name of a source, because the id of each of its prompts begins with it."""
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _WILD = re.compile(r"[*?]")
 _KINDS = (("json", "jsonl", "ndjson", "parquet"), ("xml",), ("txt",), ("csv",))
@@ -32,20 +32,20 @@ _NO_ANNOTATIONS = re.compile(
     r"|.*images-with.*\.csv|.*object-segmentation.*\.csv|.*hierarchy.*\.json",
     re.IGNORECASE,
 )
-"""Files that lie beside annotations in folders that others have made."""
+"""Names of files that lie beside annotations in published data sets and hold none themselves."""
 
 
 def absolute_annotations(annotations: str) -> str:
-    """The same files by absolute paths, for those who stand in another folder; URIs stay as they are."""
+    """Return `annotations` with absolute paths, for a process in another working directory; URIs stay as they are."""
     entries = map(_named, _entries(annotations))
     return ",".join((f"{name}=" if name else "") + storage.absolute_uri(uri) for name, uri in entries)
 
 
 def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
-    """The sources that `--annotations` names, in their order, with their files.
+    """Return the sources that `annotations` names, in this order, with their files.
 
-    file_format: `auto`, or the format whose files are taken of folders. Raises `AnnotationError` when there is no such
-    file, a folder holds files of more than one kind, or two sources have one name; `StorageError`.
+    `file_format` is the format whose files are chosen from folders, or `auto`. Raises `AnnotationError` when a file
+    does not exist, a folder holds files of more than one kind, or two sources have one name, and `StorageError`.
     """
     entries = [_named(entry) for entry in _entries(annotations)]
     sources = [_source(name, uri, len(entries) > 1, file_format) for name, uri in entries]
@@ -60,8 +60,10 @@ def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
 
 
 def annotations_version(annotations: str) -> str | None:
-    """What changes when a file of the sources, or of their class names, changes, comes or goes; None when one of the
-    sources is not there."""
+    """Return a version that changes when a file of the sources or of their class names is changed, added or removed.
+
+    Returns None when one of the sources does not exist. Raises `StorageError`.
+    """
     try:
         return ",".join(_version(uri) for _, uri in map(_named, _entries(annotations)))
     except NotFoundError:
@@ -80,7 +82,7 @@ def annotations_modified_since(annotations: str, moment: datetime) -> bool:
 
 
 def check_annotations(annotations: str) -> None:
-    """Raise `AnnotationError` when a source is not there at all."""
+    """Raise `AnnotationError` when a source does not exist or its pattern matches no file."""
     for _, uri in map(_named, _entries(annotations)):
         there = any(True for _ in _listed(uri)[1]) if _WILD.search(uri) else storage.exists(uri)
         if not there:
@@ -97,7 +99,7 @@ def _entries(annotations: str) -> list[str]:
 
 
 def _named(entry: str) -> tuple[str | None, str]:
-    """Name and URI of an entry; a file whose own name has a `=` keeps it."""
+    """Return the name and the URI of an entry. An existing file whose own name has a `=` is an entry without a name."""
     found = _NAMED.fullmatch(entry)
     if found is None or _is_there(entry):
         return None, entry
@@ -107,7 +109,7 @@ def _named(entry: str) -> tuple[str | None, str]:
 
 
 def _is_there(uri: str) -> bool:
-    with suppress(StorageError):  # what is no URI at all is not there
+    with suppress(StorageError):  # text that is no URI names no file
         return storage.exists(uri)
     return False
 
@@ -140,7 +142,7 @@ def _version(uri: str) -> str:
         total = 0
         for file in files:
             endings.add(file.path.rpartition(".")[2].lower())
-            # Equal for equal files in any order, without holding them.
+            # Exclusive or gives the same total for the same files in any order, so that none has to be kept.
             total ^= int.from_bytes(hashlib.sha256(f"{file.path}\0{file.version}".encode()).digest()[:16])
         version = f"{total:032x}"
     else:
@@ -153,7 +155,7 @@ def _version(uri: str) -> str:
 
 
 def _listed(uri: str) -> tuple[str, Iterator[StoredFile]]:
-    """The folder that an entry means, and the files that it means there."""
+    """Return the folder of an entry that is a folder or a pattern, and the files that it names there."""
     if not _WILD.search(uri):
         return uri, storage.iter_files(uri)
     fixed = _WILD.split(uri, maxsplit=1)[0]
@@ -170,7 +172,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
-    """The annotation files among those of a folder; all that a pattern finds."""
+    """Return the annotation files among the files of a folder, or those that a pattern matches."""
     of_interest = [name for name in found if not _NO_ANNOTATIONS.fullmatch(name.rpartition("/")[2])]
     if _WILD.search(uri):
         return of_interest or found
@@ -180,8 +182,8 @@ def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
     if len(kinds) > 1:
         examples = ", ".join(names[0] for names in kinds.values())
         raise AnnotationError(
-            f"{uri}: expected annotation files of one format, found {examples:.300}: say which with --format, or by a "
-            "pattern such as *.xml"
+            f"{uri}: expected annotation files of one format, found {examples:.300}: name the format with --format, or "
+            "the files by a pattern such as *.xml"
         )
     return next(iter(kinds.values()), [])
 

@@ -1,12 +1,13 @@
-"""Pascal VOC XML, one file for each image, and the older XML of LabelMe's web tool.
+"""Reads Pascal VOC XML, one file for each image, and the older XML of LabelMe's web tool.
 
     <annotation><filename>a.jpg</filename><size>...</size>
       <object><name>cat</name><difficult>0</difficult><bndbox><xmin>1</xmin> ... </bndbox></object>
     </annotation>
 
-`bndbox` counts pixels from 1 and includes the last one, as the VOC development kit does: x0 = xmin - 1, x1 = xmax. Of
-files by tools that count from 0 the box becomes one pixel larger at the left and at the top, never smaller than drawn.
-LabelMe's polygons and its boxes of segments become boxes as they are. `part`s of an object are not read.
+`bndbox` counts pixels from 1 and includes the last one, as the VOC development kit does: x0 = xmin - 1, x1 = xmax. In a
+file by a tool that counts from 0, each box becomes one pixel larger at the left and at the top, never smaller than it
+was drawn. LabelMe's polygons become the boxes around them, and the boxes of its segments are read as they are. The
+`part`s of an object are not read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OWN_FIELDS = frozenset({"name", "bndbox", "polygon", "segm", "part", "parts", "d
 
 
 def read_voc(file: SmallFile, context: Context) -> list[SourceAnnotation]:
-    """One annotation for each object; raises `AnnotationError` for what is no such XML."""
+    """Return one annotation for each object; raises `AnnotationError` for a file that is not such XML."""
     header: dict[str, str | None] = {}
     size: dict[str, int | None] = {}
     objects: list[tuple[int, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""XML files of strangers, element by element: no entities, no outside references, bounded memory."""
+"""Reads untrusted XML element by element, with bounded memory, and refuses entities and external references."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from defusedxml.ElementTree import iterparse
 from stable_sam.errors import AnnotationError, one_line
 
 MAX_ELEMENT_BYTES = 16 * 2**20
-"""Of one child of the document's root, which is held as a whole; as Python objects it is some 20 times as big."""
+"""Largest child of the document's root. It is held as a whole, and as Python objects it is about 20 times as big."""
 MAX_DEPTH = 100
-"""No format nests deeper than ten."""
+"""Deepest nesting of elements; no supported format nests deeper than 10."""
 
 
 def children(file: BinaryIO, name: str, root: str) -> Iterator[Element]:
-    """The children of the document's root one after the other; each is forgotten when the next is asked for.
+    """Yield the children of the document's root; each child is released when the next one is asked for.
 
-    root: tag that the root must have. Raises `AnnotationError` for another one and for what is no plain XML; `name` is
-    the file's, for messages.
+    `root` is the tag that the root must have, `name` the file's name for messages. Raises `AnnotationError` for another
+    root, for invalid XML, and for XML with entities of its own.
     """
     limited = _Limited(file, name)
     depth, top = 0, None
@@ -46,7 +46,7 @@ def children(file: BinaryIO, name: str, root: str) -> Iterator[Element]:
 
 
 def root_tag(file: BinaryIO, name: str) -> str:
-    """The tag of the document's root; raises `AnnotationError` as `children` does."""
+    """Return the tag of the document's root; raises `AnnotationError` when the XML is invalid."""
     with _explained(name):
         for _, element in iterparse(_Limited(file, name), events=("start",)):
             return str(element.tag)
@@ -54,7 +54,7 @@ def root_tag(file: BinaryIO, name: str) -> str:
 
 
 def number(text: str | None) -> Any:
-    """The number that a text means; what means none, or no finite one, as it is."""
+    """Return the finite number that a text means as a float; other text is returned as it is."""
     try:
         value = float(text or "")
     except ValueError:
@@ -63,7 +63,7 @@ def number(text: str | None) -> Any:
 
 
 def whole_number(text: str | None) -> int | None:
-    """The whole number that a text means, also one written as 7.0; None for anything else."""
+    """Return the whole number that a text means, which may be written as 7.0; None for anything else."""
     value = number(text)
     return int(value) if isinstance(value, float) and value.is_integer() else None
 
@@ -79,7 +79,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 class _Limited:
-    """A file of which only so much is read before an element ends."""
+    """A file that raises `AnnotationError` when more than `MAX_ELEMENT_BYTES` are read before `taken` is called."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name, self._read = file, name, 0
@@ -88,7 +88,9 @@ class _Limited:
         data = self._file.read(length)
         self._read += len(data)
         if self._read > MAX_ELEMENT_BYTES:
-            raise AnnotationError(f"{self._name}: expected an element of at most {MAX_ELEMENT_BYTES} bytes")
+            raise AnnotationError(
+                f"{self._name}: expected elements of at most {MAX_ELEMENT_BYTES} bytes, got a larger one"
+            )
         return data
 
     def taken(self) -> None:

@@ -1,1 +1,1 @@
-"""Review: masks out to annotation tools, and what people made of them back into the table."""
+"""Review: exports masks to annotation tools, and imports what people decided there into the table."""

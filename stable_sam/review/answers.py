@@ -1,8 +1,8 @@
-"""What people said of masks becomes rows of the table: an import of corrections is a run, as a night is one.
+"""Turns the answers of reviewers into rows of the table: every import that changes something is a run of its own.
 
     files of a tool --stable_sam.formats.*.review--> Answer for each prompt --import_answers--> one table version
 
-No night refines a prompt again whose newest row is of status `reviewed`: see `stable_sam.runs.compare`. The masks of
+A prompt whose newest row has the status `reviewed` is not refined again: see `stable_sam.runs.compare`. The masks of
 one import are held in memory, as run lengths.
 """
 
@@ -35,33 +35,36 @@ from stable_sam.table.query import query
 from stable_sam.table.schema import SHARD_SCHEMA, rows_to_table
 
 MAX_REJECTED_FRACTION = 0.5
-"""An import that rejects more of what was sent is refused: half a file looks like that."""
+"""Largest part of the answers that may be deletions, because half a file looks like many deletions."""
 _FEW_ANSWERS = 20
-"""Of fewer any part may be rejected."""
+"""Fewer answers than these are not checked for it."""
 _SHARD_ROWS = 2_000
 STILL = timedelta(minutes=30)
-"""A night that wrote nothing for so long is taken for dead: a shard takes a minute or so."""
+"""A run that wrote nothing for so long is taken to have ended, because a shard takes about a minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewReport:
-    """What an import did, or with `dry_run` would do."""
+    """What an import did, or with `dry_run` would do, as numbers of prompts."""
 
     corrected: int = 0
+    """Prompts whose mask a person changed."""
     confirmed: int = 0
+    """Prompts whose mask a person looked at and left as it was."""
     rejected: int = 0
+    """Prompts whose mask a person deleted."""
     unchanged: int = 0
-    """As sent, and nothing says that somebody looked."""
+    """Prompts whose mask is as it was sent, while nothing says that somebody looked; they are not imported."""
     already: int = 0
-    """The table says the same already."""
+    """Prompts whose row in the table is reviewed and says the same; they are not imported."""
     problems: tuple[str, ...] = ()
-    """A line for each prompt that was not imported though the file says something of it."""
+    """A line for each object or prompt of the files that could not be imported."""
     run_id: str | None = None
-    """Of the run that was published; None when there was nothing to publish."""
+    """The run that was published; None when there was nothing to publish."""
 
     @property
     def imported(self) -> int:
-        """Rows of the run."""
+        """Number of rows of the run: corrected, confirmed and rejected prompts."""
         return self.corrected + self.confirmed + self.rejected
 
 
@@ -83,16 +86,22 @@ def import_answers(
     dry_run: bool = False,
     force: bool = False,
 ) -> ReviewReport:
-    """Publish what people decided as rows of status "reviewed", in one run; the same answers again do nothing.
+    """Publish what people decided as rows of status `reviewed`, in one run.
 
-    answers: at most one for each prompt. reviewer: who; may correct their own earlier answers to the same export.
-    unchanged_iou: a mask counts as unchanged from this IoU on; below 1 for tools that draw masks anew.
-    An answer is a problem when its prompt is unknown or withdrawn, the mask is of another size, or the row that was
-    sent has been replaced since by another mask; the others are imported.
-    force: also while a night is being made, which then has to start again.
-    Raises `NotFoundError` when there is no table, `ConfigError` beside a night, `InputError` when more than
-    `max_rejected_fraction` of the answers are deletions, `StorageError`, also when a night was published meanwhile:
-    then nothing was imported.
+    Importing the same answers again does nothing.
+
+    `answers` has at most one answer for each prompt. An answer becomes a problem when its prompt is unknown or
+    withdrawn, its mask is of another size, or the row that was sent has since been replaced by another mask; all other
+    answers are imported.
+    `reviewer` names who decided. A reviewer may correct their own earlier answers to the same export.
+    `confirm_unchanged` takes an unchanged mask as confirmed even when the file does not say that somebody looked.
+    `unchanged_iou` is the IoU with the sent mask from which a mask counts as unchanged; it is below 1 for tools that
+    draw masks anew.
+    `dry_run` only counts. `force` imports even while another run is being made, which then has to start again.
+
+    Raises `NotFoundError` when there is no table, `ConfigError` while another run is being made, `InputError` when
+    more than `max_rejected_fraction` of the answers are deletions, and `StorageError`, also when another run was
+    published meanwhile; then nothing is imported.
     """
     parent = newest_run(table_uri)
     if parent is None:
@@ -132,25 +141,25 @@ def import_answers(
 
 
 def reviewed_masks(table_uri: str) -> pa.Table:
-    """What people decided, with what the model had said: labels for calibration and training.
+    """Return what people decided beside what the model had predicted, as labels for calibration and training.
 
-    A row for each prompt that is reviewed now: its prompt and image; `verdict`; `true_mask_size` and `true_mask_counts`
-    (null for a rejected one); `mask_size`, `mask_counts` and `area`, the scores, `second_pass`, `view`, `model_route`
-    and the model of the row that was reviewed (the newest that a model made), with the `jitter_count`, `jitter_scale`,
-    `stability_offset` and `tiles` of its run; and `true_iou`, the IoU of the two masks (0 for a rejected prompt).
-    Raises what `stable_sam.table.query.query` raises.
+    The table has a row for each prompt whose current row is reviewed: its prompt and image; `verdict`;
+    `true_mask_size` and `true_mask_counts` (null for a rejected prompt); from the newest row that a model made,
+    `mask_size`, `mask_counts`, `area`, the scores, `second_pass`, `view`, `model_route` and the model; `jitter_count`,
+    `jitter_scale`, `stability_offset` and `tiles` of that row's run; and `true_iou`, the IoU of the two masks (0 for a
+    rejected prompt). Raises what `stable_sam.table.query.query` raises.
     """
-    theirs = ("mask_size", "mask_counts", "area", *FROM_MODEL, "second_pass", "view", "model_id", "weights_sha256",
-              "dtype", "config_hash")  # fmt: skip
-    ours = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
-            "points_xy", "point_labels", "verdict")  # fmt: skip
+    from_model = ("mask_size", "mask_counts", "area", *FROM_MODEL, "second_pass", "view", "model_id", "weights_sha256",
+                  "dtype", "config_hash")  # fmt: skip
+    from_review = ("prompt_id", "image_id", "image_uri", "category_id", "category", "iscrowd", "score", "box_xyxy",
+                   "points_xy", "point_labels", "verdict")  # fmt: skip
     table = query(
         table_uri,
         f"""
-        SELECT {", ".join(f"m.{name}" for name in ours)},
+        SELECT {", ".join(f"m.{name}" for name in from_review)},
                m.mask_size AS true_mask_size, m.mask_counts AS true_mask_counts,
-               {", ".join(f"h.{name}" for name in theirs)}, h.route AS model_route, r.jitter_count, r.jitter_scale,
-               r.stability_offset, r.tiles
+               {", ".join(f"h.{name}" for name in from_model)}, h.route AS model_route, r.jitter_count,
+               r.jitter_scale, r.stability_offset, r.tiles
         FROM masks m JOIN ({MADE_BEFORE_REVIEW}) h USING (prompt_id) LEFT JOIN runs r ON r.run_id = h.run_id
         WHERE m.status = 'reviewed'
         ORDER BY m.image_uri, m.prompt_id
@@ -166,12 +175,12 @@ def _check_rejected(answers: Sequence[Answer], max_fraction: float) -> None:
     if len(answers) >= _FEW_ANSWERS and rejected > max_fraction * len(answers):
         raise InputError(
             f"expected files that hold most of the {len(answers)} masks that were sent, got deletions of {rejected}; "
-            f"nothing was imported. If they were really deleted, raise max_rejected (now {max_fraction:g}) to 1"
+            f"nothing was imported. If people really deleted them, raise max_rejected (now {max_fraction:g}) to 1"
         )
 
 
 def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, RefinedMask]], made_by: str) -> RunManifest:
-    """The run, which continues `parent` and leaves everything else as it found it."""
+    """Return the manifest of the import's run, which continues `parent` and leaves all other rows as they are."""
     measured = {name: getattr(parent, name) for name in ("jitter_count", "jitter_scale", "stability_offset")}
     known = {name: value for name, value in measured.items() if value is not None}
     config = RunConfig.from_dict({"refiner": known | tile_config(parent.tiles)})
@@ -186,7 +195,7 @@ def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, Refi
         revision=parent.revision + 1,
         content_hash=content_hash,
         source_hash=parent.source_hash,
-        # The source is as far from the table as it was.
+        # An import reads nothing from the source, so the next night has the same changes to find as before.
         source_version=parent.source_version,
         annotations_uri=parent.annotations_uri,
         images_uri=parent.images_uri,
@@ -206,7 +215,7 @@ def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, Refi
 
 
 def _publish(manifest: RunManifest, rows: Sequence[tuple[Prompt, RefinedMask]]) -> None:
-    """Commit the rows in shards and make them one version; a killed import is taken up by the same import again."""
+    """Commit the rows in shards and publish them as one version; a killed import is resumed by starting it again."""
     chunks = [rows[start : start + _SHARD_ROWS] for start in range(0, len(rows), _SHARD_ROWS)]
     tables = (_shard(chunk) for chunk in chunks)
     manifest = replace(manifest, shards=write_shards(tables, manifest.folder_uri, manifest.content_hash))
@@ -224,7 +233,10 @@ def _shard(rows: Sequence[tuple[Prompt, RefinedMask]]) -> tuple[pa.Table, int]:
 
 
 def check_no_night(table_uri: str, newest: RunInfo) -> None:
-    """Raise `ConfigError` when a run that continues the newest one was worked on a moment ago."""
+    """Raise `ConfigError` when a run that continues `newest` wrote something within the last `STILL` minutes.
+
+    Such a run could not be published after an import, because it would no longer continue the newest run.
+    """
     touched: dict[str, datetime] = {}
     for file in iter_files(join(table_uri, "_runs")):
         run_id = file.path.partition("/")[0]
@@ -235,7 +247,7 @@ def check_no_night(table_uri: str, newest: RunInfo) -> None:
             minutes = max(0, int((now - when).total_seconds() // 60))
             raise ConfigError(
                 f"{table_uri}: run {run_id} is being made (it wrote {minutes} min ago) and could not be published "
-                "after an import: import when it is through, or by force, and start it again"
+                "after an import: import when it has ended, or import by force and start that run again"
             )
 
 
@@ -243,5 +255,5 @@ def _continues(table_uri: str, run_id: str, newest: RunInfo) -> bool:
     try:
         manifest = read_manifest(join(table_uri, "_runs", run_id, "manifest.json"))
     except StorageError:
-        return False  # of another version, or not there yet
+        return False  # the manifest is of another version of the code, or not written yet
     return manifest.parent_run_id == newest.run_id and not is_review(manifest.model.model_id)

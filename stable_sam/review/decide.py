@@ -1,4 +1,4 @@
-"""What an answer of a person means for the row that the table has now."""
+"""Decides what a reviewer's answer means for the current row of its prompt."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from stable_sam.table.query import connected
 from stable_sam.table.schema import SHARD_SCHEMA, prompt_from_row
 
 OUTCOMES = (*get_args(Verdict), "unchanged", "already")
-"""What `decide` says of an answer that can be taken: a verdict; as it was sent, and nobody says that they looked; or
-what the table has already."""
+"""The results of `decide` for answers without a problem. A verdict makes a new row. `unchanged` means that the mask is
+as it was sent and nothing says that somebody looked; `already` means that the table has this answer."""
 _BATCH = 1_000
 
 
 def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iterator[dict[str, Any]]:
-    """The newest row of each prompt that is answered, with the counts that were sent and how many others' rows came
-    since; in the order of images."""
+    """Yield the newest row of each answered prompt that the table has, in the order of the images.
+
+    Two fields are added to the table's columns: `sent_counts`, the RLE counts of the row that was sent, and `others`,
+    the number of later rows that were not made by `made_by`. Raises what `stable_sam.table.query.connected` raises.
+    """
     asked = pa.table(
         {
             "prompt_id": pa.array([answer.prompt_id for answer in answers], pa.string()),
@@ -52,9 +55,13 @@ def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iter
 
 
 def decide(row: Mapping[str, Any], answer: Answer, confirms: bool, unchanged_iou: float, is_known: bool) -> str:
-    """One of `OUTCOMES`, or in a sentence why the answer cannot be taken."""
+    """Return one of `OUTCOMES`, or else the reason why the answer cannot be imported, for a message.
+
+    `row` is one of `newest_rows`. `confirms` is whether somebody looked at the mask. `unchanged_iou` is the IoU from
+    which two masks count as equal. `is_known` is whether the import names its reviewer.
+    """
     if row["status"] == "withdrawn":
-        return "was withdrawn from the source"
+        return "its annotation was withdrawn from the source"
     mask, size = answer.mask, row["mask_size"] or row["image_size"]
     if mask is not None and size is not None and tuple(size) != mask.size_hw:
         return f"expected a mask of {size[1]} x {size[0]} pixels, got one of {mask.size_hw[1]} x {mask.size_hw[0]}"
@@ -68,11 +75,14 @@ def decide(row: Mapping[str, Any], answer: Answer, confirms: bool, unchanged_iou
         if as_sent and not confirms:
             return "unchanged"
         if answer.revision is None:
-            return f"is reviewed already (revision {row['revision']}), and the file does not say what it was made from"
+            return (
+                f"its row is reviewed already (revision {row['revision']}), and the file does not say which revision "
+                "was sent: export it again"
+            )
         if not (is_known and reviewed and row["others"] == 0):
             return (
-                f"was replaced since the export (revision {answer.revision} was sent, {row['revision']} is current, "
-                f"by {row['model_id']}): export it again"
+                f"its row was replaced since the export (revision {answer.revision} was sent, revision "
+                f"{row['revision']} by {row['model_id']} is current): export it again"
             )
     if mask is None:
         return "rejected"
@@ -82,7 +92,10 @@ def decide(row: Mapping[str, Any], answer: Answer, confirms: bool, unchanged_iou
 
 
 def reviewed_row(row: Mapping[str, Any], answer: Answer, verdict: str) -> tuple[Prompt, RefinedMask]:
-    """The reviewed row. A corrected mask has no scores: those of `row` are of another one."""
+    """Return the prompt and the reviewed mask that the answer makes of `row`.
+
+    A confirmed mask keeps the scores of `row`; a corrected one has none, because the scores belong to another mask.
+    """
     prompt = replace(prompt_from_row({name: row[name] for name in SHARD_SCHEMA.names}), error=None)
     kind: Verdict = "rejected" if verdict == "rejected" else "confirmed" if verdict == "confirmed" else "corrected"
     mask = RefinedMask(

@@ -1,4 +1,4 @@
-"""Masks of a table in the format of another tool, with a list of what was sent: see docs/review.md."""
+"""Exports masks of a table in the format of another tool, with a list of what was sent: see docs/review.md."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MAX_IMAGE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What was written."""
+    """What an export wrote, as numbers of images and of objects."""
 
     images: int
     objects: int
     without_mask: int
-    """Rows that were asked for and have no mask to write."""
+    """Number of rows that were asked for and have no mask to write."""
     problems: tuple[str, ...]
     """A line for each image that could not be read; its masks were left out."""
 
@@ -45,12 +45,15 @@ def export(
 ) -> ExportReport:
     """Write the current masks of a table to the folder `out_uri`, image by image.
 
-    to: a format of `WRITERS`. where: SQL condition on the view `masks`. sample: see `stable_sam.table.query.in_sample`.
-    as_of: as in `stable_sam.table.query.query`.
-    polygons, copy_images: None leaves it to the format. image_prefix: where tools find the pictures.
-    progress: is told of images that are done, and of how many there are.
-    Raises `ConfigError` for an unknown format or route, `InputError` when the condition is wrong, nothing is left or
-    the folder is not empty, `StorageError`.
+    `to` is a format of `WRITERS`. `where` is an SQL condition on the view `masks`; `routes` keeps only rows of these
+    routes; `sample` is the part of the rows to keep, as in `stable_sam.table.query.in_sample`; `as_of` is as in
+    `stable_sam.table.query.query`.
+    `polygons` writes polygons instead of pixel masks, and `copy_images` copies the images into the export; None leaves
+    the choice to the format. `image_prefix` is what tools put before an image's name to find it.
+    `progress` is called with the number of images that are done and the number of all images.
+
+    Raises `ConfigError` for an unknown format or route, `InputError` when the condition is not valid SQL, no mask is
+    left or the folder is not empty, and `StorageError`.
     """
     form = WRITERS.get(to)
     if form is None:
@@ -74,7 +77,7 @@ def export(
         naming = Naming(images_uri=selection.run["images_uri"], copies=target.copies, prefix=image_prefix)
         problems, images, objects = [], 0, 0
         with form.write(target) as add, json_lists(join(out_uri, SENT), header, ("images",)) as (sent,):
-            for image, data, problem in _with_pictures(selection.read(naming), target, form.embeds and copies):
+            for image, data, problem in _with_content(selection.read(naming), target, form.embeds and copies):
                 if problem is None:
                     sent(_sent(image, add(image, data)))
                     images, objects = images + 1, objects + len(image.objects)
@@ -84,10 +87,13 @@ def export(
     return ExportReport(images=images, objects=objects, without_mask=selection.without_mask, problems=tuple(problems))
 
 
-def _with_pictures(
+def _with_content(
     images: Iterator[ExportImage], target: Target, embeds: bool
 ) -> Iterator[tuple[ExportImage, bytes | None, str | None]]:
-    """Each image with its bytes where they are embedded, or with what is wrong; copies are made on the way."""
+    """Yield each image with the content of its file (None unless `embeds`) and with the reason when it cannot be read.
+
+    This also copies the images, where the export does that.
+    """
 
     def fetch(image: ExportImage) -> tuple[ExportImage, bytes | None, str | None]:
         try:

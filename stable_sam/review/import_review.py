@@ -1,4 +1,4 @@
-"""Corrected masks from the files of a tool into the table: see docs/review.md."""
+"""Imports reviewed masks from the files of a tool into the table: see docs/review.md."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def import_review(
     dry_run: bool = False,
     force: bool = False,
 ) -> ReviewReport:
-    """Read the files at `from_uri` (a file or a folder) and publish what they say: see `import_answers`.
+    """Read the files at `from_uri` (a file or a folder) and publish what people decided, as `import_answers` does.
 
-    form: one of `REVIEW_READERS`. sent_uri: the export, where its list of what was sent does not lie beside the files.
-    Raises `ConfigError` for an unknown format, `AnnotationError` for a file that is not of it, and what
+    `form` is a format of `REVIEW_READERS`. `sent_uri` is the folder of the export, or its list of what was sent, when
+    that list does not lie beside the files. The other arguments are those of `import_answers`.
+
+    Raises `ConfigError` for an unknown format, `AnnotationError` for a file that is not of this format, and what
     `import_answers` raises.
     """
     if form not in REVIEW_READERS:

@@ -1,4 +1,4 @@
-"""The rows to export, read image by image: what does not fit into memory waits in DuckDB's temporary folder."""
+"""Selects the rows to export and reads them image by image; DuckDB moves what does not fit into memory to disk."""
 
 from __future__ import annotations
 
@@ -27,22 +27,26 @@ _COLUMNS = (
 )
 _NO_NAME = "object"
 _BATCH = 2_000
-"""Rows that are Python objects at one time, besides those of one image."""
+"""Number of rows that are Python objects at one time, beside those of one image."""
 _WHOLE = "'0|[1-9][0-9]{0,14}'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """How the pictures of an export are called."""
+    """How the images of an export are named."""
 
     images_uri: str
-    """The image folder: names are paths below it."""
+    """The run's image folder; the names are paths below it."""
     copies: bool
+    """Whether the images are copied into the export."""
     prefix: str | None
-    """What stands before the names where tools find the pictures, such as a server's address."""
+    """What tools put before a name to find the image, such as a server's address; None for the copy or the URI."""
 
     def name(self, image_uri: str) -> str:
-        """Path in the export, different for different URIs."""
+        """Return the image's path in the export, which differs between any two URIs.
+
+        An image outside the image folder is named after a hash of its folder: `elsewhere/<hash>/<file>`.
+        """
         base = join(self.images_uri, "")
         if image_uri.startswith(base):
             return image_uri.removeprefix(base)
@@ -50,7 +54,7 @@ class Naming:
         return f"elsewhere/{hashlib.sha256(folder.encode()).hexdigest()[:8]}/{file}"
 
     def reference(self, image_uri: str) -> str:
-        """As in `ExportImage`."""
+        """Return where tools find the image: `ExportImage.reference`."""
         if self.prefix is not None:
             return join(self.prefix, self.name(image_uri))
         return f"images/{self.name(image_uri)}" if self.copies else image_uri
@@ -58,19 +62,22 @@ class Naming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is to be exported."""
+    """The rows of a table that are to be exported, counted and ready to be read."""
 
     categories: tuple[ExportCategory, ...]
+    """The categories of the rows that are exported."""
     images: int
+    """Number of images with at least one mask."""
     objects: int
+    """Number of masks."""
     without_mask: int
-    """Rows that were asked for and have no mask: failed, rejected by a reviewer, or empty."""
+    """Number of rows that were asked for and have no mask: failed, rejected by a reviewer, or empty."""
     run: dict[str, Any]
-    """The newest run, as in the view `runs`; its model is that of the newest run that a model made."""
+    """The newest run, as in the view `runs`, but with the model of the newest run that a model made."""
     _connection: duckdb.DuckDBPyConnection
 
     def read(self, naming: Naming) -> Iterator[ExportImage]:
-        """The images in the order of their URIs, each with its objects in the order of their prompt_ids."""
+        """Yield the images in the order of their URIs, each with its objects in the order of their prompt_ids."""
         by_key = {(c.category_id, c.category): c.number for c in _keys(self._connection)}
         categories = {c.number: c for c in self.categories}
         own_image_ids, own_ids = _own_ids(self._connection)
@@ -93,14 +100,14 @@ class Selection:
             )
 
     def check_stems(self) -> None:
-        """Raise `InputError` when two images differ in nothing but the ending of their names."""
+        """Raise `InputError` when the names of two images differ only in their endings."""
         stem = r"regexp_replace(image_uri, '\.[^./]*$', '')"
         names = "min(image_uri) AS one, max(image_uri) AS other"
         sql = f"SELECT {names} FROM selected GROUP BY {stem} HAVING one < other LIMIT 1"
         for one, other in self._connection.execute(sql).fetchall():
             raise InputError(
-                f"{other}: expected images whose names differ in more than the ending, for this format has one label "
-                f"file for each name, got {one} too; export them apart, by --where"
+                f"{other}: expected images whose names differ in more than the ending, because this format names label "
+                f"files after images without the ending, got {one} too: export the two apart with --where"
             )
 
 
@@ -112,10 +119,12 @@ def selected(
     as_of: str | None = None,
     sample: float | None = None,
 ) -> Iterator[Selection]:
-    """Choose the current rows of a table; where: SQL condition on the view `masks`; sample: see `in_sample`.
+    """Select current rows of a table; the selection can be read until the block ends.
 
-    Raises `ConfigError` for an unknown route or no part, `InputError` when the condition is no SQL or nothing is left,
-    and what `stable_sam.table.query.query` raises.
+    `where` is an SQL condition on the view `masks`; `routes` keeps only rows of these routes; `sample` is the part of
+    the rows to keep, as in `stable_sam.table.query.in_sample`; `as_of` is as in `stable_sam.table.query.query`.
+    Raises `ConfigError` for an unknown route or a sample out of range, `InputError` when the condition is not valid SQL
+    or no mask is left, and what `stable_sam.table.query.query` raises.
     """
     for route in routes:
         if route not in get_args(Route):
@@ -135,8 +144,8 @@ def selected(
         connection.execute("DELETE FROM selected WHERE NOT has_mask")
         if _count(connection, "count(*)") == 0:
             raise InputError(
-                f"{table_uri}: expected at least one mask to export, got none"
-                + (f" among {without_mask} rows, which have no mask" if without_mask else " that was asked for")
+                f"{table_uri}: expected at least one mask to export, got none that was asked for"
+                + (f" (rows without a mask: {without_mask})" if without_mask else "")
             )
         runs = rows_of(connection, "SELECT * FROM runs ORDER BY revision DESC")
         models = [run["model_id"] for run in runs if not is_review(run["model_id"])]
@@ -164,7 +173,7 @@ class _Key:
 
 
 def _keys(connection: duckdb.DuckDBPyConnection) -> list[_Key]:
-    """The categories as the source wrote them, each with its number: its id, where no other category has it."""
+    """Return the categories as the source wrote them, numbered by their ids, or above all ids when an id is taken."""
     found = connection.execute("SELECT DISTINCT category_id, category FROM selected ORDER BY ALL").fetchall()
     keys = [_Key(category_id, category) for category_id, category in found]
     taken: set[int] = set()
@@ -214,7 +223,7 @@ def _object(row: dict[str, Any], category: ExportCategory, number: int) -> Expor
 
 
 def _finite(score: float | None) -> float | None:
-    """JSON knows neither NaN nor infinity."""
+    """Return the score, or None when it is not finite, because JSON has neither NaN nor infinity."""
     return score if score is not None and math.isfinite(score) else None
 
 

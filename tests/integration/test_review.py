@@ -20,7 +20,7 @@ from stable_sam.review.import_review import import_review
 from stable_sam.rle import decode_mask, encode_mask
 from stable_sam.runs.compact import compact
 from stable_sam.runs.publish import publish
-from stable_sam.runs.regression import judge
+from stable_sam.runs.regression import compare_nights
 from stable_sam.runs.summary import describe, summarize
 from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
 from stable_sam.table.query import query
@@ -163,10 +163,10 @@ def test_what_cannot_be_imported_is_told_and_the_rest_is_imported(job: Job) -> N
     )
     assert (report.corrected, report.confirmed) == (1, 1)
     assert list(report.problems) == [
-        "file, p3: prompt p3: was replaced since the export (revision 1 was sent, 2 is current, by painter): "
-        "export it again",
+        "file, p3: prompt p3: its row was replaced since the export (revision 1 was sent, revision 2 by painter is "
+        "current): export it again",
         "file, p4: prompt p4: expected a mask of 60 x 40 pixels, got one of 5 x 5",
-        "file, p5: prompt p5: was withdrawn from the source",
+        "file, p5: prompt p5: its annotation was withdrawn from the source",
         f"file, nobody: prompt nobody: expected a prompt of {job.table}, found none",
     ]
 
@@ -179,8 +179,9 @@ def test_reviewers_do_not_overwrite_each_other(job: Job) -> None:
     for contradiction in (other, None):
         report = import_answers(job.table, [answer("p1", contradiction)], reviewer="bob")
         assert report.imported == 0
-        assert "revision 1 was sent, 2 is current, by review:ann" in report.problems[0]
-    assert "does not say what it was made from" in import_answers(job.table, [answer("p1", other, None)]).problems[0]
+        assert "revision 1 was sent, revision 2 by review:ann is current" in report.problems[0]
+    unknown = import_answers(job.table, [answer("p1", other, None)])
+    assert "the file does not say which revision was sent" in unknown.problems[0]
     # Ann goes on with her file; bob has the mask exported again.
     assert import_answers(job.table, [answer("p1", other)], reviewer="ann").corrected == 1
     assert import_answers(job.table, [answer("p1", corrected_mask(), 3)], reviewer="bob").corrected == 1
@@ -247,7 +248,7 @@ def test_corrected_pixels_of_a_png(job: Job) -> None:
     cv2.imwrite(path, pixels)
     report = import_review(job.table, out, "png")
     assert (report.rejected, report.corrected) == (1, 0)
-    assert report.problems == (f"{path}: value 9: a new object, without the id of a prompt",)
+    assert report.problems == (f"{path}: value 9: a new object without a prompt_id",)
 
 
 def test_quality_summary_and_the_next_nights_take_no_notice_of_an_import(job: Job) -> None:
@@ -256,11 +257,11 @@ def test_quality_summary_and_the_next_nights_take_no_notice_of_an_import(job: Jo
     run_id = query(job.table, "SELECT run_id FROM runs ORDER BY revision DESC").to_pylist()[0]["run_id"]
     summary = summarize(job.table, run_id)
     assert (summary.prompts, summary.failed, summary.rows[0].status) == (6, 0, "reviewed")
-    assert judge(job.table, run_id, config).measures == ()
+    assert compare_nights(job.table, run_id, config).measures == ()
     job.boxes |= {f"p{k}": (1.0, 1.0, 9.0, 9.0) for k in range(9, 20)}
     assert job.night() == Changes(new=11, unchanged=9)
     newest = query(job.table, "SELECT run_id FROM runs ORDER BY revision DESC").to_pylist()[0]["run_id"]
-    assert {measure.usual for measure in judge(job.table, newest, config).measures} == {1.0, 0.0, 0.5, 0.6}
+    assert {measure.usual for measure in compare_nights(job.table, newest, config).measures} == {1.0, 0.0, 0.5, 0.6}
 
 
 def test_reviewed_masks_are_labels(job: Job) -> None:
@@ -296,7 +297,7 @@ def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch:
     arguments = ("import-review", "--table", job.table, "--from", out, "--format", "coco")
     printed, told = run(*arguments, "--dry-run")
     assert printed.startswith("Dry run: nothing was written. 1 corrected, 0 confirmed, 1 rejected; 7 unchanged")
-    assert told == f"not imported: {out}/instances.json: annotation 99: a new object, without the id of a prompt\n"
+    assert told == f"not imported: {out}/instances.json: annotation 99: a new object without a prompt_id\n"
     printed, _ = run(*arguments, "--reviewer", "ann")
     assert "1 corrected, 0 confirmed, 1 rejected; 7 unchanged, 0 in the table already, 1 not imported." in printed
     printed, _ = run(*arguments)

@@ -181,7 +181,7 @@ def test_brush_masks_in_pieces_of_any_kind_are_read(mask: np.ndarray) -> None:
 def test_broken_run_lengths_are_told(mask: np.ndarray, data: st.DataObject) -> None:
     size = (mask.shape[0], mask.shape[1])
     packed = encode_brush(mask)
-    with pytest.raises(PromptError, match="got a part of them"):
+    with pytest.raises(PromptError, match="bytes that end too early"):
         decode_brush(packed[: data.draw(st.integers(0, len(packed) - 2))], size)
     with pytest.raises(PromptError, match="expected brush strokes on"):
         decode_brush(packed, (size[0] + 1, size[1]))

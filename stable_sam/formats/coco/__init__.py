@@ -1,1 +1,1 @@
-"""COCO and LVIS: instances and detection results."""
+"""The formats of COCO and LVIS: instances and detection results."""

@@ -1,4 +1,4 @@
-"""Which image and which category the ids of a COCO file mean."""
+"""Finds the image and the category that an id in a COCO file means."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ MAX_CATEGORIES = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """What a COCO file says of one image. `problem`: why it cannot be found."""
+    """What a COCO file says about one image."""
 
     uri: str = ""
+    """URI of the image; empty when it cannot be found."""
     size_hw: tuple[int, int] | None = None
+    """Height and width in pixels; None when the file does not state them."""
     problem: str | None = None
+    """Why the image cannot be found; None when it can."""
 
 
 class Catalogue:
-    """The `images` and `categories` of a COCO file; an image takes some 200 bytes."""
+    """The `images` and `categories` of a COCO file; an image takes about 200 bytes of memory."""
 
     def __init__(self, name: str, folder: ImageFolder) -> None:
-        """Begins empty. `name` is the file's, for messages."""
+        """Create an empty catalogue. `name` is the COCO file's name for messages, `folder` holds its images."""
         self._name, self._folder = name, folder
         self._numbers: dict[str, int] = {}
         self._file_names: list[Any] = []
@@ -38,7 +41,7 @@ class Catalogue:
         return len(self._numbers)
 
     def add_image(self, position: int, entry: Any) -> None:
-        """Take in an element of `images`; raises `AnnotationError` when it is no object with an id."""
+        """Add element number `position` of `images`; raises `AnnotationError` unless it is an object with an id."""
         image_id = id_text(entry.get("id")) if isinstance(entry, dict) else None
         if image_id is None:
             raise AnnotationError(f"{self._name}: images[{position}]: expected an object with an id, got {entry!r:.80}")
@@ -55,24 +58,27 @@ class Catalogue:
             )
 
     def _of_url(self, url: Any) -> Any:
-        """LVIS names no files: `http://.../train2017/000000000042.jpg`, in a folder of its subset or without one."""
+        """Return the file that a `coco_url` names, such as `http://.../train2017/000000000042.jpg`.
+
+        LVIS states this URL instead of a `file_name`. The file lies in a folder of its subset, or in the image folder.
+        """
         if not isinstance(url, str):
             return None
         *_, subset, name = ["", *url.split("/")]
         return f"{subset}/{name}" if self._folder.number(f"{subset}/{name}") is not None else name
 
     def add_category(self, category: Any) -> None:
-        """Take in an element of `categories`."""
+        """Add an element of `categories`; one that is no object is ignored, and so are those above `MAX_CATEGORIES`."""
         if isinstance(category, dict) and len(self._categories) < MAX_CATEGORIES:
             name = str(category.get("name", category.get("id")))
             self._categories[id_text(category.get("id"))] = id_text(name) or name
 
     def number(self, image_id: str) -> int | None:
-        """The number of an image below `len`, None when there is none."""
+        """Return the image's number, from 0 and below the length of the catalogue; None for an unknown id."""
         return self._numbers.get(image_id)
 
     def image(self, image_id: str) -> Image:
-        """The image with this id; its `problem` is set when there is none."""
+        """Return the image with this id, which has a `problem` when it cannot be found."""
         number = self._numbers.get(image_id)
         if number is None:
             return Image(problem=f"image {image_id} is not among the images of {self._name}")
@@ -82,35 +88,35 @@ class Catalogue:
         return _located(self._file_names[number], self._folder, (height, width) if height else None)
 
     def category(self, category_id: Any) -> str | None:
-        """The name of a category, None when the file has none for this id."""
+        """Return the name of a category, None for an unknown id."""
         category = id_text(category_id)
         return None if category is None else self._categories.get(category)
 
 
 class CocoFileNames:
-    """Stands in for a catalogue where there is none: COCO's own file names."""
+    """Takes the place of a `Catalogue` without an image index: it finds images by COCO's own file names."""
 
     def __init__(self, folder: ImageFolder) -> None:
-        """`folder` holds the pictures."""
+        """Use the images in `folder`."""
         self._folder = folder
 
     def __len__(self) -> int:
         return 0
 
     def number(self, image_id: str) -> None:
-        """Ids are not known before."""
+        """Return None, because no id is known in advance."""
 
     def image(self, image_id: str) -> Image:
-        """Image 42 is 000000000042.jpg."""
+        """Return the image that COCO's own file names give this id: image 42 is `000000000042.jpg`."""
         if not (image_id.isascii() and image_id.isdecimal()):
-            return Image(problem=f"image {image_id!r:.200} has no COCO file name, expected a number or an image index")
+            return Image(problem=f"expected a number as image_id or an image index, got image_id {image_id!r:.200}")
         found = _located(f"{image_id:>012}.jpg", self._folder, None)
         if found.problem:
             return Image(problem=f"{found.problem} (without an image index, COCO's file names are assumed)")
         return found
 
     def category(self, category_id: Any) -> None:
-        """Names are not known."""
+        """Return None, because category names are not known."""
 
 
 AnyCatalogue = Catalogue | CocoFileNames

@@ -1,13 +1,13 @@
-"""COCO files: instances JSON and detection results JSON.
+"""Reads COCO files: instances JSON and detection results JSON.
 
-Instances: `bbox` is XYWH. As an extension, an annotation may carry `"points": [[x, y, label], ...]` (label 1 = on the
-object, 0 = background) with or without `bbox`. `segmentation` is no weak prompt and is ignored; so are `keypoints`,
-unless they are asked for: then the visible ones are points on the object.
+In instances, `bbox` is XYWH in pixels. As an extension, an annotation may have `"points": [[x, y, label], ...]` (label
+1 = on the object, 0 = background) with or without `bbox`. `segmentation` is not a weak prompt and is ignored.
+`keypoints` are ignored unless the config asks for them; then the visible ones become points on the object.
 
-LVIS is the same without file names: an image is the end of its `coco_url`.
+LVIS instances have no `file_name`: the end of `coco_url` names the image.
 
-Detection results: a list of `{"image_id", "bbox", "score", "category_id"}`. They do not name their pictures: an index
-does (any COCO JSON with `images`), or else COCO's own file names (image 42 is `000000000042.jpg`).
+Detection results are a list of `{"image_id", "bbox", "score", "category_id"}`. They do not name their images. An image
+index does (any COCO JSON with `images`), or else COCO's own file names are used (image 42 is `000000000042.jpg`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ LISTS = ("images", "categories", "annotations")
 def read_instances(
     file: BinaryIO, *, name: str, folder: ImageFolder, rows: int, keypoints: bool = False
 ) -> Iterator[Chunk]:
-    """Chunks of at most `rows` of the document's `annotations`; prompt_id is the annotation's id.
+    """Return chunks of at most `rows` of the document's `annotations`; prompt_id is the annotation's id.
 
-    An annotation without an id is named by its image and its place among those of the image, as detections are.
+    An annotation without an id gets the prompt_id of a detection: `{image_id}:{place among those of its image}`.
 
-    The file is read twice, unless its images and categories come before its annotations: where COCO's own order puts
-    the categories, nothing is known of them when the annotations pass. The first time is now, and raises
-    `AnnotationError` for what is no JSON.
+    The file is read twice unless its images and categories come before its annotations, because COCO's own order puts
+    the categories at the end. The first reading happens in this call, which raises `AnnotationError` for a file that is
+    not valid JSON or not COCO.
     """
     stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
     offset = _read_catalogue(stream, name, catalogue, need_annotations=True)
@@ -49,23 +49,29 @@ def read_instances(
 def read_detections(
     file: BinaryIO, *, name: str, catalogue: AnyCatalogue, rows: int, keypoints: bool = False
 ) -> Iterator[Chunk]:
-    """Chunks of at most `rows` detections; prompt_id is `{image_id}:{place among the detections of its image}`."""
+    """Return chunks of at most `rows` detections; prompt_id is `{image_id}:{place among those of its image}`.
+
+    Places count from 0.
+    """
     source = CocoFile(name=name, kind="detection", catalogue=catalogue, keypoints=keypoints)
     return _read(_detections(JsonStream(file, name)), source, rows)
 
 
 def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
-    """The catalogue of any COCO file that has images; raises `AnnotationError`."""
+    """Read the catalogue of any COCO file that has images; raises `AnnotationError` when it has none."""
     stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
     if stream.peek() == "{":
         _read_catalogue(stream, name, catalogue, need_annotations=False)
     if not len(catalogue):
-        raise AnnotationError(f"{name}: expected a COCO JSON with a list of images as image index")
+        raise AnnotationError(f"{name}: expected a COCO JSON with a list of images as image index, got none")
     return catalogue
 
 
 def catalogue_of(image_index_uri: str | None, folder: ImageFolder) -> AnyCatalogue:
-    """The images of an index, or without one COCO's own file names; raises `AnnotationError` and `StorageError`."""
+    """Read the images of an index; without an index, use COCO's own file names.
+
+    Raises `AnnotationError` and `StorageError`.
+    """
     if image_index_uri is None:
         return CocoFileNames(folder)
     with open_annotations(image_index_uri) as file:
@@ -73,7 +79,10 @@ def catalogue_of(image_index_uri: str | None, folder: ImageFolder) -> AnyCatalog
 
 
 def _read_catalogue(stream: JsonStream, name: str, catalogue: Catalogue, *, need_annotations: bool) -> int | None:
-    """Fill the catalogue; returns where the annotations are, None when the stream has stopped before them."""
+    """Fill the catalogue and return the offset of the annotations, or None when the stream stands right before them.
+
+    The offset is 0 when there are no annotations.
+    """
     offset, seen = 0, set()
     for key in stream.members():
         if key not in LISTS:
@@ -103,7 +112,7 @@ def _read_catalogue(stream: JsonStream, name: str, catalogue: Catalogue, *, need
 
 
 def _annotations(stream: JsonStream, name: str) -> Iterator[Any]:
-    """The elements of the list that begins here; then the rest of the document is looked at."""
+    """Yield the elements of the list that begins here, then check the rest of the document."""
     yield from stream.elements()
     for key in stream.more_members():
         if key in LISTS:
@@ -113,7 +122,7 @@ def _annotations(stream: JsonStream, name: str) -> Iterator[Any]:
 
 
 def _another(name: str, key: str) -> AnnotationError:
-    return AnnotationError(f"{name}: expected one list under {key!r}, got another one")
+    return AnnotationError(f"{name}: expected one list under {key!r}, got two")
 
 
 def _detections(stream: JsonStream) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Records of a COCO file (annotations or detections) as prompts, one by one or by column."""
+"""Turns records of a COCO file (annotations or detections) into prompts, one by one or column by column."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ from stable_sam.records import Prompt
 OWN_FIELDS = frozenset(
     {"id", "image_id", "category_id", "bbox", "points", "segmentation", "keypoints", "iscrowd", "score"}
 )
-"""Fields of an annotation that have a place of their own in a prompt, or none on purpose."""
+"""Fields of a record that do not become attributes: a prompt has a field for them, or leaves them out on purpose."""
 VISIBLE = 2
-"""Of a keypoint; 1 is marked where it is hidden, 0 is not marked."""
+"""The visibility of a keypoint that can be seen; 1 is a keypoint that is hidden, 0 one that is not labelled."""
 NO_IMAGE = Image(problem="expected an image_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CocoFile:
-    """Where records come from."""
+    """The COCO file that records come from, and how they are read."""
 
     name: str
-    """The file's, for messages."""
+    """Name of the file, for messages."""
     kind: Literal["annotation", "detection"]
-    """Annotations have ids of their own."""
+    """What a record is: an annotation, which has an id of its own, or a detection, which has none."""
     catalogue: AnyCatalogue
     keypoints: bool = False
-    """Visible keypoints are points on the object."""
+    """Whether visible keypoints become points on the object."""
 
 
 def record_chunk(given: Sequence[Any], source: CocoFile, places: PlaceCounter, position: int) -> Chunk:
-    """Records that follow each other, the first at `position` of its list, with the places of those before them."""
+    """Return a chunk of consecutive records, of which the first has the number `position` in its list.
+
+    `places` has counted the records before them, image by image, and counts these too.
+    """
     records = [record if isinstance(record, dict) else {} for record in given]
     image_ids, which = different([id_text(record.get("image_id")) or "" for record in records])
     images = [source.catalogue.image(image_id) if image_id else NO_IMAGE for image_id in image_ids]
@@ -95,7 +98,7 @@ def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id:
 
 
 def _split_points(given: Any) -> tuple[list[Any], list[Any], str | None]:
-    """`[[x, y, label], ...]` as points, labels and, when it is something else, the problem."""
+    """Split `[[x, y, label], ...]` into points and labels; the third value is the problem with anything else."""
     if given is None:
         return [], [], None
     if not isinstance(given, list) or not all(isinstance(point, list) and len(point) == 3 for point in given):
@@ -104,7 +107,7 @@ def _split_points(given: Any) -> tuple[list[Any], list[Any], str | None]:
 
 
 def _visible(keypoints: Any) -> list[Any]:
-    """The points of `[x, y, visibility, ...]` that are seen: the others are hidden by something, or not there."""
+    """Return the visible points of `[x, y, visibility, ...]` as [x, y]; the others are hidden or not labelled."""
     if not isinstance(keypoints, list):
         return []
     triples = (keypoints[at : at + 3] for at in range(0, len(keypoints) - 2, 3))
@@ -119,7 +122,10 @@ def _columns(
     which: NDArray[np.int64],
     place: NDArray[np.int64],
 ) -> SourceColumns:
-    """`which` of `image_ids` and `images` each record has, and its place among those of its image."""
+    """Return the records as columns.
+
+    `which` is the index in `image_ids` and `images` of each record's image, `place` its place among those of its image.
+    """
     taken = pa.array(which)
     image_id = image_ids.take(taken)
     plain = np.array([image.problem is None for image in images])[which]

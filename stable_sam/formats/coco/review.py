@@ -1,4 +1,7 @@
-"""COCO instances that came back: masks by `prompt_id`, what was sent by `stable_sam` of each image or by the list."""
+"""Reads reviewed COCO instances: each annotation's `prompt_id` says which prompt its mask is for.
+
+What was sent stands in the key `stable_sam` of each image, or else in the list of what was sent.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from stable_sam.storage.json_stream import JsonStream
 
 
 def review_coco(files: Files) -> Iterator[ReviewedImage]:
-    """Every image that is among the `images` of a file; raises `AnnotationError` for what is no COCO file."""
+    """Yield every image in the `images` of every file; raises `AnnotationError` for a file that is not COCO."""
     for name in files.named(".json"):
         yield from _file(files, name)
 
@@ -29,14 +32,14 @@ def _file(files: Files, name: str) -> Iterator[ReviewedImage]:
     with open_stream(uri) as file:
         stream = JsonStream(file, uri)
         if stream.peek() != "{":
-            raise AnnotationError(f"{uri}: expected COCO instances with images and annotations, got no object")
+            raise AnnotationError(f"{uri}: expected COCO instances, got no JSON object")
         for key in stream.members():
             if key in ("images", "annotations") and stream.peek() == "[":
                 lists[key] = list(stream.elements())
             else:
                 stream.skip()
     if len(lists) < 2:
-        raise AnnotationError(f"{uri}: expected COCO instances with the lists images and annotations")
+        raise AnnotationError(f"{uri}: expected COCO instances with the lists images and annotations, got none")
     of_image: dict[Any, list[Any]] = {}
     for number, annotation in enumerate(lists["annotations"]):
         if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int | str):
@@ -69,24 +72,28 @@ def _finding(uri: str, annotation: Mapping[str, Any], size_hw: tuple[int, int]) 
 
 
 def segmentation_mask(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMask | None:
-    """The mask in any of COCO's three forms, None of an empty one; raises ValueError for anything else.
+    """Return the mask of a segmentation in any of COCO's three forms, None when it is empty.
 
-    Polygons are one object's parts, which may overlap.
+    The forms are polygons, which are the parts of one object and may overlap, uncompressed RLE, and compressed RLE.
+    Raises ValueError for anything else.
     """
     if isinstance(segmentation, list) and segmentation:
         rings = [ring_of(polygon) for polygon in segmentation]
         return encoded(np.logical_or.reduce([fill([ring], size_hw) for ring in rings]))
     size = list(size_hw)
     if isinstance(segmentation, dict) and segmentation.get("size") == size:
-        segmentation = segmentation | {"size": size}  # numbers such as 8.0 are equal, too
-    # A stranger's run lengths may be written in another way.
+        segmentation = segmentation | {"size": size}  # replaces numbers such as 8.0, which are equal to whole ones
+    # Decoding and encoding again gives one form of the counts, because other tools may write the same mask differently.
     return encoded(decode_mask(size_hw, encode_segmentation(segmentation, size_hw).counts))
 
 
 def ring_of(polygon: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The corners (N, 2) of COCO's `[x, y, x, y, ...]`; raises ValueError for fewer than three, and for no numbers."""
+    """Return the corners (N, 2) of COCO's `[x, y, x, y, ...]`, XY pixels, float64.
+
+    Raises ValueError for fewer than 3 corners and for values that are no numbers below 1e9.
+    """
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError("expected a polygon of at least 3 corners")
     if not all(isinstance(value, int | float) and abs(value) < 1e9 for value in polygon):
-        raise ValueError("expected a polygon of numbers")
+        raise ValueError("expected a polygon of numbers below 1e9")
     return np.array(polygon, np.float64).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""COCO instances (`instances.json`) and COCO results (`results.json`)."""
+"""Writes COCO instances (`instances.json`) and COCO detection results (`results.json`)."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from stable_sam.storage.files import join
 from stable_sam.storage.json_lists import json_lists
 
 OWN_KEY = "stable_sam"
-"""Where our own facts stand in other people's formats."""
+"""Key under which exports keep facts of their own in files of other tools."""
 
 
 @contextmanager
 def write_instances(target: Target) -> Iterator[Add]:
-    """Compressed RLE. As polygons: those masks that have no hole, for a COCO polygon cannot have one."""
+    """Write masks as compressed RLE, or as polygons those without holes, because a COCO polygon cannot have a hole."""
     head = {
         "info": {"description": "Masks of stable-sam", OWN_KEY: target.header},
         "licenses": [],
         "categories": [{"id": c.number, "name": c.name, "supercategory": ""} for c in target.categories],
     }
-    with json_lists(join(target.uri, "instances.json"), head, ("annotations", "images")) as (annotation, picture):
+    with json_lists(join(target.uri, "instances.json"), head, ("annotations", "images")) as (add_annotation, add_image):
 
         def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
             for item in image.objects:
-                annotation(_annotation(image, item, target.polygons))
+                add_annotation(_annotation(image, item, target.polygons))
             height, width = image.size_hw
-            picture(
+            add_image(
                 {
                     "id": image.number,
                     "file_name": image.name,
                     "height": height,
                     "width": width,
-                    # Who deletes an annotation leaves no other trace of it.
+                    # An annotation that a reviewer deletes leaves no other trace in the file.
                     OWN_KEY: {"sent": {item.prompt_id: item.revision for item in image.objects}},
                 }
             )
@@ -47,7 +47,7 @@ def write_instances(target: Target) -> Iterator[Add]:
 
 @contextmanager
 def write_results(target: Target) -> Iterator[Add]:
-    """Detection results, as COCO's evaluation takes them: masks as RLE with a score."""
+    """Write detection results as COCO's evaluation takes them: masks as compressed RLE with a score."""
     with json_lists(join(target.uri, "results.json"), None, ("results",)) as (result,):
 
         def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def _annotation(image: ExportImage, item: ExportObject, polygons: bool) -> dict[
         "iscrowd": int(item.iscrowd),
         "bbox": list(item.mask.bbox_xywh),
         "area": item.mask.area,
-        # A crowd's mask is RLE by COCO's rules.
+        # By COCO's rules the mask of a crowd is RLE.
         "segmentation": (polygons and not item.iscrowd and _polygons(item.mask)) or _rle(item.mask),
         "score": item.score,
         "prompt_id": item.prompt_id,

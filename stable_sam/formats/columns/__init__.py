@@ -1,1 +1,1 @@
-"""Prompts as columns: chunks of many annotations that are checked and converted together."""
+"""Chunks of many annotations, which are converted and checked column by column."""

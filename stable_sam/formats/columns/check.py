@@ -1,4 +1,4 @@
-"""A chunk of annotations checked column by column: what `checked_prompt` says of each, without an object for each.
+"""Checks a chunk of annotations column by column, with the results of `checked_prompt` but no object for each row.
 
 Only boxes of plain annotations are checked here. Every other row (points, an unusual type, anything wrong) is handed to
 `checked_prompt`, so the result is the same.
@@ -25,14 +25,14 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceColumns:
-    """Annotations by column, all of one length; what stands in rows that are not plain is of no account."""
+    """The columns of n annotations, all of one length; the values of rows that are not plain are ignored."""
 
     plain: Bools
-    """False: to be read record by record."""
+    """(n,), False for rows that must be read as records."""
     box_xyxy: Doubles
-    """(n, 4)"""
+    """(n, 4), XYXY in pixels, float64."""
     size_hw: Doubles | None = None
-    """(n, 2) of the images; 0 where a source does not know it. None: it knows of none."""
+    """(n, 2), heights and widths of the images, 0 where the source does not state them; None when it states none."""
     prompt_id: pa.Array
     image_id: pa.Array
     image_uri: pa.Array
@@ -46,19 +46,21 @@ class SourceColumns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Some annotations that follow each other in their file, to be read one by one or by column."""
+    """Consecutive annotations of a file, which can be read as records or as columns."""
 
     length: int
+    """Number of annotations."""
     read: Callable[[NDArray[np.int64]], list[Prompt]]
-    """Prompts of the rows with these numbers."""
+    """Returns the prompts of the rows with these numbers, from 0."""
     columns: Callable[[], SourceColumns]
+    """Returns the annotations as columns."""
 
     def prompts(self) -> list[Prompt]:
-        """One prompt for each annotation."""
+        """Return one prompt for each annotation."""
         return self.read(np.arange(self.length))
 
     def batch(self) -> pa.RecordBatch:
-        """The same prompts as a batch of PROMPTS_SCHEMA."""
+        """Return the prompts of `prompts` as a batch of PROMPTS_SCHEMA."""
         return _batch(self.columns(), self.read)
 
 
@@ -102,7 +104,7 @@ _SAME = ("prompt_id", "image_id", "image_uri", "annotation_id", "category_id", "
 
 
 def _checked(columns: SourceColumns) -> tuple[Doubles, Bools]:
-    """Clipped boxes, and which rows `stable_sam.prompt_check` accepts; a few that it accepts too are False."""
+    """Return the clipped boxes (n, 4) and which rows (n,) are certainly accepted by `stable_sam.prompt_check`."""
     x0, y0, x1, y1 = columns.box_xyxy.T
     known = np.zeros(len(x0), bool) if columns.size_hw is None else columns.size_hw[:, 0] > 0
     height, width = (np.inf, np.inf) if columns.size_hw is None else np.where(known[:, None], columns.size_hw, np.inf).T
@@ -127,7 +129,7 @@ def _held_by_a_table(texts: pa.Array) -> Bools:
 
 
 def _true(values: pa.Array) -> Bools:
-    """Null is False."""
+    """Return a column as an array in which null is False."""
     array: Bools = pc.fill_null(values, False).to_numpy(zero_copy_only=False)
     return array
 
@@ -145,22 +147,25 @@ def _empty_lists(length: int, kind: pa.DataType) -> pa.Array:
 
 
 def different(values: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:
-    """The different ones of `values` (what is not text counts as different), and for each row which one it has."""
+    """Return the different values among `values`, and for each row (n,) the index of its own.
+
+    A value that is no text counts as different from all others.
+    """
     found: dict[Any, int] = {}
     codes = [found.setdefault(v if isinstance(v, str) else (i,), len(found)) for i, v in enumerate(values)]
     return [key if isinstance(key, str) else values[key[0]] for key in found], np.array(codes, np.int64)
 
 
 class PlaceCounter:
-    """How many annotations of each image came before: the place makes the id of one that has none."""
+    """Counts the annotations of each image; an annotation without an id is named by its place in its image, from 0."""
 
     def __init__(self, size: int, number: Callable[[str], int | None]) -> None:
-        """`number` gives images a number below `size`, or None to those that need a place of their own."""
+        """Start all counts at 0. `number` maps a known image_id to a number below `size`, any other to None."""
         self._number, self._counts = number, np.zeros(size, np.int32)
         self._others: dict[str, int] = {}
 
     def next(self, image_id: str) -> int:
-        """The place of one more annotation of an image."""
+        """Return the place of the image's next annotation and count it."""
         number = self._number(image_id)
         if number is None:
             place = self._others.get(image_id, 0)
@@ -171,7 +176,10 @@ class PlaceCounter:
         return place
 
     def of_chunk(self, image_ids: Sequence[Any], codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The place of each of a chunk: `image_ids` are its different ids, `codes` says which one each row has."""
+        """Return the place (n,) of each annotation of a chunk and count them.
+
+        `image_ids` are the different ids of the chunk; `codes` (n,) has the index in them for each annotation.
+        """
         order = np.argsort(codes, kind="stable")
         counts = np.bincount(codes, minlength=len(image_ids))
         starts = np.cumsum(counts) - counts

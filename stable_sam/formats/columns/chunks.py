@@ -1,4 +1,4 @@
-"""Chunks of prompts, as records or as a batch: of single annotations, or of another chunk under a source's name."""
+"""Chunks of prompts, to be had as records or as a batch: of annotations read one by one, and of named sources."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from stable_sam.records import Prompt
 from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
 
 SOURCE_ATTRIBUTE = "annotation_source"
-"""Of several sources in one table: the attribute that says which one a prompt is of."""
+"""The attribute that names a prompt's source when a run has several."""
 
 
 class PromptChunk(Protocol):
-    """Some prompts that follow each other in their source."""
+    """Consecutive prompts of a source."""
 
     def prompts(self) -> list[Prompt]:
-        """One prompt for each annotation."""
+        """Return one prompt for each annotation."""
 
     def batch(self) -> pa.RecordBatch:
-        """The same prompts as a batch of PROMPTS_SCHEMA."""
+        """Return the prompts of `prompts` as a batch of PROMPTS_SCHEMA."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordChunk:
-    """Annotations that were read one by one."""
+    """A chunk of annotations that were read one by one."""
 
     annotations: list[SourceAnnotation]
 
     def prompts(self) -> list[Prompt]:
-        """One prompt for each annotation."""
+        """Return one prompt for each annotation."""
         return [checked_prompt(annotation) for annotation in self.annotations]
 
     def batch(self) -> pa.RecordBatch:
-        """The same prompts as a batch of PROMPTS_SCHEMA."""
+        """Return the prompts of `prompts` as a batch of PROMPTS_SCHEMA."""
         return rows_to_table(map(prompt_row, self.prompts()), PROMPTS_SCHEMA).combine_chunks().to_batches()[0]
 
 
 def record_chunks(annotations: Iterable[SourceAnnotation], rows: int) -> Iterator[RecordChunk]:
-    """Chunks of at most `rows` annotations."""
+    """Yield chunks of at most `rows` annotations."""
     remaining = iter(annotations)
     while chunk := list(islice(remaining, rows)):
         yield RecordChunk(chunk)
@@ -52,13 +52,14 @@ def record_chunks(annotations: Iterable[SourceAnnotation], rows: int) -> Iterato
 
 @dataclass(frozen=True, slots=True)
 class NamedChunk:
-    """Prompts of one source of several: its name stands before their ids and in their attributes."""
+    """A chunk of one of several sources; the source's name is put before the prompts' ids and into their attributes."""
 
     chunk: PromptChunk
     source: str
+    """Name of the source."""
 
     def prompts(self) -> list[Prompt]:
-        """One prompt for each annotation."""
+        """Return one prompt for each annotation."""
         return [
             replace(
                 prompt,
@@ -69,7 +70,7 @@ class NamedChunk:
         ]
 
     def batch(self) -> pa.RecordBatch:
-        """The same prompts as a batch of PROMPTS_SCHEMA."""
+        """Return the prompts of `prompts` as a batch of PROMPTS_SCHEMA."""
         batch = self.chunk.batch()
         ids = [f"{self.source}/{prompt_id}" for prompt_id in batch["prompt_id"].to_pylist()]
         attributes = [_with_source(text, self.source) for text in batch["attributes"].to_pylist()]

@@ -1,7 +1,7 @@
-"""Columns of plain types out of Parquet or JSON records, and which of their rows hold what a prompt may hold.
+"""Converts columns of Parquet files or JSON records to the types of a prompt, and tells which rows this works for.
 
-Every function gives for a column what the same value becomes in `stable_sam.formats.source_annotation`, and False in
-its mask for a value that needs a closer look there.
+Every function returns the converted column, equal to what `stable_sam.formats.source_annotation` makes of its values,
+and a mask of the plain rows. Where the mask is False, the value has to be read by `source_annotation` itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
 EXACT_DOUBLE = 2.0**53
-"""Whole numbers below are the same as double and as int64."""
+"""Whole numbers below this one are exact as doubles."""
 
 
 def column_of(records: Sequence[Mapping[str, Any]], name: str) -> pa.Array:
-    """A field of JSON records as a column; values of mixed or other types become an opaque one (null or not null)."""
+    """Return a field of JSON records as a column.
+
+    Values of mixed types, or of types that no prompt has, become a column of empty bytes that only shows which values
+    are null; an empty list counts as null there.
+    """
     values = [record.get(name) for record in records]
     kinds = set(map(type, values)) - {type(None)}
     try:
@@ -43,7 +47,7 @@ _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_
 
 
 def texts(column: pa.Array) -> tuple[pa.Array, Bools]:
-    """Ids as text: texts that are not empty, and whole numbers."""
+    """Convert ids to text; plain are texts that are not empty, whole numbers and null."""
     if pa.types.is_integer(column.type):
         return column.cast(pa.string()), np.ones(len(column), bool)
     if _is_text(column.type):
@@ -53,14 +57,14 @@ def texts(column: pa.Array) -> tuple[pa.Array, Bools]:
 
 
 def categories(column: pa.Array) -> tuple[pa.Array, Bools]:
-    """Text."""
+    """Convert category names; plain are texts and null."""
     if _is_text(column.type):
         return column.cast(pa.string()), np.ones(len(column), bool)
     return _opaque(column, pa.string())
 
 
 def integers(column: pa.Array) -> tuple[pa.Array, Bools]:
-    """Whole numbers, also those written as 7.0."""
+    """Convert whole numbers to int64; plain are whole numbers, which may be written as 7.0, and null."""
     if pa.types.is_integer(column.type) and column.type != pa.uint64():
         return column.cast(pa.int64()), np.ones(len(column), bool)
     if column.type in (pa.float64(), pa.float32()):
@@ -72,7 +76,7 @@ def integers(column: pa.Array) -> tuple[pa.Array, Bools]:
 
 
 def flags(column: pa.Array) -> tuple[pa.Array, Bools]:
-    """0 and 1, or false and true."""
+    """Convert flags to Booleans; plain are 0 and 1, false and true, and null."""
     if pa.types.is_boolean(column.type):
         return column, np.ones(len(column), bool)
     if pa.types.is_integer(column.type):
@@ -82,7 +86,7 @@ def flags(column: pa.Array) -> tuple[pa.Array, Bools]:
 
 
 def numbers(column: pa.Array) -> tuple[pa.Array, Bools]:
-    """Finite numbers."""
+    """Convert numbers to float64; plain are finite numbers and null."""
     if _is_number(column.type):
         column = column.cast(pa.float64(), safe=False)
         return column, _true(pc.is_finite(column), null=True)
@@ -90,7 +94,10 @@ def numbers(column: pa.Array) -> tuple[pa.Array, Bools]:
 
 
 def boxes(column: pa.Array) -> tuple[Doubles, Bools, Bools]:
-    """(n, 4) values; which rows have a box; which are plain: four numbers, or none at all."""
+    """Convert boxes; returns the values (n, 4), which rows (n,) have four of them, and which rows (n,) are plain.
+
+    Plain are four numbers, an empty list and null. The values of rows without a box are NaN.
+    """
     values, given = np.full((len(column), 4), np.nan), np.zeros(len(column), bool)
     kind = column.type
     if not (_is_list(kind) and _is_number(kind.value_type)):
@@ -107,7 +114,7 @@ def boxes(column: pa.Array) -> tuple[Doubles, Bools, Bools]:
 
 
 def absent(column: pa.Array) -> Bools:
-    """Rows with null or an empty list."""
+    """Return the mask (n,) of rows with null or an empty list."""
     if _is_list(column.type):
         return _true(pc.equal(pc.list_value_length(column), 0), null=True)
     return _opaque(column, pa.null())[1]

@@ -1,1 +1,1 @@
-"""CVAT for images 1.1 (XML)."""
+"""The format of CVAT for images 1.1 (XML)."""

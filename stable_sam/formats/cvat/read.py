@@ -1,11 +1,12 @@
-"""CVAT for images 1.1 (XML): one file for a task or a project.
+"""Reads CVAT for images 1.1 (XML): one file for a task or a project of CVAT.
 
     <annotations><image id="0" name="a.jpg" width="8" height="8">
       <box label="cat" occluded="0" z_order="1" xtl="0" ytl="2" xbr="4" ybr="4"><attribute name="a">v</attribute></box>
 
-Boxes (turned ones too), polygons, ellipses, masks and cuboids become the box around them; points become positive
-points; a skeleton is a prompt of its visible points. Shapes of one label and one `group_id` are parts of one object.
-Polylines have no inside. Tags are of the whole image and no prompts. CVAT for video is another format and refused.
+Boxes (rotated ones too), polygons, ellipses, masks and cuboids become the box around them. Points become positive
+points, and the visible points of a skeleton become one prompt. Shapes of one label and one `group_id` are parts of one
+object. A polyline has no area and becomes a prompt with an error. Tags describe the whole image and are not read.
+CVAT for video is another format and is refused.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ FLAGS = ("occluded", "z_order", "outside")
 
 
 def read_cvat(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
-    """One annotation for each shape; raises `AnnotationError` for what is no such XML."""
+    """Yield one annotation for each object; raises `AnnotationError` for a file that is not such XML."""
     places = PlaceCounter(len(context.folder), context.folder.number)
     for image in children(file, uri, "annotations"):
         if image.tag == "track":
-            raise AnnotationError(f"{uri}: expected CVAT for images, got CVAT for video: export it as the former")
+            raise AnnotationError(f"{uri}: expected CVAT for images, got CVAT for video: export it as CVAT for images")
         if image.tag == "image":
             yield from _shapes(image, uri, context, places)
 
 
 def _shapes(image: Element, uri: str, context: Context, places: PlaceCounter) -> Iterator[SourceAnnotation]:
     name, subset = image.get("name"), image.get("subset")
-    # Of a project: CVAT writes a folder for each subset.
+    # In the export of a project, CVAT writes the images of each subset into a folder of its own.
     found = find_image(context.folder, name, [f"{subset}/{name}", f"{subset}/{name}".lower()] if subset else [])
     size = image_size({side: whole_number(image.get(side)) for side in ("height", "width")})
     image_id = found.image_id or f"image-{image.get('id')}"
@@ -59,7 +60,7 @@ def _shapes(image: Element, uri: str, context: Context, places: PlaceCounter) ->
 
 
 def _objects(image: Element) -> Iterator[list[Element]]:
-    """The shapes of each object."""
+    """Yield the shapes of each object."""
     objects: dict[Any, list[Element]] = {}
     for place, shape in enumerate(shape for shape in image if shape.tag not in NO_OBJECTS):
         group = shape.get("group_id")
@@ -85,7 +86,7 @@ def _attributes(shape: Element) -> dict[str, Any]:
 
 
 def _geometry(shape: Element) -> dict[str, Any]:
-    """`box` (XYXY), `points` or `problem`."""
+    """Return the `box` (XYXY pixels), the `points` (XY pixels) or the `problem` of a shape."""
     if shape.tag == "box":
         corners = [number(shape.get(corner)) for corner in CORNERS]
         return {"box": _turned(corners, number(shape.get("rotation")))}
@@ -105,7 +106,7 @@ def _geometry(shape: Element) -> dict[str, Any]:
         joints = shape.iterfind("points")
         visible = [joint for joint in joints if joint.get("outside") != "1" and joint.get("occluded") != "1"]
         return {"points": [point for joint in visible for point in _points(joint)]}
-    return {"problem": f"a {shape.tag!s:.40} is no box, polygon or points"}
+    return {"problem": f"expected a shape with an area, or points, got a {shape.tag!s:.40}"}
 
 
 def _points(shape: Element) -> list[list[Any]]:
@@ -120,7 +121,7 @@ def _of_mask(shape: Element) -> list[Any]:
 
 
 def _turned(box: list[Any], degrees: Any) -> list[Any]:
-    """XYXY around a box that is turned about its centre."""
+    """Return the box (XYXY) around `box` (XYXY) rotated about its centre."""
     if not isinstance(degrees, float) or degrees == 0 or not all(isinstance(value, float) for value in box):
         return box
     x0, y0, x1, y1 = box

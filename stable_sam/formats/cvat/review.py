@@ -1,4 +1,4 @@
-"""CVAT for images 1.1 that came back: masks and polygons by their attribute `prompt_id`."""
+"""Reads reviewed CVAT for images 1.1: the attribute `prompt_id` of a mask or polygon says which prompt it is for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from stable_sam.storage.files import open_stream
 
 
 def review_cvat(files: Files) -> Iterator[ReviewedImage]:
-    """Every image of a file, the shapes of one prompt put together; raises `AnnotationError` for no such XML."""
+    """Yield every image of every file, with the shapes of one prompt united.
+
+    Raises `AnnotationError` for a file that is not such XML.
+    """
     for name in files.named(".xml"):
         uri = files.where(name)
         with open_stream(uri) as file:
@@ -33,7 +36,8 @@ def _image(image: Element, uri: str, files: Files) -> ReviewedImage:
     size = reviewed_size({side: whole_number(image.get(side)) for side in ("height", "width")})
     where = f"{uri}: image {name}"
     if size is None:
-        raise AnnotationError(f"{where}: expected width and height")
+        sides = [image.get(side) for side in ("width", "height")]
+        raise AnnotationError(f"{where}: expected the width and height of an image, got {sides!r:.80}")
     listed = None if files.sent is None else files.sent.find(name)
     ids = {} if listed is None else {str(entry["id"]): entry["prompt_id"] for entry in listed.having("id")}
     shapes = [shape for shape in image if shape.tag not in ("tag", "attribute")]
@@ -67,7 +71,7 @@ def _shape(
 
 
 def _runs(shape: Element, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """See `write_cvat._runs`."""
+    """Return the mask (H, W) of CVAT's run lengths, which `stable_sam.formats.cvat.write` describes."""
     left, top, width, height = (whole_number(shape.get(side)) or 0 for side in ("left", "top", "width", "height"))
     inside = 0 <= left < left + width <= size_hw[1] and 0 <= top < top + height <= size_hw[0]
     runs = [int(run) for run in (shape.get("rle") or "").split(",")]

@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: `annotations.xml` with masks, whose labels have an attribute for the prompt_id."""
+"""Writes CVAT for images 1.1: `annotations.xml` with masks, whose labels have an attribute for the prompt_id."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PROMPT_ATTRIBUTE = "prompt_id"
 
 @contextmanager
 def write_cvat(target: Target) -> Iterator[Add]:
-    """Masks as CVAT's run lengths, which its brush edits; as polygons: those masks that have no hole.
+    """Write masks as CVAT's run lengths, which its brush can edit, or as polygons those that have no hole.
 
-    A task whose labels are made by `labels.json` ("Raw" in CVAT) keeps the prompt_id of each shape.
+    A task whose labels come from `labels.json` ("Raw" in CVAT) keeps the prompt_id of each shape.
     """
     target.write("labels.json", _labels_json(target.names))
     with write_stream(join(target.uri, "annotations.xml")) as file:
@@ -74,7 +74,7 @@ def _points(part: Part) -> str:
 
 
 def _runs(mask: NDArray[np.bool_], bbox_xywh: tuple[float, float, float, float]) -> dict[str, str]:
-    """CVAT's mask: run lengths row by row inside its box, background first."""
+    """Return a mask (H, W) as CVAT's attributes: run lengths row by row inside the mask's box, background first."""
     left, top, width, height = map(int, bbox_xywh)
     inside = mask[top : top + height, left : left + width].ravel(order="C")
     starts = np.flatnonzero(np.diff(inside, prepend=False))

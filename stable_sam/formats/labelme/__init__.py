@@ -1,1 +1,1 @@
-"""LabelMe (JSON for each image)."""
+"""The format of LabelMe: a JSON file for each image."""

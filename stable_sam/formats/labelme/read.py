@@ -1,10 +1,11 @@
-"""LabelMe JSON, one file for each image.
+"""Reads LabelMe JSON, one file for each image.
 
     {"shapes": [{"label": "cat", "points": [[x, y], ...], "shape_type": "polygon", "group_id": null}, ...],
      "imagePath": "a.jpg", "imageHeight": 375, "imageWidth": 500}
 
-Rectangles (two corners in any order), polygons, circles and masks become boxes, points positive points. Shapes of one
-label and one `group_id` are parts of one object: one prompt, with the box around all of them. Lines have no inside.
+Rectangles (two corners in any order), polygons, circles and masks become boxes; points become positive points. Shapes
+of one label and one `group_id` are parts of one object and become one prompt with the box around all of them. A line
+has no area and becomes a prompt with an error.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ POINTS = ("point", "points")
 
 
 def read_labelme(file: SmallFile, context: Context) -> list[SourceAnnotation]:
-    """One annotation for each object; raises `AnnotationError` for what is no such JSON."""
+    """Return one annotation for each object; raises `AnnotationError` for a file that is not such JSON."""
     try:
         document = json.loads(file.content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -52,7 +53,7 @@ def read_labelme(file: SmallFile, context: Context) -> list[SourceAnnotation]:
 
 
 def _objects(shapes: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
-    """The shapes of each object, with the place of its first one."""
+    """Yield the shapes of each object, with the place of its first shape in the file."""
     objects: dict[Any, tuple[int, list[Any]]] = {}
     for place, shape in enumerate(shapes):
         group = shape.get("group_id") if isinstance(shape, dict) else None
@@ -80,7 +81,7 @@ def _fields(parts: Sequence[Any], image_problem: str | None) -> dict[str, Any]:
         elif kind in BOXES:
             boxes.append(bounds(given))
         else:
-            problems.append(f"a {reprlib.repr(kind):.40} is no box, polygon or point")
+            problems.append(f"expected a shape with an area, or points, got a {reprlib.repr(kind):.40}")
     first = parts[0] if isinstance(parts[0], dict) else {}
     given = {name: value for name, value in first.items() if value not in ({}, "", [])}
     return {
@@ -94,7 +95,7 @@ def _fields(parts: Sequence[Any], image_problem: str | None) -> dict[str, Any]:
 
 
 def _around(points: Sequence[Any]) -> list[Any]:
-    """The box of a circle, given by its centre and a point on it."""
+    """Return the box (XYXY) around a circle, given by its centre and a point on it."""
     found = bounds(points)
     if found is None or len(found) != 4 or len(points) != 2:
         return [points]
@@ -104,12 +105,12 @@ def _around(points: Sequence[Any]) -> list[Any]:
 
 
 def _to_the_last_pixel(box: Any) -> Any:
-    """A mask's corners are its first and last pixels."""
+    """Return the box (XYXY) of a mask, whose corners in the file are its first and its last pixel."""
     return [box[0], box[1], box[2] + 1, box[3] + 1] if len(box) == 4 else box
 
 
 def _image(file: SmallFile, path: Any, context: Context) -> FoundImage:
-    """imagePath is relative to the file's own folder, and may leave that: into the image folder, nowhere else."""
+    """Find the image at `path`, relative to the annotation file's folder, as long as it is in the image folder."""
     names = list(beside(file.stem, path))
     if isinstance(path, str):
         scheme, separator, place = file.uri.rpartition("://")

@@ -1,4 +1,4 @@
-"""LabelMe files that came back: shapes by their key `prompt_id`."""
+"""Reads reviewed LabelMe files: the key `prompt_id` of a shape says which prompt it is for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stable_sam.formats.review_records import Finding, ReviewedImage, reviewed_s
 
 
 def review_labelme(files: Files) -> Iterator[ReviewedImage]:
-    """The image of each file; raises `AnnotationError` for what is no LabelMe file."""
+    """Yield the image of every file; raises `AnnotationError` for a file that is not LabelMe's."""
     for name in files.named(".json"):
         uri = files.where(name)
         try:

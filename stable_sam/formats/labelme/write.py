@@ -1,4 +1,4 @@
-"""LabelMe: a JSON file beside each picture in `images/`."""
+"""Writes LabelMe JSON: a file for each image in `images/`, beside the copy of the image."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from stable_sam.formats.polygons import polygon_parts
 from stable_sam.rle import decode_mask
 
 VERSION = "5.5.0"
-"""Of the format: the first with shapes of type `mask` in all tools."""
+"""Version of the format: the first in which all tools have shapes of type `mask`."""
 
 
 @contextmanager
 def write_labelme(target: Target) -> Iterator[Add]:
-    """Polygons of masks without holes, a shape for each part (one `group_id`); the others, or all, as `mask` shapes.
+    """Write masks without holes as polygons, a shape for each part under one `group_id`; others become `mask` shapes.
 
-    LabelMe keeps keys that it does not know: `prompt_id` of a shape, and `stable_sam` of the file, which says what was
-    sent.
+    When the export wants no polygons, all masks become `mask` shapes. LabelMe keeps keys that it does not know: the
+    `prompt_id` of a shape, and the `stable_sam` of a file, which says what was sent.
     """
 
     def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:

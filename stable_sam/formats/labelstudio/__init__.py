@@ -1,1 +1,1 @@
-"""Label Studio (JSON tasks, with brush masks)."""
+"""The format of Label Studio: JSON tasks with brush masks."""

@@ -1,9 +1,10 @@
-"""Label Studio's brush masks: RGBA bytes, packed as bits by thi.ng's rle-pack, as a list of byte values.
+"""Encodes and decodes Label Studio's brush masks: RGBA values packed by thi.ng's rle-pack, as a list of bytes.
 
-A stream of bits: 32 with the number of values, 5 with the size of a value less 1, and four times 4 with the sizes of a
-length less 1; then runs. A run is a bit (1: one value that repeats, 0: different values), 2 bits that choose a size,
-the length less 1 in so many bits, and the value or the values. The values are red, green, blue and alpha of each pixel,
-by rows. A pixel counts as painted when it is at least half opaque, because the editor's brush has soft edges.
+The bytes are a stream of bits. It begins with 32 bits for the number of values, 5 bits for the size of a value in bits
+minus 1, and 4 times 4 bits for four sizes of a length in bits, each minus 1. Runs follow. A run is 1 bit (1: one value
+that repeats, 0: different values), 2 bits that choose one of the four sizes, the length minus 1 in so many bits, and
+the value or the values. The values are red, green, blue and alpha of each pixel, row by row. A pixel counts as painted
+when it is at least half opaque, because the editor's brush has soft edges.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from stable_sam.errors import PromptError
 
 CHANNELS = 4
 OPAQUE = 128
-"""Alpha from which a pixel is painted."""
+"""Least alpha of a painted pixel."""
 LENGTH_BITS = (4, 8, 12, 16)
-"""The sizes of a length that are written."""
+"""The four sizes of a length, in bits, that `encode_brush` uses."""
 _LONGEST = 2 ** LENGTH_BITS[-1]
 _HEADER = "{:032b}" + f"{8 - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in LENGTH_BITS)
 
 
 def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
-    """The packed bytes of `mask` (H, W): the object is white and opaque, the rest transparent."""
+    """Return the packed bytes of `mask` (H, W), with a white opaque object on a transparent background."""
     pixels = mask.ravel(order="C")
     starts = np.flatnonzero(np.diff(pixels, prepend=~pixels[:1]))
     lengths = np.diff(starts, append=pixels.size) * CHANNELS
@@ -43,7 +44,7 @@ def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def decode_brush(rle: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The painted pixels as a mask (H, W); raises `PromptError` for packed bytes that are none of that size."""
+    """Return the painted pixels as a mask (H, W); raises `PromptError` unless `rle` is packed bytes of this size."""
     runs = list(_painted_runs(rle, size_hw))
     mask = np.zeros(size_hw, np.bool_)
     pixels = mask.reshape(-1)
@@ -53,7 +54,10 @@ def decode_brush(rle: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def painted_box(rle: Any, size_hw: tuple[int, int]) -> list[int] | None:
-    """XYXY around the painted pixels, None when nothing is painted; no pixel is decoded. Raises as `decode_brush`."""
+    """Return the box (XYXY pixels) around the painted pixels, None when nothing is painted.
+
+    No mask is allocated. Raises what `decode_brush` raises.
+    """
     width = size_hw[1]
     box: list[int] | None = None
     for start, behind in _painted_runs(rle, size_hw):
@@ -65,9 +69,9 @@ def painted_box(rle: Any, size_hw: tuple[int, int]) -> list[int] | None:
 
 
 def _painted_runs(rle: Any, size_hw: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Runs of painted pixels, counted by rows: the first pixel, and the one behind the last."""
+    """Yield runs of painted pixels in row-major order: the index of the first pixel and that after the last."""
     if not isinstance(rle, list) or not all(type(value) is int and 0 <= value < 256 for value in rle):
-        raise PromptError("expected brush strokes as a list of bytes")
+        raise PromptError("expected brush strokes as a list of bytes, got something else")
     height, width = size_hw
     bits = _Bits(rle)
     count = bits.take(32)
@@ -97,16 +101,16 @@ def _painted(bits: _Bits, count: int, sizes: Sequence[int]) -> Iterator[tuple[in
 
 
 class _Bits:
-    """Bits of a list of bytes, from the highest of each."""
+    """Reads bits from a list of bytes, the highest bit of each byte first."""
 
     def __init__(self, data: list[int]) -> None:
         self._data, self._at = bytes(data), 0
 
     def take(self, count: int) -> int:
-        """The next `count` bits as a number."""
+        """Return the next `count` bits as a number; raises `PromptError` at the end of the bytes."""
         end = self._at + count
         if end > 8 * len(self._data):
-            raise PromptError("expected brush strokes, got a part of them")
+            raise PromptError("expected whole brush strokes, got bytes that end too early")
         last = -(-end // 8)
         word = int.from_bytes(self._data[self._at // 8 : last])
         self._at = end

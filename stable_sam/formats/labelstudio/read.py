@@ -1,13 +1,14 @@
-"""Label Studio JSON: an export (a list of tasks), one task, or one annotation as its target storage keeps them.
+"""Reads Label Studio JSON: an export (a list of tasks), one task, or one annotation as its target storage keeps it.
 
     [{"id": 1, "data": {"image": "s3://lake/a.jpg"}, "annotations": [{"id": 7, "result": [
         {"id": "r1", "type": "rectanglelabels", "original_width": 500, "original_height": 375,
          "value": {"x": 10, "y": 20, "width": 30, "height": 40, "rectanglelabels": ["cat"]}}]}]}]
 
-Coordinates are per cent of the image. Rectangles (turned ones too), polygons, ellipses and brush strokes become the box
-around them, a keypoint a positive point, or a background point where `is_positive` is false. Results of one region (a
-shape and what was chosen for it) are one prompt. Annotations that were cancelled are passed over; a task without others
-gives its predictions. Results that have no place in the image (choices, texts, relations) are no prompts.
+Coordinates are per cent of the image. Rectangles (rotated ones too), polygons, ellipses and brush strokes become the
+box around them. A keypoint becomes a positive point, or a background point where `is_positive` is false. All results of
+one region (a shape and the labels chosen for it) become one prompt. Cancelled annotations are ignored; when a task has
+no other annotation, its predictions are read. Results without a shape (choices, texts, relations) do not become
+prompts.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from stable_sam.storage.json_stream import JsonStream
 
 SHAPES = ("rectangle", "polygon", "ellipse", "brush", "keypoint")
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
-"""Label Studio puts it before the names of files that were uploaded."""
+"""The prefix that Label Studio puts before the names of uploaded files."""
 ATTRIBUTES = ("origin", "from_name", "meta", "hidden", "locked")
 
 
 def read_labelstudio(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
-    """One annotation for each region; raises `AnnotationError` for what is no JSON."""
+    """Yield one annotation for each region; raises `AnnotationError` for a file that is not valid JSON."""
     stream = JsonStream(file, uri)
     tasks = stream.elements() if stream.peek() == "[" else iter([stream.value()])
     for place, task in enumerate(tasks):
@@ -59,13 +60,13 @@ def _regions(task: Any, place: int, uri: str, context: Context) -> Iterator[Sour
 
 
 def _task_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The task itself: an annotation in a target storage carries its task."""
+    """Return the task of a record, which is a task or, from a target storage, an annotation that holds its task."""
     inner = record.get("task")
     return inner if isinstance(inner, dict) and "result" in record else record
 
 
 def _made(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What people made of a task, or else what a model made of it."""
+    """Return the annotations that people made for a task, or else the predictions of a model."""
     if "result" in task:
         return [task]
     for key in ("annotations", "completions", "predictions"):
@@ -82,7 +83,7 @@ def _cancelled(made: Mapping[str, Any]) -> bool:
 
 
 def _by_region(results: Any) -> Iterator[tuple[str | None, list[Any]]]:
-    """The results of each region that has a shape, in their order."""
+    """Yield the results of each region that has a shape, with the region's id, in the order of the file."""
     regions: dict[Any, list[Any]] = {}
     for place, result in enumerate(results if isinstance(results, list) else []):
         region_id = id_text(result.get("id")) if isinstance(result, dict) else None
@@ -113,7 +114,7 @@ def _annotation(
         if shaped.get("image_rotation"):
             problem = (
                 problem
-                or f"expected an image that was not turned, got {reprlib.repr(shaped['image_rotation']):.20} degrees"
+                or f"expected an image that is not rotated, got {reprlib.repr(shaped['image_rotation']):.20} degrees"
             )
         if size is not None:
             try:
@@ -138,7 +139,7 @@ def _annotation(
 
 
 def _labels(results: list[Any]) -> tuple[list[str], dict[str, Any]]:
-    """The labels of a region, and what else was said of it, by the name of the control."""
+    """Return the labels of a region, and its other values by the names of the controls that they were entered in."""
     labels: list[str] = []
     others: dict[str, Any] = {}
     for result in results:
@@ -178,7 +179,7 @@ def _geometry(
 
 
 def _around(shape: str | None, x: float, y: float, w: float, h: float, angle: float) -> list[float] | None:
-    """XYXY around an ellipse about (x, y), or a rectangle that is turned about its corner (x, y)."""
+    """Return the box (XYXY) around an ellipse with centre (x, y), or a rectangle rotated about its corner (x, y)."""
     cos, sin = math.cos(angle), math.sin(angle)
     if shape == "ellipse":
         across, down = math.hypot(w * cos, h * sin), math.hypot(w * sin, h * cos)
@@ -190,11 +191,12 @@ def _around(shape: str | None, x: float, y: float, w: float, h: float, angle: fl
 
 def _stated_size(result: Mapping[str, Any]) -> tuple[int, int] | None:
     sides = result.get("original_height"), result.get("original_width")
-    return sides if all(type(side) is int and 0 < side <= MAX_SIDE for side in sides) else None  # type: ignore[return-value]  # two whole numbers
+    good = all(type(side) is int and 0 < side <= MAX_SIDE for side in sides)
+    return sides if good else None  # type: ignore[return-value]  # both are whole numbers
 
 
 def _image(data: Mapping[str, Any], context: Context) -> FoundImage:
-    """The image of a task: below the image folder, by the longest end of its path that is there."""
+    """Find the image of a task: the image whose path below the image folder is the longest end of the task's path."""
     texts = {name: value for name, value in data.items() if isinstance(value, str)}
     like_images = (text for text in texts.values() if _path(text).rpartition(".")[2] in ENDINGS)
     given = texts.get("image") or texts.get("img") or next(like_images, None)
@@ -207,7 +209,7 @@ def _image(data: Mapping[str, Any], context: Context) -> FoundImage:
             uri = context.folder.find_uri(given)
             return FoundImage(image_id=uri[len(context.folder.uri) :].strip("/"), uri=uri)
     except ImageError:
-        pass  # the images may have been copied since
+        pass  # the images may have been copied to another folder since
     parts = [part for part in _path(given).split("/") if part not in ("", ".", "..")]
     names = ["/".join(parts[at:]) for at in range(len(parts))]
     if parts and UPLOAD_PREFIX.match(parts[-1]):
@@ -215,11 +217,11 @@ def _image(data: Mapping[str, Any], context: Context) -> FoundImage:
     found = find_image(context.folder, parts[-1] if parts else given, names)
     if found.problem is None:
         return found
-    return FoundImage(image_id=found.image_id, problem=f"no image of {context.folder.uri} is {given!r:.200}")
+    return FoundImage(image_id=found.image_id, problem=f"image {given!r:.200} is not below {context.folder.uri}")
 
 
 def _path(reference: str) -> str:
-    """The path in a reference of Label Studio: /data/local-files/?d=path, a URL, or a path."""
+    """Return the path in a reference of Label Studio, which is /data/local-files/?d=path, a URL, or a path."""
     try:
         parts = urlsplit(reference)
         inner = parse_qs(parts.query).get("d") or parse_qs(parts.query).get("fileuri")

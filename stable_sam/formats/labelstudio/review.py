@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: what annotators made of the tasks that `write_labelstudio` wrote."""
+"""Reads Label Studio's JSON export of the tasks that `write_labelstudio` wrote, after annotators reviewed them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from stable_sam.storage.json_stream import JsonStream
 
 
 def review_labelstudio(files: Files) -> Iterator[ReviewedImage]:
-    """Every annotation that was submitted, not predictions and what was skipped: that somebody looked is what it says.
+    """Yield an image for every submitted annotation; it counts as checked. Predictions and skipped tasks are ignored.
 
-    Raises `AnnotationError` for what is no list of tasks.
+    Raises `AnnotationError` for a file that is not a list of tasks.
     """
     for name in files.named(".json"):
         uri = files.where(name)
         with open_stream(uri) as file:
             stream = JsonStream(file, uri)
             if stream.peek() != "[":
-                raise AnnotationError(f'{uri}: expected a list of tasks, as Label Studio exports them as "JSON"')
+                raise AnnotationError(f'{uri}: expected a list of tasks, which is Label Studio\'s export "JSON"')
             for number, task in enumerate(stream.elements()):
                 if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
                     raise AnnotationError(
-                        f'{uri}: tasks[{number}]: expected a task with data, as Label Studio exports it as "JSON"'
+                        f'{uri}: tasks[{number}]: expected a task with data, as in Label Studio\'s export "JSON"'
                     )
                 yield from _annotations(f"{uri}: task {task.get('id', number)}", task)
 
@@ -63,7 +63,7 @@ def _annotations(where: str, task: Mapping[str, Any]) -> Iterator[ReviewedImage]
 
 
 def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mapping[str, Any]]) -> Finding:
-    # Some versions add the annotation behind a #.
+    # Some versions of Label Studio append "#" and the annotation's id to the region's id.
     region = str(result.get("id")).partition("#")[0]
     where = f"{where}, region {region}"
     if region not in regions:
@@ -73,9 +73,9 @@ def _finding(where: str, result: Mapping[str, Any], regions: Mapping[str, Mappin
     size = reviewed_size({"height": result.get("original_height"), "width": result.get("original_width")})
     try:
         if size is None or not isinstance(value, dict):
-            raise ValueError("expected a value, original_width and original_height")
+            raise ValueError("expected a region with value, original_width and original_height")
         if result.get("image_rotation"):
-            raise ValueError("expected an image that is not turned; a turned one cannot be laid over its picture")
+            raise ValueError("expected an image that is not rotated: a mask on a rotated image does not fit the file")
         if "rle" in value:
             mask = decode_brush(value["rle"], size)
         elif isinstance(value.get("points"), list):

@@ -1,4 +1,4 @@
-"""Label Studio: tasks with brush masks as predictions (`tasks.json`), and the labelling interface (`config.xml`)."""
+"""Writes Label Studio's tasks with brush masks as predictions (`tasks.json`) and labelling interface (`config.xml`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @contextmanager
 def write_labelstudio(target: Target) -> Iterator[Add]:
-    """A task for each image: region ids come back as they went out, and `data.stable_sam` says what was sent."""
+    """Write a task for each image. Label Studio keeps the region ids, and `data.stable_sam` says what was sent."""
     target.write("config.xml", _interface(target.names))
     with json_lists(join(target.uri, "tasks.json"), None, ("tasks",)) as (task,):
 
@@ -34,7 +34,7 @@ def write_labelstudio(target: Target) -> Iterator[Add]:
             scores = [item.score for item in image.objects if item.score is not None]
             prediction = {
                 "model_version": str(target.header["model_id"]),
-                # Label Studio sorts tasks by it: the least sure object is what somebody has to look for.
+                # Label Studio sorts tasks by this score, and the least certain object is the one to look at.
                 **({"score": min(scores)} if scores else {}),
                 "result": [_region(region, image, item) for region, item in zip(regions, image.objects, strict=True)],
             }

@@ -1,1 +1,1 @@
-"""Masks as PNG files."""
+"""The format of masks as PNG files."""

@@ -1,4 +1,4 @@
-"""PNG files of strangers: their size is known before a pixel is decoded, so a small file cannot fill the memory."""
+"""Reads untrusted PNG files: the header tells the size before a pixel is decoded, so no small file fills the memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 
 def png_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) by the header; None for what is no PNG."""
+    """Return (height, width) in pixels from the header; None when `data` is no PNG."""
     start = len(_BEGINNING)
     if not data.startswith(_BEGINNING) or len(data) < start + 8:
         return None
@@ -19,9 +19,9 @@ def png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decoded_png(data: bytes, flags: int) -> NDArray[np.integer] | None:
-    """The pixels as OpenCV decodes them with these flags, of the size in the header; None for what is no whole PNG.
+    """Return the pixels as OpenCV decodes them with `flags`, in the size of the header; None for a damaged PNG.
 
-    Look at `png_size` first.
+    Callers have to check `png_size` first, because a PNG of any size is decoded.
     """
     if png_size(data) is None:
         return None

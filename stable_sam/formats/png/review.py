@@ -1,4 +1,4 @@
-"""PNG masks that came back: pixel values by the list of what was sent."""
+"""Reads reviewed PNG masks: the list of what was sent says which pixel value is which prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
 
 
 def review_png(files: Files) -> Iterator[ReviewedImage]:
-    """Every image of which all files are there; raises `AnnotationError` without the list of what was sent."""
+    """Yield every image of which at least one file came back; a missing file is a problem for each of its prompts.
+
+    Raises `AnnotationError` without the list of what was sent.
+    """
     there = {_plain(name): name for name in files.named(".png")}
     for image in files.needed_sent().images.values():
         wanted = list(dict.fromkeys(str(entry["file"]) for entry in image.having("file", "value")))
@@ -29,7 +32,7 @@ def review_png(files: Files) -> Iterator[ReviewedImage]:
 
 
 def _plain(path: str) -> str:
-    """Without the folder of the format: somebody may hand in that folder alone."""
+    """Return `path` without the export's folder of masks, because somebody may import that folder alone."""
     return path.removeprefix("masks/")
 
 
@@ -38,7 +41,7 @@ def _of_file(files: Files, image: SentImage, path: str, name: str | None) -> Ite
     where = files.where(name or path)
     try:
         if name is None:
-            raise ValueError("expected this file, too, with the image's other masks, found none")
+            raise ValueError("expected this file beside the image's other masks, found none")
         pixels = _pixels(files.read(name), image.size_hw)
     except ValueError as error:
         yield from (Finding(where=where, prompt_id=prompt_id, problem=str(error)) for prompt_id in entries.values())

@@ -1,4 +1,4 @@
-"""Masks as PNG files of 16 bits: each pixel holds the number of its object, 0 where there is none."""
+"""Writes masks as PNG files of 16 bits: each pixel holds the number of its object, or 0 where there is none."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from stable_sam.rle import decode_mask
 from stable_sam.storage.files import join, write_stream
 
 MOST_OBJECTS = 65_535
-"""Of one file."""
+"""Largest number of objects in one file, whose values are 16 bits with 0 for the background."""
 _COLUMNS = ("image", "file", "value", "prompt_id", "category", "score", "area")
 
 
 @contextmanager
 def write_png(target: Target) -> Iterator[Add]:
-    """`masks/<image>.png`; objects that overlap one that is there already are in `masks/<image>.2.png` and so on.
+    """Write `masks/<image>.png`; an object that overlaps an earlier one goes into `masks/<image>.2.png` and so on.
 
-    `index.csv` says which value of which file is which prompt.
+    `index.csv` says which value in which file is which prompt.
     """
     with write_stream(join(target.uri, "index.csv")) as file:
         file.write(_row(_COLUMNS))
@@ -48,7 +48,7 @@ def write_png(target: Target) -> Iterator[Add]:
 
 
 def _paint(layers: list[NDArray[np.uint16]], counts: list[int], item: ExportObject) -> tuple[int, int]:
-    """Put an object into the first layer where its place is free; returns the layer and the value there."""
+    """Paint an object into the first layer where its pixels are free; return the layer's number and the value there."""
     left, top, width, height = map(int, item.mask.bbox_xywh)
     window = slice(top, top + height), slice(left, left + width)
     mask = decode_mask(item.mask.size_hw, item.mask.counts)[window]

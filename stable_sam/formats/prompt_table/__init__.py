@@ -1,1 +1,1 @@
-"""Prompts as a table: Parquet, CSV or JSON lines."""
+"""The format of prompts as a table: Parquet or JSON Lines."""

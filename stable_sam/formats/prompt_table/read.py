@@ -1,4 +1,4 @@
-"""A table of prompts, one row each, as Parquet or as JSON Lines.
+"""Reads a table with a row for each prompt, as Parquet or as JSON Lines.
 
     image            text    path below the image folder, or a full URI (required)
     box_xyxy         list    [x0, y0, x1, y1] pixels          at most one of the two; a row needs a box,
@@ -13,8 +13,8 @@
     score            number
     attributes       JSON object, as an object or as text
 
-Every other column goes into `attributes`, values of more than 200 characters excepted; so does a category_id,
-category, iscrowd, score or attributes of another type, which is no reason to go without the mask.
+Every other column goes into `attributes`, except for values of more than 200 characters. A category_id, category,
+iscrowd, score or attributes of another type also goes there, because no mask depends on it.
 """
 
 from __future__ import annotations
@@ -47,23 +47,27 @@ EXPECTED = f"expected a table of prompts with a column image and one of {', '.jo
 PARQUET = b"PAR1"
 """The first bytes of a Parquet file."""
 MAX_LINE_BYTES = 16 * 2**20
-"""Of JSON Lines: a line is held as a whole."""
+"""Longest line of JSON Lines, because a line is held as a whole."""
 MAX_BATCH_BYTES = 2**25
-"""Of a table's rows with all their columns: those with long lists are read fewer at a time."""
+"""Size of the rows of a Parquet file that are read together; of rows with long lists, fewer are read at a time."""
 SAMPLE_ROWS = 16
+"""Number of rows from which the size of all rows is estimated."""
 BUFFER_BYTES = 2**22
-"""Read of a column at a time, whatever the size of a row group."""
+"""Bytes of a column that are read at a time, whatever the size of a row group."""
 
 
 def read_prompt_table(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
-    """Read Parquet or JSON Lines, whichever the file is; raises as `read_parquet` and `read_json_lines`."""
+    """Read Parquet or JSON Lines, whichever the file is; raises what `read_parquet` and `read_json_lines` raise."""
     is_parquet = file.read(len(PARQUET)) == PARQUET
     file.seek(0)
     return (read_parquet if is_parquet else read_json_lines)(file, name=name, folder=folder, rows=rows)
 
 
 def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
-    """Chunks of at most `rows` rows; raises `AnnotationError` for a damaged file or one without the needed columns."""
+    """Return chunks of at most `rows` rows.
+
+    Raises `AnnotationError` for a damaged file, without the needed columns, and for a column that appears twice.
+    """
     with _explained(f"{name}: not a readable Parquet file"):
         parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
         columns = parquet.schema_arrow.names
@@ -75,7 +79,10 @@ def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -
 
 
 def read_json_lines(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
-    """Chunks of at most `rows` lines that are not blank; raises `AnnotationError` for one that is no JSON object."""
+    """Return chunks of at most `rows` lines that are not blank.
+
+    Raises `AnnotationError` for a first line without an image and for a line that is not a JSON object.
+    """
     _, first = next(_json_rows(file, name), ("", {}))
     if "image" not in first:
         raise AnnotationError(f"{name}: {EXPECTED}, got a first line with {', '.join(first):.200}")
@@ -91,7 +98,7 @@ def _parquet_chunks(file: pq.ParquetFile, name: str, rows: int) -> Iterator[Tabl
             batch = next(batches, None)
             if batch is None:
                 return
-            batch.validate(full=True)  # text that is no Unicode, for one
+            batch.validate(full=True)  # finds text that is not valid Unicode
             chunk = _parquet_chunk(batch, name, number)
         yield chunk
         number += batch.num_rows
@@ -99,7 +106,7 @@ def _parquet_chunks(file: pq.ParquetFile, name: str, rows: int) -> Iterator[Tabl
 
 @contextmanager
 def _explained(problem: str) -> Iterator[None]:
-    """Arrow raises whatever a damaged file makes it stumble over, from OSError to RuntimeError."""
+    """Raise `AnnotationError` for all that Arrow raises on a damaged file, which goes from OSError to RuntimeError."""
     try:
         yield
     except StableSamError:
@@ -109,9 +116,9 @@ def _explained(problem: str) -> Iterator[None]:
 
 
 def _rows_of_size(file: pq.ParquetFile) -> int:
-    """So many rows that they take `MAX_BATCH_BYTES`, going by the first ones.
+    """Return the number of rows that take about `MAX_BATCH_BYTES`, estimated from the first `SAMPLE_ROWS`.
 
-    Not by the metadata of the columns: where those are damaged, pyarrow ends the process when it is asked for them.
+    The metadata of the columns are not used, because pyarrow ends the process when damaged metadata are read.
     """
     first = next(file.iter_batches(batch_size=SAMPLE_ROWS), None)
     return max(1, int(MAX_BATCH_BYTES * first.num_rows / max(first.nbytes, 1))) if first else 1
@@ -122,7 +129,8 @@ def _parquet_chunk(batch: pa.RecordBatch, name: str, before: int) -> TableChunk:
         return batch.column(wanted) if wanted in batch.schema.names else None
 
     def listed(some: pa.RecordBatch) -> list[Row]:
-        with _explained(f"{name}: a value near row {before + 1} cannot be read"):  # a date before the year 1, for one
+        # Arrow holds values that Python does not, such as a date before the year 1.
+        with _explained(f"{name}: a value near row {before + 1} cannot be read"):
             return list(some.to_pylist())
 
     def attributes() -> pa.Array | None:

@@ -1,4 +1,4 @@
-"""Rows of a table of prompts as prompts, one by one or by column; whether it is Parquet or JSON Lines is no matter."""
+"""Turns rows of a table, from Parquet or JSON Lines alike, into prompts, one by one or column by column."""
 
 from __future__ import annotations
 
@@ -28,25 +28,30 @@ OWN_COLUMNS = frozenset(
 
 Row = dict[str, Any]
 Rows = NDArray[np.int64]
-"""Numbers of rows in a chunk."""
+"""Numbers (n,) of rows in a chunk, from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableChunk:
-    """Some rows of a table that follow each other."""
+    """Consecutive rows of a table."""
 
     length: int
+    """Number of rows."""
     images: tuple[list[Any], Rows]
-    """The different values of the column image, and which one each row has."""
+    """The different values of the column image, and for each row the index of its own."""
     column: Callable[[str], pa.Array | None]
-    """A column by its name, None when the table has none."""
+    """Returns the column of this name, None when the table has none."""
     attributes: Callable[[], pa.Array | None]
+    """Returns the attributes of each row as JSON text; None when no row can have any."""
     records: Callable[[Rows], list[tuple[str, Row]]]
-    """File and record, for messages, and the record."""
+    """Returns the rows with these numbers as records, each after its file and place, for messages."""
 
 
 def prompt_chunk(chunk: TableChunk, folder: ImageFolder, places: PlaceCounter, position: int) -> Chunk:
-    """The chunk as prompts: its first row is the table's `position`, `places` those of the rows before."""
+    """Return the rows as a chunk of prompts; its first row has the number `position` in the table.
+
+    `places` has counted the rows before them, image by image, and counts these too.
+    """
     given, which = chunk.images
     found = [_image(name, folder) for name in given]
     image_ids, of_image = different([image_id for image_id, _, _ in found])
@@ -74,7 +79,10 @@ def prompt_chunk(chunk: TableChunk, folder: ImageFolder, places: PlaceCounter, p
 
 
 def attributes_of(row: Mapping[str, Any]) -> str | None:
-    """The row's attributes and its further columns as JSON; what is no JSON object is an attribute `attributes`."""
+    """Return a row's attributes and its further columns as one JSON object in text, None when there are none.
+
+    When the column `attributes` is not a JSON object, its value becomes an attribute of the name `attributes`.
+    """
     given = row.get("attributes")
     if isinstance(given, str):
         with suppress(ValueError, RecursionError):
@@ -145,7 +153,7 @@ def _prompt(
 
 
 def _image(given: Any, folder: ImageFolder) -> tuple[str, str, str | None]:
-    """image_id and image_uri of a row, and what is wrong with the image."""
+    """Return the image_id and image_uri of a row, and what is wrong with the image."""
     try:
         if isinstance(given, str) and "://" in given:
             return given, folder.find_uri(given), None

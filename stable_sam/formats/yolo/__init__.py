@@ -1,1 +1,1 @@
-"""YOLO label files."""
+"""The format of YOLO: label files and `data.yaml`."""

@@ -1,11 +1,12 @@
-"""YOLO labels, one text file for each image, one object a line; numbers are shares of the image's width and height.
+"""Reads YOLO labels: a text file for each image, a line for each object, in fractions of the image's width and height.
 
     class cx cy w h [confidence]                 box (5 or 6 values)
-    class x1 y1 x2 y2 x3 y3 ... [confidence]     polygon, or the corners of a turned box (7 values and more)
+    class x1 y1 x2 y2 x3 y3 ... [confidence]     polygon, or the corners of a rotated box (7 values and more)
     class cx cy w h x y [visible] ...            pose, when data.yaml has a kpt_shape
 
-A box is the line's own, or the one around its polygon. Pixels need the size of the image: of each image that has
-labels, the header is read. The image has the name of the label file, where `labels` in its path may be `images`.
+A line's box is the one that it states, or the box around its polygon. The header of each image that has labels is read
+for its size, which turns fractions into pixels. The image has the path of its label file, with another ending, and
+with `images` for `labels`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from stable_sam.formats.source_annotation import SourceAnnotation
 from stable_sam.formats.xml_elements import number
 
 NORMALISED = (-0.5, 1.5)
-"""What passes for a share of the image: detectors and people draw a little over the border."""
+"""Least and largest fraction that is accepted, because detectors and people draw a little over the border."""
 LISTS = frozenset({"classes", "labels", "labelmap", "train", "val", "valid", "test", "trainval", "requirements"})
-"""Text files that lie among the labels; one that has an image is labels all the same."""
+"""Names of other text files that lie among the labels; a file of such a name is read only when it has an image."""
 VISIBLE = 2
 FOLDERS = {"labels": "images", "Labels": "Images", "annotations": "images", "Annotations": "Images"}
 
 
 def read_yolo(file: SmallFile, context: Context) -> list[SourceAnnotation]:
-    """One annotation for each line that is not blank; raises `AnnotationError` for what is no text."""
+    """Return one annotation for each line that is not blank; raises `AnnotationError` for a file that is not text."""
     image = _image(file, context)
     if image.problem is not None and file.stem.rpartition("/")[2].lower() in LISTS:
         return []
@@ -62,29 +63,29 @@ def _fields(
     if isinstance(label, float) and label.is_integer():
         fields["category"] = names.names.get(str(int(label)))
     pose = names.keypoints * names.keypoint_values
-    shares: list[Any] | None = None
+    fractions: list[Any] | None = None
     points: list[list[Any]] = []
     if not all(isinstance(value, float) for value in values):
         problem = problem or f"expected a class and numbers, got {' '.join(texts)!r:.80}"
     elif pose and len(values) in (4 + pose, 5 + pose):
-        shares = values[:4]
+        fractions = values[:4]
         points = list(_visible(values[4 : 4 + pose], names.keypoint_values)) if keypoints else []
         fields["score"] = values[-1] if len(values) > 4 + pose else None
     elif len(values) in (4, 5):
-        shares, fields["score"] = values[:4], values[4] if len(values) == 5 else None
+        fractions, fields["score"] = values[:4], values[4] if len(values) == 5 else None
     elif len(values) >= 6:
         corners = values[: len(values) // 2 * 2]
         fields["score"] = values[-1] if len(values) > len(corners) else None
         around = bounds([corners[at : at + 2] for at in range(0, len(corners), 2)]) or []
-        shares = _centred(around)
+        fractions = _centred(around)
     else:
         problem = problem or f"expected a class and 4 numbers or more, got {' '.join(texts)!r:.80}"
-    if shares is not None and not all(NORMALISED[0] <= value <= NORMALISED[1] for value in shares):
-        problem = problem or f"expected shares of the image's size, from 0 to 1, got {' '.join(texts)!r:.80}"
-        shares, points = None, []
-    if shares is not None and size is not None:
+    if fractions is not None and not all(NORMALISED[0] <= value <= NORMALISED[1] for value in fractions):
+        problem = problem or f"expected fractions of the image's size, from 0 to 1, got {' '.join(texts)!r:.80}"
+        fractions, points = None, []
+    if fractions is not None and size is not None:
         height, width = size
-        cx, cy, w, h = scaled(shares, width, height)
+        cx, cy, w, h = scaled(fractions, width, height)
         fields["box_xyxy"] = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
         fields["points_xy"] = [scaled(point, width, height) for point in points]
     return fields | {"problem": problem or None}

@@ -1,4 +1,4 @@
-"""YOLO-seg labels that came back: lines have no ids, so each goes to the mask that was sent which it is most like."""
+"""Reads reviewed YOLO-seg labels: lines have no ids, so lines and sent masks are matched by the highest total IoU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
 from stable_sam.rle import EncodedMask, checked_counts, rle
 
 LEAST_IOU = 0.1
-"""A line that is less like every mask that was sent is no correction of one."""
+"""Least IoU of a line's mask with the sent mask that it corrects; with less, the line is a new object."""
 
 
 def review_yolo(files: Files) -> Iterator[ReviewedImage]:
-    """Every image whose label file is there; raises `AnnotationError` without the list of what was sent."""
+    """Yield every image whose label file came back; raises `AnnotationError` without the list of what was sent."""
     there = {name.removeprefix("labels/"): name for name in files.named(".txt")}
     for image in files.needed_sent().images.values():
         name = there.get(f"{image.name.rpartition('.')[0] or image.name}.txt")
@@ -30,7 +30,10 @@ def review_yolo(files: Files) -> Iterator[ReviewedImage]:
 
 
 def _file(data: bytes, where: str, image: SentImage) -> tuple[list[Finding], bool]:
-    """What the lines say, and whether each of them was understood: else what is missing may be one of the others."""
+    """Return what the lines say, and whether each of them was matched to a prompt.
+
+    When one was not, no prompt counts as deleted, because that line may be the prompt that seems to be missing.
+    """
     masks: list[tuple[str, EncodedMask]] = []
     findings: list[Finding] = []
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
@@ -51,7 +54,8 @@ def _file(data: bytes, where: str, image: SentImage) -> tuple[list[Finding], boo
             findings.append(Finding(where=place, prompt_id=ids[given[position]], mask=mask))
         else:
             problem = (
-                f"unlike every mask that was sent (IoU under {LEAST_IOU:g}), so it is not known which prompt it is of"
+                f"expected one line for each mask that was sent, with an IoU of at least {LEAST_IOU:g}, got a further "
+                "line, whose prompt is not known"
             )
             findings.append(Finding(where=place, prompt_id=None, problem=problem))
     return findings, not any(finding.prompt_id is None for finding in findings)

@@ -1,4 +1,4 @@
-"""YOLO-seg as Ultralytics reads it: `data.yaml`, `images/`, and in `labels/` a line for each object."""
+"""Writes YOLO-seg as Ultralytics reads it: `data.yaml`, `images/`, and in `labels/` a line for each object."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from stable_sam.rle import EncodedMask, decode_mask
 
 @contextmanager
 def write_yolo(target: Target) -> Iterator[Add]:
-    """`class x1 y1 x2 y2 ...` in parts of width and height; holes and parts hang together by bridges without width."""
+    """Write lines `class x1 y1 x2 y2 ...` in fractions of width and height, with holes and parts joined by bridges.
+
+    `stable_sam.formats.polygons.one_ring` describes the bridges.
+    """
 
     def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
         lines = [f"{item.category.index} {_line(item.mask)}\n" for item in image.objects]
         target.write(f"labels/{image.stem}.txt", "".join(lines))
-        # A line has no room for an id: the mask tells which prompt it was.
+        # A line cannot hold an id: `review_yolo` finds its prompt by the mask in the list of what was sent.
         return [{"class": item.category.index, "mask": item.mask.counts} for item in image.objects]
 
     yield add
     names = dict(enumerate(target.names))
-    settings = {"path": ".", "train": "images", "val": "images", "names": names}
-    target.write("data.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    dataset = {"path": ".", "train": "images", "val": "images", "names": names}
+    target.write("data.yaml", yaml.safe_dump(dataset, sort_keys=False, allow_unicode=True))
 
 
 def _line(mask: EncodedMask) -> str:

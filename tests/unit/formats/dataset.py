@@ -1,4 +1,4 @@
-"""A folder of pictures with annotation files of other tools beside it."""
+"""A folder of images with annotation files of other tools beside it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ WIDTH, HEIGHT = 100, 80
 
 
 class Dataset:
-    """A folder of pictures of 100 x 80 pixels, and annotation files beside it."""
+    """A folder of images of 100 x 80 pixels, and annotation files beside it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        picture = io.BytesIO()
-        Image.new("RGB", (WIDTH, HEIGHT)).save(picture, "JPEG")
+        buffer = io.BytesIO()
+        Image.new("RGB", (WIDTH, HEIGHT)).save(buffer, "JPEG")
         for name in ("a.jpg", "b.jpg", "train/c.jpg", "1.jpg"):
-            self.write(f"images/{name}", picture.getvalue())
-        self.write("secret.jpg", picture.getvalue())
+            self.write(f"images/{name}", buffer.getvalue())
+        self.write("secret.jpg", buffer.getvalue())
 
     def uri(self, name: str) -> str:
         return str(self.root / name)
@@ -37,13 +37,13 @@ class Dataset:
         storage.write_bytes(self.uri(name), data if isinstance(data, bytes) else json.dumps(data).encode())
         return self.uri(name)
 
-    def read(self, annotations: str, images: str = "images", **settings: Any) -> list[Prompt]:
+    def read(self, annotations: str, images: str = "images", **config: Any) -> list[Prompt]:
         """By both ways, which must agree. `annotations`: path below the root, or several."""
         uri = ",".join(
             f"{name}{equals}{self.uri(path)}"
             for name, equals, path in (e.rpartition("=") for e in annotations.split(","))
         )
-        where: dict[str, Any] = {"images_uri": self.uri(images), "source": SourceConfig(**settings)}
+        where: dict[str, Any] = {"images_uri": self.uri(images), "source": SourceConfig(**config)}
         prompts = list(read_prompts(uri, **where))
         rows = [row for batch in read_prompt_batches(uri, **where) for row in batch.to_pylist()]
         assert [prompt_from_row(row) for row in rows] == prompts

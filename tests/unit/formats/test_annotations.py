@@ -335,7 +335,7 @@ def test_detections_by_coco_file_names(source: Source) -> None:
     assert prompts[0].image_uri == source.uri("images/000000000042.jpg")
     assert prompts[0].error is None
     assert "'000000000009.jpg' is not below" in (prompts[2].error or "")
-    assert "image 'cat' has no COCO file name" in (prompts[4].error or "")
+    assert "expected a number as image_id or an image index, got image_id 'cat'" in (prompts[4].error or "")
 
 
 ROWS: list[dict[str, Any]] = [

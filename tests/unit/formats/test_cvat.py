@@ -51,7 +51,7 @@ def test_cvat_shapes(data: Dataset) -> None:
     assert [prompts[n].points_xy for n in (2, 6)] == [((1, 2), (9, 4)), ((5, 6),)]
     assert [prompt.error is None for prompt in prompts] == [True] * 8 + [False] * 3
     assert json.loads(prompts[0].attributes or "") == {"age": "3", "occluded": 1, "shape": "box", "z_order": 2}
-    assert "polyline a.jpg:8: a polyline is no box, polygon or points" in (prompts[8].error or "")
+    assert "polyline a.jpg:8: expected a shape with an area, or points, got a polyline" in (prompts[8].error or "")
 
 
 def test_cvat_of_projects_and_of_videos(data: Dataset) -> None:

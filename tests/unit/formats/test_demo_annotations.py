@@ -1,4 +1,4 @@
-"""The demo's weak annotations are usable as they are, and belong to the photographs that the wheel brings."""
+"""The demo's weak annotations are usable as they are, and belong to the images that the wheel brings."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ ANNOTATIONS = Path(__file__).parents[3] / "configs" / "demo" / "annotations.json
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "images"
     demo_images(str(folder))
     return folder
 
 
-def test_every_annotation_is_a_usable_prompt(photographs: Path) -> None:
-    prompts = list(read_prompts(str(ANNOTATIONS), images_uri=str(photographs)))
+def test_every_annotation_is_a_usable_prompt(images: Path) -> None:
+    prompts = list(read_prompts(str(ANNOTATIONS), images_uri=str(images)))
     assert len(prompts) >= 40
     assert [prompt.error for prompt in prompts if prompt.error] == []
     assert {prompt.image_uri.rsplit("/", 1)[-1] for prompt in prompts} == set(PHOTOGRAPHS)
 
 
-def test_all_kinds_of_prompts_and_of_weakness_are_there(photographs: Path) -> None:
-    prompts = list(read_prompts(str(ANNOTATIONS), images_uri=str(photographs)))
+def test_all_kinds_of_prompts_and_of_weakness_are_there(images: Path) -> None:
+    prompts = list(read_prompts(str(ANNOTATIONS), images_uri=str(images)))
     kinds = {(prompt.box_xyxy is not None, bool(prompt.points_xy), 0 in prompt.point_labels) for prompt in prompts}
     assert {(True, False, False), (False, True, False), (False, True, True), (True, True, True)} <= kinds
     weakness = {json.loads(prompt.attributes or "{}")["weakness"] for prompt in prompts}
     assert {"loose", "shifted", "too small", "wrong"} <= weakness
 
 
-def test_sizes_are_those_of_the_photographs(photographs: Path) -> None:
+def test_sizes_are_those_of_the_images(images: Path) -> None:
     for image in json.loads(ANNOTATIONS.read_text())["images"]:
-        with Image.open(photographs / image["file_name"]) as picture:
-            assert picture.size == (image["width"], image["height"])
+        with Image.open(images / image["file_name"]) as opened:
+            assert opened.size == (image["width"], image["height"])
 
 
-def test_photographs_that_are_there_keep_their_version(tmp_path: Path) -> None:
+def test_images_that_are_there_keep_their_version(tmp_path: Path) -> None:
     demo_images(str(tmp_path))
     coins, cat = tmp_path / "coins.png", (tmp_path / "cat.png").read_bytes()
     versions = list_versions(str(tmp_path))

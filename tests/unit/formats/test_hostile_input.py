@@ -1,4 +1,4 @@
-"""Annotation files, folders, pictures and weights of strangers: one line or one failed row each, and nothing else."""
+"""Annotation files, folders, images and weights of strangers: one line or one failed row each, and nothing else."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ DEEP = 100_000
         (b'{"images": [], "annotations": [' + b"[" * DEEP, "not valid JSON: maximum recursion"),
         (b'{"image": "a.jpg", "x": ' + b"[" * DEEP + b"\n", "line 1: not valid JSON"),
         (b'[{"image_id": 1' + b"0" * 5000 + b"}]", "not valid JSON: Exceeds the limit"),
-        (b'{"images": [], "images": [], "annotations": []}', "expected one list under 'images', got another one"),
+        (b'{"images": [], "images": [], "annotations": []}', "expected one list under 'images', got two"),
         (b'{"categories": [], "images": [], "annotations": [], "images": []}', "expected one list under 'images'"),
         (b'{"images": [], "annotations": []} {', "not valid JSON: Extra data at line 1, column 35"),
         (b'{"images": [],\n "annotations": [\n {"id": 1}, x]}', "Expecting value at line 3, column 13"),
@@ -326,7 +326,7 @@ def test_a_hundred_megapixels_take_bounded_memory(tmp_path: Path) -> None:
     assert int(done.stdout) < 900, "MiB: 300 of the result, 400 of Pillow's own"
 
 
-def test_strips_make_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_make_the_same_image(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
     for mode in ("RGBA", "RGB", "L", "LA", "CMYK", "P"):
         buffer = io.BytesIO()

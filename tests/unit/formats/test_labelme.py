@@ -52,7 +52,7 @@ def test_labelme_shapes(data: Dataset) -> None:
     assert (prompts[0].score, prompts[0].category, prompts[0].image_size) == (0.5, "cat", (80, 100))
     assert prompts[0].attributes == '{"description": "left", "shape_type": "rectangle"}'
     assert [prompt.error is None for prompt in prompts] == [True] * 6 + [False] * 3
-    assert "shape 6: a 'linestrip' is no box, polygon or point" in (prompts[6].error or "")
+    assert "shape 6: expected a shape with an area, or points, got a 'linestrip'" in (prompts[6].error or "")
 
 
 @pytest.mark.parametrize(

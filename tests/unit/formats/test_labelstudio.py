@@ -106,11 +106,11 @@ def test_label_studio_images(data: Dataset, reference: str, found: bool) -> None
     [
         (region("rectangle", {"x": "10", "y": 25, "width": 20, "height": 50}), "as numbers"),
         (region("rectangle", None), "expected a region with a value"),
-        (region("rectangle", {"x": 1, "y": 1, "width": 5, "height": 5}, image_rotation=90), "an image that was not"),
+        (region("rectangle", {"x": 1, "y": 1, "width": 5, "height": 5}, image_rotation=90), "an image that is not"),
         (region("polygon", {"points": "x"}), "got neither"),
         (region("polygon", {"points": [[1, None]]}), "expected a box of 4 numbers"),
         (region("brush", {"format": "rle", "rle": [0] * 20}), "expected brush strokes on 100 x 80 pixels, got 0"),
-        (region("brush", {"format": "rle", "rle": [0, 0, 125, 0, 63, 0, 0]}), "got a part of them"),
+        (region("brush", {"format": "rle", "rle": [0, 0, 125, 0, 63, 0, 0]}), "bytes that end too early"),
         (region("brush", {"format": "rle", "rle": "AAA"}), "as a list of bytes"),
         (region("brush", {"format": "png"}), "as rle"),
         (region("brush", {"rle": encode_brush(np.zeros((HEIGHT, WIDTH), bool))}), "got neither"),

@@ -73,7 +73,7 @@ def test_coco_as_other_tools_write_it(tmp_path: Path) -> None:
     assert [problem.partition("annotation ")[2] for problem in problems] == [
         "3: prompt line: expected a polygon of at least 3 corners",
         "4: prompt other-size: expected a mask of its image's size [8, 10], got [9, 9]",
-        "5: a new object, without the id of a prompt",
+        "5: a new object without a prompt_id",
     ]
 
 
@@ -115,7 +115,7 @@ def test_cvat_as_people_leave_it(tmp_path: Path) -> None:
         f"mask 3: prompt short: {told}",
         f"mask 4: prompt outside: {told}",
         "box 5: prompt box: expected a mask or a polygon, got a box",
-        "mask 6: a new object, without the id of a prompt",
+        "mask 6: a new object without a prompt_id",
     ]
     # Without the list nothing counts as deleted.
     assert "gone" not in read("cvat", tmp_path / "back")[0]
@@ -146,9 +146,10 @@ def test_label_studio_as_annotators_leave_it(tmp_path: Path) -> None:
     assert same(found["p-polygon"], square(1, 1))
     assert (found["p-gone"], found["p-erased"], len(found)) == (None, None, 4)
     assert [problem.partition("region ")[2].partition(",")[0] for problem in problems] == [
-        "turned: prompt p-turned: expected an image that is not turned; a turned one cannot be laid over its picture",
+        "turned: prompt p-turned: expected an image that is not rotated: a mask on a rotated image does not fit the "
+        "file",
         "box: prompt p-box: expected a brush mask or a polygon",
-        "new: a new object",
+        "new: a new object without a prompt_id",
     ]
     # Two annotators who do not agree.
     path.write_text(json.dumps([{**task, "annotations": [annotations[0], {"id": 3, "result": other}]}]))
@@ -179,7 +180,7 @@ def test_yolo_lines_in_any_order(tmp_path: Path) -> None:
     (labels / "a.txt").write_text(f"{line(changed)}\n{line(square(0, 6, 2))}\n")
     found, problems = read("yolo", tmp_path)
     assert found.keys() == {"b"}
-    assert "unlike every mask that was sent" in problems[0]
+    assert "expected one line for each mask that was sent, with an IoU of at least 0.1" in problems[0]
 
 
 @pytest.mark.parametrize(("form", "name"), [("png", "a.png"), ("yolo", "a.txt")])

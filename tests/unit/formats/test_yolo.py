@@ -28,7 +28,7 @@ def test_yolo_boxes_and_polygons_are_pixels_of_the_image(data: Dataset) -> None:
     [
         ("0 0.5 0.5", "expected a class and 4 numbers or more"),
         ("cat 0.5 0.5 x 0.1", "expected a class and numbers"),
-        ("0 40 20 60 60", "expected shares of the image's size, from 0 to 1"),
+        ("0 40 20 60 60", "expected fractions of the image's size, from 0 to 1"),
         ("0 nan 0.5 0.1 0.1", "expected a class and numbers"),
         ("0 0.5 0.5 0 0.1", "the box is empty"),
     ],
@@ -68,11 +68,11 @@ def test_yolo_lists_among_the_labels_are_no_labels_unless_an_image_is_called_so(
 
 
 def test_yolo_without_image_or_with_one_that_cannot_be_read(data: Dataset) -> None:
-    data.write("images/broken.jpg", b"no picture")
+    data.write("images/broken.jpg", b"no image")
     for name in ("broken", "nowhere"):
         data.write(f"labels/{name}.txt", "0 0.5 0.5 0.2 0.5\n")
     broken, nowhere = data.read("labels")
-    assert "broken.jpg: cannot read the image's size: expected an image, got bytes that begin with b'no pictu'" in (
+    assert "broken.jpg: cannot read the image's size: expected an image, got bytes that begin with b'no image'" in (
         broken.error or ""
     )
     assert "no image file nowhere.* is below" in (nowhere.error or "")
@@ -81,8 +81,8 @@ def test_yolo_without_image_or_with_one_that_cannot_be_read(data: Dataset) -> No
 def test_sizes_are_those_of_the_upright_image_also_behind_a_long_header(data: Dataset) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture = Image.new("RGB", (WIDTH, HEIGHT))
-    picture.save(data.uri("images/turned.jpg"), exif=turned.tobytes(), icc_profile=bytes(200_000))
+    image = Image.new("RGB", (WIDTH, HEIGHT))
+    image.save(data.uri("images/turned.jpg"), exif=turned.tobytes(), icc_profile=bytes(200_000))
     data.write("labels/turned.txt", "0 0.5 0.5 1 1\n")
     prompt = only(data.read("labels"))
     assert (prompt.image_size, prompt.box_xyxy) == ((100, 80), (0, 0, 80, 100))

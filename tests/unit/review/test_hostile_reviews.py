@@ -110,7 +110,12 @@ def test_files_that_are_not_what_they_seem(form: str, path: str, value: Any, mes
         ("coco", "annotations/0/segmentation", {"size": [7.5, 9], "counts": [63]}, "expected a mask of"),
         ("labelme", "shapes/0/points", [[HUGE, 1], [2, 2], [3, 1]], "int too large to convert to float"),
         ("labelme", "shapes/0/points", 5, "not iterable"),
-        ("labelstudio", "0/annotations/0/result/0/original_height", MAX_PIXELS, "expected a value, original_width"),
+        (
+            "labelstudio",
+            "0/annotations/0/result/0/original_height",
+            MAX_PIXELS,
+            "expected a region with value, original_width",
+        ),
         ("labelstudio", "0/annotations/0/result/0/value", {"points": [5]}, "not iterable"),
     ],
 )
@@ -149,7 +154,7 @@ def png(width: int, height: int) -> bytes:
         (seeds.picture("JPEG"), "expected a PNG of one channel"),
     ],
 )
-def test_a_picture_of_another_size_is_not_decoded(content: bytes, problem: str, tmp_path: Path) -> None:
+def test_an_image_of_another_size_is_not_decoded(content: bytes, problem: str, tmp_path: Path) -> None:
     answers, problems = read("png", tmp_path, own=content)
     assert answers == []
     assert [problem in told for told in problems] == [True, True]
