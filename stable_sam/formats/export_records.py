@@ -22,7 +22,7 @@ class ExportCategory:
     """A category with the number, name and index that it has in all files of an export."""
 
     number: int
-    """The source's category id where no other category has it, else the next free number, from 1."""
+    """The source's category id where no other category has it, else a number above all of these ids."""
     name: str
     """Name in which control characters are written as escapes (see `printable`)."""
     index: int

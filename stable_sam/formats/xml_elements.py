@@ -23,7 +23,7 @@ def children(file: BinaryIO, name: str, root: str) -> Iterator[Element]:
     """Yield the children of the document's root; each child is released when the next one is asked for.
 
     `root` is the tag that the root must have, `name` the file's name for messages. Raises `AnnotationError` for another
-    root, for invalid XML, and for XML with entities of its own.
+    root, for invalid XML, and for XML that defines entities or refers to other files.
     """
     limited = _Limited(file, name)
     depth, top = 0, None
@@ -73,7 +73,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except DefusedXmlException as error:
-        raise AnnotationError(f"{name}: expected XML without entities of its own, got {one_line(error)}") from None
+        raise AnnotationError(f"{name}: expected XML that defines no entities, got {one_line(error)}") from None
     except (ParseError, ValueError, LookupError) as error:
         raise AnnotationError(f"{name}: not valid XML: {one_line(error)}") from None
 

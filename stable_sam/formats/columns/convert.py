@@ -1,7 +1,7 @@
 """Converts columns of Parquet files or JSON records to the types of a prompt, and tells which rows this works for.
 
-Every function returns the converted column, equal to what `stable_sam.formats.source_annotation` makes of its values,
-and a mask of the plain rows. Where the mask is False, the value has to be read by `source_annotation` itself.
+Every conversion returns the column, with the values that `stable_sam.formats.source_annotation` would make, and a mask
+(n,) of the plain rows. Where the mask is False, the value has to be read by `source_annotation` itself.
 """
 
 from __future__ import annotations

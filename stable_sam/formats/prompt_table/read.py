@@ -66,7 +66,7 @@ def read_prompt_table(file: BinaryIO, *, name: str, folder: ImageFolder, rows: i
 def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
     """Return chunks of at most `rows` rows.
 
-    Raises `AnnotationError` for a damaged file, without the needed columns, and for a column that appears twice.
+    Raises `AnnotationError` for a damaged file, for missing columns, and for a column that appears twice.
     """
     with _explained(f"{name}: not a readable Parquet file"):
         parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)

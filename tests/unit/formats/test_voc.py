@@ -89,8 +89,8 @@ OUTSIDE = (
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (BOMB, "expected XML without entities of its own"),
-        (OUTSIDE, "expected XML without entities of its own"),
+        (BOMB, "expected XML that defines no entities"),
+        (OUTSIDE, "expected XML that defines no entities"),
         ("<annotation><object>", "not valid XML: no element found"),
         ("<annotation>" + "<a>" * 1000, "expected at most 100 levels of XML"),
         ("<annotation><x/></other>", "not valid XML: mismatched tag"),
