@@ -176,7 +176,7 @@ def test_the_command_reads_detections_and_says_what_was_not_matched(tmp_path: Pa
     arguments += ["--prompts", "detector-boxes", "--detections", uri]
     answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert answer.exit_code == 0
-    assert "1 detections matched to true objects, 1 not" in " ".join(answer.stdout.split())
+    assert "1 detection matched to true objects, 1 not" in " ".join(answer.stdout.split())
     methods = {score["method"] for score in json.loads((tmp_path / "r.json").read_text())["scores"]}
     assert methods == {"box", "sam", "stable-sam"}
 
