@@ -29,8 +29,8 @@ def promise_line(promise: Promise) -> str:
     sign = ">=" if promise.route == "accept" else "<="
     return (
         f"{promise.route}: quality {sign} {promise.threshold:.3f}; {promise.kept} of {counted(promise.masks, 'mask')} "
-        f"{what} ({promise.masks / promise.checked:.0%} of {promise.checked:,} checked), promised {promise.precision:.0%} "
-        f"at {promise.confidence:.0%} confidence"
+        f"{what} ({promise.masks / promise.checked:.0%} of {promise.checked:,} checked), promised "
+        f"{promise.precision:.0%} at {promise.confidence:.0%} confidence"
     )
 
 
@@ -40,8 +40,8 @@ def gain_line(gain: GainOverBox | None) -> str:
         return f"gain over the filled box: not learnt, because fewer than {MIN_MASKS} boxes have a known IoU (--data)"
     return (
         f"gain over the filled box: accepted above {gain.threshold:.2f}; by cross-validation on "
-        f"{counted(gain.masks, 'mask')} the mean error is {gain.error:.3f}, and Spearman's correlation with the true gain "
-        f"{gain.spearman:.2f}"
+        f"{counted(gain.masks, 'mask')} the mean error is {gain.error:.3f}, and Spearman's correlation with the true "
+        f"gain {gain.spearman:.2f}"
     )
 
 

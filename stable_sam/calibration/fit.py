@@ -45,8 +45,9 @@ def divide(masks: LabelledMasks, seed: int) -> tuple[LabelledMasks, LabelledMask
         drawn = np.flatnonzero(masks.kinds != REVIEWED)
         if len(drawn) == 0:
             raise InputError(
-                f"calibration: expected masks drawn at random to check the promises on, got {counted(len(masks), 'mask')} "
-                "that people chose to review; add --records or --data, or review a random sample of the table (--sample)"
+                f"calibration: expected masks drawn at random to check the promises on, got "
+                f"{counted(len(masks), 'mask')} that people chose to review; add --records or --data, or review a "
+                "random sample of the table (--sample)"
             )
         splitter = GroupShuffleSplit(n_splits=1, test_size=CHECKED, random_state=seed)
         ((_, apart),) = splitter.split(drawn, groups=masks.images[drawn])

@@ -458,6 +458,9 @@ def test_the_command_learns_from_bundled_masks_and_a_table(tmp_path: Path, monke
     again += ["--reject-precision", "0.99"]
     CliRunner().invoke(app, again, catch_exceptions=False)
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
-    for wrong, message in ((["--sample", "1"], "4 are not: export"), (["--sample", "3"], "sample: expected a part")):
+    for wrong, message in (
+        (["--sample", "1"], "4 masks are not: export"),
+        (["--sample", "3"], "sample: expected a part"),
+    ):
         with pytest.raises((InputError, ConfigError), match=message):
             CliRunner().invoke(app, [*arguments, *wrong], catch_exceptions=False)
