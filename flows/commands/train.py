@@ -48,9 +48,9 @@ def train_base_command(
     from stable_sam.training.train_base import train_base
     from stable_sam.training.training_config import BaseTraining
 
-    settings = BaseTraining.from_yaml(config)
+    training = BaseTraining.from_yaml(config)
     log_to_console()
-    typer.echo(train_base(data, out, settings, encoder_path=encoder, start=start))
+    typer.echo(train_base(data, out, training, encoder_path=encoder, start=start))
 
 
 @app.command("plugin")
@@ -68,9 +68,9 @@ def train_plugin_command(
     from stable_sam.training.train_plugin import train_plugin
     from stable_sam.training.training_config import PluginTraining
 
-    settings = PluginTraining.from_file(config, steps=steps)
+    training = PluginTraining.from_file(config, steps=steps)
     log_to_console()
-    typer.echo(train_plugin(_frozen_base(model, checkpoint), data, out, settings, cache_dir=cache))
+    typer.echo(train_plugin(_frozen_base(model, checkpoint), data, out, training, cache_dir=cache))
 
 
 @app.command("hq")
@@ -88,9 +88,9 @@ def train_hq_command(
     from stable_sam.training.train_hq import train_hq
     from stable_sam.training.training_config import FrozenBaseTraining
 
-    settings = FrozenBaseTraining.from_file(config, steps=steps)
+    training = FrozenBaseTraining.from_file(config, steps=steps)
     log_to_console()
-    typer.echo(train_hq(_frozen_base(model, checkpoint), data, out, settings, cache_dir=cache))
+    typer.echo(train_hq(_frozen_base(model, checkpoint), data, out, training, cache_dir=cache))
 
 
 def _frozen_base(model: str, checkpoint: str | None) -> LoadedModel:

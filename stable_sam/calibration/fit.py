@@ -37,8 +37,8 @@ def divide(masks: LabelledMasks, seed: int) -> tuple[LabelledMasks, LabelledMask
     A share of good masks can be promised only from masks that nobody chose. So the promises are checked on the random
     samples of tables, where there are any, and otherwise on the fraction CHECKED of the images whose prompts were drawn
     from true masks. They are never checked on masks that people chose to review. The curves may be fitted to these:
-    what a score means does not depend on which masks were chosen by their scores. Raises `InputError` when people chose
-    all masks.
+    what a score means does not depend on which masks were chosen by their scores.
+    Raises `InputError` when people chose all masks.
     """
     checked = masks.kinds == SAMPLE
     if not checked.any():

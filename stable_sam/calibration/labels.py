@@ -113,7 +113,7 @@ def read_records(uri: str, refiner: RefinerConfig, model: ModelIdentity) -> pa.T
 
 
 def without_tiles(uri: str, refiner: RefinerConfig) -> RefinerConfig:
-    """Return `refiner` with tiles off, where the labelled masks at `uri` were all made in whole images.
+    """Return `refiner`, with tiles off where the labelled masks at `uri` were all made in whole images.
 
     Raises what `read_records` raises.
     """

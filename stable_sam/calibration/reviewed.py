@@ -78,8 +78,8 @@ class ReviewedLabels:
         if self.left_out:
             lines.append(
                 f"{counted(self.left_out, 'more mask is', 'more masks are')} left out, made with other weights, dtype, "
-                "K, scale, offset, tiles or second pass. Their images and masks can still be used: export --to coco "
-                "--where \"status = 'reviewed'\", then calibrate --data."
+                "jitter, stability offset, tiles or second pass. Their images and masks can still be used: export --to "
+                "coco --where \"status = 'reviewed'\", then calibrate --data."
             )
         return lines
 

@@ -80,7 +80,7 @@ def evaluate(
 
 def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[TruthSet]:
     """Read the images and objects to evaluate; raises `AnnotationError`, `ConfigError` and `StorageError`."""
-    method_config(settings.refiner, settings.models)  # a missing plugin is found before hours of reading
+    method_config(settings.refiner, settings.models)  # missing weights are found before hours of reading
     sets = [
         part
         for folder in data_dirs

@@ -80,9 +80,9 @@ def _view(row: dict[str, Any]) -> str | None:
     if row["view"] is None:
         return None
     if row["tile_xywh"] is None:
-        return "the whole image, wider than the object asks for"
+        return "the whole image, a wider view than the object's size needs"
     x, y, width, height = row["tile_xywh"]
-    wider = ", wider than the object asks for" if row["view"] == "wider" else ""
+    wider = ", a wider view than the object's size needs" if row["view"] == "wider" else ""
     return f"a tile of {width} x {height} pixels at {x}, {y}{wider}"
 
 

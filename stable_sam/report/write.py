@@ -43,10 +43,11 @@ def write_report(
     replaced by the reason.
 
     limit: most prompts in the gallery. For a larger table they are a quarter drawn at random by `seed`, up to a quarter
-    that the newest run changed most, and the worst. images_max: most images that are opened; prompts on further images
-    are left out of the gallery, and the page says so. explain: number of prompts for which the page also shows what the
-    decoder attends to: the worst ones that have a mask and were not accepted. With 0 neither the model nor torch is
-    loaded. config: the config whose model explains; None takes the defaults. It must be the model that made the masks.
+    that the newest run changed most, and the worst.
+    images_max: most images that are opened. Prompts on further images are left out, and the page says so.
+    explain: number of prompts for which the page also shows what the decoder attends to: the worst that have a mask and
+    were not accepted. With 0 neither the model nor torch is loaded.
+    config: names the model for `explain`, which must be the one that made the masks; None takes the defaults.
 
     Raises `ConfigError` and `WeightsError` for the model, `NotFoundError` when there is no table, and `StorageError`.
     """

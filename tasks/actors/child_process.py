@@ -37,7 +37,7 @@ TILES_OF_A_LIMIT = 4
 _DEATHS_THAT_CONDEMN = 2
 """Number of times that the child must end with an image before its prompts become failed rows."""
 _KILLS_THAT_CONDEMN = 3
-"""The same number where a SIGKILL came from outside, which may have had nothing to do with the image."""
+"""Number of such ends where a SIGKILL came from outside, which may have had nothing to do with the image."""
 _STARTS = 3
 _WATCH_EVERY_S = 0.05
 _LAST_BREATH_S = 10.0
@@ -160,7 +160,7 @@ class RefinerProcess:
             self._recover(answers)
 
     def _recover(self, answers: dict[int, Answer]) -> None:
-        """Remove the dead child, and try the images that it had not answered again, one at a time."""
+        """Remove the dead child, and try again, one at a time, the images that it had not answered."""
         assert self._child is not None, "the child was used a moment ago"
         with suppress(*_GONE):
             while self._flight:

@@ -1,4 +1,4 @@
-"""The work of helpers on nodes without a GPU, one piece at a time in each process. Knows nothing of Ray.
+"""The work of helpers on nodes without a GPU, one piece at a time in each process. It does not know Ray.
 
 Helpers decode images and encode masks in a child process under the limits of the model's child. An image that crashes
 the child, hangs in it or uses up its memory is tried twice, and its prompts become failed rows with the reason.

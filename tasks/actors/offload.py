@@ -1,4 +1,4 @@
-"""Give the CPU work of a shard to helpers on other nodes, while the model works here. Knows nothing of Ray.
+"""Give the CPU work of a shard to helpers on other nodes, while the model works here. It does not know Ray.
 
 Work that no helper does, because there are none any more, is done here, as where there never were any.
 """

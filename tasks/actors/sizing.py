@@ -1,4 +1,4 @@
-"""Decide how many actors a run gets, and how much of the cluster each of them asks for. Knows nothing of Ray."""
+"""Decide how many actors a run gets, and how much of the cluster each of them asks for. It does not know Ray."""
 
 from __future__ import annotations
 

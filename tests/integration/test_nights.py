@@ -238,7 +238,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     first = shown()
     assert "9 new, 0 changed, 0 withdrawn, 0 unchanged" in first
     assert "9 prompts on 3 images, in 3 shards" in first
-    assert "not known; no run with these settings was measured" in first
+    assert "not known: this table has no measured run with this config" in first
     assert not Path(job["output_uri"]).exists()
     night(job)
     files = list_files(job["output_uri"])
