@@ -1,1 +1,1 @@
-"""What happens, in order: the Prefect flows and the command line."""
+"""The Prefect flows and the command line `stable-sam`."""

@@ -1,4 +1,4 @@
-"""The automations of deployments/automations.yaml on a Prefect server: created, or brought up to date by name."""
+"""Create or update the automations of deployments/automations.yaml on a Prefect server."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 NOTIFY = "$NOTIFY"
-"""Stands in the file for the id of the notification block."""
+"""Placeholder in the file for the id of the notification block."""
 
 
 def apply_automations(path: Path, notify: str | None) -> list[str]:
-    """Put the automations of a file on the configured server; returns the names of those that are there now.
+    """Create the automations of the file `path` on the configured Prefect server, or update those of the same names.
 
-    notify: notification block of the server, `type/name` such as `slack-webhook/oncall`; None leaves out the
-    automations that notify. One that was paused stays paused. Raises `ConfigError`.
+    notify: notification block of the server as `type/name`, such as `slack-webhook/oncall`; None leaves out the
+    automations that notify. An automation that was paused stays paused. Returns the names of the automations.
+    Raises `ConfigError` for a file that cannot be read and for an unknown notification block.
     """
     from prefect.client.orchestration import get_client
 

@@ -28,9 +28,10 @@ from stable_sam.errors import StableSamError
 
 app = typer.Typer(
     name="stable-sam",
-    help="Weak boxes and points in, masks with a stability score for every prompt out.",
+    help="Refine weak boxes and points to masks, each with a stability score, a quality and a route.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 app.command("refine")(refine.refine)

@@ -1,4 +1,4 @@
-"""The evaluation as a flow, for large sets: pictures over Ray actors, the same figures as a plain run's."""
+"""The evaluation as a Prefect flow for large sets: Ray actors share the images, and the figures stay the same."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def evaluate_dataset(
     settings: dict[str, Any] | None = None,
     ray: dict[str, Any] | None = None,
 ) -> Evaluation:
-    """Evaluate the sets in the folders `data`, which every actor must see, and write what `outputs` names.
+    """Evaluate the sets in the folders `data` and write the files that `outputs` names.
 
-    outputs: `EvaluationOutputs`, settings: `EvaluationConfig`, ray: `RayConfig`, as mappings.
-    Raises `StableSamError`; unlike in a refining run, a bad picture ends an evaluation.
+    data: folders that every actor can read. outputs, settings, ray: the fields of `EvaluationOutputs`,
+    `EvaluationConfig` and `RayConfig` as mappings. Raises `StableSamError`; an image that cannot be scored ends the
+    evaluation, unlike a run of `refine-dataset`.
     """
     log_user_errors_in_one_line()
     files = EvaluationOutputs.from_dict(outputs)

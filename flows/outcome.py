@@ -1,4 +1,4 @@
-"""What people and automations learn of a run that was published: artifacts, an event, green or red."""
+"""Tell people and automations how a published run went: artifacts, an event, and a green or red flow run."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ REGRESSION_EVENT = "stable-sam.quality-regression"
 """Emitted once for each run that is worse than usual; deployments/automations.yaml turns it into a notification."""
 
 
-def conclude(summary: RunSummary, settings: RunConfig, report_uri: str | None = None) -> None:
-    """Leave the artifacts of a run, tell when it is worse than those before it, and raise when it is red.
+def conclude(summary: RunSummary, config: RunConfig, report_uri: str | None = None) -> None:
+    """Create the artifacts of a published run, announce a regression, and raise an error when the run is red.
 
-    report_uri: where to write the HTML page of the table, beside an artifact that sums it up and links to it; None
-    writes none. It opens the pictures of up to 2,000 prompts. A page that cannot be written is a warning, for the masks
-    are published.
-    Raises `InputError` for too many failed prompts, or (`regression.fail`) for a run that is worse than usual: also for
-    one that had nothing to do, so that running a red night again does not turn it green.
+    report_uri: where the HTML report of the table is written, with an artifact that sums it up and links to it; None
+    writes no report. The report shows up to 2,000 prompts on their images. A report that cannot be written is only a
+    warning, because the masks are published.
+    Raises `InputError` for too many failed prompts and, with `regression.fail`, for a regression. A run that had
+    nothing to do raises it too, so that running a red night again does not turn it green.
     """
-    comparison = compare_nights(summary.table_uri, summary.run_id, settings.regression)
+    comparison = compare_nights(summary.table_uri, summary.run_id, config.regression)
     create_markdown_artifact(f"{summary.markdown()}\n\n{comparison.markdown()}", key="refine-summary")
     if not summary.up_to_date:
         _tell_of_regressions(comparison)
         if report_uri is not None:
             _write_report(summary.table_uri, report_uri)
-    check_failures(summary, settings.max_failed_fraction)
-    check_regressions(comparison, settings.regression)
+    check_failures(summary, config.max_failed_fraction)
+    check_regressions(comparison, config.regression)
 
 
 def _tell_of_regressions(comparison: NightComparison) -> None:
@@ -59,7 +59,7 @@ def _write_report(table_uri: str, report_uri: str) -> None:
         write_report(table_uri, report_uri)
         summed_up = digest(table_uri)
     except StableSamError as error:
-        get_run_logger().warning("No report: %s", error)
+        get_run_logger().warning("The report was not written: %s", error)
         return
     link = report_uri if "://" in report_uri else Path(report_uri).absolute().as_uri()
-    create_markdown_artifact(f"[Report: every mask on its picture](<{link}>)\n\n{summed_up}", key="refine-report")
+    create_markdown_artifact(f"[Report: every mask on its image](<{link}>)\n\n{summed_up}", key="refine-report")

@@ -1,4 +1,4 @@
-"""Prefect around the flows: its settings, whether its server answers, and how it logs errors of the user."""
+"""Set Prefect up for the flows: its settings, a check that its server answers, and how it logs user errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ PREFECT_DEFAULTS = {
 
 
 def start_prefect() -> None:
-    """Set Prefect up for a command that prints its own progress; raises `StableSamError` when its server is away."""
+    """Set Prefect up for a command that prints its own progress.
+
+    Raises `StableSamError` when no Prefect server answers.
+    """
     from rich.console import Console
 
     for name, value in PREFECT_DEFAULTS.items():
@@ -28,10 +31,10 @@ def start_prefect() -> None:
 
 
 def check_prefect_api() -> None:
-    """Raise `StableSamError` naming the URL when the configured server does not answer.
+    """Raise `StableSamError` when no Prefect server answers, because a flow would then end in pages of traceback.
 
-    A flow that meets none ends in pages of traceback. Without a configured server a temporary one starts, which the
-    flow then uses.
+    The error names the URL of the configured server. Where none is configured, Prefect starts a temporary server here,
+    which the flow then uses.
     """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
@@ -46,17 +49,17 @@ def check_prefect_api() -> None:
         return
     if url is None:
         raise StableSamError(
-            f"no temporary Prefect server starts on this machine (too busy?), and PREFECT_API_URL names no other: "
-            f"{one_line(problem)[:300]}"
+            f"a temporary Prefect server did not start on this machine, which may be too busy, and PREFECT_API_URL "
+            f"names no other server: {one_line(problem)[:300]}"
         )
     raise StableSamError(
-        f"{url}: expected a Prefect server there (PREFECT_API_URL), got: {one_line(problem)[:300]}; "
-        "start it, or unset PREFECT_API_URL to use a temporary one"
+        f"{url}: expected a Prefect server at this URL (PREFECT_API_URL), got: {one_line(problem)[:300]}; "
+        "start the server, or unset PREFECT_API_URL to use a temporary one"
     )
 
 
 def log_user_errors_in_one_line() -> None:
-    """Drop the traceback of every `StableSamError` that Prefect logs in this process; others keep theirs."""
+    """Let Prefect log every `StableSamError` of this process without a traceback; other errors keep theirs."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
 

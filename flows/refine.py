@@ -1,8 +1,8 @@
-"""The main flow: weak prompts of a dataset to one published version of the masks table.
+"""The main flow: it refines the weak prompts of a dataset to one published version of the masks table.
 
     plan -> refine -> publish
 
-Safe to run twice, to kill and to run again: see `stable_sam.runs.commits`. Parameters are URIs and a configuration.
+The flow may be killed at any instant and run again: see `stable_sam.runs.commits`.
 """
 
 from __future__ import annotations
@@ -40,20 +40,27 @@ def refine_dataset(
     report_uri: str | None = None,
     profile_uri: str | None = None,
 ) -> RunSummary:
-    """Bring the table at `output_uri` up to `annotations_uri`, by one version: what is new or changed is refined, what
-    is no longer there gets a tombstone, the rest stays as it is.
+    """Bring the table at `output_uri` up to date with the annotations, by one new version of the table.
 
-    config: a `RunConfig` as a mapping, or the path of a YAML file with one; None: the defaults.
-    logical_date: ISO date of the night this run stands for; None: the scheduled one, when a deployment started the run.
-    timezone: IANA name of the zone in which the scheduled date and `since` are read; give the schedule's own.
-    refresh: what is refined again though it did not change: `failed` prompts; those by another `model` (weights or
-    settings); or `all`, which is both and what another version of this software made. A list, or text with commas.
-    since: ISO date or time; files that were modified before count as unchanged, and nothing is withdrawn.
-    report_uri: HTML page of the table's worst prompts, written after a run that changed something; None writes none.
-    profile_uri: Chrome trace of who did what when, also of a run that fails; changes no row. None writes none and keeps
-    only the seconds of the stages, in `runs`.
-    Raises `StableSamError`; a bad image or prompt is a failed row instead. Too many of those (`max_failed_fraction`),
-    or nothing else, is an `InputError` after they are published; so is a regression, with `regression.fail`.
+    Prompts that are new or changed are refined, prompts that are no longer annotated get a tombstone row, and all
+    others stay as they are.
+
+    config: a `RunConfig` as a mapping, or the path of a YAML file with one; None takes the defaults.
+    logical_date: ISO date of the night that this run stands for; None takes the scheduled date, when a deployment
+    started the run.
+    timezone: IANA name of the zone in which the scheduled date and `since` are read: the zone of the schedule.
+    refresh: unchanged prompts that are refined again: `failed` prompts; prompts refined by another `model`, which means
+    other weights or another config; or `all`, which adds prompts refined by another version of this software. A list,
+    or a text with commas.
+    since: ISO date or time; files last modified before it count as unchanged, and nothing is withdrawn.
+    report_uri: where the HTML report of the table's worst prompts is written after a run that changed something; None
+    writes none.
+    profile_uri: where a Chrome trace of every actor's work is written, even when the run fails; None writes none. It
+    changes no row. The seconds of the stages are in the table's view `runs` either way.
+
+    Raises `StableSamError`. A bad image or prompt becomes a failed row instead. After publishing, an `InputError` is
+    raised when too many prompts failed (`max_failed_fraction`), when all did, and for a regression where
+    `regression.fail` is set.
     """
     log_user_errors_in_one_line()
     request = RunRequest.parse(
@@ -100,5 +107,5 @@ def _scheduled_start() -> datetime | None:
 def _up_to_date(table_uri: str, changes: Changes) -> RunSummary:
     newest = newest_run(table_uri)
     if newest is None:
-        raise NotFoundError(f"{table_uri}: expected a masks table to be up to date, found none: nothing was planned")
+        raise NotFoundError(f"{table_uri}: expected a masks table, found none, and the source has no prompt to refine")
     return summarize(table_uri, newest.run_id, up_to_date=True, changes=changes)

@@ -1,1 +1,1 @@
-"""The Prefect tasks, thin, and the Ray boundary."""
+"""The Prefect tasks, which are thin, and in `tasks.actors` everything of Ray."""

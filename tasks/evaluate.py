@@ -1,4 +1,4 @@
-"""The task of an evaluation: every picture through the actors, to the figures and the records."""
+"""The Prefect task of an evaluation: actors score all images, and the figures and records are written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prefect import task
 from stable_sam.config import RayConfig
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.outputs import EvaluationOutputs
+from stable_sam.wording import counted
 from tasks.actors.evaluation_actor import ScoredShare, split_sets
 from tasks.actors.run import score_shares
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 @task(task_run_name="evaluate")
 def evaluate(data: list[str], outputs: EvaluationOutputs, settings: EvaluationConfig, ray: RayConfig) -> Evaluation:
-    """The figures of the pictures below the folders `data`, written to `outputs`; the same as a plain run's.
+    """Evaluate the images in the folders `data` on Ray actors, and write `outputs`.
 
-    Raises `StableSamError` when a picture cannot be scored.
+    The figures are those of an evaluation in one process. Raises `StableSamError` when an image cannot be scored.
     """
     from prefect.logging import get_run_logger
 
@@ -33,7 +34,7 @@ def evaluate(data: list[str], outputs: EvaluationOutputs, settings: EvaluationCo
     scored: list[ScoredShare] = []
     for share in score_shares(settings, shares, ray):
         scored.append(share)
-        logger.info("%d of %d shares of pictures scored", len(scored), len(shares))
+        logger.info("%d of %s of images scored", len(scored), counted(len(shares), "share"))
     scored.sort(key=lambda share: share.number)
     tables = [table for share in scored for table in share.tables]
     evaluation, records = conclude(tables, scored[0].facts, sets, settings)

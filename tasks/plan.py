@@ -1,4 +1,4 @@
-"""First task: from annotations to a stored plan of what has to be done."""
+"""The first Prefect task of a run: compare the annotations with the table, and store a plan of what has to be done."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from stable_sam.storage.files import check_output
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
-    """What a night has to do."""
+    """What a run has to do."""
 
     manifest_uri: str | None
-    """None: nothing."""
+    """URI of the run's manifest; None when there is nothing to do."""
     changes: Changes
+    """Number of prompts that are new, changed, withdrawn and unchanged."""
 
 
 @task(task_run_name="plan {request.annotations_uri}")
 def plan(request: RunRequest) -> PlanReport:
-    """Compare the source with the table and store the run's manifest and shards under the output."""
+    """Compare the annotations with the table, and store the manifest and the shards of the run under its output."""
     check_output(request.output_uri)
-    night = plan_request(request)
-    return PlanReport(manifest_uri=night.manifest.uri if night.manifest else None, changes=night.changes)
+    planned = plan_request(request)
+    return PlanReport(manifest_uri=planned.manifest.uri if planned.manifest else None, changes=planned.changes)

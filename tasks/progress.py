@@ -1,4 +1,4 @@
-"""Progress of a run, in the terminal, in the log and as a Prefect artifact."""
+"""Show the progress of a run in the terminal, in the log and as a Prefect artifact."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from rich import progress as bars
 from rich.console import Console
 
 from stable_sam.records import ShardReport
+from stable_sam.wording import counted
 
 _ARTIFACT_EVERY_S = 2.0
 _LOG_EVERY_S = 30.0
 
 
 class Progress:
-    """Context manager around the refining; needs a Prefect run around it."""
+    """Shows the progress of the refining from its start to its end; it must be used inside a Prefect run."""
 
     def __init__(self, *, total_images: int, done_images: int) -> None:
+        """Count `done_images` of `total_images` as committed before."""
         self._total = max(total_images, 1)
         self._done = done_images
         self._failed = 0
@@ -31,20 +33,20 @@ class Progress:
             bars.TextColumn("refining"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
-            bars.TextColumn("images, {task.fields[failed]} prompts failed"),
+            bars.TextColumn("images, failed prompts: {task.fields[failed]}"),
             bars.TimeElapsedColumn(),
             bars.TimeRemainingColumn(),
             console=Console(stderr=True),
         )
 
     def __enter__(self) -> Self:
-        """Create the artifact and draw the bar."""
+        """Create the artifact and draw the progress bar."""
         if self._done:
-            self._logger.info("taking up a run: %d of %d images were committed before", self._done, self._total)
+            self._logger.info("Continuing a run: %d of %d images were committed before.", self._done, self._total)
         artifact_id = create_progress_artifact(
             progress=self._percent, key="refine-progress", description="Images refined and committed"
         )
-        assert isinstance(artifact_id, UUID), "a coroutine only where an event loop runs"
+        assert isinstance(artifact_id, UUID), "Prefect returns a coroutine only where an event loop runs"
         self._artifact_id = artifact_id
         self._bar.start()
         self._task = self._bar.add_task("refining", total=self._total, completed=self._done, failed=0)
@@ -53,12 +55,12 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the final state on screen and in the artifact."""
+        """Show the final state in the terminal and in the artifact."""
         self._bar.stop()
         self._update_artifact()
 
     def advance(self, report: ShardReport) -> None:
-        """Count a finished shard."""
+        """Count the images and failed prompts of a finished shard."""
         self._done += report.images
         self._failed += report.failed
         self._bar.update(self._task, completed=self._done, failed=self._failed)
@@ -68,7 +70,12 @@ class Progress:
             self._update_artifact()
         if now - self._last_log >= _LOG_EVERY_S:
             self._last_log = now
-            self._logger.info("%d of %d images, %d prompts failed", self._done, self._total, self._failed)
+            self._logger.info(
+                "%d of %s refined, %s failed",
+                self._done,
+                counted(self._total, "image"),
+                counted(self._failed, "prompt"),
+            )
 
     @property
     def _percent(self) -> float:
@@ -78,5 +85,5 @@ class Progress:
         try:
             update_progress_artifact(artifact_id=self._artifact_id, progress=self._percent)
         except Exception as error:
-            # A busy Prefect server must not end the night's work: only the display is behind.
-            self._logger.warning("progress artifact not updated: %s", error)
+            # A busy Prefect server must not end the run: only its progress is shown late.
+            self._logger.warning("The progress artifact was not updated: %s", error)

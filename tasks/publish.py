@@ -1,4 +1,4 @@
-"""Last task: the committed parts become one version of the table."""
+"""The last Prefect task of a run: publish the committed parts as one version of the table."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from stable_sam.runs.manifest import read_manifest
 
 @task(task_run_name="publish {manifest_uri}")
 def publish(manifest_uri: str, commit_seconds: float = 0.0) -> str:
-    """Publish the run and return its id; raises `ConservationError` unless every prompt has exactly one row.
+    """Publish the run, and return its run_id.
 
-    commit_seconds: as in `RefineReport`.
+    commit_seconds: `RefineReport.commit_seconds`. Raises `ConservationError` unless every prompt has exactly one row.
     """
     manifest = read_manifest(manifest_uri)
     table.publish(manifest, commit_seconds=commit_seconds)

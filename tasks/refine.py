@@ -1,4 +1,4 @@
-"""Second task: every planned shard through the actors, to a committed part of the table."""
+"""The second Prefect task of a run: actors refine every planned shard and commit its part of the table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from stable_sam.errors import StorageError
 from stable_sam.records import ShardReport
 from stable_sam.runs.commits import committed, write_tombstones
 from stable_sam.runs.manifest import read_manifest
+from stable_sam.wording import counted
 from tasks.actors.run import run_shards
 from tasks.actors.shard_actor import ShardFailure
 from tasks.progress import Progress
@@ -18,22 +19,23 @@ from tasks.progress import Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineReport:
-    """What this driver did; shards that were committed before are not in it."""
+    """What this driver did, without the shards that were committed before."""
 
     images: int
+    """Number of refined images."""
     actor_seconds: float
-    """Time that actors spent on these images, summed over the actors, without loading the model."""
+    """Seconds that actors spent on these images, summed over the actors, without loading the model."""
     commit_seconds: float
-    """What their shards' commit records took, which do not hold it themselves."""
+    """Seconds that writing the commit records took. The records themselves cannot say, because they are written
+    before."""
 
 
 @task(task_run_name="refine {manifest_uri}")
 def refine(manifest_uri: str, ray: RayConfig, device: str) -> RefineReport:
-    """Refine what is not committed yet, and write the tombstones of what was withdrawn.
+    """Refine the shards that are not committed yet, and write the tombstones of withdrawn prompts.
 
-    Raises `StorageError` when a shard could not be brought to its end.
-
-    ray, device: this driver's, which need not be those the run was planned with; they change no row.
+    ray, device: where this driver refines. They may differ from those that the run was planned with, and change no row.
+    Raises `StorageError` when a shard could not be finished.
     """
     manifest = read_manifest(manifest_uri)
     done = committed(manifest)
@@ -55,7 +57,7 @@ def refine(manifest_uri: str, ray: RayConfig, device: str) -> RefineReport:
                     failures.append(outcome)
     if failures:
         raise StorageError(
-            f"{manifest_uri}: {len(failures)} of {len(manifest.shards)} shards could not be finished; the others "
-            f"are kept, run the same command again to take up from there. First: {failures[0].error}"
+            f"{manifest_uri}: {len(failures)} of {counted(len(manifest.shards), 'shard')} could not be finished. The "
+            f"others are kept: run the same command again to continue. First error: {failures[0].error}"
         )
     return RefineReport(images=images, actor_seconds=seconds, commit_seconds=commit_seconds)

@@ -1,4 +1,4 @@
-"""`stable-sam automations`: what the Prefect server does by itself about runs that are stuck, red, late or worse."""
+"""`stable-sam automations`: let the Prefect server react to runs that hang, fail, are late or are a regression."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import typer
 def automations(
     notify: Annotated[
         str | None,
-        typer.Option(help="Notification block on the server, TYPE/NAME, such as slack-webhook/oncall."),
+        typer.Option(
+            help="Notification block of the server as TYPE/NAME, such as slack-webhook/oncall; none by default."
+        ),
     ] = None,
-    file: Annotated[Path, typer.Option(help="The automations.")] = Path("deployments/automations.yaml"),
+    file: Annotated[Path, typer.Option(help="YAML file with the automations.")] = Path("deployments/automations.yaml"),
 ) -> None:
-    """Put the automations on the Prefect server that PREFECT_API_URL names. Run again, it brings them up to date."""
+    """Create the automations of a file on the Prefect server that PREFECT_API_URL names, or update them."""
     from prefect.settings import PREFECT_API_URL
 
     from flows.automations import apply_automations
@@ -24,11 +26,11 @@ def automations(
 
     if PREFECT_API_URL.value() is None:
         raise ConfigError(
-            "PREFECT_API_URL: expected the URL of a Prefect server that stays, such as "
+            "PREFECT_API_URL: expected the URL of a permanent Prefect server, such as "
             "http://127.0.0.1:4200/api, got none"
         )
     check_prefect_api()
     for name in apply_automations(file, notify):
         typer.echo(name)
     if notify is None:
-        typer.echo("Nobody is notified: name a block with --notify.", err=True)
+        typer.echo("Nobody will be notified: name a notification block with --notify.", err=True)

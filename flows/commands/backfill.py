@@ -1,4 +1,4 @@
-"""`stable-sam backfill`: the nights of the past, one run for each logical date, oldest first."""
+"""`stable-sam backfill`: run past nights, one run for each logical date, oldest first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Config, FileFormat, Model, Output, read_settings
+from flows.commands.options import Config, FileFormat, Model, Output, read_config
 from flows.commands.printed import print_summary
 from flows.prefect_setup import start_prefect
 
@@ -14,17 +14,24 @@ from flows.prefect_setup import start_prefect
 def backfill(
     first: Annotated[str, typer.Option("--from", help="First logical date, YYYY-MM-DD.")],
     last: Annotated[str, typer.Option("--to", help="Last logical date, YYYY-MM-DD, included.")],
-    annotations: Annotated[str, typer.Option(help="As of refine; {date} stands for the logical date.")],
-    images: Annotated[str, typer.Option(help="As of refine; {date} stands for the logical date.")],
+    annotations: Annotated[
+        str, typer.Option(help="Annotations, as for `stable-sam refine`. {date} is replaced by the logical date.")
+    ],
+    images: Annotated[str, typer.Option(help="Folder of the images. {date} is replaced by the logical date.")],
     output: Output,
     model: Model = None,
     config: Config = None,
     file_format: FileFormat = None,
-    image_index: Annotated[str | None, typer.Option(help="As of refine; {date} stands for the logical date.")] = None,
+    image_index: Annotated[
+        str | None,
+        typer.Option(
+            help="COCO JSON that gives the file name of each image id. {date} is replaced by the logical date."
+        ),
+    ] = None,
 ) -> None:
-    """Run one night for each logical date, oldest first; dates that the table already holds are passed over.
+    """Run one night for each logical date, oldest first. Dates that the table already holds are skipped.
 
-    Run again after a kill: it takes up.
+    If the command is interrupted, run it again: it continues where it stopped.
     """
     from rich.console import Console
 
@@ -39,15 +46,15 @@ def backfill(
     dates = days(first, last)
     if len(dates) > 1 and DATE not in annotations + images:
         raise ConfigError(
-            f"backfill: expected {DATE} in --annotations or --images, else every date has the same source"
+            f"backfill: expected {DATE} in --annotations or --images, because otherwise every date has the same source"
         )
-    settings = read_settings(config, model, file_format)
+    run_config = read_config(config, model, file_format)
     nights = {
         day: RunRequest.parse(
             annotations_uri=annotations.replace(DATE, day),
             images_uri=images.replace(DATE, day),
             output_uri=output,
-            config=settings,
+            config=run_config,
             image_index_uri=None if image_index is None else image_index.replace(DATE, day),
             logical_date=day,
         )
@@ -60,10 +67,10 @@ def backfill(
     console = Console(stderr=True)
     started = False
     for day, request in nights.items():
-        # Once one date has been run, the table holds its content and not that of the dates behind it.
+        # Once one date has been run, the table holds its content and no longer that of later dates.
         stood = None if started else in_force(runs, day)
         if stood is not None and stood.source_hash == plan_request(request, dry_run=True).source_hash:
-            console.print(f"{day}: the table has it, run {stood.run_id}")
+            console.print(f"{day}: already in the table, run {stood.run_id}")
             continue
         check_run(request)
         if not started:

@@ -1,4 +1,4 @@
-"""`stable-sam calibrate`: learn from masks with known truth which masks may be trusted."""
+"""`stable-sam calibrate`: learn from masks with known true masks which masks can be accepted."""
 
 from __future__ import annotations
 
@@ -18,51 +18,70 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    out: Annotated[str, typer.Option(help="Calibration (JSON); a configuration names it: routing.calibration_uri.")],
+    out: Annotated[
+        str,
+        typer.Option(help="JSON file to write the calibration to. A config refers to it by routing.calibration_uri."),
+    ],
     data: Annotated[
-        list[Path] | None, typer.Option(help="Folder with images/ and instances.json, or of such folders.")
+        list[Path] | None,
+        typer.Option(help="Folder with images/ and instances.json (COCO true masks), or a folder of such folders."),
     ] = None,
     test: Annotated[
-        list[Path] | None, typer.Option(help="The same, never fitted on: judged only, each set by itself.")
+        list[Path] | None,
+        typer.Option(help="Folder as for --data. The calibration is only judged on it, each set by itself."),
     ] = None,
     records: Annotated[
         list[str] | None,
-        typer.Option(help="Labelled masks that --save-records wrote, or `bundled`: those behind nano's calibration."),
+        typer.Option(
+            help="Labelled masks that --save-records wrote, or `bundled` for those of nano's bundled calibration."
+        ),
     ] = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="Masks table whose reviewed masks count too (--output of refine).")
+        list[str] | None,
+        typer.Option(help="Masks table (the --output of refine) whose reviewed masks are added to the labelled masks."),
     ] = None,
     sample: Annotated[
         float | None,
-        typer.Option(help="Of --table: the part that `export --sample` drew, all reviewed. The promises are of it."),
+        typer.Option(
+            help="Fraction given to `export --sample`, when people reviewed all masks of that sample of --table. The "
+            "promises are then checked on the sample."
+        ),
     ] = None,
-    save_records: Annotated[str | None, typer.Option(help="Write the labelled masks (Parquet).")] = None,
-    config: Annotated[str | None, typer.Option(help="The runs' configuration (YAML): model, K, scale.")] = None,
+    save_records: Annotated[str | None, typer.Option(help="Parquet file to write the labelled masks to.")] = None,
+    config: Annotated[str | None, typer.Option(help="Config (YAML) of the runs that the calibration is for.")] = None,
     prompts: Annotated[
-        str, typer.Option(help="Kinds of weak prompts drawn from each object, as in `evaluate`.")
+        str, typer.Option(help="Kinds of weak prompts that are drawn for each object, as for `stable-sam evaluate`.")
     ] = "detector-box,noisy-box-0.2,noisy-box",
-    target_iou: Annotated[float, typer.Option(help="IoU from which a mask is good.")] = 0.75,
-    precision: Annotated[float, typer.Option(help="Promised share of good masks among the accepted.")] = 0.95,
-    reject_precision: Annotated[float, typer.Option(help="Promised share of bad masks among the rejected.")] = 0.95,
+    target_iou: Annotated[float, typer.Option(help="Smallest IoU with the true mask of a good mask.")] = 0.75,
+    precision: Annotated[float, typer.Option(help="Promised share of good masks among the accepted masks.")] = 0.95,
+    reject_precision: Annotated[
+        float, typer.Option(help="Promised share of bad masks among the rejected masks.")
+    ] = 0.95,
     confidence: Annotated[float, typer.Option(help="Confidence of both promises.")] = 0.95,
-    min_area: Annotated[float, typer.Option(help="Smallest object, as a part of its picture.")] = 0.005,
-    max_objects: Annotated[int | None, typer.Option(min=1, help="Objects of all sets, at random; all if none.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of prompts, objects and the split.")] = 0,
-    markdown: Annotated[str | None, typer.Option(help="The tables as Markdown.")] = None,
-    chart: Annotated[str | None, typer.Option(help="Risk-coverage curves and reliability diagrams (PNG).")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    min_area: Annotated[float, typer.Option(help="Smallest object that is used, as a fraction of its image.")] = 0.005,
+    max_objects: Annotated[
+        int | None, typer.Option(min=1, help="Number of objects drawn at random from all sets; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn prompts and objects and of the split.")] = 0,
+    markdown: Annotated[str | None, typer.Option(help="Markdown file to write the tables to.")] = None,
+    chart: Annotated[
+        str | None, typer.Option(help="PNG file to draw the risk-coverage curves and reliability diagrams to.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of CPU threads; all cores by default.")] = None,
 ) -> None:
-    """Fit the probability that a mask is good to its scores, and choose thresholds that keep a promise.
+    """Learn the probability that a mask is good from its scores, and choose thresholds that keep a promise.
 
-    With it goes the expected gain over the filled weak box: masks that are not expected to gain are not accepted.
+    The calibration also predicts by how much a mask beats its filled weak box. Masks that are not expected to beat it
+    are not accepted.
 
-    Weak prompts are drawn from people's masks and refined as a run would (--data), or people reviewed a table
-    (--table). Two fifths of the pictures are kept apart from the fit, for the thresholds; --sample takes their place.
+    The labelled masks come from weak prompts that are drawn from true masks and refined as in a run (--data), from
+    saved files (--records), or from people's reviews of a table (--table). Two fifths of the images are kept for
+    choosing the thresholds; with --sample, the reviewed sample is used instead.
     """
     import pyarrow as pa
     from rich.console import Console
 
-    from flows.commands.options import read_settings
+    from flows.commands.options import read_config
     from stable_sam.calibration.calibrate import CalibrationSettings, held
     from stable_sam.calibration.calibrate import calibrate as fit
     from stable_sam.calibration.drawing import chart as draw_chart
@@ -75,9 +94,9 @@ def calibrate(
     from stable_sam.storage.files import absolute_uri, write_bytes
 
     if not data and not records and not table:
-        raise ConfigError("calibrate: expected --data, --records or --table, got none of them")
+        raise ConfigError("calibrate: expected --data, --records or --table, got none of these")
     if sample is not None and not table:
-        raise ConfigError("--sample: expected --table, the table that it is a part of")
+        raise ConfigError("--sample: expected --table as well, which names the table that the sample was drawn from")
     settings = CalibrationSettings.from_dict(
         {
             "target_iou": target_iou,
@@ -89,8 +108,8 @@ def calibrate(
         source="options",
     )
     drawing = Drawing(prompts=prompts.split(","), min_area_fraction=min_area, max_objects=max_objects, seed=seed)
-    refiner = read_settings(config, None).refiner
-    for uri in records or ():  # masks of whole images calibrate masks of whole images
+    refiner = read_config(config, None).refiner
+    for uri in records or ():  # masks made in whole images say nothing of masks made in tiles
         refiner = without_tiles(uri, refiner)
     model = model_identity(refiner)
     reviewed = [reviewed_labels(absolute_uri(uri), refiner, model, sample) for uri in table or ()]
@@ -124,7 +143,7 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """Which prompts are drawn from people's masks."""
+    """Options that say which prompts are drawn from true masks."""
 
     prompts: list[str]
     min_area_fraction: float
@@ -150,7 +169,7 @@ def _draw(folders: list[Path], refiner: Refiner, drawing: Drawing) -> pa.Table:
     from stable_sam.calibration.labels import draw_labels
 
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("pictures")
+        bar = progress.add_task("images")
         return draw_labels(
             folders,
             refiner,
@@ -166,9 +185,10 @@ def _table(one: Held) -> Table:
     from rich.table import Table
 
     from stable_sam.calibration.judge import REVIEWED
+    from stable_sam.wording import counted
 
     first = one.judgements[0]
-    table = Table(title=f"{one.name}: {first.masks} masks, {first.bad:.0%} bad", title_justify="left")
+    table = Table(title=f"{one.name}: {counted(first.masks, 'mask')}, {first.bad:.0%} bad", title_justify="left")
     for column in ("score", "Spearman", "AURC", f"caught by {REVIEWED:.0%} review"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for row in one.judgements:

@@ -1,4 +1,4 @@
-"""`stable-sam demo-images`: real photographs to try things on, out of the installed scikit-image package."""
+"""`stable-sam demo-images`: write real images to try the commands on, from the installed scikit-image package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-PHOTOGRAPHS = {
+IMAGES = {
     "astronaut.png": "astronaut.png",
     "camera.png": "camera.png",
     "cat.png": "chelsea.png",
@@ -16,13 +16,13 @@ PHOTOGRAPHS = {
     "motorcycle.png": "motorcycle_left.png",
     "rocket.jpg": "rocket.jpg",
 }
-"""Our name: the name inside the wheel. All are CC0 or in the public domain."""
+"""Name of each file that is written, and its name inside scikit-image. All are CC0 or in the public domain."""
 
 
 def demo_images(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write them to (path or URI).")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write the images to (path or URI).")],
 ) -> None:
-    """Write the demo's photographs to DIR, without any download; those that are there already are left as they are."""
+    """Write the images of the demo to DIR without any download. Images that are there already are kept."""
     from importlib.resources import files
 
     from stable_sam.errors import InputError
@@ -31,13 +31,15 @@ def demo_images(
     try:
         data = files("skimage") / "data"
     except ModuleNotFoundError:
-        raise InputError("demo-images: expected scikit-image to be installed: pip install 'stable-sam[demo]'") from None
-    for name, packaged in PHOTOGRAPHS.items():
+        raise InputError(
+            "demo-images: expected scikit-image to be installed, run: pip install 'stable-sam[demo]'"
+        ) from None
+    for name, packaged in IMAGES.items():
         source = data / packaged
         if not source.is_file():
-            raise InputError(f"demo-images: expected {packaged} inside the installed scikit-image, it has none")
+            raise InputError(f"demo-images: expected {packaged} inside the installed scikit-image, found none")
         content, uri = source.read_bytes(), join(folder, name)
-        # A file written again has a new version, and with it the whole run would be a new one.
+        # A file written again would have a new version, and its prompts would be refined again.
         if not exists(uri) or read_bytes(uri) != content:
             write_bytes(uri, content)
-    typer.echo(f"{len(PHOTOGRAPHS)} photographs are in {folder}")
+    typer.echo(f"{len(IMAGES)} images are in {folder}")

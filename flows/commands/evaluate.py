@@ -1,4 +1,4 @@
-"""`stable-sam evaluate`: the tables of mIoU, boundary IoU and mSF for each method and kind of prompt."""
+"""`stable-sam evaluate`: measure mIoU, boundary IoU and mSF for each method and kind of prompt."""
 
 from __future__ import annotations
 
@@ -18,60 +18,89 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    data: Annotated[list[Path], typer.Option(help="Folder with images/ and instances.json, or of such folders.")],
-    out: Annotated[str, typer.Option(help="Results as JSON (path or URI, as the other outputs).")],
-    markdown: Annotated[str | None, typer.Option(help="The tables as Markdown.")] = None,
-    chart: Annotated[str | None, typer.Option(help="Bar chart of mIoU (PNG).")] = None,
-    alpha_plot: Annotated[str | None, typer.Option(help="alpha_1 against the prompt's quality (PNG).")] = None,
-    records: Annotated[str | None, typer.Option(help="One row for each mask (Parquet), for questions in SQL.")] = None,
-    model: Annotated[str, typer.Option(help="nano, vit_b, vit_l or vit_h.")] = "nano",
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Folder with images/ and instances.json (COCO true masks), or a folder of such folders."),
+    ],
+    out: Annotated[str, typer.Option(help="JSON file to write the results to. Every output may be a path or a URI.")],
+    markdown: Annotated[str | None, typer.Option(help="Markdown file to write the tables to.")] = None,
+    chart: Annotated[str | None, typer.Option(help="PNG file to draw a bar chart of mIoU to.")] = None,
+    alpha_plot: Annotated[
+        str | None, typer.Option(help="PNG file to plot alpha_1 against how good the prompts are to.")
+    ] = None,
+    records: Annotated[
+        str | None, typer.Option(help="Parquet file to write one row for each mask to, for questions in SQL.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Base model: nano, vit_b, vit_l or vit_h.")] = "nano",
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Some of sam, hq-sam, stable-sam, and box, the prompt box filled. Default: sam,stable-sam, and box "
-            "with detector-boxes."
+            help="Methods to compare, separated by commas: sam, hq-sam, stable-sam, and box, which fills the prompt's "
+            "box. By default sam,stable-sam, and box as well for the prompts detector-boxes."
         ),
     ] = None,
     prompts: Annotated[
         str,
         typer.Option(
-            help="Kinds: gt-box, noisy-box (0.4), noisy-box-0.2, shifted-box, truncated-box, loose-box, detector-box, "
-            "two-objects-box, worst-box, detector-boxes, 1-point, 3-points, 10-points ..."
+            help="Kinds of weak prompts, separated by commas: gt-box, noisy-box (noise 0.4), noisy-box-0.2, "
+            "shifted-box, truncated-box, loose-box, detector-box, two-objects-box, worst-box, detector-boxes, "
+            "1-point, 3-points, 10-points ..."
         ),
     ] = "gt-box,noisy-box,1-point,3-points",
     detections: Annotated[
-        str | None, typer.Option(help="COCO detection results (path or URI): the boxes of detector-boxes.")
+        str | None,
+        typer.Option(help="COCO detection results (path or URI) with the boxes for the prompts detector-boxes."),
     ] = None,
-    random_prompts: Annotated[int, typer.Option(min=1, help="B, prompts for each object and random kind.")] = 20,
-    min_area: Annotated[float, typer.Option(help="Smallest object, as a part of its picture; all by default.")] = 0.0,
+    random_prompts: Annotated[
+        int, typer.Option(min=1, help="Number of prompts drawn for each object and random kind (B of the paper).")
+    ] = 20,
+    min_area: Annotated[
+        float, typer.Option(help="Smallest object that is evaluated, as a fraction of its image; all by default.")
+    ] = 0.0,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of each set, evenly spread; all by default.")
+        int | None, typer.Option(min=1, help="Number of images of each set, evenly spread; all by default.")
     ] = None,
     max_objects: Annotated[
-        int | None, typer.Option(min=1, help="Objects of all sets, drawn at random in proportion; all by default.")
+        int | None,
+        typer.Option(
+            min=1, help="Number of objects drawn at random from all sets, in proportion to their sizes; all by default."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, drawn objects and intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the drawn prompts, the drawn objects and the confidence intervals.")
+    ] = 0,
     checkpoint: Annotated[
-        str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")
+        str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")
     ] = None,
-    plugin: Annotated[str | None, typer.Option(help="URI of the plugin's weights; the bundled ones for nano.")] = None,
-    hq: Annotated[str | None, typer.Option(help="URI of HQ-SAM's weights; the bundled ones for nano.")] = None,
+    plugin: Annotated[
+        str | None, typer.Option(help="URI of the plugin's weights; those bundled with nano by default.")
+    ] = None,
+    hq: Annotated[str | None, typer.Option(help="URI of HQ-SAM's weights; those bundled with nano by default.")] = None,
     tiles: Annotated[
-        str, typer.Option(help="auto: small objects are asked in tiles, as by refine. off: in the whole picture.")
+        str,
+        typer.Option(
+            help="auto: small objects are segmented in tiles of the image, as by refine. off: in whole images."
+        ),
     ] = "auto",
-    size: Annotated[int | None, typer.Option(help="Side of nano's input; the one its weights name by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of nano's square input in pixels; that of its weights by default.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Device of the model: auto, cpu, cuda, or a GPU such as cuda:1.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of CPU threads; all cores by default.")] = None,
     actors: Annotated[
-        int | None, typer.Option(min=1, help="Run as a Prefect flow over so many Ray actors, one thread each.")
+        int | None,
+        typer.Option(min=1, help="Run as a Prefect flow on this number of Ray actors, each with one thread."),
     ] = None,
 ) -> None:
-    """Measure SAM, HQ-SAM and Stable-SAM on people's masks: the same frozen base, pictures and prompts for all."""
+    """Compare SAM, HQ-SAM and Stable-SAM with true masks, on the same frozen base, the same images and prompts."""
     from rich.console import Console
 
     from stable_sam.errors import ConfigError
     from stable_sam.evaluation.evaluation_config import EvaluationConfig
     from stable_sam.evaluation.outputs import EvaluationOutputs
+    from stable_sam.wording import counted
 
     settings = EvaluationConfig.from_dict(
         {
@@ -100,7 +129,7 @@ def evaluate(
     )
     outputs.check()
     if actors is not None and threads is not None:
-        raise ConfigError(f"--threads: expected it without --actors, which have one thread each, got {threads}")
+        raise ConfigError(f"--threads: expected none with --actors, because each actor has one thread, got {threads}")
     if actors is None:
         evaluation, table = _evaluate_here(data, settings, threads)
         outputs.write(evaluation, table)
@@ -111,15 +140,15 @@ def evaluate(
         console.print(shown)
     console.print(
         f"{evaluation.model.model} at {evaluation.model.input_size} px, objects {settings.object_sizes}, "
-        f"{random_prompts} random prompts each. own IoU: the model's estimate; alpha 1: weight of the plugin; "
-        "to SAM: difference in mIoU with its 95 % interval. "
-        f"Sizes, parts, the bound of routing and all numbers: {out}"
+        f"{counted(random_prompts, 'random prompt')} each. own IoU: the model's estimate; "
+        "alpha 1: weight of the plugin; to SAM: difference in mIoU with its 95 % interval. "
+        f"All numbers, also by size, for parts of objects and for the bound of routing: {out}"
     )
     for name, of in evaluation.sets.items():
         if (counts := of.detections) is not None:
             console.print(
-                f"{name}: {counts.matched} detections matched to true objects, {counts.unmatched} not, "
-                f"{counts.other_pictures} on pictures that are not evaluated"
+                f"{name}: {counted(counts.matched, 'detection')} matched to true objects, {counts.unmatched} not, "
+                f"{counts.other_pictures} on images that are not evaluated"
             )
 
 
@@ -133,7 +162,7 @@ def _evaluate_here(data: list[Path], settings: EvaluationConfig, threads: int | 
     if threads is not None:
         torch.set_num_threads(threads)
     progress = Progress(console=Console(stderr=True))
-    bar = progress.add_task("pictures")
+    bar = progress.add_task("images")
 
     def show(done: int, total: int) -> None:
         progress.start()
@@ -166,16 +195,17 @@ def _split(names: str) -> list[str]:
 
 
 def _tables(evaluation: Evaluation) -> Iterator[Table]:
-    """One table for each set: a set's name is wider than any column of its scores."""
+    """One table for each set, because a set's name is wider than any column of its scores."""
     from rich.table import Table
 
     from stable_sam.evaluation.averages import WHOLE_SLICE
+    from stable_sam.wording import counted
 
     whole = [score for score in evaluation.scores if score.slice == WHOLE_SLICE]
     for name, scores in groupby(whole, key=lambda score: score.set):
         lines = list(scores)
         objects = max(line.objects for line in lines)
-        table = Table(title=f"{name}: {objects} objects", title_justify="left", title_style="bold")
+        table = Table(title=f"{name}: {counted(objects, 'object')}", title_justify="left", title_style="bold")
         for column in ("prompts", "method"):
             table.add_column(column, no_wrap=True, min_width=10)
         for column in ("mIoU", "to SAM", "mBIoU", "mSF", "own IoU", "alpha 1"):

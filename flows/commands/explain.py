@@ -1,4 +1,4 @@
-"""`stable-sam explain`: what the decoder looks at for one weak prompt, SAM beside Stable-SAM, as a picture."""
+"""`stable-sam explain`: draw what the decoder attends to for one weak prompt, SAM beside Stable-SAM."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from flows.commands.options import Checkpoint, Config, Model, Plugin, run_config
-from flows.commands.photo import Box, Photo, Points, PromptId, check_suffix, prompt_of, read_photo, write_picture
+from flows.commands.photo import Box, ImageFile, Points, PromptId, check_suffix, prompt_of, read_image, write_image
 
 
 def explain(
-    photo: Photo,
+    image: ImageFile,
     box: Box = None,
     point: Points = None,
-    out: Annotated[str, typer.Option(help="Where the picture goes, a .png or .jpg.")] = "explain.png",
+    out: Annotated[str, typer.Option(help="File to draw to, a .png or .jpg (path or URI).")] = "explain.png",
     model: Model = None,
     checkpoint: Checkpoint = None,
     plugin: Plugin = None,
@@ -27,12 +27,12 @@ def explain(
     from stable_sam.images.decode import decode_for_input
     from stable_sam.refining.refiner import Refiner
 
-    check_suffix(out, (".png", ".jpg"), "what it draws is a picture")
+    check_suffix(out, (".png", ".jpg"), "the explanation is drawn as an image")
     run = run_config(config, model, checkpoint, plugin)
     limit = run.refiner.max_image_pixels
-    data, pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), limit)
+    data, pixels, prompt = read_image(image, prompt_of(image, prompt_id, box, point), limit)
     refiner = Refiner(run.refiner, run.routing)
-    picture = decode_for_input(data, name=photo, max_pixels=limit, side=refiner.input_side)
-    explanation = explain_prompt(refiner, pixels, prompt, decoded=picture)
-    write_picture(out, draw(explanation))
-    typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; picture: {out}")
+    decoded = decode_for_input(data, name=image, max_pixels=limit, side=refiner.input_side)
+    explanation = explain_prompt(refiner, pixels, prompt, decoded=decoded)
+    write_image(out, draw(explanation))
+    typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; drawn to {out}")

@@ -1,4 +1,4 @@
-"""`stable-sam export`: masks of a table for another tool."""
+"""`stable-sam export`: write masks of a table in the format of another tool."""
 
 from __future__ import annotations
 
@@ -8,39 +8,54 @@ import typer
 
 
 def export(
-    table: Annotated[str, typer.Option(help="The URI given to refine as --output.")],
+    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
     to: Annotated[
         str,
-        typer.Option(help="coco, coco-results, yolo, labelstudio, cvat, labelme, png, fiftyone or parquet."),
+        typer.Option(
+            help="Format to write: coco, coco-results, yolo, labelstudio, cvat, labelme, png, fiftyone or parquet."
+        ),
     ],
-    out: Annotated[str, typer.Option(help="New or empty folder, local or s3://.")],
-    where: Annotated[str | None, typer.Option(help="SQL condition on the view masks: \"category = 'cat'\".")] = None,
-    routes: Annotated[str | None, typer.Option(help="Only these, with commas: accept,review,reject.")] = None,
+    out: Annotated[str, typer.Option(help="New or empty folder to write to, local or s3://.")],
+    where: Annotated[
+        str | None,
+        typer.Option(help="Only masks that meet this SQL condition on the view masks, such as \"category = 'cat'\"."),
+    ] = None,
+    routes: Annotated[
+        str | None, typer.Option(help="Only masks of these routes, separated by commas: accept,review,reject.")
+    ] = None,
     sample: Annotated[
-        float | None, typer.Option(help="Only a random part, such as 0.05; always the same one (see calibrate).")
+        float | None,
+        typer.Option(
+            help="Only a random part of the masks, such as 0.05, for `calibrate --sample`; the same part every time."
+        ),
     ] = None,
     as_of: Annotated[
         str | None,
         typer.Option(
-            help="What readers saw then: a run_id, a version, or an ISO date or timestamp (UTC).", metavar="WHEN"
+            help="Export the table as it was then: a run_id, a version, or an ISO date or time (UTC).", metavar="WHEN"
         ),
     ] = None,
     polygons: Annotated[
-        bool | None, typer.Option("--polygons/--masks", help="Where the format has both; masks with holes stay masks.")
+        bool | None,
+        typer.Option(
+            "--polygons/--masks",
+            help="Write polygons or masks, where the format has both. Masks with holes are never written as polygons.",
+        ),
     ] = None,
     images: Annotated[
-        bool | None, typer.Option("--images/--no-images", help="Copy the pictures into the folder.")
+        bool | None, typer.Option("--images/--no-images", help="Copy the images into the folder as well.")
     ] = None,
     image_prefix: Annotated[
-        str | None, typer.Option(help="Where the tool finds the pictures, such as https://host/images/.")
+        str | None, typer.Option(help="Address under which the tool finds the images, such as https://host/images/.")
     ] = None,
 ) -> None:
-    """Write the current masks for annotation tools and training, with a list of what was sent."""
+    """Write the current masks for an annotation tool or for training, with a list of the masks that were sent."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from stable_sam.review.export import export as run_export
     from stable_sam.storage.files import absolute_uri
+    from stable_sam.wording import counted
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -61,5 +76,9 @@ def export(
         )
     for problem in report.problems:
         typer.echo(f"left out: {problem}", err=True)
-    without = f" {report.without_mask} rows without a mask were left out." if report.without_mask else ""
-    typer.echo(f"{report.objects} masks of {report.images} images written to {out} ({to}).{without}")
+    without = ""
+    if report.without_mask:
+        rows = counted(report.without_mask, "row without a mask was", "rows without a mask were")
+        without = f" {rows} left out."
+    masks, images_written = counted(report.objects, "mask"), counted(report.images, "image")
+    typer.echo(f"{masks} of {images_written} written to {out} ({to}).{without}")

@@ -1,4 +1,4 @@
-"""`stable-sam import-review`: corrected masks into the table."""
+"""`stable-sam import-review`: read reviewed masks back into the table."""
 
 from __future__ import annotations
 
@@ -8,28 +8,46 @@ import typer
 
 
 def import_review(
-    table: Annotated[str, typer.Option(help="The URI given to refine as --output.")],
-    source: Annotated[str, typer.Option("--from", help="File or folder that came back, local or s3://.")],
-    form: Annotated[str, typer.Option("--format", help="coco, labelstudio, cvat, labelme, yolo or png.")],
+    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    source: Annotated[
+        str, typer.Option("--from", help="File or folder that came back from the annotation tool, local or s3://.")
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help="Format of the files: coco, labelstudio, cvat, labelme, yolo or png.")
+    ],
     sent: Annotated[
-        str | None, typer.Option(help="The folder of the export, when its list does not lie beside the files.")
+        str | None,
+        typer.Option(
+            help="Folder that `stable-sam export` wrote, when its list of sent masks is not beside the files."
+        ),
     ] = None,
-    reviewer: Annotated[str | None, typer.Option(help="Who: stands in the rows as model_id review:NAME.")] = None,
+    reviewer: Annotated[
+        str | None, typer.Option(help="Name of the reviewer. The imported rows have the model_id review:NAME.")
+    ] = None,
     confirm_unchanged: Annotated[
-        bool, typer.Option("--confirm-unchanged", help="Masks that are as they were sent are right.")
+        bool,
+        typer.Option("--confirm-unchanged", help="Import masks that came back unchanged as confirmed by the reviewer."),
     ] = False,
     unchanged_iou: Annotated[
-        float, typer.Option(help="A mask is as it was sent from this IoU on; below 1 where the tool draws masks anew.")
+        float,
+        typer.Option(
+            help="Smallest IoU of a mask with the sent one at which it counts as unchanged. Use less than 1 for a tool "
+            "that redraws masks."
+        ),
     ] = 1.0,
     max_rejected: Annotated[
-        float, typer.Option(help="Refuse files that delete more than this part of 20 masks or more.")
+        float,
+        typer.Option(help="Refuse to import when more than this part of the masks was deleted, of 20 masks or more."),
     ] = 0.5,
     force: Annotated[
-        bool, typer.Option("--force", help="Import beside a running night, which then has to start again.")
+        bool,
+        typer.Option(
+            "--force", help="Import although a run is going on, which then fails and has to be started again."
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be imported, and write nothing.")] = False,
 ) -> None:
-    """Bring corrected, confirmed and deleted masks back; later nights leave them as they are."""
+    """Import masks that people corrected, confirmed or deleted. Later runs keep them as they are."""
     from stable_sam.review.import_review import import_review as run_import
     from stable_sam.storage.files import absolute_uri
 
@@ -48,7 +66,7 @@ def import_review(
     for problem in report.problems:
         typer.echo(f"not imported: {problem}", err=True)
     counts = f"{report.corrected} corrected, {report.confirmed} confirmed, {report.rejected} rejected"
-    left = f"{report.unchanged} unchanged, {report.already} in the table already, {len(report.problems)} not imported"
+    left = f"{report.unchanged} unchanged, {report.already} already in the table, {len(report.problems)} not imported"
     if dry_run:
         typer.echo(f"Dry run: nothing was written. {counts}; {left}.")
     elif report.run_id is None:

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the configuration that they make."""
+"""Options that several commands share, and the config that they give."""
 
 from __future__ import annotations
 
@@ -13,45 +13,63 @@ if TYPE_CHECKING:
     from stable_sam.config import RunConfig
 
 Annotations = Annotated[
-    str, typer.Option(help="File, folder, pattern, or several with commas; formats: docs/annotations.md.")
+    str,
+    typer.Option(
+        help="File, folder or pattern of the weak annotations, or several separated by commas. "
+        "docs/annotations.md lists the formats."
+    ),
 ]
 Images = Annotated[str, typer.Option(help="Folder of the images, local or s3://.")]
-Output = Annotated[str, typer.Option(help="Folder of the masks table, local or s3://.")]
-FileFormat = Annotated[
-    AnnotationFormat | None, typer.Option("--format", help="Of the annotations; overrides the file.")
+Output = Annotated[
+    str, typer.Option(help="Folder of the masks table, local or s3://. It is created when there is none.")
 ]
-ImageIndex = Annotated[str | None, typer.Option(help="COCO JSON whose `images` name the files of the ids.")]
-Config = Annotated[str | None, typer.Option(help="Configuration (YAML), see configs/.")]
-Model = Annotated[str | None, typer.Option(help="nano (the default), vit_b, vit_l, vit_h or tiny; overrides the file.")]
-Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; nano brings its own.")]
-Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; nano brings its own.")]
+FileFormat = Annotated[
+    AnnotationFormat | None,
+    typer.Option(
+        "--format", help="Format of the annotations. By default that of the config, else recognised from the files."
+    ),
+]
+ImageIndex = Annotated[
+    str | None,
+    typer.Option(help="COCO JSON that gives the file name of each image id, for annotations that name only ids."),
+]
+Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ has examples.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Base model: nano, vit_b, vit_l, vit_h or tiny. By default that of the config, else nano."),
+]
+Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")]
+Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; those bundled with nano by default.")]
 
 
-def read_settings(config_path: str | None, model: str | None, file_format: AnnotationFormat | None = None) -> RunConfig:
-    """The configuration file, or the defaults, with `model` and `file_format` put in; raises `ConfigError`."""
+def read_config(config_path: str | None, model: str | None, file_format: AnnotationFormat | None = None) -> RunConfig:
+    """Read the config file, or take the defaults, and put `model` and `file_format` in where they are given.
+
+    Raises `ConfigError`, also for another `model` than that of a config that names weights.
+    """
     from stable_sam.config import RunConfig
 
-    settings = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
+    config = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
     if file_format is not None:
-        source = settings.source.model_copy(update={"format": file_format})
-        settings = settings.model_copy(update={"source": source})
-    if model is None or model == settings.refiner.model:
-        return settings
-    if settings.refiner.checkpoint_uri or settings.refiner.plugin_uri or settings.refiner.hq_uri:
+        source = config.source.model_copy(update={"format": file_format})
+        config = config.model_copy(update={"source": source})
+    if model is None or model == config.refiner.model:
+        return config
+    if config.refiner.checkpoint_uri or config.refiner.plugin_uri or config.refiner.hq_uri:
         raise ConfigError(
-            f"--model {model}: {config_path} names weights for {settings.refiner.model}; change the model there"
+            f"--model {model}: {config_path} names weights for {config.refiner.model}; change the model there"
         )
-    raw = settings.model_dump(mode="json")
+    raw = config.model_dump(mode="json")
     raw["refiner"]["model"] = model
     return RunConfig.from_dict(raw, source="--model")
 
 
 def run_config(path: str | None, model: str | None, checkpoint: str | None, plugin: str | None) -> RunConfig:
-    """The configuration file, or the defaults, with the options that were given; raises `ConfigError`."""
+    """Read the config file, or take the defaults, and put the options in that were given; raises `ConfigError`."""
     from stable_sam.config import RunConfig
 
-    run = RunConfig() if path is None else RunConfig.from_yaml(path)
+    config = RunConfig() if path is None else RunConfig.from_yaml(path)
     options = {"model": model, "checkpoint_uri": checkpoint, "plugin_uri": plugin}
     given = {key: value for key, value in options.items() if value is not None}
-    content = run.model_dump()
+    content = config.model_dump()
     return RunConfig.from_dict({**content, "refiner": {**content["refiner"], **given}}, source="options")

@@ -1,4 +1,4 @@
-"""What `refine-image` and `explain` share: one picture, one weak prompt, pictures written."""
+"""What `refine-image` and `explain` share: their options, and reading and writing one image."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ if TYPE_CHECKING:
 
     from stable_sam.records import Prompt
 
-Photo = Annotated[str, typer.Argument(help="Image file (path or URI).")]
+ImageFile = Annotated[str, typer.Argument(help="Image file (path or URI).")]
 Box = Annotated[
     tuple[float, float, float, float] | None,
-    typer.Option(help="Weak box in pixels of the upright picture.", metavar="X0 Y0 X1 Y1"),
+    typer.Option(help="Weak box in pixels of the upright image.", metavar="X0 Y0 X1 Y1"),
 ]
 Points = Annotated[
     list[str] | None,
-    typer.Option(help="Point in pixels; label 1 = object, 0 = background. May be repeated.", metavar="X Y LABEL"),
+    typer.Option(
+        help="Point in pixels of the upright image; LABEL is 1 on the object and 0 on the background. May be repeated.",
+        metavar="X Y LABEL",
+    ),
 ]
 PromptId = Annotated[
-    str, typer.Option(help="Seeds the jittered prompts: a pipeline row's id gives that row's numbers.")
+    str,
+    typer.Option(help="Seed of the jittered prompts. The prompt_id of a table row gives the scores of that row."),
 ]
 
 
 class PointCommand(TyperCommand):
-    """Lets `--point` be given often, with three values each, which typer's own options cannot."""
+    """A command whose option `--point` takes three values and may be repeated, which options of typer cannot do."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Hand every `--point X Y LABEL` to typer as one value."""
@@ -38,35 +42,36 @@ class PointCommand(TyperCommand):
             joined.append(rest.pop(0))
             if joined[-1] == "--point":
                 values: list[str] = []
-                # Numbers alone: an option or the photo after an incomplete point must not become a part of it.
+                # Only numbers are taken: an option or the image file must not become a part of an incomplete point.
                 while rest and _are_numbers(rest[0]) and len(_split(" ".join(values))) < 3:
                     values.append(rest.pop(0))
                 joined.append(" ".join(values))
         return super().parse_args(ctx, joined)
 
 
-def read_photo(photo: str, prompt: Prompt, max_pixels: int) -> tuple[bytes, NDArray[np.uint8], Prompt]:
-    """The file, the picture in it (H, W, 3), upright, and the prompt checked against it.
+def read_image(uri: str, prompt: Prompt, max_pixels: int) -> tuple[bytes, NDArray[np.uint8], Prompt]:
+    """Read an image file, and check `prompt` against the image.
 
-    Raises `StorageError`, `ImageError`, and `PromptError` with the picture's name.
+    Returns the file, the upright image (H, W, 3) uint8 RGB, and the checked prompt. Raises `StorageError`,
+    `ImageError`, and `PromptError` with the name of the image.
     """
     from stable_sam.errors import PromptError
     from stable_sam.images.decode import decode_image
     from stable_sam.prompt_check import check_prompt
     from stable_sam.storage.files import read_bytes
 
-    data = read_bytes(photo)
-    pixels = decode_image(data, name=photo, max_pixels=max_pixels)
+    data = read_bytes(uri)
+    pixels = decode_image(data, name=uri, max_pixels=max_pixels)
     try:
         return data, pixels, check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
     except PromptError as error:
-        raise PromptError(f"{photo}: {error}") from None
+        raise PromptError(f"{uri}: {error}") from None
 
 
 def prompt_of(
-    photo: str, prompt_id: str, box: tuple[float, float, float, float] | None, points: list[str] | None
+    image_uri: str, prompt_id: str, box: tuple[float, float, float, float] | None, points: list[str] | None
 ) -> Prompt:
-    """The prompt that the options give; raises `PromptError` for a --point that is not three numbers."""
+    """Make a prompt of the options; raises `PromptError` for a --point that is not three numbers."""
     from stable_sam.errors import PromptError
     from stable_sam.records import Prompt
 
@@ -80,8 +85,8 @@ def prompt_of(
             raise PromptError(f"--point: expected X Y LABEL, three numbers, got {text!r}") from None
     return Prompt(
         prompt_id=prompt_id,
-        image_id=photo,
-        image_uri=photo,
+        image_id=image_uri,
+        image_uri=image_uri,
         box_xyxy=box,
         points_xy=tuple(points_xy),
         point_labels=tuple(labels),
@@ -96,8 +101,8 @@ def check_suffix(uri: str, suffixes: tuple[str, ...], why: str) -> None:
         raise InputError(f"{uri}: expected the name of a {' or '.join(suffixes)} file: {why}")
 
 
-def write_picture(uri: str, pixels: NDArray[np.uint8]) -> None:
-    """Write (H, W) or (H, W, 3) RGB, as JPEG where the name ends so, else as PNG; raises `StorageError`."""
+def write_image(uri: str, pixels: NDArray[np.uint8]) -> None:
+    """Write (H, W) or (H, W, 3) uint8 RGB as JPEG where `uri` ends in .jpg, else as PNG; raises `StorageError`."""
     from io import BytesIO
 
     import numpy as np

@@ -1,8 +1,10 @@
-"""What commands print of a run."""
+"""Print the summary, the profile and the plan of a run in the terminal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from stable_sam.wording import counted
 
 if TYPE_CHECKING:
     from stable_sam.runs.plan import RunPlan
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(summary: RunSummary) -> None:
-    """Prompts by status and route with their median scores, and the speed."""
+    """Print the prompts of a run by status and route with their median scores, and the speed."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -29,37 +31,41 @@ def print_summary(summary: RunSummary) -> None:
     if summary.truth is not None:
         console.print(summary.truth.line(), soft_wrap=True)
     if summary.up_to_date:
-        console.print(f"Up to date: nothing was done; the newest run of {summary.table_uri} is above.", soft_wrap=True)
+        console.print(
+            f"{summary.table_uri} is up to date: nothing was refined. Its newest run is above.", soft_wrap=True
+        )
         return
     speed = "" if summary.images_per_second is None else f" ({summary.images_per_second:.2f} images/s for each actor)"
-    console.print(f"{summary.images} images refined{speed}. Table: {summary.table_uri}", soft_wrap=True)
+    console.print(f"{counted(summary.images, 'image')} refined{speed}. Table: {summary.table_uri}", soft_wrap=True)
 
 
 def print_profile(summary: RunSummary, trace_uri: str) -> None:
-    """Where the time of a run went, by stage."""
+    """Print how long each stage of a run took, and where its trace was written."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if summary.up_to_date:
-        console.print("Nothing was refined, so that there are no stages to show.")
+        console.print("Nothing was refined, so there are no stages to show.")
     elif summary.stages is None:
-        console.print("A shard of this run was committed by a version that did not measure its stages.")
+        console.print(
+            "The stages cannot be shown: a shard of this run was committed by a version that did not measure them."
+        )
     else:
         header, *lines, total = summary.stages.cells()
-        title = "Where the time went: seconds of threads, of all actors"
+        title = "Where the time went: seconds of all threads of all actors"
         table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, show_footer=True)
         for name, footer in zip(header, total, strict=True):
             table.add_column(name, footer=footer, justify="left" if name == "stage" else "right")
         for line in lines:
             table.add_row(*line)
         console.print(table)
-    console.print(f"Trace, for chrome://tracing or ui.perfetto.dev: {trace_uri}", soft_wrap=True)
+    console.print(f"Trace to open in chrome://tracing or ui.perfetto.dev: {trace_uri}", soft_wrap=True)
 
 
 def print_plan(plan: RunPlan) -> None:
-    """What a dry run found, and how long it would take."""
+    """Print what a dry run found, and how long the run would take."""
     from rich.console import Console
 
     from stable_sam.runs.estimate import duration, measured
@@ -69,21 +75,21 @@ def print_plan(plan: RunPlan) -> None:
     changes, config = plan.changes, plan.request.config
     lines = ["Dry run: nothing was written.", describe(changes)]
     if changes.planned + changes.withdrawn == 0:
-        lines.append("Nothing to do.")
-    lines.append(f"To refine: {changes.planned} prompts on {plan.images} images, in {plan.shards} shards.")
+        lines.append("There is nothing to do.")
+    prompts, images = counted(changes.planned, "prompt"), counted(plan.images, "image")
+    lines.append(f"To refine: {prompts} on {images}, in {counted(plan.shards, 'shard')}.")
     if plan.tiles is not None:
         lines.append(plan.tiles.line())
     table = open_table(plan.request.output_uri)
     speed = None if table is None else measured(list_runs(table), config)
     if speed is None:
-        lines.append("How long: not known; no run with these settings was measured in this table.")
+        lines.append("How long it takes is not known: this table has no measured run with this config.")
     else:
         seconds = speed.estimate(plan.images, changes.planned, config.prompt_cost)
         actors = min(config.ray.actors or 1, max(plan.shards, 1))
         lines.append(
-            f"How long: about {duration(seconds / actors)} with {actors} actor{'s' if actors > 1 else ''}, without "
-            f"start-up. Measured: {speed.images / speed.seconds:.2f} images/s and "
-            f"{speed.prompts / speed.seconds:.2f} prompts/s for each actor (newest {speed.runs} of the runs with "
-            "these settings)."
+            f"It takes about {duration(seconds / actors)} with {counted(actors, 'actor')}, without start-up. "
+            f"Measured: {speed.images / speed.seconds:.2f} images/s and {speed.prompts / speed.seconds:.2f} prompts/s "
+            f"for each actor ({counted(speed.runs, 'newest run', 'newest runs')} with this config)."
         )
     Console().print("\n".join(lines), soft_wrap=True, highlight=False)

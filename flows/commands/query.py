@@ -1,4 +1,4 @@
-"""`stable-sam query`: SQL over the masks table."""
+"""`stable-sam query`: run SQL on the masks table."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stable_sam.errors import ConfigError, shown
+from stable_sam.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SHOWN_ROWS = 200
-"""A terminal is no place for more; the other formats write every row."""
+"""Most rows that are shown in a terminal; the other formats write every row."""
 SHOWN_CHARACTERS = 60
-"""Of one cell in the terminal: run lengths can be thousands."""
+"""Most characters of one cell in the terminal; the run lengths of a mask can be thousands."""
 
 
 class OutputFormat(enum.StrEnum):
-    """How the rows are written."""
+    """Formats in which the rows of a query are written."""
 
     table = "table"
     csv = "csv"
@@ -32,38 +33,49 @@ class OutputFormat(enum.StrEnum):
 
 
 def query(
-    table: Annotated[str, typer.Option(help="The URI given to refine as --output.")],
+    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
     sql: Annotated[
-        str | None, typer.Argument(help="One statement; views: masks (current rows), history, runs and more (--views).")
+        str | None,
+        typer.Argument(
+            help="One SQL statement on the views masks (the current rows), history, runs and others (see --views)."
+        ),
     ] = None,
-    form: Annotated[OutputFormat, typer.Option("--format", help="json: a list of objects.")] = OutputFormat.table,
-    out: Annotated[str | None, typer.Option(help="File to write, local or s3://; terminal if not given.")] = None,
+    form: Annotated[
+        OutputFormat, typer.Option("--format", help="Format of the rows; json is a list of objects.")
+    ] = OutputFormat.table,
+    out: Annotated[
+        str | None, typer.Option(help="File to write the rows to, local or s3://. By default they are printed.")
+    ] = None,
     as_of: Annotated[
         str | None,
         typer.Option(
-            help="What readers saw then: a run_id, a version, or an ISO date or timestamp (UTC).", metavar="WHEN"
+            help="Ask the table as it was then: a run_id, a version, or an ISO date or time (UTC).", metavar="WHEN"
         ),
     ] = None,
     memory_limit: Annotated[
-        str, typer.Option(help="What the query may hold before it spills to a temporary folder, such as 500MB.")
+        str,
+        typer.Option(help="Memory that the query may use before it writes to a temporary folder, such as 500MB."),
     ] = "2GB",
-    views: Annotated[bool, typer.Option("--views", help="List the views and what each says.")] = False,
+    views: Annotated[bool, typer.Option("--views", help="List the views and what each shows.")] = False,
 ) -> None:
-    """Ask the masks table: stable-sam query --table URI "SELECT route, count(*) FROM masks GROUP BY route"."""
+    """Run SQL on the masks table.
+
+    Example: `stable-sam query --table URI "SELECT route, count(*) FROM masks GROUP BY route"`
+    """
     if views:
         _list_views()
         return
     if sql is None:
-        raise ConfigError("query: expected a statement, or --views for what can be asked")
+        raise ConfigError("query: expected an SQL statement, or --views to list the views, got none")
     if form is OutputFormat.parquet and out is None:
-        raise ConfigError("--format parquet: expected --out FILE, a terminal cannot show it")
+        raise ConfigError("--format parquet: expected --out FILE as well, because a terminal cannot show Parquet")
     from stable_sam.storage.files import absolute_uri, write_bytes
     from stable_sam.table.query import query as run_query
 
     rows = run_query(absolute_uri(table), sql, as_of=as_of, memory_limit=memory_limit)
     if out is not None:
         write_bytes(out, _encode(rows, form))
-        typer.echo(f"{rows.num_rows} rows written to {out}", err=True)
+        typer.echo(f"{counted(rows.num_rows, 'row')} written to {out}", err=True)
     elif form is OutputFormat.table:
         _show(rows)
     else:
@@ -97,7 +109,7 @@ def _encode(rows: pa.Table, form: OutputFormat) -> bytes:
 
 
 def _different(names: list[str]) -> list[str]:
-    """A second column `n` becomes `n_2`: an object has each name once, and so have most readers of Parquet."""
+    """Rename a second column `n` to `n_2`, because JSON and most readers of Parquet take each name only once."""
     taken, different = set(names), []
     for index, name in enumerate(names):
         new, number = name, 1
@@ -110,7 +122,7 @@ def _different(names: list[str]) -> list[str]:
 
 
 def _csv(rows: pa.Table) -> bytes:
-    """RFC 4180; lists as JSON, nothing for null."""
+    """The rows as CSV (RFC 4180), with lists as JSON and null as an empty field."""
     import csv
 
     text = io.StringIO(newline="")
@@ -122,13 +134,13 @@ def _csv(rows: pa.Table) -> bytes:
 
 
 def _values(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """Row by row; not as dicts, because two columns of a query may have one name."""
+    """The rows as tuples and not as dicts, because two columns of a query may have one name."""
     for batch in rows.to_batches(max_chunksize=10_000):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
+    """`value` with null in the place of NaN and infinity, which JSON does not know."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -163,7 +175,9 @@ def _print_table(rows: pa.Table, console: Any) -> None:
         shown.add_row(*(Text(_cell(value)) for value in values))
     console.print(shown)
     if rows.num_rows > SHOWN_ROWS:
-        console.print(f"{SHOWN_ROWS} of {rows.num_rows} rows; --format csv, json or parquet writes all of them")
+        console.print(
+            f"{SHOWN_ROWS} of {rows.num_rows:,} rows are shown; --format csv, json or parquet writes all of them"
+        )
 
 
 def _cell(value: Any) -> str:

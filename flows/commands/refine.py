@@ -1,4 +1,4 @@
-"""`stable-sam refine`: the whole job, from weak annotations to the masks table."""
+"""`stable-sam refine`: refine weak annotations to a new version of the masks table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Annotations, Config, FileFormat, ImageIndex, Images, Model, Output, read_settings
+from flows.commands.options import Annotations, Config, FileFormat, ImageIndex, Images, Model, Output, read_config
 from flows.commands.printed import print_plan, print_profile, print_summary
 from flows.prefect_setup import start_prefect
 from stable_sam.errors import ConfigError
@@ -20,40 +20,50 @@ def refine(
     config: Config = None,
     file_format: FileFormat = None,
     image_index: ImageIndex = None,
-    logical_date: Annotated[str | None, typer.Option(help="The night this run stands for, YYYY-MM-DD.")] = None,
+    logical_date: Annotated[
+        str | None, typer.Option(help="Date of the night that this run stands for, YYYY-MM-DD; none by default.")
+    ] = None,
     refresh: Annotated[
         list[str] | None,
-        typer.Option(help="Refine again what did not change: failed; model (by other weights or settings); or all."),
+        typer.Option(
+            help="Refine unchanged prompts again: failed, those that failed; model, those refined with other weights "
+            "or another config; all, both and those refined by another version of stable-sam. May be repeated."
+        ),
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(help="Look only at files modified since then (YYYY-MM-DD, UTC); nothing is withdrawn."),
+        typer.Option(
+            help="Read only annotation files modified since this date (YYYY-MM-DD, UTC). Nothing is withdrawn then."
+        ),
     ] = None,
     truth: Annotated[
-        str | None, typer.Option(help="COCO instances with true masks of some images: the night is scored.")
+        str | None,
+        typer.Option(help="COCO instances with true masks of some images, which the refined masks are compared with."),
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Print where the time went, and write a Chrome trace to this JSON file.")
+        str | None,
+        typer.Option(help="JSON file to write a Chrome trace to. The seconds of each stage are printed as well."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be refined, and write nothing.")] = False,
 ) -> None:
-    """Refine weak boxes and points to masks: what is new or changed since the last run, one table row for each prompt.
+    """Refine weak boxes and points to masks, and write one table row for each prompt.
 
-    Run again after a kill: it takes up.
+    Only prompts that are new or changed since the last run are refined. If the command is interrupted, run it again: it
+    continues where it stopped.
     """
     from stable_sam.runs.preflight import check_run
     from stable_sam.runs.request import RunRequest
 
     if profile is not None and dry_run:
-        raise ConfigError("--profile: expected a run to profile, got --dry-run, which does none")
-    settings = read_settings(config, model, file_format)
+        raise ConfigError("--profile: expected a run to profile, got --dry-run, which runs nothing")
+    run_config = read_config(config, model, file_format)
     if truth is not None:
-        settings = settings.model_copy(update={"truth_uri": truth})
+        run_config = run_config.model_copy(update={"truth_uri": truth})
     request = RunRequest.parse(
         annotations_uri=annotations,
         images_uri=images,
         output_uri=output,
-        config=settings,
+        config=run_config,
         image_index_uri=image_index,
         logical_date=logical_date,
         refresh=refresh,

@@ -1,4 +1,4 @@
-"""`stable-sam refine-image`: one picture, one weak prompt, one mask; without Prefect, Ray or a table."""
+"""`stable-sam refine-image`: refine one weak prompt on one image, without Prefect, Ray or a table."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.options import Checkpoint, Config, Model, Plugin, run_config
-from flows.commands.photo import Box, Photo, Points, PromptId, check_suffix, prompt_of, read_photo, write_picture
+from flows.commands.photo import Box, ImageFile, Points, PromptId, check_suffix, prompt_of, read_image, write_image
 
 if TYPE_CHECKING:
     from stable_sam.records import RefinedMask
 
 
 def refine_image(
-    photo: Photo,
-    out: Annotated[str, typer.Option(help="Where the mask goes: a PNG of 0 and 255.")],
+    image: ImageFile,
+    out: Annotated[
+        str, typer.Option(help="PNG file to write the mask to, with 255 on the object and 0 elsewhere (path or URI).")
+    ],
     box: Box = None,
     point: Points = None,
-    overlay: Annotated[str | None, typer.Option(help="Where the overlay goes; beside the mask by default.")] = None,
+    overlay: Annotated[
+        str | None,
+        typer.Option(help="PNG file to write the image with the mask drawn on it to; beside --out by default."),
+    ] = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     plugin: Plugin = None,
     config: Config = None,
     prompt_id: PromptId = "refine-image",
 ) -> None:
-    """Refine one weak box, points, or both, to a mask; print its scores and draw an overlay."""
+    """Refine one weak box, points, or both, to a mask, print its scores and draw it on the image."""
     from rich.console import Console
 
     from stable_sam.errors import PromptError
@@ -35,19 +40,19 @@ def refine_image(
 
     overlay = overlay or _beside(out)
     for uri in (out, overlay):
-        check_suffix(uri, (".png",), "masks must not be compressed with losses")
+        check_suffix(uri, (".png",), "a mask must be compressed without loss")
     run = run_config(config, model, checkpoint, plugin)
-    data, pixels, prompt = read_photo(photo, prompt_of(photo, prompt_id, box, point), run.refiner.max_image_pixels)
+    data, pixels, prompt = read_image(image, prompt_of(image, prompt_id, box, point), run.refiner.max_image_pixels)
 
-    [refined] = Refiner(run.refiner, run.routing).refine_file(data, [prompt], name=photo)
+    [refined] = Refiner(run.refiner, run.routing).refine_file(data, [prompt], name=image)
     if refined.mask_size is None or refined.mask_counts is None:
-        raise PromptError(f"{photo}: {refined.error}")
+        raise PromptError(f"{image}: {refined.error}")
     mask = decode_mask(refined.mask_size, refined.mask_counts)
     drawn = draw_overlay(
         pixels, mask, box_xyxy=prompt.box_xyxy, points_xy=prompt.points_xy, point_labels=prompt.point_labels
     )
-    write_picture(out, mask.astype("uint8") * 255)
-    write_picture(overlay, drawn)
+    write_image(out, mask.astype("uint8") * 255)
+    write_image(overlay, drawn)
     console = Console()
     console.print(_score_table(refined))
     console.print(f"mask:    {out}\noverlay: {overlay}", highlight=False, soft_wrap=True)

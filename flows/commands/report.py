@@ -1,4 +1,4 @@
-"""`stable-sam report`: a masks table as one HTML page."""
+"""`stable-sam report`: write the HTML report of a masks table."""
 
 from __future__ import annotations
 
@@ -9,27 +9,38 @@ import typer
 
 
 def report(
-    table: Annotated[str, typer.Option(help="URI of the table: the --output of refine.")],
-    out: Annotated[str, typer.Option(help="The page to write (path or URI).")],
+    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    out: Annotated[str, typer.Option(help="HTML file to write (path or URI).")],
     limit: Annotated[
-        int, typer.Option(min=1, help="Prompts in the gallery: the worst, the most changed, a random quarter.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of prompts in the gallery: a quarter drawn at random, up to a quarter that the newest run "
+            "changed most, and the worst.",
+        ),
     ] = 2000,
-    images_max: Annotated[int | None, typer.Option(min=1, help="Pictures to open; all by default.")] = None,
+    images_max: Annotated[
+        int | None, typer.Option(min=1, help="Most images that are opened for the gallery; all by default.")
+    ] = None,
     explain: Annotated[
-        int, typer.Option(min=0, help="Prompts, the worst, for which the model also shows what it attends to.")
+        int,
+        typer.Option(
+            min=0, help="Number of the worst prompts for which the page also shows what the decoder attends to."
+        ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Draws the random sample and its order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random quarter and its order.")] = 0,
     config: Annotated[
-        Path | None, typer.Option(help="With --explain: the run configuration (YAML) that refine had.")
+        Path | None, typer.Option(help="Config file (YAML) that refine was given, for --explain.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: figures of the whole table, and a gallery of its masks."""
+    """Write one self-contained HTML page with figures of the whole table and a gallery of its masks."""
     from stable_sam.config import RunConfig
     from stable_sam.report.write import write_report
     from stable_sam.storage.files import absolute_uri
+    from stable_sam.wording import counted
 
     run = None if config is None else RunConfig.from_yaml(config)
     shown = write_report(
         absolute_uri(table), out, limit=limit, images_max=images_max, explain=explain, seed=seed, config=run
     )
-    typer.echo(f"{shown} prompts in the gallery: {out}")
+    typer.echo(f"{counted(shown, 'prompt')} in the gallery of {out}")

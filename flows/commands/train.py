@@ -1,4 +1,4 @@
-"""`stable-sam train base`, `stable-sam train plugin` and `stable-sam train hq`."""
+"""`stable-sam train`: the commands `base`, `plugin` and `hq`, which train the weights of those names."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ import typer
 if TYPE_CHECKING:
     from stable_sam.modeling.load import LoadedModel
 
-app = typer.Typer(no_args_is_help=True, help="Train the nano base, or the plugin or HQ-SAM of any base.")
+app = typer.Typer(no_args_is_help=True, help="Train the base nano, or the plugin or HQ-SAM's branch of any base.")
 
 Data = Annotated[
-    Path, typer.Option(help="Folder of sets, each with instances.json (COCO, RLE masks) and its pictures.")
+    Path,
+    typer.Option(help="Folder of sets, each a folder with images/ and instances.json (COCO instances, RLE masks)."),
 ]
 Out = Annotated[
-    Path, typer.Option(help="Folder for weights, log.csv and checkpoint.pt; an interrupted run goes on there.")
+    Path,
+    typer.Option(
+        help="Folder for the weights, log.csv and checkpoint.pt. An interrupted training continues from there."
+    ),
 ]
-Config = Annotated[Path, typer.Option(help="Training settings (YAML).")]
-FrozenConfig = Annotated[Path | None, typer.Option(help="Training settings (YAML); without, one epoch.")]
-Model = Annotated[str, typer.Option(help="Base: nano, vit_b, vit_l or vit_h.")]
-Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; the bundled ones for nano.")]
+Config = Annotated[Path, typer.Option(help="Training config (YAML).")]
+FrozenConfig = Annotated[Path | None, typer.Option(help="Training config (YAML); one epoch by default.")]
+Model = Annotated[str, typer.Option(help="Base model: nano, vit_b, vit_l or vit_h.")]
+Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")]
 Cache = Annotated[
-    Path | None, typer.Option(help="Folder for the pictures' embeddings, to share between runs; OUT/embeddings.")
+    Path | None,
+    typer.Option(help="Folder of the image embeddings, which several trainings may share; OUT/embeddings by default."),
 ]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of the settings' epochs.")]
+Steps = Annotated[int | None, typer.Option(help="Number of optimiser steps, in the place of the config's epochs.")]
 
 
 @app.command("base")
@@ -33,17 +38,19 @@ def train_base_command(
     data: Data,
     out: Out,
     config: Config = Path("configs/train_base.yaml"),
-    encoder: Annotated[Path | None, typer.Option(help="Backbone weights to start from (safetensors).")] = None,
-    start: Annotated[Path | None, typer.Option(help="Weights of nano to train further (safetensors).")] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Weights of the encoder's backbone to start from (safetensors).")
+    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Weights of nano to continue from (safetensors).")] = None,
 ) -> None:
-    """Train nano's encoder, prompt encoder and mask decoder; writes OUT/nano.safetensors."""
+    """Train the image encoder, prompt encoder and mask decoder of nano, and write OUT/nano.safetensors."""
     from stable_sam.training.progress import log_to_console
     from stable_sam.training.train_base import train_base
     from stable_sam.training.training_config import BaseTraining
 
-    settings = BaseTraining.from_yaml(config)
+    training = BaseTraining.from_yaml(config)
     log_to_console()
-    typer.echo(train_base(data, out, settings, encoder_path=encoder, start=start))
+    typer.echo(train_base(data, out, training, encoder_path=encoder, start=start))
 
 
 @app.command("plugin")
@@ -56,14 +63,14 @@ def train_plugin_command(
     cache: Cache = None,
     steps: Steps = None,
 ) -> None:
-    """Train a plugin with the base frozen, by RTS; writes OUT/plugin.safetensors."""
+    """Train a plugin on a frozen base by the robust training strategy (RTS), and write OUT/plugin.safetensors."""
     from stable_sam.training.progress import log_to_console
     from stable_sam.training.train_plugin import train_plugin
     from stable_sam.training.training_config import PluginTraining
 
-    settings = PluginTraining.from_file(config, steps=steps)
+    training = PluginTraining.from_file(config, steps=steps)
     log_to_console()
-    typer.echo(train_plugin(_frozen_base(model, checkpoint), data, out, settings, cache_dir=cache))
+    typer.echo(train_plugin(_frozen_base(model, checkpoint), data, out, training, cache_dir=cache))
 
 
 @app.command("hq")
@@ -76,14 +83,14 @@ def train_hq_command(
     cache: Cache = None,
     steps: Steps = None,
 ) -> None:
-    """Train HQ-SAM's branch as the plugin is trained, for comparison; writes OUT/hq.safetensors."""
+    """Train HQ-SAM's branch as the plugin is trained, for comparison, and write OUT/hq.safetensors."""
     from stable_sam.training.progress import log_to_console
     from stable_sam.training.train_hq import train_hq
     from stable_sam.training.training_config import FrozenBaseTraining
 
-    settings = FrozenBaseTraining.from_file(config, steps=steps)
+    training = FrozenBaseTraining.from_file(config, steps=steps)
     log_to_console()
-    typer.echo(train_hq(_frozen_base(model, checkpoint), data, out, settings, cache_dir=cache))
+    typer.echo(train_hq(_frozen_base(model, checkpoint), data, out, training, cache_dir=cache))
 
 
 def _frozen_base(model: str, checkpoint: str | None) -> LoadedModel:

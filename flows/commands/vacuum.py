@@ -1,4 +1,4 @@
-"""`stable-sam vacuum`: remove the files that no reader and no run needs any more."""
+"""`stable-sam vacuum`: remove the files of a table that no reader and no run needs any more."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ import typer
 
 
 def vacuum(
-    table: Annotated[str, typer.Option(help="The URI given to refine as --output.")],
+    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
     retention_hours: Annotated[
-        float, typer.Option(help="Versions younger than this stay readable, and younger files are not touched.")
+        float,
+        typer.Option(help="Age in hours from which files are removed. Younger versions of the table stay readable."),
     ] = 168,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Allow less than 24 hours: only while nothing else uses the table.")
+        bool,
+        typer.Option("--force", help="Allow less than 24 hours. This is safe only while nothing else uses the table."),
     ] = False,
 ) -> None:
-    """Remove parts of dead writers, files that compact replaced, and folders of runs that are over."""
+    """Remove files that interrupted runs left, files that compact replaced, and work files of finished runs."""
     from stable_sam.runs.vacuum import vacuum as run_vacuum
     from stable_sam.storage.files import absolute_uri
+    from stable_sam.wording import counted
 
     report = run_vacuum(absolute_uri(table), retention_hours=retention_hours, dry_run=dry_run, force=force)
     for file in report.files:
         typer.echo(f"{file.size:>15,}  {file.path}")
-    counts = f"{len(report.parts)} parts, {len(report.runs)} files of runs, {len(report.leftovers)} leftovers"
-    typer.echo(f"{'Would remove' if dry_run else 'Removed'} {counts}: {report.size:,} bytes.")
+    counts = (
+        f"{counted(len(report.parts), 'part')}, {counted(len(report.runs), 'file of runs', 'files of runs')}, "
+        f"{counted(len(report.leftovers), 'leftover')}"
+    )
+    typer.echo(f"{'Would remove' if dry_run else 'Removed'} {counts}: {counted(report.size, 'byte')}.")

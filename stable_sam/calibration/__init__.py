@@ -1,1 +1,1 @@
-"""Scores of a mask to the probability that it is good, and thresholds that keep a promise."""
+"""Learn the probability that a mask is good from its scores, and choose thresholds that keep a promise."""

@@ -1,4 +1,4 @@
-"""From labelled masks to a calibration and to the figures that say what it is worth."""
+"""Make a calibration from labelled masks, and the figures that say how good it is."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ from stable_sam.identity import ModelIdentity
 from stable_sam.scores import SCORES
 
 BASELINE = "predicted_iou"
+"""The score that a calibration is compared with."""
 
 
 class CalibrationSettings(Section):
-    """What is promised."""
+    """What a calibration promises, and how its masks are split."""
 
     target_iou: float = 0.75
+    """Smallest IoU with the true mask of a good mask; all others are bad."""
     precision: float = 0.95
-    """Promised share of good masks among the accepted."""
+    """Promised share of good masks among the accepted masks."""
     reject_precision: float = 0.95
-    """Promised share of bad masks among the rejected."""
+    """Promised share of bad masks among the rejected masks."""
     confidence: float = 0.95
+    """Confidence of each of the two promises."""
     seed: int = 0
+    """Seed of the split and of the folds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteCount:
-    """What the thresholds make of N masks."""
+    """Number of masks that the thresholds give one route, and how many of these are good."""
 
     route: str
     masks: int
@@ -44,24 +48,26 @@ class RouteCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """The figures of one set of masks that the fit did not see."""
+    """The figures of one set of masks that the curves were not fitted to."""
 
     name: str
     judgements: tuple[Judgement, ...]
-    """The probability first, then each score alone."""
+    """How well the probability tells good masks from bad ones, followed by each score alone."""
     routes: tuple[RouteCount, ...]
     sizes: tuple[SizeSlice, ...]
-    """The accepted masks beside their filled boxes."""
+    """IoU of the accepted masks and of their filled boxes, by size of the object."""
     quality: NDArray[np.float64]
+    """(N,), the calibrated probability of each mask."""
     masks: LabelledMasks
 
 
 def calibrate(
     masks: LabelledMasks, refiner: RefinerConfig, model: ModelIdentity, settings: CalibrationSettings
 ) -> tuple[Calibration, Held]:
-    """Fit on a part of the masks, choose the thresholds on others (see `divide`); returns the figures of these too.
+    """Fit the curves to a part of the masks, and choose the thresholds on the others: see `divide`.
 
-    Raises `InputError` when there are too few masks, or none to check on.
+    Returns the calibration and the figures of the masks that the thresholds were chosen on. Raises `InputError` for too
+    few masks to fit to, and when there are none to choose the thresholds on.
     """
     fitted, checked = divide(masks, settings.seed)
     intercept, curves = fit_curves(fitted, settings.target_iou, settings.seed)
@@ -93,7 +99,10 @@ def calibrate(
 
 
 def held(name: str, calibration: Calibration, masks: LabelledMasks) -> Held:
-    """Judge a calibration, and each score alone, on masks that it was not fitted on."""
+    """Judge a calibration, and each score alone, on masks that it was not fitted to.
+
+    name: what the figures are called in tables and charts.
+    """
     quality = _quality(calibration.intercept, calibration.curves, masks)
     gain = calibration.gain_over_box
     judged = _Judged(masks, quality, expected_gain(gain, masks))
@@ -119,22 +128,22 @@ def held(name: str, calibration: Calibration, masks: LabelledMasks) -> Held:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """N masks with the quality (N,) and the expected gain (N,), NaN where none is known, of each."""
+    """N masks with their quality (N,) and their expected gain (N,), NaN where it is not known."""
 
     masks: LabelledMasks
     quality: NDArray[np.float64]
     gain: NDArray[np.float64]
 
     def accepted(self, from_quality: float | None, above_gain: float) -> NDArray[np.bool_]:
-        """(N,): which are routed to accept."""
+        """(N,) bool: which masks are accepted."""
         if from_quality is None:
             return np.zeros(len(self.masks), bool)
         return (self.quality >= from_quality) & ~(self.gain <= above_gain)
 
 
 def _accept(checked: _Judged, others: _Judged, settings: CalibrationSettings) -> tuple[Promise, float]:
-    """The promise of what is accepted, and the lowest gain above which accepted masks of no size are worse than their
-    filled boxes: neither of those that the promise is checked on nor of the others, whose gain is out of fold."""
+    """The promise about accepted masks, and the lowest threshold of the gain with which accepted masks of no size are
+    worse than their filled boxes. Sizes are looked at in `checked` and in `others`, whose gains are cross-validated."""
     good = checked.masks.iou >= settings.target_iou
     for threshold in THRESHOLDS:
         worth = ~(checked.gain <= threshold)
@@ -152,7 +161,7 @@ def _quality(intercept: float, curves: dict[str, Curve], masks: LabelledMasks) -
 
 
 def _apart(accept: Promise, reject: Promise) -> Promise:
-    """A mask is never both: where the thresholds meet, nothing is rejected."""
+    """`reject`, or a promise without a threshold where a mask could be both accepted and rejected."""
     meets = accept.threshold is not None and reject.threshold is not None and reject.threshold >= accept.threshold
     return reject.model_copy(update={"threshold": None, "masks": 0, "kept": 0, "possible": None}) if meets else reject
 

@@ -1,4 +1,4 @@
-"""The figures of a calibration for people: Markdown tables, and a picture of risk, coverage and reliability."""
+"""Show the figures of a calibration: Markdown tables, and a chart of risk, coverage and reliability."""
 
 from __future__ import annotations
 
@@ -12,39 +12,41 @@ from stable_sam.calibration.calibrate import BASELINE, Held
 from stable_sam.calibration.gain import MIN_MASKS
 from stable_sam.calibration.judge import REVIEWED, reliability, risk_coverage
 from stable_sam.config.calibration import Calibration, GainOverBox, Promise, SizeSlice
+from stable_sam.wording import counted
 
 COLOURS = {"quality": "#1e78d0", BASELINE: "#9aa5b1", "prompt_stability": "#e0a030"}
 
 
 def promise_line(promise: Promise) -> str:
-    """One sentence: what is promised, and what was found."""
+    """Return one line that says what is promised, and what was found."""
     what = "good" if promise.route == "accept" else "bad"
     if promise.threshold is None:
         possible = "" if promise.possible is None else f", {math.floor(promise.possible * 100)}% can be promised"
         return (
             f"{promise.route}: no threshold promises {promise.precision:.0%} {what} masks at {promise.confidence:.0%} "
-            f"confidence{possible}; {promise.checked} masks checked"
+            f"confidence{possible}; {counted(promise.checked, 'mask')} checked"
         )
     sign = ">=" if promise.route == "accept" else "<="
     return (
-        f"{promise.route}: quality {sign} {promise.threshold:.3f}; {promise.kept} of {promise.masks} masks {what} "
-        f"({promise.masks / promise.checked:.0%} of {promise.checked} checked), promised {promise.precision:.0%} at "
-        f"{promise.confidence:.0%} confidence"
+        f"{promise.route}: quality {sign} {promise.threshold:.3f}; {promise.kept} of {counted(promise.masks, 'mask')} "
+        f"{what} ({promise.masks / promise.checked:.0%} of {promise.checked:,} checked), promised "
+        f"{promise.precision:.0%} at {promise.confidence:.0%} confidence"
     )
 
 
 def gain_line(gain: GainOverBox | None) -> str:
-    """One sentence: how well the gain over the filled box is known."""
+    """Return one line that says how well the gain over the filled box can be predicted."""
     if gain is None:
-        return f"gain over the filled box: not learnt from fewer than {MIN_MASKS} masks with the IoU of a box (--data)"
+        return f"gain over the filled box: not learnt, because fewer than {MIN_MASKS} boxes have a known IoU (--data)"
     return (
-        f"gain over the filled box: accepted above {gain.threshold:.2f}; by cross-validation on {gain.masks} masks "
-        f"the mean error is {gain.error:.3f}, Spearman with the true gain {gain.spearman:.2f}"
+        f"gain over the filled box: accepted above {gain.threshold:.2f}; by cross-validation on "
+        f"{counted(gain.masks, 'mask')} the mean error is {gain.error:.3f}, and Spearman's correlation with the true "
+        f"gain {gain.spearman:.2f}"
     )
 
 
 def markdown(calibration: Calibration, sets: Sequence[Held]) -> str:
-    """The tables of all held-out sets."""
+    """Return the promises and the tables of all sets that the calibration was not fitted to, as Markdown."""
     promises = [promise_line(promise) + "  " for promise in (calibration.accept, calibration.reject)]
     lines = [*promises, gain_line(calibration.gain_over_box), ""]
     lines += [
@@ -75,7 +77,7 @@ SIZE_COLUMNS = ("object", "accepted", "mask IoU", "box IoU", "gain")
 
 
 def size_rows(sizes: Sequence[SizeSlice]) -> list[tuple[str, ...]]:
-    """Cells under SIZE_COLUMNS: accepted masks by the object's part of its picture, beside the filled boxes."""
+    """Return the cells under SIZE_COLUMNS: IoU of accepted masks and of their filled boxes, by size of the object."""
     return [
         (one.size, str(one.masks), f"{one.mask_iou:.3f}", f"{one.box_iou:.3f}", f"{one.mask_iou - one.box_iou:+.3f}")
         for one in sizes
@@ -83,7 +85,10 @@ def size_rows(sizes: Sequence[SizeSlice]) -> list[tuple[str, ...]]:
 
 
 def chart(calibration: Calibration, sets: Sequence[Held]) -> bytes:
-    """PNG: for each set, risk over coverage of the probability and two scores alone; below, said against true."""
+    """Draw a PNG with two plots for each set: risk over coverage, and the share of good masks over the probability.
+
+    The first compares the probability with two scores alone.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6 * len(sets), 6.4), layout="constrained")

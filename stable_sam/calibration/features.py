@@ -1,4 +1,4 @@
-"""Labelled masks as arrays, and their scores as a regression on linear splines takes them."""
+"""Labelled masks as arrays, and their scores as the features of a regression on linear splines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sklearn.preprocessing import SplineTransformer
 from stable_sam.config.calibration import Curve
 
 KNOTS = 6
-"""Of each curve, at quantiles of its score."""
+"""Number of knots of each curve, which lie at quantiles of its score."""
 FOLDS = 5
+"""Number of folds of each cross-validation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,31 +25,32 @@ class LabelledMasks:
     """N masks with their scores and their IoU with the true mask."""
 
     scores: dict[str, NDArray[np.float64]]
-    """By name in SCORES and BOX_SCORES, (N,); NaN where a mask does not have it."""
+    """(N,) for each name in SCORES and BOX_SCORES; NaN where a mask does not have the score."""
     iou: NDArray[np.float64]
-    """(N,)"""
+    """(N,), IoU of the mask with the true mask."""
     box_iou: NDArray[np.float64]
     """(N,), IoU of the filled weak box with the true mask; NaN without a box, and where it is not known."""
     object_share: NDArray[np.float64]
-    """(N,), the true mask's part of its picture; NaN where it is not known."""
-    pictures: NDArray[np.str_]
-    """(N,), which masks belong to one picture and are not independent."""
+    """(N,), fraction of the image that the true mask covers; NaN where it is not known."""
+    images: NDArray[np.str_]
+    """(N,), name of each mask's image. Masks of one image are not independent."""
     sets: NDArray[np.str_]
-    """(N,), names of the sets they come from."""
+    """(N,), name of the set that each mask comes from."""
     kinds: NDArray[np.str_]
-    """(N,): SAMPLE and REVIEWED are of tables, all others were drawn at random from pictures with true masks."""
+    """(N,), SAMPLE or REVIEWED for masks of a table, and otherwise the kind of the weak prompt drawn from a true
+    mask."""
 
     def __len__(self) -> int:
         return len(self.iou)
 
     def take(self, chosen: NDArray[Any]) -> LabelledMasks:
-        """The chosen masks; indices or a mask of booleans."""
+        """Return the masks that `chosen` selects, by indices or booleans (N,)."""
         return LabelledMasks(
             scores={name: values[chosen] for name, values in self.scores.items()},
             iou=self.iou[chosen],
             box_iou=self.box_iou[chosen],
             object_share=self.object_share[chosen],
-            pictures=self.pictures[chosen],
+            images=self.images[chosen],
             sets=self.sets[chosen],
             kinds=self.kinds[chosen],
         )
@@ -56,18 +58,19 @@ class LabelledMasks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a regression takes of N masks, and how its coefficients are read as curves."""
+    """The features of N masks for a regression, and the way from its coefficients to curves."""
 
     names: list[str]
     table: NDArray[np.float64]
-    """(N, 2 * names): the scores, their medians where they are missing; then, for each, 1 where it is missing."""
+    """(N, 2 * names): each score, or its median where it is missing, and then for each score 1 where it is missing."""
     medians: NDArray[np.float64]
+    """(names,), median of each score."""
     knots: list[NDArray[np.float64]]
-    """For each score (K,), ascending."""
+    """(K,) for each score, ascending."""
 
     @classmethod
     def of(cls, masks: LabelledMasks, names: Sequence[str]) -> Self:
-        """Those of the scores `names` that vary."""
+        """Make the features of those of the scores `names` that vary."""
         names = [name for name in names if _varies(masks.scores[name])]
         values = np.column_stack([masks.scores[name] for name in names])
         absent, medians = ~np.isfinite(values), np.nanmedian(values, axis=0)
@@ -75,7 +78,7 @@ class Features:
         return cls(names=names, table=table, medians=medians, knots=[_knots(masks.scores[name]) for name in names])
 
     def splines(self) -> ColumnTransformer:
-        """First step of a regression on `table`."""
+        """Return the first step of a regression on `table`, which makes linear splines of the scores."""
         parts = [
             (name, SplineTransformer(degree=1, knots=knots[:, None], extrapolation="constant"), [column])
             for column, (name, knots) in enumerate(zip(self.names, self.knots, strict=True))
@@ -83,13 +86,16 @@ class Features:
         return ColumnTransformer(parts, remainder="passthrough")
 
     def curves(self, weights: NDArray[np.float64]) -> dict[str, Curve]:
-        """Coefficients as numbers. Hats of a linear spline have height 1 at their knots, so coefficients are values."""
+        """Turn the coefficients of a regression on `splines` into curves.
+
+        The basis functions of a linear spline have height 1 at their knots, so the coefficients are the curve's values.
+        """
         curves: dict[str, Curve] = {}
         start = 0
         for column, (name, knots) in enumerate(zip(self.names, self.knots, strict=True)):
             values = weights[start : start + len(knots)]
             start += len(knots)
-            # Where the score is missing its median stands in, and the column that says so adds its weight.
+            # Where a score is missing, its median takes its place, and the column that marks it adds its weight.
             median = float(np.interp(self.medians[column], knots, values))
             missing = median + float(weights[len(weights) - len(self.names) + column])
             curves[name] = Curve(x=tuple(map(float, knots)), y=tuple(map(float, values)), missing=missing)
@@ -97,12 +103,12 @@ class Features:
 
 
 def folds_of(masks: LabelledMasks, seed: int) -> list[Any]:
-    """FOLDS pairs of indices, to fit on and to judge on; the masks of one picture are judged together."""
-    return list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(masks.iou, groups=masks.pictures))
+    """Split the masks into FOLDS pairs of indices, to fit to and to judge; the masks of one image stay together."""
+    return list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(masks.iou, groups=masks.images))
 
 
 def curves_at(intercept: float, curves: dict[str, Curve], masks: LabelledMasks) -> NDArray[np.float64]:
-    """(N,): the sum of the curves."""
+    """Return the intercept plus the sum of the curves at the scores of each mask, (N,)."""
     total = np.full(len(masks), intercept)
     for name, curve in curves.items():
         values = masks.scores[name]

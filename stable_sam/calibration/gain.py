@@ -1,4 +1,4 @@
-"""What a mask is expected to gain over its weak box, filled, and whether accepted masks of every size do gain."""
+"""Predict how much a mask gains over its filled weak box, and check that accepted masks of every size gain."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stable_sam.calibration.features import Features, LabelledMasks, curves_at, 
 from stable_sam.config.calibration import BOX_SCORES, SCORES, GainOverBox, SizeSlice
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-"""Penalty of the ridge regression, chosen by cross-validated squared error."""
+"""Penalties for the ridge regression, of which the cross-validated squared error chooses one."""
 MIN_MASKS = 200
-"""Of fewer no gain is learnt."""
+"""Smallest number of masks that a gain is learnt from."""
 THRESHOLDS = np.arange(101) / 100
-"""Of the expected gain, those that are tried."""
+"""Thresholds of the expected gain that are tried, ascending."""
 FEW = 10
-"""Fewer accepted masks of a size do not tell whether masks of this size are worse than their boxes."""
+"""Smallest number of accepted masks that tells whether masks of their size are worse than their boxes."""
 SIZES = {
     "<0.1 %": (0.0, 0.001),
     "0.1-0.5 %": (0.001, 0.005),
@@ -29,21 +29,21 @@ SIZES = {
     "2-10 %": (0.02, 0.1),
     ">10 %": (0.1, np.inf),
 }
-"""By the object's part of its picture, the upper border excluded."""
+"""Sizes by the object's fraction of its image; the upper border is excluded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedGain:
-    """A gain that was learnt from N masks."""
+    """A gain over the filled box that was learnt from N masks."""
 
     gain: GainOverBox
-    """With threshold 0."""
+    """The curves that predict the gain, with the threshold 0."""
     expected: NDArray[np.float64]
-    """(N,): for each mask by curves that were fitted without its picture; NaN where the true gain is not known."""
+    """(N,), gain of each mask by curves that were fitted without its image; NaN where the true gain is not known."""
 
 
 def fit_gain(masks: LabelledMasks, seed: int) -> FittedGain | None:
-    """Additive ridge regression on linear splines; None when the IoU of too few filled boxes is known."""
+    """Fit an additive ridge regression on linear splines; None when the IoU of too few filled boxes is known."""
     known = np.isfinite(masks.box_iou)
     if known.sum() < MIN_MASKS:
         return None
@@ -72,7 +72,7 @@ def fit_gain(masks: LabelledMasks, seed: int) -> FittedGain | None:
 
 
 def expected_gain(gain: GainOverBox | None, masks: LabelledMasks) -> NDArray[np.float64]:
-    """(N,); NaN for a prompt without a box, and for all where no gain was learnt."""
+    """Return the expected gain (N,) of each mask; NaN for a prompt without a box, and for all where `gain` is None."""
     if gain is None:
         return np.full(len(masks), np.nan)
     total = np.clip(curves_at(gain.intercept, gain.curves, masks), -1, 1)
@@ -80,7 +80,10 @@ def expected_gain(gain: GainOverBox | None, masks: LabelledMasks) -> NDArray[np.
 
 
 def sizes_of(masks: LabelledMasks, accepted: NDArray[np.bool_]) -> tuple[SizeSlice, ...]:
-    """The accepted masks, whose boxes' IoU is known, by SIZES; without the sizes that have none."""
+    """Return the mean IoU of accepted masks and of their filled boxes for each size that has any, of known boxes only.
+
+    accepted: (N,) bool.
+    """
     known = accepted & np.isfinite(masks.box_iou)
     return tuple(
         SizeSlice(
@@ -95,5 +98,5 @@ def sizes_of(masks: LabelledMasks, accepted: NDArray[np.bool_]) -> tuple[SizeSli
 
 
 def some_worse(sizes: tuple[SizeSlice, ...]) -> bool:
-    """Whether the masks of a size, FEW or more, are worse than their boxes."""
+    """Return whether the masks of any size are worse than their boxes, where there are FEW of them or more."""
     return any(one.masks >= FEW and one.mask_iou < one.box_iou for one in sizes)

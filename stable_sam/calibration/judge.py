@@ -1,4 +1,4 @@
-"""How well scores tell good masks from bad ones: risk and coverage, AURC, what a review catches, reliability."""
+"""Measure how well scores tell good masks from bad ones: risk and coverage, AURC, reviewed masks, reliability."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 REVIEWED = 0.2
-"""Part of the masks that people look at, for `caught`."""
+"""Fraction of the masks that people look at, for `Judgement.caught`."""
 BINS = 10
+"""Number of bins of a reliability diagram."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """One score on N masks; risk is the share of bad masks (IoU under the target) among those that are kept."""
+    """How well one score ranks N masks. Risk is the share of bad masks (IoU under the target) among those kept."""
 
     score: str
     masks: int
     bad: float
-    """Share of bad masks of all: the risk at full coverage."""
+    """Share of bad masks among all masks, which is the risk at full coverage."""
     aurc: float
-    """Area under the risk-coverage curve: mean risk over all coverages, masks kept best score first."""
+    """Area under the risk-coverage curve: the mean risk over all coverages when masks are kept best score first."""
     aurc_best: float
-    """The same of a score that knows: what no score can go below."""
+    """Smallest aurc that any score could reach, which is that of the IoU itself."""
     spearman: float
-    """Rank correlation of the score with the IoU; 0 where one of them is always the same."""
+    """Spearman's rank correlation of the score with the IoU; 0 where one of them is constant."""
     caught: float
-    """Share of the bad masks among the REVIEWED part with the worst scores."""
+    """Share of the bad masks that are among the fraction REVIEWED of the masks with the worst scores."""
     caught_best: float
-    """What nobody can exceed: when more masks are bad than are reviewed."""
+    """Largest share that any score could catch; it is below 1 when more masks are bad than are reviewed."""
     calibration_error: float | None = None
-    """Mean distance of probability and share of good masks over BINS equally full bins; None for no probability."""
+    """Mean difference of probability and share of good masks over BINS equally full bins; None for other scores."""
 
 
 def judge(name: str, score: Floats, iou: Floats, target: float, *, probability: bool = False) -> Judgement:
-    """Judge one score, higher is better; NaN is worst."""
+    """Judge one score (N,) by the IoU (N,); a higher score is better, and NaN is worst.
+
+    target: smallest IoU of a good mask. probability: whether the score is the probability that a mask is good.
+    """
     known = np.where(np.isfinite(score), score, -np.inf)
     bad = iou < target
     caught, most = _caught(known, bad), min(1.0, REVIEWED / bad.mean()) if bad.any() else 1.0
@@ -56,8 +60,11 @@ def judge(name: str, score: Floats, iou: Floats, target: float, *, probability: 
 
 
 def risk_coverage(score: Floats, bad: NDArray[np.bool_] | Floats) -> tuple[Floats, Floats]:
-    """Coverage and risk (N,) when masks are kept best score first; `bad` may be a probability, too. Equal scores are
-    kept in the order of a fair coin: each of them counts their mean."""
+    """Return coverage and risk, each (N,), when masks are kept best score first.
+
+    bad: (N,) whether a mask is bad, or the probability that it is. Masks of equal score count as their mean, because
+    their order would be a matter of luck.
+    """
     order = np.argsort(-score, kind="stable")
     expected = _mean_of_equals(score[order], bad[order].astype(np.float64))
     kept = np.arange(1, len(score) + 1)
@@ -65,12 +72,12 @@ def risk_coverage(score: Floats, bad: NDArray[np.bool_] | Floats) -> tuple[Float
 
 
 def aurc(score: Floats, bad: NDArray[np.bool_]) -> float:
-    """Area under the risk-coverage curve."""
+    """Return the area under the risk-coverage curve."""
     return float(risk_coverage(score, bad)[1].mean())
 
 
 def reliability(probability: Floats, good: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Mean probability and share of good masks of each of BINS equally full bins."""
+    """Return the mean probability and the share of good masks of each of BINS equally full bins."""
     bins = np.array_split(np.argsort(probability, kind="stable"), min(BINS, len(good)))
     return (
         np.array([probability[one].mean() for one in bins]),

@@ -1,4 +1,7 @@
-"""Masks with known truth: weak prompts drawn from people's masks and refined. Of a table: `calibration.reviewed`."""
+"""Make labelled masks: draw weak prompts from true masks, refine them, and compare them with the true masks.
+
+Labelled masks of a reviewed table come from `calibration.reviewed`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 BUNDLED_RECORDS = "nano_calibration_masks.parquet"
 _LATER = ("object_share", "box_iou", *BOX_SCORES)
-"""Columns that files of 0.2.0 lack; their masks are null there, and no gain over the box is fitted to them."""
+"""Columns that files of version 0.2.0 lack. They are null in such files, and no gain over the box is fitted to them."""
 RECORDS_SCHEMA = pa.schema(
     [
         ("set", pa.string()),
@@ -46,11 +49,13 @@ RECORDS_SCHEMA = pa.schema(
         *((name, pa.float64()) for name in _LATER),
     ]
 )
-"""A labelled mask: where it comes from, what came of it, and its scores; null where there is none. `kind`: of the weak
-prompt, or one of `fit.SAMPLE` and `fit.REVIEWED`. `object_share`: the true mask's part of its picture. `box_iou`: IoU
-of the filled weak box with the true mask; null for points."""
+"""Columns of labelled masks: set, image file and prompt, IoU with the true mask, and scores, which may be null.
+
+`kind` is the kind of the weak prompt, or `fit.SAMPLE` or `fit.REVIEWED`. `object_share` is the fraction of the image
+that the true mask covers. `box_iou` is the IoU of the filled weak box with the true mask, and null for points.
+"""
 _MADE_BY = b"stable_sam_model"
-"""Key of the model in the file's metadata: scores of another one mean something else."""
+"""Key in the file's metadata of the model that made the masks, because scores of another model mean something else."""
 
 
 def draw_labels(
@@ -63,10 +68,11 @@ def draw_labels(
     seed: int,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> pa.Table:
-    """One weak prompt of each kind for every object (all, or `max_objects` drawn at random), refined as a run does it.
+    """Draw one weak prompt of each kind for every object, refine it as in a run, and label the mask.
 
-    data_dirs: folders for `read_truth`. kinds: see `stable_sam.evaluation.prompts`. Returns RECORDS_SCHEMA, without
-    masks that failed. Raises `ConfigError`, `AnnotationError` and `ImageError`.
+    data_dirs: folders for `read_truth`. kinds: see `stable_sam.evaluation.prompts`. max_objects: number of objects
+    drawn at random; None takes all. on_image: called after each image with the number of images done and of all images.
+    Returns rows of RECORDS_SCHEMA without masks that failed. Raises `ConfigError`, `AnnotationError` and `ImageError`.
     """
     parsed = [PromptKind.parse(kind) for kind in kinds]
     sets = [part for folder in data_dirs for part in read_truth(folder, min_area_fraction=min_area_fraction)]
@@ -84,7 +90,7 @@ def draw_labels(
 
 
 def write_records(records: pa.Table, uri: str, refiner: RefinerConfig, model: ModelIdentity) -> None:
-    """Write labelled masks, which this model made, as Parquet. Raises `StorageError`."""
+    """Write labelled masks that `model` made as a Parquet file; raises `StorageError`."""
     sink = pa.BufferOutputStream()
     made_by = json.dumps(asdict(model.score_source(refiner))).encode()
     pq.write_table(records.replace_schema_metadata({_MADE_BY: made_by}), sink, compression="zstd")
@@ -92,30 +98,33 @@ def write_records(records: pa.Table, uri: str, refiner: RefinerConfig, model: Mo
 
 
 def read_records(uri: str, refiner: RefinerConfig, model: ModelIdentity) -> pa.Table:
-    """Read what `write_records` wrote; `bundled` is the file behind the bundled calibration.
+    """Read labelled masks that `write_records` wrote, or those of the bundled calibration for the uri `bundled`.
 
-    Raises `AnnotationError` for another file, `ConfigError` when another model made the masks, `StorageError`.
+    Raises `AnnotationError` for another kind of file, `ConfigError` when another model made the masks, and
+    `StorageError`.
     """
     table, made_by = _read(uri)
     if other := made_by.differs(model.score_source(refiner)):
         name, theirs, ours = other
-        raise ConfigError(f"{uri}: masks made with {name} {theirs}, the configuration has {ours}")
+        raise ConfigError(
+            f"{uri}: expected masks made with {name} {ours}, as the config says, got masks made with {name} {theirs}"
+        )
     return table.replace_schema_metadata()
 
 
 def without_tiles(uri: str, refiner: RefinerConfig) -> RefinerConfig:
-    """`refiner` as it made the records that `read_records` reads at `uri`, where these are all of whole images.
+    """Return `refiner`, with tiles off where the labelled masks at `uri` were all made in whole images.
 
-    Raises as `read_records`.
+    Raises what `read_records` raises.
     """
     _, made_by = _read(uri)
     return refiner if made_by.tiles else refiner.model_copy(update={"tiles": "off"})
 
 
 def labelled(records: pa.Table) -> LabelledMasks:
-    """Records of RECORDS_SCHEMA as arrays. Raises `AnnotationError` when there are none."""
+    """Turn rows of RECORDS_SCHEMA into arrays; raises `AnnotationError` when there are none."""
     if records.num_rows == 0:
-        raise AnnotationError("calibration: expected masks with known truth, got none")
+        raise AnnotationError("calibration: expected masks with a known true mask, got none")
 
     def column(name: str) -> Any:
         return records[name].to_numpy(zero_copy_only=False)
@@ -126,14 +135,14 @@ def labelled(records: pa.Table) -> LabelledMasks:
         iou=column("iou"),
         box_iou=column("box_iou").astype(np.float64),
         object_share=column("object_share").astype(np.float64),
-        pictures=np.char.add(np.char.add(sets, "/"), column("picture").astype(np.str_)),
+        images=np.char.add(np.char.add(sets, "/"), column("picture").astype(np.str_)),
         sets=sets,
         kinds=column("kind").astype(np.str_),
     )
 
 
 def _read(uri: str) -> tuple[pa.Table, ScoreSource]:
-    """Records and what made them."""
+    """Rows of RECORDS_SCHEMA, and the model that made them."""
     path = bundled_path(BUNDLED_RECORDS) if uri == BUNDLED else uri
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(path)))
@@ -176,7 +185,10 @@ def _label_image(
 def asked_prompts(
     set_name: str, image: TruthImage, kinds: Sequence[PromptKind], seed: int
 ) -> Iterator[tuple[TruthObject, PromptKind, Prompt]]:
-    """A prompt of each kind for each object of a picture that is asked for; they depend on the seed and the names."""
+    """Yield a prompt of each kind for each object of an image that is to be evaluated.
+
+    The prompts depend only on the seed and on the names of the set, the object and the kind.
+    """
     for item, near in zip(image.objects, find_neighbours(image.objects), strict=True):
         if image.is_asked(item):
             nearest = None if near.nearest is None else image.objects[near.nearest].box_xyxy()
@@ -186,14 +198,17 @@ def asked_prompts(
 
 
 def truth_iou(mask: RefinedMask, item: TruthObject) -> float:
-    """IoU of a mask that was made with the object that it was asked for."""
+    """Return the IoU of a refined mask with the true mask of its object."""
     assert mask.mask_size is not None
     assert mask.mask_counts is not None
     return rle_iou(rle(mask.mask_size, mask.mask_counts), item.rle)
 
 
 def box_labels(box_xyxy: BoxXYXY | None, truth: dict[str, Any]) -> dict[str, float | None]:
-    """`object_share` and `box_iou` of RECORDS_SCHEMA, from the weak box and the true mask, a COCO compressed RLE."""
+    """Return `object_share` and `box_iou` of RECORDS_SCHEMA.
+
+    box_xyxy: the weak box. truth: the true mask as COCO compressed RLE.
+    """
     height, width = truth["size"]
     share = float(coco_mask.area(truth)) / (height * width)
     if box_xyxy is None:

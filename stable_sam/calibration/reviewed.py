@@ -1,4 +1,4 @@
-"""Reviewed masks of a table as labels: the scores of the model's mask, and its IoU with the one that people left."""
+"""Label the reviewed masks of a table: the scores of the model's mask, and its IoU with the mask after the review."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from stable_sam.records import Route
 from stable_sam.review.answers import reviewed_masks
 from stable_sam.rle import rle
 from stable_sam.table.query import connected, in_sample, rows_of
+from stable_sam.wording import counted
 
-# Masks whose scores are of the source that the parameters say, in columns of a row and of its run.
+# Condition for masks whose scores were made as the parameters say, in columns of a row and of its run.
 _OURS = """
     (weights_sha256, dtype, jitter_count, jitter_scale, coalesce(stability_offset, 1))
         = ($weights_sha256, $dtype, $jitter_count, $jitter_scale, $stability_offset)
     AND CASE WHEN $tiles IS NULL THEN view IS NULL ELSE tiles = $tiles END
     AND (second_pass IS NOT NULL) = coalesce(dsp_weight >= $second_pass_from, false)
 """
-# Masks that wait, of this model. One that a night made after the newest answer could not be reviewed yet.
+# Counts the masks of this model that nobody has reviewed. A mask is missing in the sample only if it was there when the
+# newest review was imported.
 _WAITING = f"""
     SELECT route, {{condition}} AND revision < coalesce(
                (SELECT max(revision) FROM masks WHERE status = 'reviewed' AND {{condition}}), 0) AS missing, count(*)
@@ -39,43 +41,45 @@ _WAITING = f"""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewedLabels:
-    """What a table has to learn from."""
+    """The labelled masks of a table, and how much of the table they are."""
 
     table_uri: str
     records: pa.Table
-    """RECORDS_SCHEMA, of kind SAMPLE or REVIEWED."""
+    """Rows of RECORDS_SCHEMA of the kinds SAMPLE and REVIEWED."""
     reviewed: Mapping[str, int] = field(default_factory=dict)
-    """Labels by the route that their masks had."""
+    """Number of labelled masks by the route that they had before the review."""
     waiting: Mapping[str, int] = field(default_factory=dict)
-    """Masks of the same model that nobody has reviewed, by route."""
+    """Number of masks of the same model that nobody has reviewed, by route."""
     confirmed: int = 0
-    """Labels that say: the mask is right as it is."""
+    """Number of labelled masks that people confirmed as they were."""
     left_out: int = 0
-    """Reviewed masks whose scores are of another `ScoreSource`."""
+    """Number of reviewed masks whose scores have another `ScoreSource`, and which are not labelled."""
 
     def lines(self) -> list[str]:
-        """What somebody should know who learns from it."""
+        """Return lines that say what a calibration learns from the table, and what it does not."""
         shares = [
             f"{self.reviewed.get(route, 0)} of {self.reviewed.get(route, 0) + self.waiting.get(route, 0)} {route}"
             for route in get_args(Route)
         ]
         sample = sum(kind == SAMPLE for kind in self.records["kind"].to_pylist())
         count = self.records.num_rows
-        said = f"{self.table_uri}: {count} reviewed masks ({', '.join(shares)})"
+        said = f"{self.table_uri}: {counted(count, 'reviewed mask')} ({', '.join(shares)})"
         if sample:
-            lines = [f"{said}, {sample} of them in the random sample, which the promises are checked on."]
+            lines = [f"{said}, {sample} of them in the random sample, on which the promises are checked."]
         else:
-            lines = [f"{said}. People chose them: the curves are fitted on them, the promises checked on others."]
+            lines = [
+                f"{said}. People chose them, so the curves are fitted to them but the promises are checked on others."
+            ]
         if count and not self.confirmed:
             lines.append(
-                "None of them was confirmed: if right masks were not imported as such (--confirm-unchanged), the "
-                "curves learn that masks like those are bad."
+                "None of them was confirmed. If right masks were not imported as confirmed (--confirm-unchanged), the "
+                "curves learn that masks like them are bad."
             )
         if self.left_out:
             lines.append(
-                f"{self.left_out} more are left out, of other weights, dtype, K, scale, offset, tiles or second pass; "
-                "as pictures with true masks they still count: export --to coco --where \"status = 'reviewed'\", then "
-                "calibrate --data."
+                f"{counted(self.left_out, 'more mask is', 'more masks are')} left out, made with other weights, dtype, "
+                "jitter, stability offset, tiles or second pass. Their images and masks can still be used: export --to "
+                "coco --where \"status = 'reviewed'\", then calibrate --data."
             )
         return lines
 
@@ -83,10 +87,11 @@ class ReviewedLabels:
 def reviewed_labels(
     table_uri: str, refiner: RefinerConfig, model: ModelIdentity, sample: float | None = None
 ) -> ReviewedLabels:
-    """The reviewed masks of a table whose scores are this model's.
+    """Label the reviewed masks of a table whose scores `model` made.
 
-    sample: the part of the table that was exported with it (`in_sample`) and reviewed, to the last mask.
-    Raises `InputError` when masks of the sample wait, `ConfigError`, and what `stable_sam.table.query.query` raises.
+    sample: fraction of the table that was exported as a random sample (`in_sample`) and reviewed completely; None when
+    there is no such sample. Raises `InputError` when masks of the sample are not reviewed, `ConfigError`, and what
+    `stable_sam.table.query.query` raises.
     """
     ours = asdict(model.score_source(refiner))
     condition = "false" if sample is None else in_sample(sample)
@@ -105,8 +110,8 @@ def reviewed_labels(
     some = any(row["prompt_id"] in sampled for row in labels)
     if sample is not None and (missing or not some):
         raise InputError(
-            f"{table_uri}: expected the sample of {sample:g} to be reviewed to the last mask of this model, "
-            + (f"{missing} are not" if some else "none is")
+            f"{table_uri}: expected all masks of this model in the sample of {sample:g} to be reviewed, "
+            + (f"{counted(missing, 'mask is', 'masks are')} not" if some else "none is")
             + f": export --sample {sample:g} --where \"status = 'ok'\", review, import-review --confirm-unchanged"
         )
     records = [_record(table_uri, row, SAMPLE if row["prompt_id"] in sampled else REVIEWED) for row in labels]
@@ -129,7 +134,7 @@ def _record(table_uri: str, row: Mapping[str, Any], kind: str) -> dict[str, Any]
         "iou": row["true_iou"],
         "log_area": log_area(row["area"] or 0, row["mask_size"]),
         **box_scores(row["box_xyxy"], row["area"] or 0, row["mask_size"]),
-        # Where there is no object, mask and box are equally wrong: nothing is known of the gain.
+        # Where there is no object, mask and box are equally wrong, and nothing is known of the gain.
         **(dict.fromkeys(("object_share", "box_iou")) if truth is None else box_labels(row["box_xyxy"], truth)),
     }
     return {name: own[name] if name in own else row[name] for name in RECORDS_SCHEMA.names}

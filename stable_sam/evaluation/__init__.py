@@ -1,1 +1,1 @@
-"""How good the masks are, against masks that people drew."""
+"""Measure how good masks are against true masks, which people drew."""

@@ -1,4 +1,4 @@
-"""Does alpha_1, the weight of the deformed features, know how good the prompt is? Rank correlations of the records."""
+"""Correlate alpha_1, the plugin's weight of the deformed features, with how good the prompts are."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from stable_sam.evaluation.prompts import PromptKind
 from stable_sam.evaluation.result_records import codes, numbers
 
 ALL_BOXES, NOISY_BOXES, ALL_POINTS = "boxes", "boxes with noise", "points"
-"""Groups of kinds: every box, every box but the true one, and points, whose quality is their number."""
+"""Groups of prompt kinds: all boxes, all boxes but the true one, and points, which are better the more they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlphaCorrelation:
-    """Spearman's rho of alpha_1 with the prompts' true quality; a plugin that knows it has a rho near -1."""
+    """Spearman's rho of alpha_1 with how good the prompts are; rho is near -1 for a plugin that tells good from bad."""
 
     group: str
-    """One kind of prompt, or one of the groups."""
+    """Name of a prompt kind or of a group of kinds."""
     masks: int
     mean_alpha: float
     rho: float | None
-    """None where all prompts have one quality, or alpha_1 is constant."""
+    """None where all prompts are equally good, or alpha_1 is constant."""
 
 
 def correlate_alpha(records: pa.Table, prompts: Sequence[str]) -> list[AlphaCorrelation]:
-    """Correlations of every group of `prompts` that has records of stable-sam; none without it."""
+    """Correlate alpha_1 for every kind in `prompts` and every group of them that has records of stable-sam."""
     kinds = [PromptKind.parse(name) for name in prompts]
     boxes = [kind.name for kind in kinds if not kind.points]
     groups = {
@@ -50,7 +50,7 @@ def correlate_alpha(records: pa.Table, prompts: Sequence[str]) -> list[AlphaCorr
 
 
 def alpha_and_quality(records: pa.Table, prompts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """alpha_1 and quality (N,) of stable-sam's prompts of these kinds."""
+    """alpha_1 and the column prompt_quality, each (N,), of the records of stable-sam with these kinds of prompts."""
     methods, method_names = codes(records, "method")
     kinds, kind_names = codes(records, "prompt")
     wanted = [kind_names.index(name) for name in prompts if name in kind_names]

@@ -1,4 +1,4 @@
-"""The lines of the tables: means over objects with their intervals, by set, by size, for parts of wholes."""
+"""Compute the lines of the tables: means over objects with intervals, by set, by size, and for parts of objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARES = {
     "2-10 % of the picture": (0.02, 0.1),
     "over 10 % of the picture": (0.1, np.inf),
 }
-"""Slices by the object's part of its picture, the upper border excluded."""
+"""Slices by the object's fraction of its image; the upper border is excluded. Results files name them so."""
 CELLS = {
     "under 1 cell": (0.0, 1.0),
     "1-2 cells": (1.0, 2.0),
@@ -28,11 +28,11 @@ CELLS = {
     "4-8 cells": (4.0, 8.0),
     "over 8 cells": (8.0, np.inf),
 }
-"""Slices by the longer side of the object's box in cells of the image embedding, the upper border excluded."""
+"""Slices by the longer side of the object's box in cells of the image embedding; the upper border is excluded."""
 PARTS = "parts"
-"""Slice of the objects that are parts of another one of their picture."""
+"""Slice of the objects that are parts of another object of their image."""
 _METRICS = {"miou": "iou", "mbiou": "boundary_iou", "msf": "union_iou", "drift": "drift"}
-"""Figures with an interval, by the column whose mean they are."""
+"""Each figure that has an interval, and the column whose mean it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Score:
 
     set: str
     slice: str
-    """`all`, a size (see `SHARES` and `CELLS`), or `parts`."""
+    """`all`, a size (a key of `SHARES` or `CELLS`), or `parts`."""
     method: str
     prompts: str
     objects: int
@@ -49,20 +49,20 @@ class Score:
     miou: Estimate
     mbiou: Estimate
     msf: Estimate | None
-    """None where an object has one prompt: mSF compares the masks of several. Of `worst-box`: over the masks of the
-    boxes that its search starts from."""
+    """None where each object has one prompt, because mSF compares the masks of several. For `worst-box` it compares the
+    masks of the boxes that the search starts from."""
     drift: Estimate | None
-    """Of parts: how many of the masks have a higher IoU with the whole than with the part that was asked for."""
+    """Share of the masks that are nearer (by IoU) to the whole than to the part; None except for the slice of parts."""
     predicted_iou: float | None
-    """Mean of the IoU head's own estimate: near miou when the head is honest. None for the box, which has none."""
+    """Mean IoU that the model's IoU head estimates, for comparison with miou. None for the method box."""
     dsp_weight: float
-    """Mean alpha_1; 0 for methods without the plugin."""
+    """Mean alpha_1; it is 0 for methods without the plugin."""
     to_sam: dict[str, Estimate]
-    """Paired difference to SAM of miou, mbiou, msf and drift; empty for SAM, and where it was not measured."""
+    """Paired differences to SAM of miou, mbiou, msf and drift; empty for SAM, and where SAM was not measured."""
 
 
 def summarise(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -> list[Score]:
-    """Every line of the tables: each set, all of them, the sizes over all sets, the parts of each set that has some."""
+    """Compute the lines for each set, for all sets, for each size over all sets, and for the parts in each set."""
     names = set_names(by_kind)
     wanted = [(name, WHOLE_SLICE) for name in names]
     wanted += [(names[-1], size) for size in (*SHARES, *CELLS)] + [(name, PARTS) for name in names if name != ALL_SETS]
@@ -70,7 +70,7 @@ def summarise(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -> lis
 
 
 def _chosen(objects: ObjectMeans, name: str, part: str) -> NDArray[np.bool_]:
-    """(N,): which of `objects` are of the set `name`, or of all, and of the slice `part`."""
+    """(N,) bool: which objects are of the set `name`, or of any set for ALL_SETS, and of the slice `part`."""
     of_set = objects.of_set(name)
     if part == PARTS:
         return of_set & objects.is_part

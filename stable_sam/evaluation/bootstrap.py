@@ -1,4 +1,4 @@
-"""Confidence intervals of means over objects: the bootstrap's percentiles."""
+"""Confidence intervals of means over objects, as percentiles of a bootstrap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 BLOCK_VALUES = 4_000_000
-"""Drawn objects that exist at a time, 8 bytes each: bounds the memory whatever the number of objects."""
+"""Most drawn objects that are in memory at a time, 8 bytes each, whatever the number of objects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +22,10 @@ class Estimate:
 
 
 def bootstrap_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """(resamples, K): means of `values` (K, N), of K quantities of the same N objects, over N objects drawn with
-    replacement.
+    """Draw N objects with replacement `resamples` times, and return the means of K quantities over each draw.
 
-    All quantities see the same draws, so that the difference of two columns is a paired bootstrap.
+    values: (K, N) K quantities of the same N objects. Returns (resamples, K). All quantities see the same draws, so the
+    difference of two columns is a paired bootstrap.
     """
     quantities, objects = values.shape
     rng = np.random.default_rng(seed)
@@ -40,6 +40,6 @@ def bootstrap_means(values: NDArray[np.float64], resamples: int, seed: int) -> N
 
 
 def estimate(value: float, means: NDArray[np.float64]) -> Estimate:
-    """`value` with the interval that its bootstrap means (resamples,) give."""
+    """Return `value` with the interval of its bootstrap means (resamples,)."""
     low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return Estimate(value=value, low=float(low), high=float(high))

@@ -1,4 +1,4 @@
-"""Records to means over each object's prompts, by kind of prompt: what every figure over objects is made of."""
+"""Average the records over the prompts of each object, for each kind of prompt."""
 
 from __future__ import annotations
 
@@ -14,43 +14,46 @@ from stable_sam.evaluation.prompts import WORST_BOX
 from stable_sam.evaluation.result_records import codes, numbers
 
 ALL_SETS = "all objects"
-"""Name of the lines that average over the objects of all sets."""
+"""Set name of the lines that average over the objects of all sets."""
 DIFFERENT = 0.02
-"""Difference in IoU above which a method helps or hurts; smaller ones nobody sees."""
+"""Difference in IoU above which a method helps or hurts; smaller differences cannot be seen."""
 _COLUMNS = "iou", "boundary_iou", "union_iou", "whole_iou", "predicted_iou", "dsp_weight"
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectMeans:
-    """The N objects that one kind of prompt asks for, and the M methods that answer it."""
+    """Means over the prompts of one kind for N objects and M methods."""
 
     prompts: str
     methods: tuple[str, ...]
-    """Of the settings, without those that do not answer this kind: the box has nothing to say to points."""
+    """The evaluated methods that answer this kind of prompt; the method box answers no points."""
     keys: NDArray[np.int64]
-    """(N,), ascending; one object has the same key in all kinds."""
+    """(N,), ascending; an object has the same key for all kinds of prompts."""
     sets: NDArray[np.str_]
-    """(N,), name of each object's set, as the next four."""
+    """(N,), name of each object's set."""
     area_fraction: NDArray[np.float64]
+    """(N,), each object's fraction of its image."""
     box_cells: NDArray[np.float64]
+    """(N,), longer side of each object's box in cells of the image embedding."""
     is_part: NDArray[np.bool_]
+    """(N,), whether the object is a part of another one."""
     masks: NDArray[np.int64]
-    """Prompts of each object."""
+    """(N,), number of prompts of each object."""
     means: dict[str, NDArray[np.float64]]
-    """By column (M, N): of each method, the mean over an object's prompts; NaN where it was not measured. Besides the
-    columns of the records: drift (the mask is nearer to the whole), best_iou (of this mask and SAM's for the same
-    prompt, the better one's), helps and hurts (by more than DIFFERENT from SAM's). The last three are NaN for
-    `worst-box`, where each method has a box of its own."""
+    """By column (M, N): the mean over each object's prompts for each method; NaN where it was not measured. The columns
+    are those of the records, and four more. drift: the mask is nearer to the whole than to the part. best_iou: IoU of
+    the better mask of the method's and SAM's for the same prompt. helps, hurts: the method's IoU is more than DIFFERENT
+    above or below SAM's. The last three are NaN for `worst-box`, where each method has a box of its own."""
 
     def of_set(self, name: str) -> NDArray[np.bool_]:
-        """(N,): which of the objects are of the set `name`; all of them for ALL_SETS."""
+        """(N,) bool: which of the objects are of the set `name`; all of them for ALL_SETS."""
         return np.full(len(self.keys), True) if name == ALL_SETS else self.sets == name
 
 
 def object_means(records: pa.Table, settings: EvaluationConfig) -> Iterator[ObjectMeans]:
-    """The means for each kind of prompt of `settings` that has records.
+    """Yield the means for each kind of prompt in `settings` that has records.
 
-    records: of `join_records`; the methods that answer a kind have the same objects and prompts.
+    records: a table that `join_records` returned. All methods that answer a kind have the same objects and prompts.
     """
     set_codes, sets = codes(records, "set")
     annotations, names = codes(records, "annotation")
@@ -71,7 +74,7 @@ def object_means(records: pa.Table, settings: EvaluationConfig) -> Iterator[Obje
             for method in settings.methods
             if method in method_names
         }
-        # By object and number, so that one place is one prompt in the rows of every method.
+        # Rows are sorted by object and number, so that row n of every method is the same prompt.
         rows_of = {m: rows[np.lexsort((number[rows], keys[rows]))] for m, rows in rows_of.items() if len(rows)}
         same_prompts = BASELINE in rows_of and kind != WORST_BOX
         sam_iou = columns["iou"][rows_of[BASELINE]] if same_prompts else np.array(np.nan)
@@ -100,7 +103,7 @@ def object_means(records: pa.Table, settings: EvaluationConfig) -> Iterator[Obje
 
 
 def set_names(by_kind: Sequence[ObjectMeans]) -> list[str]:
-    """The sets in their order, and last the name of all their objects together: of a single set, its own."""
+    """The names of the sets in their order, followed by ALL_SETS where there are several sets."""
     names = list(dict.fromkeys(str(name) for objects in by_kind for name in objects.sets))
     return names if len(names) == 1 else [*names, ALL_SETS]
 

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: the bars of the paper's Figure 1, and alpha_1 against the prompt's quality."""
+"""Draw the charts of an evaluation: bars of mIoU, and alpha_1 against how good the prompts are."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stable_sam.evaluation.averages import WHOLE_SLICE, Score
 from stable_sam.evaluation.evaluate import Evaluation
 from stable_sam.evaluation.evaluation_config import BASELINE
 from stable_sam.evaluation.prompts import GT_BOX, PromptKind
+from stable_sam.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,19 +23,20 @@ if TYPE_CHECKING:
 COLOURS = {"box": "#d8c9b0", "sam": "#9aa5b1", "hq-sam": "#e0a030", "stable-sam": "#1e78d0"}
 LABELS = {"box": "box, filled", "sam": "SAM", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
 MAX_DOTS = 5000
-"""Prompts drawn one by one; the binned means are of all."""
+"""Most prompts that are drawn as dots; the binned means are those of all prompts."""
 BINS = 10
 
 
 def bar_chart(evaluation: Evaluation) -> bytes:
-    """PNG of mIoU over all objects by kind of prompt, methods side by side, 95 % intervals as error bars.
+    """Draw a PNG of mIoU over all objects by kind of prompt, with the methods side by side, as the paper's Figure 1.
 
-    A dashed line is SAM's level with the ground-truth box, which the paper claims to keep with bad prompts.
+    Error bars are 95 % intervals. A dashed line is SAM's mIoU with the ground-truth box, which the paper claims that
+    Stable-SAM reaches with bad prompts.
     """
     from matplotlib.figure import Figure
 
     lines = [line for line in evaluation.scores if line.slice == WHOLE_SLICE]
-    lines = [line for line in lines if line.set == lines[-1].set]  # the last are those of all sets
+    lines = [line for line in lines if line.set == lines[-1].set]  # the last lines are those of all sets
     methods = evaluation.settings.methods
     kinds = list(dict.fromkeys(line.prompts for line in lines))
     figure = Figure(figsize=(max(6.5, 1.6 + 0.45 * len(kinds) * len(methods)), 4.4), layout="constrained")
@@ -53,13 +55,17 @@ def bar_chart(evaluation: Evaluation) -> bytes:
     axes.set_xticks(np.arange(len(kinds)), kinds, rotation=20)
     axes.set_ylabel("mIoU")
     axes.set_ylim(0, 1)
-    axes.set_title(f"{evaluation.model.model}, {lines[0].set}: {max(line.objects for line in lines)} objects")
+    objects = counted(max(line.objects for line in lines), "object")
+    axes.set_title(f"{evaluation.model.model}, {lines[0].set}: {objects}")
     axes.legend(ncols=2, loc="upper center", frameon=False, fontsize="small")
     return _png(figure)
 
 
 def alpha_plot(records: pa.Table, prompts: Sequence[str]) -> bytes:
-    """PNG of alpha_1 against the prompt's quality (IoU of weak and true box, number of points), with binned means."""
+    """Draw a PNG of alpha_1 against the IoU of weak and true box, and against the number of points, with binned means.
+
+    records: a table that `join_records` returned. prompts: the kinds of prompts that are drawn.
+    """
     from matplotlib.figure import Figure
 
     kinds = [PromptKind.parse(name) for name in prompts]
@@ -83,12 +89,12 @@ def alpha_plot(records: pa.Table, prompts: Sequence[str]) -> bytes:
 
 
 def binned_means(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean x and mean y of each of at most BINS bins: one for every x where there are so few, else equally full."""
+    """Mean x and mean y of at most BINS bins: one bin for each value of x, or equally full bins of more values."""
     starts = np.unique(x)
     if len(starts) > BINS:
         starts = np.unique(np.quantile(x, np.arange(BINS) / BINS))
     bins = np.searchsorted(starts, x, side="right") - 1
-    bins = np.unique(bins, return_inverse=True)[1]  # a quantile's rounding may leave a bin empty
+    bins = np.unique(bins, return_inverse=True)[1]  # the rounding of a quantile may leave a bin empty
     counts = np.bincount(bins)
     return np.bincount(bins, x) / counts, np.bincount(bins, y) / counts
 

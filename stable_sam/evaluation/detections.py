@@ -1,10 +1,10 @@
-"""Boxes of a real object detector as prompts: COCO detection results, matched to the true objects.
+"""Take the boxes of a real object detector as prompts: match COCO detection results to the true objects.
 
 The file is a list of `{"image_id": 42, "bbox": [x, y, width, height], "score": 0.9, "category_id": 1}`. In the place of
 `image_id` a record may have `file_name`, as the set's `instances.json` writes it. Where several sets use one id or one
-name for different pictures, `file_name` is `<set>/<file_name>`. A detector without classes leaves `category_id` out.
+name for different images, `file_name` is `<set>/<file_name>`. A detector without classes leaves `category_id` out.
 
-The detections of a picture, clipped to it, are taken in the order of their scores, the highest first. Each is matched
+The detections of an image are clipped to it and taken in the order of their scores, the highest first. Each is matched
 to the true object that has no detection yet and with whose tight box it has the highest IoU, if that is at least
 `MATCHED`. A detection whose `category_id` is one of the set's can only be matched to an object of this category; a
 detection with another `category_id`, or with none, to any object. All objects that count take part, before a sample of
@@ -28,11 +28,12 @@ from stable_sam.formats.source_annotation import id_text
 from stable_sam.prompt_noise import clip_boxes
 from stable_sam.storage.files import open_stream
 from stable_sam.storage.json_stream import JsonStream
+from stable_sam.wording import counted
 
 MATCHED = 0.5
 """Smallest IoU of a detected and a true box at which the object counts as found: COCO's loosest threshold."""
 _Place = tuple[str, str]
-"""A set's name and the file name of one of its pictures."""
+"""A set's name and the file name of one of its images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +44,10 @@ class _Detection:
 
 
 def match_detections(sets: Sequence[TruthSet], uri: str) -> list[TruthSet]:
-    """`sets` with the detections of the file at `uri` in their objects, and with the counts of all detections.
+    """Return `sets` with the detections of the file at `uri` in their objects, and with the counts of all detections.
 
-    Raises `AnnotationError` that names the file and the record for a file that is no list of detections, and for a
-    picture that is in none of the sets or in several; one that names the file when nothing matches; and `StorageError`
-    when the file cannot be read.
+    Raises `AnnotationError` for a file that is no list of detections, for an image that is in none of the sets or in
+    several of them, and when no detection matches an object. Raises `StorageError` when the file cannot be read.
     """
     found: defaultdict[_Place, list[_Detection]] = defaultdict(list)
     for place, detection in _read(uri, _places(sets)):
@@ -55,12 +55,14 @@ def match_detections(sets: Sequence[TruthSet], uri: str) -> list[TruthSet]:
     matched = [_match_set(part, found) for part in sets]
     if not any(item.detected_xyxy for part in matched for image in part.images for item in image.objects):
         given = sum(map(len, found.values()))
-        raise AnnotationError(f"{uri}: expected boxes of true objects, IoU at least {MATCHED}, got none in {given}")
+        raise AnnotationError(
+            f"{uri}: expected boxes of true objects, IoU at least {MATCHED}, got none in {counted(given, 'detection')}"
+        )
     return matched
 
 
 def _places(sets: Sequence[TruthSet]) -> dict[tuple[str, str], list[_Place]]:
-    """The pictures that a field of a detection ("image_id" or "file_name") with this value may mean."""
+    """The images that a detection may mean, by its field ("image_id" or "file_name") and the value of that field."""
     places: defaultdict[tuple[str, str], list[_Place]] = defaultdict(list)
     for part in sets:
         for image in (*part.images, *part.other_images):
@@ -93,11 +95,11 @@ def _place(record: Any, places: Mapping[tuple[str, str], Sequence[_Place]]) -> _
         raise ValueError(f"expected an image_id or a file_name, got {record.get(field)!r:.80}")
     meant = places.get((field, value), ())
     if not meant:
-        raise ValueError(f"expected a picture of the evaluated sets, got {field} {value!r:.200}")
+        raise ValueError(f"expected an image of the evaluated sets, got {field} {value!r:.200}")
     if len(meant) > 1:
         sets = ", ".join(name for name, _ in meant)
         raise ValueError(
-            f"expected one picture, got {field} {value!r:.200}, which the sets {sets} have: write <set>/<file_name>"
+            f"expected one image, got {field} {value!r:.200}, which the sets {sets} have: write <set>/<file_name>"
         )
     return meant[0]
 

@@ -1,4 +1,4 @@
-"""The paper's tables: SAM, HQ-SAM and Stable-SAM on one frozen base, the same pictures and the same prompts."""
+"""Make the paper's tables: SAM, HQ-SAM and Stable-SAM on one frozen base, the same images and the same prompts."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from stable_sam.evaluation.true_masks import DetectionCounts, TruthSet, read_tru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetCounts:
-    """What was counted of a set, and what was left out."""
+    """How many images, objects and detections a set has, and how many annotations were left out."""
 
     images: int
     objects: int
     left_out_crowd: int
     left_out_small: int
     detections: DetectionCounts | None
-    """None: no detections were read."""
+    """None when no detections were read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The scores and all that is needed to compute them again."""
+    """The figures of an evaluation, and all that is needed to compute them again."""
 
     model: ModelFacts
     settings: EvaluationConfig
     sets: dict[str, SetCounts]
     skipped: dict[str, int]
-    """Objects that a kind of prompt could not ask for: there is no other object to share a box with, or no detection
-    was matched."""
+    """Number of objects without a prompt of a kind, by kind: no other object is there to share a box with, or no
+    detection was matched."""
     scores: tuple[Score, ...]
     routing: tuple[RoutingBound, ...]
-    """What could be gained by a choice between SAM's mask and another method's, for each prompt."""
+    """What choosing the better of SAM's mask and another method's could gain, for each kind of prompt."""
     alpha: tuple[AlphaCorrelation, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dump."""
+        """Return the evaluation as plain values for `json.dump`."""
         return {**asdict(self), "settings": self.settings.model_dump(mode="json")}
 
 
@@ -61,11 +61,11 @@ def evaluate(
     *,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Evaluation, pa.Table]:
-    """Compare the methods of `settings` on prompts drawn from people's masks; returns the figures and the records.
+    """Compare the methods of `settings` on prompts drawn from true masks; returns the figures and the records.
 
-    data_dirs: folders for `read_truth`. on_image: called with pictures done and in all. The records of all pictures are
-    held in memory, about 150 bytes a mask; pixels and masks of one picture at a time.
-    Raises `ConfigError`, `AnnotationError`, `ImageError`, `StorageError` or `WeightsError` with one line.
+    data_dirs: folders for `read_truth`. on_image: called after each image with the number of images done and of all
+    images. The records of all images are held in memory, about 150 bytes a mask; the pixels and masks of one image at a
+    time. Raises `ConfigError`, `AnnotationError`, `ImageError`, `StorageError` or `WeightsError`.
     """
     sets = read_sets(data_dirs, settings)
     scorer = Scorer(settings)
@@ -79,8 +79,8 @@ def evaluate(
 
 
 def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[TruthSet]:
-    """The pictures and objects to evaluate; raises `AnnotationError`, `ConfigError` and `StorageError`."""
-    method_config(settings.refiner, settings.models)  # before hours of reading, not after
+    """Read the images and objects to evaluate; raises `AnnotationError`, `ConfigError` and `StorageError`."""
+    method_config(settings.refiner, settings.models)  # missing weights are found before hours of reading
     sets = [
         part
         for folder in data_dirs
@@ -91,7 +91,7 @@ def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[Tru
     if repeated:
         raise ConfigError(f"data: expected sets of different names, got {', '.join(repeated)} more than once")
     if not any(part.images for part in sets):
-        raise ConfigError(f"data: no object left to evaluate in {', '.join(names) or 'nothing'}")
+        raise ConfigError(f"data: expected objects to evaluate, found none in {', '.join(names) or 'no set'}")
     if settings.detections_uri is not None:
         sets = match_detections(sets, settings.detections_uri)
     return sets if settings.max_objects is None else sample_objects(sets, settings.max_objects, settings.seed)
@@ -100,7 +100,10 @@ def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[Tru
 def conclude(
     tables: Sequence[pa.Table], facts: ModelFacts, sets: Sequence[TruthSet], settings: EvaluationConfig
 ) -> tuple[Evaluation, pa.Table]:
-    """The figures of the pictures' records, in the order of `sets`, and these records as one table."""
+    """Compute the figures of an evaluation from the records of its images, and join the records to one table.
+
+    tables: the records of each image (`Scorer.score`), in the order of `sets`.
+    """
     records = join_records(tables)
     by_kind = list(object_means(records, settings))
     objects = sum(part.objects for part in sets)

@@ -1,4 +1,4 @@
-"""What is evaluated: everything that decides a figure besides the pictures and their masks."""
+"""What an evaluation is told: everything that decides its figures besides the images and their true masks."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from stable_sam.errors import ConfigError
 from stable_sam.evaluation.prompts import DETECTOR_BOXES, PromptKind
 
 METHODS = ("sam", "hq-sam", "stable-sam")
-"""The methods that a model answers."""
+"""The methods that use the model."""
 BASELINE = "sam"
-"""The method that the others' differences are measured from."""
+"""The method that the differences of the others are measured from."""
 BOX = "box"
-"""A method without a model: the prompt box, filled. A mask that is no better than its box is worth nothing."""
+"""A method without a model, which fills the box of the prompt: a mask should be better than that."""
 DEFAULT_METHODS = ("sam", "stable-sam")
 SMALLEST_SIZE, SIZE_STEP = 64, 32
-"""Sides of nano's input, in pixels, that its layers can halve often enough."""
+"""Smallest side of nano's input in pixels, and the number that every side is a multiple of: its layers halve it."""
 
 
 class EvaluationConfig(Section):
-    """One kind of evaluation; refuses with `ConfigError` what it cannot do."""
+    """What is evaluated and how; raises `ConfigError` for values that cannot be evaluated."""
 
     refiner: RefinerConfig = RefinerConfig()
-    """The model: base, plugin and HQ-SAM's branch; and whether small objects are asked in tiles. Each prompt is asked
-    as if it were the only one of its picture: `max_tiles` changes nothing. There is no second pass."""
+    """The model (base, plugin and HQ-SAM's branch), and whether small objects are segmented in tiles. Each prompt is
+    refined as if it were the only one of its image, so `max_tiles` changes nothing. There is no second pass."""
     prompts: tuple[str, ...] = ("gt-box", "noisy-box", "1-point", "3-points")
-    """Kinds, see `stable_sam.evaluation.prompts`."""
+    """Kinds of prompts: see `stable_sam.evaluation.prompts`."""
     methods: tuple[str, ...] = Field(
         default_factory=lambda data: ((BOX,) if DETECTOR_BOXES in data.get("prompts", ()) else ()) + DEFAULT_METHODS
     )
-    """At least one of sam, hq-sam, stable-sam: what is switched on over the same frozen base; and box, the prompt box
-    filled. By default sam and stable-sam, and box as well where a detector's boxes are evaluated."""
+    """At least one of sam, hq-sam and stable-sam, which share one frozen base, and box, which fills the prompt's box.
+    By default sam and stable-sam, and box as well where the boxes of a detector are evaluated."""
     detections_uri: str | None = None
-    """COCO detection results, whose boxes are the prompts of the kind `detector-boxes`."""
+    """URI of COCO detection results, whose boxes are the prompts of the kind `detector-boxes`."""
     random_prompts: int = Field(default=20, ge=1)
-    """B, prompts for each object and random kind, as in the paper; mSF falls as it grows, so compare only equal B."""
+    """Number of prompts for each object and random kind, B in the paper. mSF falls as B grows: compare equal B only."""
     min_area_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Smaller objects, as a part of their picture, do not count; 0: all objects count."""
+    """Smallest object that is evaluated, as a fraction of its image; 0 evaluates all."""
     limit: int | None = Field(default=None, ge=1)
-    """Pictures of each set, evenly spread; None: all."""
+    """Number of images of each set, evenly spread; None takes all."""
     max_objects: int | None = Field(default=None, ge=1)
-    """Objects of all sets together, drawn at random, each set in proportion; None: all."""
+    """Number of objects drawn at random from all sets, in proportion to their sizes; None takes all."""
     seed: int = Field(default=0, ge=0)
-    """Of the drawn prompts, the drawn objects and the bootstrap."""
+    """Seed of the drawn prompts, the drawn objects and the bootstrap."""
     resamples: int = Field(default=2000, ge=1)
-    """Bootstrap samples behind each interval."""
+    """Number of bootstrap samples of each interval."""
     size: int | None = None
-    """Side of the model's input in the place of the one that the weights of nano name."""
+    """Side of nano's square input in pixels; None takes the side that its weights name."""
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [name for name in names if name not in (BOX, *METHODS)]
         if unknown or not set(names) & set(METHODS):
-            expected = f"some of {', '.join(METHODS)}, and {BOX} besides"
+            expected = f"at least one of {', '.join(METHODS)}, with or without {BOX}"
             raise ConfigError(f"methods: expected {expected}, got {', '.join(unknown or names) or 'none'}")
         return tuple(method for method in (BOX, *METHODS) if method in names)
 
@@ -68,14 +68,14 @@ class EvaluationConfig(Section):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The methods that a model answers."""
+        """The methods that use the model."""
         return tuple(method for method in self.methods if method in METHODS)
 
     @property
     def object_sizes(self) -> str:
-        """The sizes of the objects that count, in words."""
+        """The sizes of the evaluated objects in words."""
         smallest = self.min_area_fraction
-        return f"of at least {smallest:.2%} of their picture" if smallest else "of all sizes"
+        return f"of at least {smallest:.2%} of their image" if smallest else "of all sizes"
 
     @model_validator(mode="after")
     def _detections_with_their_kind(self) -> EvaluationConfig:
@@ -92,7 +92,9 @@ class EvaluationConfig(Section):
         if self.size is None:
             return self
         if self.refiner.model != "nano":
-            raise ConfigError(f"size: only nano takes pictures of other sizes, got model {self.refiner.model!r}")
+            raise ConfigError(
+                f"size: expected the model nano, the only one that takes other input sizes, got {self.refiner.model!r}"
+            )
         if self.size < SMALLEST_SIZE or self.size % SIZE_STEP:
             raise ConfigError(
                 f"size: expected a multiple of {SIZE_STEP} of at least {SMALLEST_SIZE} pixels, got {self.size}"

@@ -1,4 +1,4 @@
-"""An evaluation as Markdown tables, for a results page."""
+"""Write an evaluation as Markdown tables, for a page of results."""
 
 from __future__ import annotations
 
@@ -10,56 +10,63 @@ from stable_sam.evaluation.by_object import DIFFERENT
 from stable_sam.evaluation.detections import MATCHED
 from stable_sam.evaluation.evaluate import Evaluation
 from stable_sam.evaluation.routing_bound import RoutingBound
+from stable_sam.wording import counted
 
 ABOUT_ROUTING = f"""\
-Best of both: mIoU of the better mask of SAM's and the method's for each prompt, chosen with the true mask; no rule that
-chooses between the two can do better. Helps, hurts: shares of the prompts for which the method's IoU is more than
-{DIFFERENT} above or below SAM's. Share of the bound: of what the best of both gains over SAM, the part that the method
-gains when it answers every prompt; below 0 where it loses. Gap closed: of what SAM loses against its own masks of the
-true boxes, the part that the method gets back."""
+Best of both: mIoU when the better of SAM's and the method's mask is taken for each prompt, chosen
+with the true mask; no rule that chooses between the two can do better. Helps, hurts: shares of the prompts for which
+the method's IoU is more than {DIFFERENT} above or below SAM's. Share of the bound: the method's gain over SAM, as a
+part of the gain of the best of both; it is below 0 where the method loses. Gap closed: the method's gain over SAM, as a
+part of what SAM loses against its own masks of the true boxes."""
 ABOUT_DETECTIONS = f"""\
-Detections with an IoU of at least {MATCHED} with a true box are the prompts of `detector-boxes`, one for each object,
-the highest score first. The unmatched ones are not asked for. The counts are those of all objects, sample or not."""
+The prompts of `detector-boxes` are detections with an IoU of at least {MATCHED} with a true box. Each object has at
+most one, matched in the order of the scores. Unmatched detections are not evaluated. The counts are those of all
+objects, also where a sample of them is evaluated."""
 NAMES = {"box": "box, filled", "sam": "SAM (the base)", "hq-sam": "HQ-SAM", "stable-sam": "Stable-SAM"}
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """All tables: each set, all objects, the bound of routing, the sizes, parts of wholes, alpha_1 and the models."""
+    """Return all tables of an evaluation and a line on the models."""
     settings = evaluation.settings
     sections = [
         f"{evaluation.model.model} at {evaluation.model.input_size} px; objects {settings.object_sizes}; "
-        f"{settings.random_prompts} prompts for each object and random kind; seed {settings.seed}; "
+        f"{counted(settings.random_prompts, 'prompt')} for each object and random kind; seed {settings.seed}; "
         f"tiles {settings.refiner.tiles}. "
-        "Brackets: 95 % intervals, bootstrap over objects, paired for differences."
+        "Brackets: 95 % intervals of a bootstrap over objects, paired for differences."
     ]
     whole = [score for score in evaluation.scores if score.slice == WHOLE_SLICE]
     for name in dict.fromkeys(score.set for score in whole):
         lines = [score for score in whole if score.set == name]
-        sections.append(f"## {name} ({_objects(lines)} objects)\n\n{_scores(lines)}")
+        sections.append(f"## {name} ({counted(_objects(lines), 'object')})\n\n{_scores(lines)}")
     if evaluation.routing:
         sections.append(f"## What routing could reach\n\n{ABOUT_ROUTING}\n\n{_routing(evaluation.routing)}")
     for title, slices in (
-        ("By the object's part of its picture", SHARES),
+        ("By the object's fraction of its image", SHARES),
         ("By the longer side of the object's box, in cells of the image embedding", CELLS),
     ):
         lines = [score for score in evaluation.scores if score.slice in slices]
-        sections.append(f"## {title}\n\nmIoU.\n\n{_sizes(lines, settings.methods)}")
+        sections.append(f"## {title}\n\nThe figures are mIoU.\n\n{_sizes(lines, settings.methods)}")
     if parts := [score for score in evaluation.scores if score.slice == PARTS]:
-        about = "Objects of which 90 % lie in another one. Drift: masks nearer (by IoU) to the whole than to the part."
+        about = (
+            "A part is an object of which 90 % lie in another object. Drift: share of the masks that are nearer "
+            "(by IoU) to the whole than to the part."
+        )
         sections.append(f"## Parts of wholes\n\n{about}\n\n{_parts(parts)}")
     if evaluation.alpha:
-        about = "Spearman's rho with the IoU of the weak box with the true one, or with the number of points."
+        about = (
+            "rho: Spearman's correlation of alpha_1 with the IoU of weak and true box, or with the number of points."
+        )
         rows = [
             (line.group, str(line.masks), f"{line.mean_alpha:.3f}", "" if line.rho is None else f"{line.rho:.2f}")
             for line in evaluation.alpha
         ]
         header = ("prompts", "masks", "mean alpha_1", "rho")
-        sections.append(f"## alpha_1 and the prompt's quality\n\n{about}\n\n{_table(header, rows)}")
+        sections.append(f"## alpha_1 and how good the prompts are\n\n{about}\n\n{_table(header, rows)}")
     if settings.detections_uri is not None:
         sections.append(f"## Detections\n\n{_detections(evaluation)}")
     if evaluation.skipped:
         skipped = ", ".join(f"{kind}: {count}" for kind, count in evaluation.skipped.items())
-        sections.append(f"Objects not asked for, because they have no such prompt: {skipped}.")
+        sections.append(f"Number of objects that have no prompt of a kind: {skipped}.")
     models = [(NAMES[name], f"{count:,}") for name, count in evaluation.model.parameters.items()]
     hashes = "; ".join(f"{name} {digest[:16]}" for name, digest in evaluation.model.weights_sha256.items())
     sections.append(f"## Models\n\n{_table(('method', 'parameters'), models)}\n\nWeights (SHA-256): {hashes}.")
@@ -108,7 +115,7 @@ def _routing(lines: Sequence[RoutingBound]) -> str:
 
 
 def _sizes(lines: Sequence[Score], methods: Sequence[str]) -> str:
-    """A row for each size and kind of prompt, the methods side by side."""
+    """One row for each size and kind of prompt, with the methods side by side."""
     differing = [method for method in methods if any(line.to_sam for line in lines if line.method == method)]
     header = ["size", "objects", "prompts", *(NAMES[method] for method in methods)]
     header += [f"{NAMES[method]} to SAM" for method in differing]
@@ -127,7 +134,7 @@ def _sizes(lines: Sequence[Score], methods: Sequence[str]) -> str:
 
 
 def _detections(evaluation: Evaluation) -> str:
-    header = ("set", "matched", "unmatched", "on pictures not evaluated")
+    header = ("set", "matched", "unmatched", "on images not evaluated")
     rows = [
         (name, str(counts.matched), str(counts.unmatched), str(counts.other_pictures))
         for name, of in evaluation.sets.items()

@@ -1,4 +1,4 @@
-"""The methods that are compared: one frozen base, on which the plugin or HQ-SAM's branch is switched on."""
+"""Load the methods that are compared: one frozen base, on which the plugin or HQ-SAM's branch is switched on."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ BUNDLED_HQ = "nano_hq.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What the figures were measured on."""
+    """Which model the figures were measured with."""
 
     model: str
     input_size: int
     """Side of the model's square input in pixels."""
     weights_sha256: dict[str, str]
-    """SHA-256 of each file by what it is: base, plugin, hq."""
+    """SHA-256 of the weights by what they are: base, plugin, hq."""
     parameters: dict[str, int]
-    """Of each method, the base included."""
+    """Number of parameters of each method, the base included."""
 
 
 def method_config(config: RefinerConfig, methods: Sequence[str]) -> RefinerConfig:
-    """`config` with the files that `methods` need, and no others; raises `ConfigError` when one of them has none.
+    """Return `config` with the weights that `methods` need, and no others.
 
-    HQ-SAM on the bundled base has its bundled branch, when the package has one.
+    HQ-SAM on the bundled base takes the bundled branch, when the package has one. Raises `ConfigError` when HQ-SAM has
+    no weights.
     """
     changes: dict[str, object] = {}
     if "stable-sam" not in methods:
@@ -46,19 +47,25 @@ def method_config(config: RefinerConfig, methods: Sequence[str]) -> RefinerConfi
         try:
             changes["hq_uri"] = bundled_path(BUNDLED_HQ)
         except WeightsError:
-            raise ConfigError("methods: hq-sam needs the URI of its weights (--hq): none come with nano") from None
+            raise ConfigError(
+                "methods: hq-sam needs the URI of its weights (--hq), because none are bundled with nano"
+            ) from None
     return config.model_copy(update=changes)
 
 
 def load_methods(
     config: RefinerConfig, methods: Sequence[str], size: int | None = None
 ) -> tuple[LoadedModel, ModelFacts]:
-    """Load the model for all `methods` at once. Raises as `load_model`, and `ConfigError` for a missing plugin."""
+    """Load one model that can answer as each of `methods`, and say which it is.
+
+    size: side of nano's square input in pixels; None takes that of its weights. Raises what `load_model` raises, and
+    `ConfigError` for missing weights of a method.
+    """
     config = method_config(config, methods)
     files = read_weights(config)
     named = {"base": files.base, "plugin": files.plugin, "hq": files.hq}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in named.items() if data is not None}
-    del files, named  # a large base need not lie in memory twice
+    del files, named  # a large base must not be in memory twice
     model = load_model(config)
     if "stable-sam" in methods and model.host is None:
         raise ConfigError(f"methods: stable-sam needs a plugin, and model {config.model!r} was loaded without one")
@@ -74,7 +81,7 @@ def load_methods(
 
 
 def select_method(model: LoadedModel, method: str) -> None:
-    """Switch on what `method` adds to the base, and the rest off."""
+    """Switch on what `method` adds to the base, and switch off what the other methods add."""
     if model.host is not None:
         model.host.enabled = method == "stable-sam"
     if model.hq is not None:
@@ -82,7 +89,7 @@ def select_method(model: LoadedModel, method: str) -> None:
 
 
 def count_method(model: LoadedModel, method: str) -> int:
-    """Parameters that `method` uses: the base's, and those of what it adds."""
+    """Return the number of parameters of `method`: those of the base, and those that the method adds."""
     added = {"stable-sam": _count(model.host and model.host.plugin), "hq-sam": _count(model.hq)}
     return _count(model.sam) - sum(added.values()) + added.get(method, 0)
 

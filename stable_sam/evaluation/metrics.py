@@ -1,7 +1,7 @@
-"""Mask IoU and boundary IoU, computed on the part of the image where a mask is.
+"""Mask IoU, boundary IoU, and the IoU of masks with their union.
 
-Cropping changes no result: outside the tight box of a mask there is nothing to intersect. It makes the cost of a
-comparison that of the object, not of the image.
+Masks are compared in the tight box of one of them, outside of which there is nothing to intersect. So the cost of a
+comparison grows with the object and not with the image.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 BOUNDARY_RATIO = 0.02
-"""Width of the boundary band as a part of the image diagonal (Cheng et al. 2021); HQ-SAM's mBIoU uses the same."""
+"""Width of the boundary band as a fraction of the image diagonal (Cheng et al. 2021), also of HQ-SAM's mBIoU."""
 
 Mask = NDArray[np.bool_]
+"""(H, W), true on the object."""
 
 
 def boundary_distance(image_hw: tuple[int, int], ratio: float = BOUNDARY_RATIO) -> int:
-    """Width of the boundary band in pixels, at least 1."""
+    """Return the width of the boundary band in pixels, at least 1."""
     return max(1, round(ratio * float(np.hypot(*image_hw))))
 
 
 class ReferenceMask:
-    """One mask that many others are compared with; its boundary is computed once."""
+    """A mask that many others are compared with; its boundary is computed once."""
 
     def __init__(self, mask: Mask, ratio: float = BOUNDARY_RATIO) -> None:
-        """mask: (H, W)."""
+        """Compute the area and the boundary of `mask` (H, W)."""
         self.mask = mask.view(np.uint8)
         self.area = int(np.count_nonzero(mask))
         self.distance = boundary_distance((mask.shape[0], mask.shape[1]), ratio)
@@ -36,7 +37,7 @@ class ReferenceMask:
         self.boundary_area = int(np.count_nonzero(self.boundary))
 
     def compare(self, mask: Mask) -> tuple[float, float]:
-        """IoU and boundary IoU of `mask` (H, W, same size) with this one."""
+        """Return the IoU and the boundary IoU of this mask with `mask`, which has the same (H, W)."""
         window = tight_window(mask)
         if window is None:
             return (1.0, 1.0) if self.area == 0 else (0.0, 0.0)
@@ -48,7 +49,7 @@ class ReferenceMask:
         )
 
     def iou(self, mask: Mask) -> float:
-        """IoU of `mask` (H, W, same size) with this one, without the cost of the boundary."""
+        """Return the IoU of this mask with `mask`, which has the same (H, W), without the cost of the boundary."""
         window = tight_window(mask)
         if window is None:
             return 1.0 if self.area == 0 else 0.0
@@ -56,28 +57,28 @@ class ReferenceMask:
 
 
 class MaskUnion:
-    """The union of masks (H, W) that are seen one at a time, because masks of large pictures do not fit together."""
+    """The union of masks (H, W), which are added one at a time because many of a large image do not fit in memory."""
 
     def __init__(self, image_hw: tuple[int, int]) -> None:
         self._union = np.zeros(image_hw, dtype=np.bool_)
         self._areas: list[int] = []
 
     def add(self, mask: Mask) -> None:
-        """Take in `mask` (H, W)."""
+        """Add `mask` (H, W) to the union."""
         self._areas.append(int(np.count_nonzero(mask)))
         np.logical_or(self._union, mask, out=self._union)
 
     def ious(self) -> list[float]:
-        """IoU of each mask with the union, in the order they were added; their mean is mSF.
+        """Return the IoU of each mask with the union, in the order in which they were added; their mean is mSF.
 
-        Every mask lies inside the union, as in `stability.prompt_stability`: IoU(M_i, M_union) = |M_i| / |M_union|.
+        Every mask lies inside the union, so IoU(M_i, M_union) = |M_i| / |M_union|.
         """
         union_area = int(np.count_nonzero(self._union))
         return [area / union_area if union_area else 0.0 for area in self._areas]
 
 
 def tight_window(mask: Mask) -> tuple[slice, slice] | None:
-    """The rows and columns that hold all of `mask` (H, W); None for an empty mask."""
+    """Return the rows and columns of the tight box of `mask` (H, W); None for an empty mask."""
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     return (slice(y, y + height), slice(x, x + width)) if width else None
 

@@ -1,4 +1,4 @@
-"""What the other objects of a picture are to an object: the whole it is a part of, and the one next to it."""
+"""Find the neighbours of an object: the object that it is a part of, and the nearest other object of its image."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pycocotools import mask as coco_mask
 from stable_sam.evaluation.true_masks import TruthObject
 
 CONTAINED = 0.9
-"""An object of which this much lies in another one is a part of it, unless the other lies in it as well."""
+"""Fraction of an object that lies in another one when it is a part of it, unless the other lies in it as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
-    """Indices among the objects of the picture; None where there is no such object."""
+    """Neighbours of an object, as indices among the objects of its image; None where there is no such object."""
 
     whole: int | None
-    """The largest object that this one is a part of."""
+    """The largest object that the object is a part of."""
     nearest: int | None
-    """The object whose box is nearest, of those that are neither part nor whole of this one."""
+    """The object with the nearest box, of those that are neither a part nor the whole of the object."""
 
 
 def find_neighbours(objects: Sequence[TruthObject]) -> list[Neighbours]:
-    """The neighbours of each of `objects`, all of one picture."""
+    """Return the neighbours of each of `objects`, which are all objects of one image."""
     if len(objects) < 2:
         return [Neighbours(whole=None, nearest=None)] * len(objects)
     rles = [item.rle for item in objects]
@@ -46,8 +46,8 @@ def find_neighbours(objects: Sequence[TruthObject]) -> list[Neighbours]:
 
 
 def _box_distances(boxes_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, N): pixels between the boxes' nearest edges; of boxes that touch, a fraction that grows with the centres'
-    distance."""
+    """(N, N): pixels between the nearest edges of two boxes, plus a fraction of a pixel that grows with the distance of
+    their centres, which orders boxes that touch."""
     centre = boxes_xywh[:, :2] + boxes_xywh[:, 2:] / 2
     apart = np.abs(centre[:, None] - centre[None])
     gap = np.maximum(apart - (boxes_xywh[:, None, 2:] + boxes_xywh[None, :, 2:]) / 2, 0)

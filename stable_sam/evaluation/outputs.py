@@ -1,4 +1,4 @@
-"""Where an evaluation goes: JSON, Markdown, the two pictures and the records, each a path or URI of its own."""
+"""Write the files of an evaluation: JSON, Markdown, two charts and the records, each to its own path or URI."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from stable_sam.storage.files import absolute_uri, write_bytes
 
 
 class EvaluationOutputs(Section):
-    """URIs of what is to be written; None: not written."""
+    """The URIs of the files to write; a file whose URI is None is not written."""
 
     json_uri: str
     markdown_uri: str | None = None
     chart_uri: str | None = None
-    """Bars of mIoU for each kind of prompt (PNG)."""
+    """PNG with the bars of mIoU for each kind of prompt."""
     alpha_plot_uri: str | None = None
-    """alpha_1 against the prompt's quality (PNG)."""
+    """PNG with alpha_1 against how good the prompts are."""
     records_uri: str | None = None
-    """One row for each mask (Parquet)."""
+    """Parquet file with one row for each mask."""
 
     def check(self) -> None:
-        """Before work starts: raise `StorageError` for a local file that cannot be written."""
+        """Raise `StorageError` for a local file that could not be written, before hours of work for it."""
         for uri in filter(None, self.model_dump().values()):
             file = Path(absolute_uri(uri))
             if "://" not in uri and (not os.access(file.parent, os.W_OK) or file.is_dir()):
                 raise StorageError(f"{uri}: expected a file in a folder that exists and can be written")
 
     def write(self, evaluation: Evaluation, records: pa.Table) -> None:
-        """Write what was asked for. Raises `StorageError`."""
+        """Write the files whose URIs are given; raises `StorageError`."""
         write_bytes(self.json_uri, (json.dumps(evaluation.to_json(), indent=2) + "\n").encode())
         if self.markdown_uri is not None:
             write_bytes(self.markdown_uri, markdown(evaluation).encode())

@@ -1,4 +1,4 @@
-"""The kinds of prompts: those of the paper's tables, and those of people and detectors.
+"""The kinds of weak prompts: those of the paper's tables, and those that people and detectors give.
 
     gt-box            the tight box
     noisy-box-<s>     HQ-SAM's uniform noise of scale s on centre and size; noisy-box is scale 0.4
@@ -6,16 +6,16 @@
     truncated-box     one side cut off: 15 to 50 % of the box at its left, top, right or bottom
     loose-box         every side 10 to 50 % of the box further out, as by a hurried annotator
     detector-box      the tight box as an object detector finds it (see `DETECTOR_ERROR`)
-    two-objects-box   the box around the object and the nearest other one of the picture; the object is the target
+    two-objects-box   the box around the object and the nearest other one of the image; the object is the target
     <n>-points        n points, uniform over the mask
 
-These are drawn from a ground-truth mask. Two kinds need more than the mask:
+These are drawn from a true mask. Two kinds need more than the mask:
 
     worst-box         the worst box that a careful person might draw, searched for each method
                       (see `stable_sam.evaluation.worst_box`)
     detector-boxes    what a real detector found, read from a file (see `stable_sam.evaluation.detections`)
 
-All boxes are clipped to the picture, where annotators and detectors stop as well.
+All boxes are clipped to the image, as those of annotators and detectors are.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from stable_sam.evaluation.metrics import Mask, tight_window
 from stable_sam.prompt_noise import MIN_BOX_SIDE, clip_boxes, noisy_box, random_points
 
 NOISE_SCALE = 0.4
-"""Scale of "noisy-box": the paper does not state its own; this is HQ-SAM's default for noised boxes."""
+"""Noise scale of `noisy-box`: HQ-SAM's default for noisy boxes, because the paper does not state its own."""
 SHIFT = 0.1, 0.3
 TRUNCATED = 0.15, 0.5
 LOOSE = 0.1, 0.5
 DETECTOR_ERROR = 0.06
-"""Laplace scale of each side's error, in widths or heights of the box. Chosen so that of the boxes right at IoU 0.5,
-72 % are right at 0.75: for Faster R-CNN R50-FPN on COCO, AP75 / AP50 is 0.70. Laplace, because a detector's errors have
-heavy tails. The boxes' mean IoU is 0.80."""
+"""Laplace scale of each side's error, in widths or heights of the box. With it, 72 % of the boxes that
+are right at IoU 0.5 are right at 0.75; for Faster R-CNN R50-FPN on COCO, AP75 / AP50 is 0.70. The distribution is a
+Laplace one because the errors of detectors have heavy tails. The mean IoU of the boxes is 0.80."""
 DETECTED = 0.5
-"""IoU under which a detector's box counts as a miss: such a one is drawn again."""
+"""Smallest IoU of a `detector-box` with the true box: a box below it would be a miss, and is drawn again."""
 GT_BOX, TWO_OBJECTS_BOX = "gt-box", "two-objects-box"
 WORST_BOX, DETECTOR_BOXES = "worst-box", "detector-boxes"
 _EXPECTED = (
@@ -53,22 +53,22 @@ _EXPECTED = (
 )
 
 Boxes = NDArray[np.float64]
-"""(B, 4) XYXY in pixels of the picture; one box (4,) where said."""
+"""(B, 4) XYXY in pixels of the upright image, or one box (4,) where a docstring says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptKind:
-    """`gt-box`, `noisy-box` (scale 0.4), `noisy-box-0.2`, `1-point`, `3-points`, `loose-box` ..."""
+    """A kind of weak prompt, such as `gt-box`, `noisy-box` (scale 0.4), `noisy-box-0.2`, `loose-box` or `3-points`."""
 
     name: str
     noise: float = NOISE_SCALE
-    """Scale of a `noisy-box`."""
+    """Noise scale of a `noisy-box`."""
     points: int = 0
-    """Points of a prompt; 0: it is a box."""
+    """Number of points of a prompt; 0 for a box."""
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """Read a name; raises `ConfigError` for one that is no kind of prompt."""
+        """Make a kind of its name; raises `ConfigError` for a name that is no kind of prompt."""
         if name in (GT_BOX, TWO_OBJECTS_BOX, WORST_BOX, DETECTOR_BOXES) or name in _REALISTIC:
             return cls(name=name)
         if match := re.fullmatch(r"noisy-box(?:-(\d?\.\d+|1|1\.0))?", name):
@@ -81,24 +81,27 @@ class PromptKind:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether this is a box with noise of any sort around the true one."""
+        """Whether this kind is a box that differs from the true one by any sort of noise."""
         return not self.points and self.name not in (GT_BOX, TWO_OBJECTS_BOX)
 
     @property
     def is_random(self) -> bool:
-        """False when an object has one prompt of this kind, so that drawing it again is of no use."""
+        """Whether several different prompts of this kind can be drawn for an object."""
         return self.name not in (GT_BOX, TWO_OBJECTS_BOX, WORST_BOX, DETECTOR_BOXES)
 
     def draw(
         self, mask: Mask, rng: np.random.Generator, count: int, nearest_xyxy: Boxes | None = None
     ) -> NDArray[np.float64] | None:
-        """Draw `count` prompts, or the only one, of a non-empty mask (H, W): boxes (B, 4) XYXY or points (B, N, 2).
+        """Draw `count` prompts for a non-empty mask (H, W), or the only one of a kind that is not random.
 
-        nearest_xyxy: tight box (4,) of the nearest other object; without one there is no `two-objects-box`: None.
-        Raises `ConfigError` for `worst-box` and `detector-boxes`, which no mask alone gives.
+        nearest_xyxy: tight box (4,) of the nearest other object, for `two-objects-box`. Returns boxes (B, 4) XYXY or
+        points (B, N, 2) in pixels of the mask, or None for `two-objects-box` without another object. Raises
+        `ConfigError` for `worst-box` and `detector-boxes`, which cannot be drawn from a mask alone.
         """
         if self.name in (WORST_BOX, DETECTOR_BOXES):
-            raise ConfigError(f"prompts: expected a kind that a mask alone gives, got {self.name!r} (evaluate has it)")
+            raise ConfigError(
+                f"prompts: expected a kind that a mask alone gives, got {self.name!r}, which only `evaluate` takes"
+            )
         if self.points:
             return random_points(mask, count * self.points, rng).reshape(count, self.points, 2)
         box = tight_box(mask)
@@ -113,7 +116,7 @@ class PromptKind:
 
 
 def tight_box(mask: Mask) -> NDArray[np.float64]:
-    """(4,) XYXY around a non-empty mask (H, W), outer edges of its pixels."""
+    """Return the tight box (4,) XYXY of a non-empty mask (H, W), along the outer edges of its pixels."""
     window = tight_window(mask)
     if window is None:
         raise ValueError("an empty mask has no box")
@@ -122,7 +125,7 @@ def tight_box(mask: Mask) -> NDArray[np.float64]:
 
 
 def fill_box(box_xyxy: Boxes, image_hw: tuple[int, int]) -> Mask:
-    """The mask (H, W) of the pixels whose centres lie in a box (4,)."""
+    """Return the mask (H, W) of the pixels whose centres lie in a box (4,) XYXY."""
     mask = np.zeros(image_hw, dtype=np.bool_)
     left, top, right, bottom = np.ceil(np.maximum(box_xyxy, 0) - 0.5).astype(int)
     mask[top:bottom, left:right] = True
@@ -130,13 +133,13 @@ def fill_box(box_xyxy: Boxes, image_hw: tuple[int, int]) -> Mask:
 
 
 def prompt_rng(seed: int, *key: str) -> np.random.Generator:
-    """A generator that depends on the seed and the names of what is drawn alone, not on the order of the work."""
+    """Return a generator that depends only on `seed` and on `key`, the names of what is drawn, whatever came before."""
     digest = hashlib.sha256("\x1f".join(key).encode()).digest()
     return np.random.default_rng((seed, int.from_bytes(digest[:8], "little")))
 
 
 def box_iou(boxes_xyxy: Boxes, true_xyxy: Boxes) -> NDArray[np.float64]:
-    """(B,): IoU of boxes (B, 4) with one box (4,)."""
+    """Return the IoU (B,) of boxes (B, 4) with one box (4,)."""
     low, high = np.maximum(boxes_xyxy[:, :2], true_xyxy[:2]), np.minimum(boxes_xyxy[:, 2:], true_xyxy[2:])
     common = np.prod(np.maximum(high - low, 0), axis=1)
     iou: NDArray[np.float64] = common / (_area(boxes_xyxy) + _area(true_xyxy) - common)

@@ -1,4 +1,4 @@
-"""What a choice between SAM's mask and another method's could reach: a bound for every rule that routes prompts."""
+"""Measure what choosing between the masks of SAM and another method could reach, a bound for every rule of choice."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stable_sam.evaluation.prompts import GT_BOX
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingBound:
-    """One method beside SAM on the same prompts of a set: means over objects, each the mean over its prompts.
+    """One method compared with SAM on the same prompts of a set: means over objects of means over their prompts.
 
-    The fields `best_miou` to `share_of_bound` are None for `worst-box`, where each method has a box of its own, so that
+    The fields `best_miou` to `share_of_bound` are None for `worst-box`, where each method has a box of its own and
     there are no two masks of one prompt to choose from.
     """
 
@@ -29,24 +29,24 @@ class RoutingBound:
     sam_miou: Estimate
     method_miou: Estimate
     best_miou: Estimate | None
-    """mIoU of the better mask of the two for each prompt, by IoU with the true mask: what perfect routing reaches."""
+    """mIoU when the better of the two masks is taken for each prompt, chosen with the true mask."""
     best_gain: Estimate | None
-    """Paired difference of best_miou and sam_miou: what perfect routing gains."""
+    """Paired difference of best_miou and sam_miou, which is the most that choosing could gain."""
     helps: Estimate | None
     """Share of the prompts for which the method's IoU is more than 0.02 above SAM's."""
     hurts: Estimate | None
-    """Share of the prompts for which it is more than 0.02 below SAM's."""
+    """Share of the prompts for which the method's IoU is more than 0.02 below SAM's."""
     share_of_bound: Estimate | None
-    """(method_miou - sam_miou) / best_gain: of what perfect routing gains, the part that the method gains when it
-    answers every prompt; below 0 where it loses. None where routing gains nothing."""
+    """(method_miou - sam_miou) / best_gain: the gain of the method alone as a part of the gain of the best choice;
+    below 0 where the method loses. None where choosing gains nothing."""
     gap_closed: Estimate | None
-    """(method_miou - sam_miou) / (SAM's mIoU with the true boxes of these objects - sam_miou): of what SAM loses
-    by weak prompts, the part that the method gets back. None for `gt-box`, where `gt-box` was not evaluated, and where
-    SAM does not clearly lose anything."""
+    """(method_miou - sam_miou) / (SAM's mIoU with the true boxes of these objects - sam_miou): the gain of the method
+    as a part of what SAM loses by weak prompts. None for `gt-box`, where `gt-box` was not evaluated, and where SAM does
+    not clearly lose anything."""
 
 
 def routing_bounds(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -> list[RoutingBound]:
-    """A line for each set and all together, each kind of prompt, and each method but SAM; none without SAM."""
+    """Compute a line for each set and all sets, each kind of prompt, and each method but SAM; none without SAM."""
     true_box = next((objects for objects in by_kind if objects.prompts == GT_BOX), None)
     return [
         bound
@@ -101,7 +101,7 @@ def _bounds(
 def _share(
     part: str, whole: str, measured: dict[str, NDArray[np.float64]], drawn_of: dict[str, NDArray[np.float64]]
 ) -> Estimate | None:
-    """The mean of `part` over the mean of `whole`; None unless every bootstrap sample has some of the whole."""
+    """The mean of `part` divided by that of `whole`; None unless the mean of `whole` is positive in every sample."""
     if whole not in measured or drawn_of[whole].min() <= 0 or measured[whole].mean() <= 0:
         return None
     return estimate(float(measured[part].mean() / measured[whole].mean()), drawn_of[part] / drawn_of[whole])

@@ -1,4 +1,4 @@
-"""Fewer objects, drawn so that the sets keep their weights: twenty prompts an object are dear on a CPU."""
+"""Draw a sample of the objects in which the sets keep their weights, because twenty prompts an object take long."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stable_sam.evaluation.true_masks import TruthSet
 
 
 def sample_objects(sets: Sequence[TruthSet], max_objects: int, seed: int) -> list[TruthSet]:
-    """`max_objects` objects of all sets together, each set in proportion to its size, and at least one of each: sets so
-    small that their share is none bring one object more.
+    """Draw `max_objects` objects from all sets without replacement, each set in proportion to its size.
 
-    Drawn without replacement from the seed, the set's name and its size alone. Pictures without a drawn object are left
-    out; in the others the objects not drawn stay as neighbours.
+    At least one object is drawn from each set, so many small sets may give a few more than `max_objects`. The sample
+    depends only on the seed and on the names and sizes of the sets. Images without a drawn object are left out; in the
+    other images the objects that were not drawn stay as neighbours.
     """
     total = sum(part.objects for part in sets)
     if total <= max_objects:
@@ -24,7 +24,7 @@ def sample_objects(sets: Sequence[TruthSet], max_objects: int, seed: int) -> lis
 
 
 def _quotas(sizes: Sequence[int], wanted: int) -> list[int]:
-    """Whole numbers in proportion to `sizes`, at least 1 where there is anything, by largest remainders."""
+    """Whole numbers in proportion to `sizes` by largest remainders, at least 1 for every size but 0."""
     exact = [size * wanted / sum(sizes) for size in sizes]
     quotas = [max(int(share), min(size, 1)) for share, size in zip(exact, sizes, strict=True)]
     by_remainder = sorted(range(len(sizes)), key=lambda n: quotas[n] - exact[n])

@@ -1,4 +1,4 @@
-"""One picture with people's masks to records: prompts drawn from the masks, every method's answers compared."""
+"""Score one image: draw prompts from its true masks, and compare every method's answers with the true masks."""
 
 from __future__ import annotations
 
@@ -41,76 +41,78 @@ from stable_sam.records import Prompt, View, Window
 from stable_sam.refining.refiner import Encoded, ask_views
 
 DECODER_CHUNK = 8
-"""Prompts that pass the decoder together; on a CPU a quarter faster than 32, because they stay in its caches."""
+"""Number of prompts that pass the decoder together: on a CPU a quarter faster than 32, which its caches do not hold."""
 VIEWS = 64
-"""Views of a picture, the whole of it and tiles, whose embeddings are kept for other prompts, objects and methods. What
-is asked about an object takes a few, and objects are asked about one after the other."""
+"""Most views of an image (the whole image and tiles) whose embeddings are kept. One object takes a few of them, for all
+its prompts and methods, and the objects follow one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """A picture that prompts are asked in."""
+class _OpenImage:
+    """An image that was decoded, and its embeddings."""
 
     hw: tuple[int, int]
-    """Its height and width."""
+    """Height and width of the upright image."""
     encode: Callable[[Window | None], Encoded]
-    """Gives the view of a window, None: of the whole picture. The last `VIEWS` of them are kept."""
+    """Returns the view of a window, or of the whole image for None. The last `VIEWS` views are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """An object to evaluate, with what its masks are compared with; `columns` are the same in all its records."""
+    """An object to evaluate, what its masks are compared with, and the columns that all its records share."""
 
     mask: Mask
     truth: ReferenceMask
     whole: ReferenceMask | None
     nearest_xyxy: NDArray[np.float64] | None
     detected_xyxy: NDArray[np.float64] | None
-    """(1, 4), the box that a detector found."""
+    """(1, 4), the box of a detector; None when there is none."""
     annotation_id: str
     columns: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a method answered to one prompt."""
+    """The answer of a method to one prompt."""
 
     mask: Callable[[], Mask]
-    """Gives the mask (H, W). It is made when it is asked for: masks of original size are large."""
+    """Returns the mask (H, W), made only when it is called, because masks of original size are large."""
     predicted_iou: float | None
-    """None for the box, which estimates nothing."""
+    """IoU that the model estimates; None for the method box."""
     dsp_weight: float
     view: View | None
     """As `RefinedMask.view`."""
 
 
 class Scorer:
-    """The loaded model and what is asked of it. Raises as `load_methods`."""
+    """Scores images with one loaded model, which answers as each of the methods."""
 
     def __init__(self, settings: EvaluationConfig) -> None:
+        """Load the model; raises what `load_methods` raises."""
         self.settings = settings
         self.kinds = [PromptKind.parse(name) for name in settings.prompts]
         self.model, self.facts = load_methods(settings.refiner, settings.models, settings.size)
         self.tile_rule = _tile_rule(settings.refiner, self.facts.input_size)
 
     def score(self, set_name: str, image: TruthImage) -> pa.Table:
-        """The records of one picture of a set; they depend on the settings, the picture and the names alone.
+        """Return the records of one image of a set, in the columns of `result_records.SCHEMA`.
 
-        Raises `ImageError`.
+        They depend only on the settings, the image and the names of set and objects. Raises `ImageError` for a file
+        that cannot be read, or whose size is not that of its true masks.
         """
-        picture = _read_picture(self.model, image, self.settings.refiner.max_image_pixels)
+        opened = _open_image(self.model, image, self.settings.refiner.max_image_pixels)
         rows: list[dict[str, Any]] = []
         for item in _objects(set_name, image, self.facts.input_size // CELL):
             for kind in self.kinds:
                 score = self._score_worst if kind.name == WORST_BOX else self._score_drawn
                 rng = prompt_rng(self.settings.seed, set_name, item.annotation_id, kind.name)
-                rows += score(picture, item, kind, rng)
+                rows += score(opened, item, kind, rng)
         return record_table(rows)
 
     def _score_drawn(
-        self, picture: _Picture, item: _Object, kind: PromptKind, rng: np.random.Generator
+        self, image: _OpenImage, item: _Object, kind: PromptKind, rng: np.random.Generator
     ) -> Iterator[dict[str, Any]]:
-        """Records of prompts that are the same for every method."""
+        """Records of the kinds whose prompts are the same for every method."""
         if kind.name == DETECTOR_BOXES:
             drawn = item.detected_xyxy
         else:
@@ -120,29 +122,29 @@ class Scorer:
         qualities = np.full(len(drawn), kind.points) if kind.points else box_iou(drawn, tight_box(item.mask))
         prompts = _prompts(drawn)
         for method in self.settings.models if kind.points else self.settings.methods:
-            compared = _compare(item, self._ask(picture, method, prompts))
+            compared = _compare(item, self._ask(image, method, prompts))
             for number, (figures, quality) in enumerate(zip(compared, qualities.tolist(), strict=True)):
                 box = None if kind.points else drawn[number].tolist()
                 yield _record(item, method, kind, figures, number=number, quality=quality, box_xyxy=box)
 
     def _score_worst(
-        self, picture: _Picture, item: _Object, kind: PromptKind, rng: np.random.Generator
+        self, image: _OpenImage, item: _Object, kind: PromptKind, rng: np.random.Generator
     ) -> Iterator[dict[str, Any]]:
-        """One record for each method: of its own worst box."""
+        """One record for each method, with its own worst box."""
         seed = rng.integers(2**63)
         for method in self.settings.methods:
-            yield self._worst_record(picture, item, kind, method, np.random.default_rng(seed))
+            yield self._worst_record(image, item, kind, method, np.random.default_rng(seed))
 
     def _worst_record(
-        self, picture: _Picture, item: _Object, kind: PromptKind, method: str, rng: np.random.Generator
+        self, image: _OpenImage, item: _Object, kind: PromptKind, method: str, rng: np.random.Generator
     ) -> dict[str, Any]:
-        """The worst answer, with mSF over the boxes that the search starts from: they are the same for every method."""
+        """The record of the worst box; its union_iou is mSF over the boxes that every method's search starts from."""
         answers: list[_Answer] = []
-        union = MaskUnion(picture.hw)
+        union = MaskUnion(image.hw)
 
         def mask_iou(boxes: Boxes) -> NDArray[np.float64]:
             ious = []
-            for answer in self._ask(picture, method, _prompts(boxes)):
+            for answer in self._ask(image, method, _prompts(boxes)):
                 mask = answer.mask()
                 ious.append(item.truth.iou(mask))
                 if len(answers) < START:
@@ -151,25 +153,24 @@ class Scorer:
             return np.array(ious)
 
         true_box = tight_box(item.mask)
-        boxes, ious = search_worst_box(true_box, picture.hw, rng, mask_iou)
+        boxes, ious = search_worst_box(true_box, image.hw, rng, mask_iou)
         worst = int(ious.argmin())
         [figures] = _compare(item, [answers[worst]])
         figures["union_iou"] = float(np.mean(union.ious()))
         quality = float(box_iou(boxes[worst : worst + 1], true_box)[0])
         return _record(item, method, kind, figures, number=0, quality=quality, box_xyxy=boxes[worst].tolist())
 
-    def _ask(self, picture: _Picture, method: str, prompts: Sequence[Prompt]) -> list[_Answer]:
-        """What `method` answers to each of the prompts, in the views that a refiner takes for it: the only place where
-        the model or the box is asked."""
+    def _ask(self, image: _OpenImage, method: str, prompts: Sequence[Prompt]) -> list[_Answer]:
+        """The answers of `method` to the prompts, in the views that a refiner would take."""
         if method == BOX:
             return [
-                _Answer(partial(fill_box, np.array(prompt.box_xyxy), picture.hw), None, 0.0, None)
+                _Answer(partial(fill_box, np.array(prompt.box_xyxy), image.hw), None, 0.0, None)
                 for prompt in prompts
             ]  # fmt: skip
         select_method(self.model, method)
-        plan = TilePlan(self.tile_rule, picture.hw, prompts)
+        plan = TilePlan(self.tile_rule, image.hw, prompts)
         answers: dict[int, _Answer] = {}
-        for encoded, asked, prediction in ask_views(self.model, plan, prompts, picture.encode, DECODER_CHUNK):
+        for encoded, asked, prediction in ask_views(self.model, plan, prompts, image.encode, DECODER_CHUNK):
             for row, index in enumerate(asked):
                 answers[index] = _Answer(
                     partial(_to_mask, encoded.view.frame, prediction.logits[row]),
@@ -181,7 +182,7 @@ class Scorer:
 
 
 def _compare(item: _Object, answers: Sequence[_Answer]) -> list[dict[str, Any]]:
-    """The figures of each answer. Of the masks of original size only one and the union exist at a time."""
+    """The figures of each answer. Only one mask of original size and the union are in memory at a time."""
     union = MaskUnion((item.mask.shape[0], item.mask.shape[1]))
     compared: list[dict[str, Any]] = []
     for answer in answers:
@@ -225,7 +226,7 @@ def _to_mask(frame: Frame, logits: NDArray[np.float32]) -> Mask:
 
 
 def _objects(set_name: str, image: TruthImage, embedding_side: int) -> Iterator[_Object]:
-    """The objects to evaluate, one after the other: masks of original size are large.
+    """The objects to evaluate, one at a time because masks of original size are large.
 
     embedding_side: side of the image embedding in cells.
     """
@@ -257,35 +258,35 @@ def _objects(set_name: str, image: TruthImage, embedding_side: int) -> Iterator[
 
 
 def _tile_rule(config: RefinerConfig, input_side: int) -> TileRule | None:
-    """Every prompt is asked as if it were the only one of its picture, so that nothing bounds the number of tiles."""
+    """The refiner's rule without its bound on tiles, because each prompt counts as the only one of its image."""
     rule = tile_rule(config, input_side)
     return None if rule is None else replace(rule, max_tiles=sys.maxsize)
 
 
-def _read_picture(model: LoadedModel, image: TruthImage, max_pixels: int) -> _Picture:
-    """The picture, opened. Raises `ImageError` for a file that cannot be read, or is of another size than its masks."""
+def _open_image(model: LoadedModel, image: TruthImage, max_pixels: int) -> _OpenImage:
+    """Decode an image; raises `ImageError` for a file that cannot be read or has another size than its true masks."""
     side = int(model.sam.image_encoder.img_size)
     try:
         data = image.path.read_bytes()
     except OSError as error:
         raise ImageError(f"{image.path}: cannot read: {error.strerror}") from None
     name = str(image.path)
-    picture = decode_for_input(data, name=name, max_pixels=max_pixels, side=side)
-    if picture.original_hw != image.size_hw:
-        raise ImageError(f"{image.path}: expected height and width {image.size_hw}, got {picture.original_hw}")
-    whole = Frame(picture.original_hw, side)
-    pixels = resize_image(picture.pixels, whole, picture.scale)
-    tiles = TilePixels(picture, file=data, name=name, max_pixels=max_pixels)
+    decoded = decode_for_input(data, name=name, max_pixels=max_pixels, side=side)
+    if decoded.original_hw != image.size_hw:
+        raise ImageError(f"{image.path}: expected height and width {image.size_hw}, got {decoded.original_hw}")
+    whole = Frame(decoded.original_hw, side)
+    pixels = resize_image(decoded.pixels, whole, decoded.scale)
+    tiles = TilePixels(decoded, file=data, name=name, max_pixels=max_pixels)
 
     def encode(window: Window | None) -> Encoded:
         frame = replace(whole, window_xywh=window)
         return Encoded(model, pixels if window is None else tiles.resized(frame), frame)
 
-    return _Picture(picture.original_hw, lru_cache(VIEWS)(encode))
+    return _OpenImage(decoded.original_hw, lru_cache(VIEWS)(encode))
 
 
 def _prompts(drawn: NDArray[np.float64]) -> list[Prompt]:
-    """Boxes (B, 4) or points on the object (B, N, 2) as prompts; nothing asks for their names."""
+    """Boxes (B, 4) or points on the object (B, N, 2) as prompts without ids, which nothing needs here."""
     unnamed = Prompt(prompt_id="", image_id="", image_uri="")
     if drawn.ndim == 2:
         return [replace(unnamed, box_xyxy=tuple(box)) for box in drawn.tolist()]

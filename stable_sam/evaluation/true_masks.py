@@ -1,4 +1,4 @@
-"""Masks that people drew: folders with `images/` and `instances.json` (COCO instances)."""
+"""Read true masks, which people drew, from folders with `images/` and `instances.json` (COCO instances)."""
 
 from __future__ import annotations
 
@@ -20,38 +20,41 @@ from stable_sam.rle import encode_segmentation, rle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruthObject:
-    """One object: its id and the name of its category in the file, and its mask as COCO compressed RLE."""
+    """One object with its true mask."""
 
     annotation_id: str
+    """Id in the file, made unique within the set."""
     category: str
-    """Its id where the file names no categories; empty where it has none."""
+    """Name of the category; its id where the file names no categories, and empty where there is none."""
     category_id: str | None = None
     rle: dict[str, Any]
+    """The true mask as COCO compressed RLE."""
     detected_xyxy: tuple[float, float, float, float] | None = None
-    """The detector's box that was matched to this object, in pixels of the picture; None: there is none."""
+    """Box of a detector that was matched to this object, in pixels of the image; None when there is none."""
 
     def mask(self) -> Mask:
-        """The mask (H, W)."""
+        """Return the true mask (H, W)."""
         return np.ascontiguousarray(coco_mask.decode(self.rle)).astype(np.bool_)
 
     def box_xyxy(self) -> NDArray[np.float64]:
-        """The tight box (4,) XYXY, outer edges of its pixels."""
+        """Return the tight box (4,) XYXY of the true mask, along the outer edges of its pixels."""
         x, y, width, height = coco_mask.toBbox(self.rle)
         return np.array([x, y, x + width, y + height], dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruthImage:
-    """A picture with the objects that count."""
+    """An image with the objects that count."""
 
     path: Path
     name: str
-    """Its file_name in the file."""
+    """The image's file_name in the file."""
     image_id: str = ""
     size_hw: tuple[int, int]
     objects: tuple[TruthObject, ...]
     asked: frozenset[str] | None = None
-    """Annotation ids of the objects to evaluate, when they are a sample; the others are still neighbours. None: all."""
+    """Annotation ids of the objects to evaluate, when they are a sample; None evaluates all. The others are
+    neighbours."""
 
     def is_asked(self, item: TruthObject) -> bool:
         """Whether `item` is to be evaluated."""
@@ -60,45 +63,46 @@ class TruthImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionCounts:
-    """What became of the detections of one set's pictures."""
+    """How many detections of one set's images were matched to true objects."""
 
     matched: int
-    """Detections that are the box of a true object, whether or not the object is in the sample."""
+    """Detections that were matched to a true object, whether or not the object is in the sample."""
     unmatched: int
-    """Detections on evaluated pictures that are no object's box: false ones, doubles, and objects that do not count."""
+    """Other detections on evaluated images: false ones, second ones of an object, and those of objects that do not
+    count."""
     other_pictures: int
-    """Detections on pictures that are not evaluated."""
+    """Detections on images that are not evaluated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruthSet:
-    """One `instances.json`, and how many of its annotations do not count."""
+    """The images and objects of one `instances.json`."""
 
     name: str
     images: tuple[TruthImage, ...]
     crowd: int
-    """Annotations with iscrowd: groups, not objects."""
+    """Number of annotations with iscrowd, which are groups and not objects."""
     small: int
-    """Objects under the smallest area, and empty masks."""
+    """Number of annotations with an empty mask or one below the smallest area, which do not count."""
     other_images: tuple[TruthImage, ...] = ()
-    """Pictures of the file that are not evaluated, without their objects."""
+    """Images of the file that are not evaluated, without their objects."""
     category_ids: frozenset[str] = frozenset()
-    """Ids of all categories that the file names or uses."""
+    """Ids of all categories that the file lists or uses."""
     detections: DetectionCounts | None = None
-    """None: no detections were read."""
+    """None when no detections were read."""
 
     @property
     def objects(self) -> int:
-        """Number of objects to evaluate."""
+        """Return the number of objects to evaluate."""
         return sum(image.is_asked(item) for image in self.images for item in image.objects)
 
 
 def read_truth(data_dir: Path, *, min_area_fraction: float = 0.0, limit: int | None = None) -> list[TruthSet]:
-    """Read `data_dir/instances.json`, or that of every subfolder.
+    """Read `data_dir/instances.json`, or that of every subfolder where there is none.
 
-    min_area_fraction: smaller objects, as a part of their picture, do not count. limit: that many pictures of each set,
-    evenly spread. Pictures without an object that counts are left out.
-    Raises `AnnotationError` naming the file and record for anything that is not COCO instances with masks.
+    min_area_fraction: smallest object that counts, as a fraction of its image. limit: number of images of each set,
+    evenly spread; None takes all. Images without an object that counts are left out.
+    Raises `AnnotationError` with the file and the record for anything that is not COCO instances with masks.
     """
     files = [data_dir / "instances.json"]
     if not files[0].exists():
@@ -108,8 +112,12 @@ def read_truth(data_dir: Path, *, min_area_fraction: float = 0.0, limit: int | N
     return [_read_set(file, min_area_fraction, limit) for file in files]
 
 
-def picture_path(instances_file: Path, file_name: str) -> Path:
-    """COCO does not fix whether file names start at the folder of the JSON or at its `images/`; both are in use."""
+def image_path(instances_file: Path, file_name: str) -> Path:
+    """Return the path of an image of a COCO file.
+
+    File names start at the folder of the JSON file or at its folder `images/`: COCO does not say where, and both are in
+    use.
+    """
     direct = instances_file.parent / file_name
     return direct if direct.exists() else instances_file.parent / "images" / file_name
 
@@ -120,7 +128,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
     for number, record in enumerate(images):
         try:
             image = TruthImage(
-                path=picture_path(file, record["file_name"]),
+                path=image_path(file, record["file_name"]),
                 name=record["file_name"],
                 image_id=id_text(record["id"]) or "",
                 size_hw=(int(record["height"]), int(record["width"])),
@@ -148,7 +156,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
             expected = "id, image_id of an image in the file, segmentation as polygons or RLE"
             raise AnnotationError(f"{file}: annotations[{number}]: expected {expected}; {_say(error)}") from None
         if name in known:
-            name = f"{name}#{number}"  # some files begin their ids again for every picture
+            name = f"{name}#{number}"  # some files count their ids anew for every image
         known.add(name)
         if mask.area == 0 or mask.area < min_area_fraction * image.size_hw[0] * image.size_hw[1]:
             small += 1
@@ -173,7 +181,7 @@ def _read_set(file: Path, min_area_fraction: float, limit: int | None) -> TruthS
 
 
 def _read_coco(file: Path) -> tuple[list[Any], list[Any], dict[Any, Any]]:
-    """Images, annotations, and the categories' names by id: nothing depends on these, so a file may go without."""
+    """Images, annotations, and the names of the categories by id, which a file may leave out."""
     try:
         coco = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,9 +1,9 @@
-"""The worst natural box of an object: of the boxes that a careful person might draw, the one with the worst mask.
+"""Search the worst natural box of an object: the box with the worst mask, of those that a careful person might draw.
 
-A natural box lies in the picture and has an IoU of at least `NATURAL` with the true box. The search asks a method for
-the masks of `BOXES` natural boxes in all. It starts from the true box and from boxes drawn at random, the same for
-every method: each of the four sides is moved on its own, as far as the box stays natural, because the worst masks are
-found there. It then varies the worst boxes found so far, `ROUNDS` times. A longer search may find a worse box still.
+A natural box lies in the image and has an IoU of at least `NATURAL` with the true box. The search asks a method for the
+masks of `BOXES` natural boxes in all. It starts from the true box and from boxes drawn at random, the same for every
+method. Each of their four sides is moved on its own, as far as the box stays natural, because the worst masks are found
+there. The search then varies the worst boxes found so far, `ROUNDS` times. A longer search might find a worse box.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from stable_sam.evaluation.prompts import Boxes, box_iou
 from stable_sam.prompt_noise import clip_boxes
 
 NATURAL = 0.7
-"""Smallest IoU with the true box of a box that a careful person draws."""
+"""Smallest IoU with the true box of a box that a careful person might draw."""
 START = 24
-"""Boxes that the search starts from, the true one included."""
+"""Number of boxes that the search starts from, the true box included."""
 ROUNDS = 2
 PARENTS, CHILDREN = 2, 6
-"""In every round, so many variations of each of so many boxes: the worst ones found so far."""
+"""Every round varies the PARENTS worst boxes found so far, each CHILDREN times."""
 BOXES = START + ROUNDS * PARENTS * CHILDREN
-"""Boxes that are tried for each object and method: 48. For 40 objects of the validation sets, the mIoU of `nano`
-without plugin is 0.638 with the true boxes, 0.426 with the worst of these 48, and 0.430 with the worst of 300 boxes
-drawn without a search."""
+"""Number of boxes that are tried for each object and method, 48. For 40 objects of the validation sets, the mIoU of
+`nano` without plugin is 0.638 with the true boxes, 0.426 with the worst of these 48, and 0.430 with the worst of 300
+boxes drawn without a search."""
 VARIATION = 0.2
-"""Standard deviation of a variation of each side's move; those of the first boxes are uniform between -1 and 1."""
+"""Standard deviation by which the move of each side is varied; the first moves are uniform between -1 and 1."""
 BISECTIONS = 20
-"""Steps in which the farthest natural box is found; each halves the error."""
+"""Number of steps in which the farthest natural box is found; each halves the error."""
 
 
 def search_worst_box(
@@ -39,11 +39,12 @@ def search_worst_box(
     rng: np.random.Generator,
     mask_iou: Callable[[Boxes], NDArray[np.float64]],
 ) -> tuple[Boxes, NDArray[np.float64]]:
-    """All boxes that were tried (BOXES, 4) XYXY, and the IoU of their masks with the true mask (BOXES,).
+    """Search the worst natural box of an object.
 
-    true_xyxy: (4,), the object's tight box in pixels of the picture, inside of it. mask_iou: gives the IoU of the masks
-    of boxes (B, 4); called `1 + ROUNDS` times. The first START boxes depend on `true_xyxy`, `image_hw` and `rng` alone,
-    and the true box is the first of them.
+    true_xyxy: (4,), the object's tight box in pixels of the image. mask_iou: returns for boxes (B, 4) the IoU (B,) of
+    their masks with the true mask; it is called `1 + ROUNDS` times. Returns all boxes that were tried, (BOXES, 4) XYXY,
+    and the IoU of their masks, (BOXES,). The first START boxes depend only on `true_xyxy`, `image_hw` and `rng`, and
+    the first of them is the true box.
     """
     moves = np.vstack((np.zeros(4), rng.uniform(-1, 1, size=(START - 1, 4))))
     boxes = farthest_boxes(true_xyxy, moves, image_hw)
@@ -58,10 +59,10 @@ def search_worst_box(
 
 
 def farthest_boxes(true_xyxy: Boxes, moves: NDArray[np.float64], image_hw: tuple[int, int]) -> Boxes:
-    """The natural boxes (B, 4) that are farthest from the true box (4,) in the directions `moves` (B, 4).
+    """Return the natural boxes (B, 4) that are farthest from the true box (4,) in the directions `moves` (B, 4).
 
-    moves: of the left, top, right and bottom side, in widths and heights of the true box; only their proportions count,
-    and without any move the box is the true one.
+    moves: how far the left, top, right and bottom side move, in widths and heights of the true box. Only their
+    proportions count, and where all are 0 the box is the true one.
     """
     longest = np.abs(moves).max(axis=1, keepdims=True)
     directions = np.divide(moves, longest, out=np.zeros_like(moves), where=longest > 0)
@@ -70,8 +71,8 @@ def farthest_boxes(true_xyxy: Boxes, moves: NDArray[np.float64], image_hw: tuple
     def moved(far: NDArray[np.float64]) -> Boxes:
         return clip_boxes(true_xyxy + far[:, None] * directions * size, image_hw)
 
-    # The farther the sides move, the smaller is the IoU. At 1 / NATURAL no box is natural any more, but for a side that
-    # the picture's border stops.
+    # The farther the sides move, the smaller is the IoU. At 1 / NATURAL no box is natural any more, unless the border
+    # of the image stops a side.
     low, high = np.zeros(len(moves)), np.full(len(moves), 1 / NATURAL)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""What the page says first, as Markdown: for Prefect, where the page itself cannot be shown."""
+"""Sum up a table as Markdown for Prefect, which cannot show the HTML report itself."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from stable_sam.report.figures import Figures, figures
 from stable_sam.scores import SCORES
 from stable_sam.table.query import connected, rows_of
 from stable_sam.table.views import OUTCOME, OUTCOMES, WORST_FIRST
+from stable_sam.wording import counted
 
 WORST = 10
-"""Prompts listed."""
+"""Number of the worst prompts that are listed."""
 CATEGORIES = 10
-"""Categories listed, the largest."""
+"""Number of the largest categories that are listed."""
 
 
 def digest(table_uri: str) -> str:
-    """Counts and medians by category, and the worst prompts with the reason. Raises `StorageError`."""
+    """Return counts and medians by category, and the worst prompts with their reasons; raises `StorageError`."""
     sql = f"""
         SELECT prompt_id, category, image_uri, {OUTCOME} AS outcome, coalesce(error, route_reason) AS reason
         FROM masks WHERE status <> 'reviewed' ORDER BY {WORST_FIRST} LIMIT {WORST}
@@ -29,9 +30,10 @@ def digest(table_uri: str) -> str:
     ]
     return "\n\n".join(
         [
-            f"{found.total:,} prompts: " + ", ".join(f"{found.counts[one]:,} {one}" for one in reversed(OUTCOMES)),
+            f"{counted(found.total, 'prompt')}: "
+            + ", ".join(f"{found.counts[one]:,} {one}" for one in reversed(OUTCOMES)),
             _by_category(found),
-            "Worst first:",
+            "The worst prompts:",
             _table(["prompt", "category", "image", "outcome", "reason"], worst),
         ]
     )
@@ -60,6 +62,6 @@ def _table(header: list[str], lines: list[list[str | None]]) -> str:
 
 
 def _cell(text: str | None) -> str:
-    """Text of the source that can neither leave its cell nor be read as markup."""
+    """`text` escaped, so that it can neither leave its cell nor be read as markup."""
     escaped = html.escape(" ".join((text or "").split()))
     return "".join(f"\\{letter}" if letter in "\\|`*_[]~" else letter for letter in escaped)

@@ -1,4 +1,4 @@
-"""What the page's script knows of each prompt: a mapping of plain JSON."""
+"""Make the JSON that the script of the page gets for each prompt."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from stable_sam.report.explanations import Explanations
 from stable_sam.report.pictures import Pictures, drawable
 from stable_sam.rle import decode_mask, encode_mask, mask_iou
 from stable_sam.scores import IN_UNIT
+from stable_sam.wording import counted
 
 MASK_SIDE_MAX = 1600
-"""Masks of larger images are reduced to it: their pictures in the page are smaller still."""
+"""Longest side in pixels to which larger masks are reduced; their pictures in the page are smaller still."""
 OUTSIDE = 0.1
-"""A box is drawn so far outside the image, as a part of its longer side: that of a failed row may be millions long."""
+"""How far outside the image a box is drawn at most, as a fraction of the image's longer side. The box of a failed row
+may be millions of pixels long."""
 
 
 def entries(rows: Sequence[dict[str, Any]], pictures: Pictures, explained: Explanations) -> list[dict[str, Any]]:
-    """One mapping for each row, in the same order; what a row does not have is left out.
+    """Return one mapping for each row, in the same order; what a row does not have is left out.
 
-    `masks` are in the pixels of their own `size`, everything else that is drawn in pixels of the upright image.
+    A mask is in pixels of its own `size`; everything else that is drawn is in pixels of the upright image.
     """
     draws = {draw: place for place, draw in enumerate(sorted(row["draw"] for row in rows))}
     made = (_entry(row, pictures, explained) | {"draw": draws[row["draw"]]} for row in rows)
@@ -74,18 +76,18 @@ def _entry(row: dict[str, Any], pictures: Pictures, explained: Explanations) -> 
 
 
 def _view(row: dict[str, Any]) -> str | None:
-    """In words, where the mask of a small object was made."""
+    """The tile or the wider view in which the mask of a small object was made, in words."""
     if row["view"] is None:
         return None
     if row["tile_xywh"] is None:
-        return "the whole image, wider than the object asks for"
+        return "the whole image, a wider view than the object's size needs"
     x, y, width, height = row["tile_xywh"]
-    wider = ", wider than the object asks for" if row["view"] == "wider" else ""
+    wider = ", a wider view than the object's size needs" if row["view"] == "wider" else ""
     return f"a tile of {width} x {height} pixels at {x}, {y}{wider}"
 
 
 def _change(row: dict[str, Any]) -> float | None:
-    """1 - IoU with the mask of the revision before; None when there is no such revision."""
+    """1 - IoU of the mask with that of the previous revision; None when there is no previous revision."""
     if row["previous_revision"] is None:
         return None
     if row["mask_counts"] == row["previous_counts"] and row["mask_size"] == row["previous_size"]:
@@ -118,7 +120,7 @@ def _box(row: dict[str, Any], image_hw: tuple[int, int]) -> list[float] | None:
 
 
 def _points(row: dict[str, Any]) -> list[tuple[float, float, int]]:
-    """x, y and 1 for a point on the object, 0 for the background."""
+    """x, y and label of each point that can be drawn; the label is 1 on the object and 0 on the background."""
     points, labels = row["points_xy"] or [], row["point_labels"] or []
     known = labels if len(labels) == len(points) else [1] * len(points)
     return [(x, y, int(label > 0)) for (x, y), label in zip(points, known, strict=True) if drawable((x, y))]
@@ -129,7 +131,7 @@ def _box_text(box: Sequence[float] | None) -> str:
 
 
 def _points_text(points: Sequence[Sequence[float]] | None) -> str:
-    return "" if not points else f"{len(points)} point{'s' * (len(points) > 1)}"
+    return "" if not points else counted(len(points), "point")
 
 
 def _attributes(text: str | None) -> list[tuple[str, str]]:

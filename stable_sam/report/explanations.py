@@ -1,4 +1,4 @@
-"""What the decoder attends to, for some of the worst prompts: needs the model that made their masks."""
+"""Draw what the decoder attends to for some of the worst prompts, with the model that made their masks."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError, ImageError, PromptError, StorageError
-from stable_sam.report.pictures import read_picture, webp
+from stable_sam.report.pictures import read_image, webp
 from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanations:
-    """SAM beside Stable-SAM (`stable_sam.explain.drawing`) for some prompts."""
+    """Pictures of SAM beside Stable-SAM (`stable_sam.explain.drawing`) for some prompts."""
 
     webp: list[tuple[str, str]] = field(default_factory=list)
-    """Name of the picture and WebP file in base64."""
+    """Name and WebP file in base64 of each picture."""
     of: dict[str, str] = field(default_factory=dict)
-    """Name of the picture by prompt_id."""
+    """Name of each prompt's picture, by prompt_id."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Why a chosen prompt has none, by prompt_id."""
+    """Reason why a chosen prompt has no picture, by prompt_id."""
 
 
 def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) -> Explanations:
-    """Explain the first `count` of `rows` that got a mask and were not accepted, by the model of `config`.
+    """Explain the first `count` of `rows` that have a mask and were not accepted, with the model of `config`.
 
-    Raises `ConfigError` and `WeightsError` for the model; loads none when there is nothing to explain.
+    The model is loaded only when there is a prompt to explain. Raises `ConfigError` and `WeightsError` for the model.
     """
     chosen = [row for row in rows if row["status"] == "ok" and row["route"] != "accept"][:count]
     found = Explanations()
@@ -42,12 +42,14 @@ def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) 
     for number, row in enumerate(chosen):
         prompt_id, made_by = row["prompt_id"], _model_name(row)
         if made_by != given:
-            found.missing[prompt_id] = f"{made_by} made this mask, and the report was given {given}"
+            found.missing[prompt_id] = (
+                f"expected the model that made this mask, {made_by}; the report was given {given}"
+            )
             continue
         try:
             prompt = prompt_from_row({name: row[name] for name in PROMPTS_SCHEMA.names})
-            whole, picture = read_picture(row["image_uri"]), read_picture(row["image_uri"], refiner.input_side)
-            drawn = draw(explain(refiner, whole.pixels, prompt, decoded=picture))
+            whole, reduced = read_image(row["image_uri"]), read_image(row["image_uri"], refiner.input_side)
+            drawn = draw(explain(refiner, whole.pixels, prompt, decoded=reduced))
         except (PromptError, ConfigError, ImageError, StorageError) as error:
             found.missing[prompt_id] = str(error)
             continue

@@ -1,4 +1,4 @@
-"""The figures of a whole table: counts, distributions of the scores, groups, runs."""
+"""Compute the figures of a whole table: counts, distributions of the scores, groups of prompts, and runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stable_sam.table.query import rows_of
 from stable_sam.table.views import OUTCOME, OUTCOMES
 
 BINS = 25
-"""Of each distribution, between 0 and 1."""
+"""Number of bins of each distribution, between 0 and 1."""
 GROUPS_MAX = 30
-"""Rows of a table of groups: the largest."""
+"""Number of the largest groups that are listed."""
 RUNS_MAX = 8
-"""Runs listed: the newest."""
+"""Number of the newest runs that are listed."""
 _COLUMNS = tuple(score.column for score in IN_UNIT)
 _COUNTS = ", ".join(f"count(*) FILTER (outcome = '{outcome}') AS {outcome}" for outcome in OUTCOMES)
 _GROUPED = {"category": "category", "source": "annotations_uri", "outcome": "outcome"}
@@ -24,14 +24,14 @@ _GROUPED = {"category": "category", "source": "annotations_uri", "outcome": "out
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """One score over all prompts that have it."""
+    """Distribution of one score over all prompts that have it."""
 
     score: Score
     prompts: int
     median: float
     bins: tuple[tuple[int, int], ...]
-    """From 0 to 1: prompts, and how many of them were neither accepted nor reviewed. What lies outside is in the first
-    or last one."""
+    """For each bin from 0 to 1, the number of prompts, and how many of them were neither accepted nor reviewed. Values
+    outside of 0 to 1 are in the first and the last bin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,30 +40,35 @@ class Groups:
 
     by: str
     rows: tuple[dict[str, Any], ...]
-    """`name` (None: without one), `prompts`, one count for each outcome, and medians of the scores."""
+    """For each group its `name` (None for prompts without one), its number of `prompts`, the number of prompts for each
+    outcome, and medians of the scores."""
     total: int
-    """Groups that there are."""
+    """Number of all groups, listed or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What the page says of the whole table."""
+    """The figures of a whole table."""
 
     total: int
+    """Number of prompts."""
     counts: dict[str, int]
-    """Prompts by outcome."""
+    """Number of prompts by outcome."""
     verdicts: dict[str, int]
-    """Reviewed prompts by verdict."""
+    """Number of reviewed prompts by verdict."""
     distributions: tuple[Distribution, ...]
     groups: tuple[Groups, ...]
     medians: tuple[str, ...]
-    """The scores whose medians the groups have, those that no prompt has left out."""
+    """Columns of the scores whose medians the groups have; scores that no prompt has are left out."""
     runs: tuple[dict[str, Any], ...]
     """Rows of the view `runs`, newest first."""
 
 
 def figures(connection: DuckDBPyConnection) -> Figures:
-    """Measure the newest row of each prompt, over the views of `stable_sam.table.query.connected`."""
+    """Compute the figures from the newest row of each prompt.
+
+    connection: a connection of `stable_sam.table.query.connected`.
+    """
     outcomes = rows_of(connection, f"SELECT {OUTCOME} AS outcome, verdict, count(*) AS n FROM masks GROUP BY ALL")
     counts = {one: sum(row["n"] for row in outcomes if row["outcome"] == one) for one in OUTCOMES}
     distributions = _distributions(connection)

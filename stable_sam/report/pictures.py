@@ -1,4 +1,4 @@
-"""The pictures of the page: each image once, as small as the page can bear; small objects by a crop of their own."""
+"""Make the pictures of the page: each image once and reduced, and a crop of its own for a small object."""
 
 from __future__ import annotations
 
@@ -20,51 +20,53 @@ from stable_sam.images.decode import DecodedImage, decode_for_input
 from stable_sam.storage.files import read_bytes
 
 PIXELS_MAX = 300_000_000
-"""Of all squares around the pictures of whole images: about 30 MB of page."""
+"""Most pixels of all pictures of whole images together, each counted as a square: about 30 MB of the page."""
 SIDE_MIN, SIDE_MAX = 384, 1024
-"""Longest side of an image in the page, in pixels; how long it is depends on how many there are."""
+"""Bounds of the longest side of the picture of an image, in pixels; the more images there are, the smaller it is."""
 CROP_SIDE = 320
-"""Longest side of a crop, in pixels."""
+"""Longest side of the picture of a crop, in pixels."""
 OBJECT_SIDE_MIN = 160
-"""What is to be seen gets a crop when the picture of its image would show it on fewer pixels."""
+"""A prompt and its mask get a crop when the picture of the whole image would show them smaller than this, in pixels."""
 CONTEXT, CROP_CONTEXT = 0.25, 0.6
-"""Surroundings of prompt and mask, as a part of their longer side: what is shown at first, and what a crop holds."""
+"""Margin around prompt and mask, as a fraction of their longer side, of the first view and of a crop."""
 QUALITY = 70
-"""Of WebP, which takes a third less than JPEG for the same look."""
+"""Quality of the WebP files, which are a third smaller than JPEG files that look the same."""
 MAX_IMAGE_PIXELS = 100_000_000
 READERS = 4
-"""Images fetched and decoded at the same time: they come over a network, and each may be large."""
+"""Number of images fetched and decoded at the same time: they come over a network, and each may be large."""
 
 Window = tuple[int, int, int, int]
-"""XYXY, pixels of the upright image."""
+"""XYXY in pixels of the upright image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """Where a prompt is seen; or `note` says why it is not."""
+    """The picture in which a prompt is shown, or the reason why there is none."""
 
     note: str = ""
+    """Why there is no picture; empty when there is one."""
     picture: str = ""
-    """Its name among `Pictures.webp`."""
+    """Name of the picture in `Pictures.webp`."""
     frame: Window = (0, 0, 0, 0)
     """The part of the image that the picture shows."""
     window: Window = (0, 0, 0, 0)
-    """The part around prompt and mask."""
+    """The part of the image around prompt and mask."""
     image_hw: tuple[int, int] = (0, 0)
+    """Height and width of the upright image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """All pictures of some rows."""
+    """The pictures in which some prompts are shown."""
 
     webp: tuple[tuple[str, str], ...]
-    """Name and WebP file in base64."""
+    """Name and WebP file in base64 of each picture."""
     seen: dict[str, Seen]
-    """By prompt_id."""
+    """Where each prompt is shown, by prompt_id."""
 
 
 def pictures(rows: Sequence[dict[str, Any]]) -> Pictures:
-    """Open each image once and make the pictures in which the prompts of `rows` are seen."""
+    """Open each image of `rows` once, and make the pictures in which their prompts are shown."""
     by_image: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_image.setdefault(row["image_uri"], []).append(row)
@@ -78,32 +80,36 @@ def pictures(rows: Sequence[dict[str, Any]]) -> Pictures:
 
 
 def webp(image_rgb: NDArray[np.uint8]) -> str:
-    """A WebP file in base64."""
+    """Encode an image (H, W, 3) as a WebP file in base64."""
     file = io.BytesIO()
     Image.fromarray(image_rgb).save(file, "WEBP", quality=QUALITY, method=2)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def read_picture(image_uri: str, side: int | None = None) -> DecodedImage:
-    """The image, as a model of this input side gets it; None: with all its pixels. Raises `ImageError` and
-    `StorageError`."""
+def read_image(image_uri: str, side: int | None = None) -> DecodedImage:
+    """Read an image with all its pixels, or reduced for a model with this side of the input.
+
+    Raises `ImageError` and `StorageError`.
+    """
     if not image_uri:
         raise ImageError("the annotation names no image")
     return decode_for_input(read_bytes(image_uri), name=image_uri, max_pixels=MAX_IMAGE_PIXELS, side=side)
 
 
 def drawable(numbers: Sequence[float] | None) -> bool:
-    """Whether a box or point can be drawn. The readers give failed rows what box and points are finite; a `Prompt` made
-    by hand may hold anything."""
+    """Return whether all numbers of a box or a point are finite.
+
+    The readers keep only finite boxes and points, but a `Prompt` made by hand may hold anything.
+    """
     return numbers is not None and all(number is not None and math.isfinite(number) for number in numbers)
 
 
 def _of_image(name: str, rows: list[dict[str, Any]], side: int) -> tuple[list[tuple[str, str]], dict[str, Seen]]:
     try:
-        picture = read_picture(rows[0]["image_uri"]).pixels
+        pixels = read_image(rows[0]["image_uri"]).pixels
     except (ImageError, StorageError) as error:
         return [], {row["prompt_id"]: Seen(note=str(error)) for row in rows}
-    height, width = picture.shape[:2]
+    height, width = pixels.shape[:2]
     scale = min(1.0, side / max(height, width))
     files: dict[str, str] = {}
     seen: dict[str, Seen] = {}
@@ -119,21 +125,21 @@ def _of_image(name: str, rows: list[dict[str, Any]], side: int) -> tuple[list[tu
             shown, frame = f"{name}-{len(files)}", _window(part, CROP_CONTEXT, (height, width))
         if shown not in files:
             x0, y0, x1, y1 = frame
-            files[shown] = webp(_reduced(picture[y0:y1, x0:x1], side if shown == name else CROP_SIDE))
+            files[shown] = webp(_reduced(pixels[y0:y1, x0:x1], side if shown == name else CROP_SIDE))
         seen[row["prompt_id"]] = Seen(picture=shown, frame=frame, window=window, image_hw=(height, width))
     return list(files.items()), seen
 
 
-def _reduced(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    scale = side / max(picture.shape[:2])
+def _reduced(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    scale = side / max(pixels.shape[:2])
     if scale >= 1:
-        return picture
-    height, width = (max(1, round(n * scale)) for n in picture.shape[:2])
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        return pixels
+    height, width = (max(1, round(n * scale)) for n in pixels.shape[:2])
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _part(row: dict[str, Any]) -> NDArray[np.float64]:
-    """Corners (N, 2) of prompt and mask; none when the row has neither."""
+    """Points and corners (N, 2) of prompt and mask, in pixels of the image; N is 0 when the row has neither."""
     corners: list[tuple[float, float]] = [point for point in row["points_xy"] or () if drawable(point)]
     if drawable(row["box_xyxy"]):
         corners += [tuple(row["box_xyxy"][:2]), tuple(row["box_xyxy"][2:])]
@@ -144,7 +150,7 @@ def _part(row: dict[str, Any]) -> NDArray[np.float64]:
 
 
 def _window(part: NDArray[np.float64], context: float, image_hw: tuple[int, int]) -> Window:
-    """Around `part`; the whole image when there is none."""
+    """The window around `part` (N, 2) with its margin; the whole image when N is 0."""
     height, width = image_hw
     if not len(part):
         return 0, 0, width, height

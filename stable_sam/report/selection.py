@@ -1,4 +1,4 @@
-"""Which prompts the gallery shows: all of a small table, or the worst, the most changed and a random sample."""
+"""Choose the prompts of the gallery: all of a small table, or the worst, the most changed and a random sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_sam.table.query import rows_of
 from stable_sam.table.views import OUTCOME, WORST_FIRST
 
 _DRAW = "md5(prompt_id || '/{seed}')"
-# How far a box has moved and an area has grown tells well enough which masks changed; the page compares the masks.
+# How far the tight box moved and the area grew tells well enough which masks changed most. The page compares the masks.
 _MOVED = """
     CASE WHEN now.area IS NULL AND before.area IS NULL THEN 0
     WHEN now.area IS NULL OR before.area IS NULL THEN 2
@@ -51,9 +51,10 @@ _CHOSEN = f"""
 
 
 def select_rows(connection: DuckDBPyConnection, *, limit: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of the masks table, worst first, each with `outcome`, `source` (URI of its annotations) and the mask that it
-    replaced (`previous_size`, `previous_counts`, `previous_revision`; null for a first revision).
+    """Choose up to `limit` rows of the view masks, worst first.
 
-    The rows with the smallest `draw` are a random sample of the table: a quarter of `limit`, or all of a small table.
+    Each row also has `outcome`, `source` (the URI of its annotations), and the mask that it replaced (`previous_size`,
+    `previous_counts`, `previous_revision`; null for a first revision). A quarter of `limit`, or all rows of a small
+    table, are a random sample drawn by `seed`: those with the smallest `draw`.
     """
     return rows_of(connection, _CHOSEN.format(limit=int(limit), quarter=int(limit) // 4, seed=int(seed)))

@@ -1,4 +1,4 @@
-"""The HTML page of a masks table: one file that needs no other, no server and no network."""
+"""Write the HTML report of a masks table: one page that needs no other file, no server and no network."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from stable_sam.report.selection import select_rows
 from stable_sam.scores import IN_UNIT, SCORES
 from stable_sam.storage.files import write_bytes
 from stable_sam.table.query import connected
+from stable_sam.wording import counted
 
 SCRIPTS = ("masks.js", "drawing.js", "gallery.js", "large_view.js", "keys.js")
-"""Of the page, in the order in which they run."""
+"""The scripts of the page, in the order in which they run."""
 
 
 def write_report(
@@ -36,17 +37,19 @@ def write_report(
     seed: int = 0,
     config: RunConfig | None = None,
 ) -> int:
-    """Write the page of the newest row of each prompt to `out_uri`; returns how many prompts its gallery shows.
+    """Write the report of a table to `out_uri`, and return the number of prompts in its gallery.
 
-    limit: prompts in the gallery. Of a larger table these are a random quarter drawn by `seed`, up to a quarter that
-    the newest run changed most, and the worst; the figures are always those of the whole table.
-    images_max: pictures opened; prompts of further ones are left out too. What is left out is said in the page. A
-    picture that cannot be read any more is replaced by the reason.
-    explain: of so many prompts, the worst that got a mask and were not accepted, the page also shows what the decoder
-    attends to; by the model of `config` (None: the defaults), when that is the one that made the row. With 0 neither
-    the model nor torch is loaded.
-    Raises `ConfigError` and `WeightsError` for the model, `StorageError` and `NotFoundError` for the table,
-    `StorageError` for the page.
+    The figures are those of the newest row of every prompt of the table. An image that cannot be read any more is
+    replaced by the reason.
+
+    limit: most prompts in the gallery. For a larger table they are a quarter drawn at random by `seed`, up to a quarter
+    that the newest run changed most, and the worst.
+    images_max: most images that are opened. Prompts on further images are left out, and the page says so.
+    explain: number of prompts for which the page also shows what the decoder attends to: the worst that have a mask and
+    were not accepted. With 0 neither the model nor torch is loaded.
+    config: names the model for `explain`, which must be the one that made the masks; None takes the defaults.
+
+    Raises `ConfigError` and `WeightsError` for the model, `NotFoundError` when there is no table, and `StorageError`.
     """
     with connected(table_uri) as connection:
         found, risk = figures(connection), risk_coverage(connection)
@@ -75,7 +78,7 @@ def write_report(
 
 
 def _known_scores() -> dict[str, dict[str, Any]]:
-    """What the page's script knows of the scores, by their columns."""
+    """What the script of the page gets of each score, by its column."""
     return {
         score.column: {"label": score.label, "short": score.short, "higherIsBetter": score.higher_is_better}
         for score in IN_UNIT
@@ -90,6 +93,7 @@ def _of_first_images(rows: list[dict[str, Any]], images_max: int | None) -> list
 def _environment() -> Environment:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["count"] = lambda number: f"{number:,}"
+    environment.filters["counted"] = counted
     environment.filters["score"] = lambda value: "-" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda part, whole: "-" if not whole else f"{100 * part / whole:.1f} %"
     return environment
@@ -104,6 +108,6 @@ def _script() -> Markup:
 
 
 def _json(data: Any) -> Markup:
-    """JSON that may stand inside a script element: nothing in it can end the element or begin another."""
+    """`data` as JSON inside a script element: nothing in it can end the element or begin another one."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.evaluation.prompts import tight_box
-from stable_sam.evaluation.true_masks import picture_path
+from stable_sam.evaluation.true_masks import image_path
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 from stable_sam.rle import checked_counts
@@ -120,7 +120,7 @@ def _read_set(file: Path) -> list[TrainingImage]:
 
 
 def _image_path(file: Path, file_name: str) -> Path:
-    path = picture_path(file, file_name)
+    path = image_path(file, file_name)
     if not path.exists():
         raise ImageError(f"{file}: {file_name}: expected a training image, found no file")
     return path

@@ -1,1 +1,1 @@
-"""Ray actors: everything of Ray, and the processes in which models run."""
+"""Everything of Ray: the actors and helpers of a run, and the child processes in which models run."""

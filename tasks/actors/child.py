@@ -1,7 +1,7 @@
-"""The process that an image may kill: takes image jobs from its pipe and answers with masks, until it is killed.
+"""The child process, which an image may kill: it takes image jobs from a pipe and answers with masks.
 
-It holds the model, or none where it only prepares and finishes images for a model elsewhere. Started by
-`tasks.actors.child_process`; knows neither stores nor shards.
+The child holds the model, or no model where it only prepares and finishes images for a model in another process. It is
+started by `tasks.actors.child_process`, and knows neither stores nor shards.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ from stable_sam.timing import SPANS_OF_AN_IMAGE, StageClock
 _PR_SET_PDEATHSIG = 1
 
 LoadRefiner = Callable[[RunConfig, int], ImageRefiner]
-"""The run's configuration and a number of threads to a loaded model; raises `StableSamError`."""
+"""A function of the run's config and a number of threads that loads the model; it raises `StableSamError`."""
 Answer = list[RefinedMask] | PreparedImage | InferredImage
-"""Masks, or what goes on to the next stage elsewhere."""
+"""Masks, or an image for the next step in another process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSettings:
-    """What a child is told when it starts."""
+    """What a child process is told when it starts."""
 
     load: bytes | int
-    """Pickled `LoadRefiner`; or no model, only the side of its square input in pixels."""
+    """A pickled `LoadRefiner`; or, for a child without a model, the side in pixels of the model's square input."""
     config: RunConfig
     threads: int
-    """Of the arithmetic."""
+    """Number of threads of the arithmetic."""
     images_at_once: int
-    """Images decoded, refined and encoded at the same time, by threads that take turns at the model."""
+    """Number of images in the child at the same time, each in a thread; the threads take turns at the model."""
     keep_spans: bool = False
-    """Whether answers tell of single pieces of work besides the seconds of the stages."""
+    """Whether answers hold the spans of single pieces of work besides the seconds of the stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """What a child says of itself when it is ready."""
+    """What a child process says when it is ready."""
 
     identity: ModelIdentity | None
-    """Of its model."""
+    """Identity of the child's model; None when it has no model."""
     input_side: int | None
-    """Side of the model's input in pixels, when images may be prepared and finished elsewhere."""
+    """Side in pixels of the model's square input, when its images may be prepared and finished in other processes."""
 
 
 def load_refiner(config: RunConfig, threads: int) -> ImageRefiner:
-    """The `Refiner` that the configuration names, warm: what a first pass takes once is no image's."""
+    """Load the `Refiner` of `config` and refine once, because the first pass takes longer than all others."""
     from stable_sam.refining.refiner import Refiner
 
     _use_threads(threads)
@@ -82,11 +82,11 @@ def load_refiner(config: RunConfig, threads: int) -> ImageRefiner:
 
 
 def serve(pipe: int, parent: int) -> None:
-    """Load the model, say `Hello`, then answer (number, job) with (number, `Answer`, `Times`) until the pipe is
-    closed.
+    """Load the model, send `Hello`, and answer jobs until the pipe is closed.
 
-    What is wrong with the model is said instead. A job that raises, as on a lost GPU, is answered with one line instead
-    of masks.
+    pipe: file descriptor of the child's end. parent: process id of the parent. A job (number, job) is answered with
+    (number, `Answer`, `Times`). When the model cannot be loaded, a `StableSamError` is sent in the place of `Hello`. A
+    job that raises, as on a lost GPU, is answered with a line of text in the place of the `Answer`.
     """
     _die_with(parent)
     connection = Connection(pipe)
@@ -141,7 +141,7 @@ def _answer(refiner: ImageRefiner | None, settings: ChildSettings, job: Job) -> 
             return infer_job(refiner, job)
         case InferredImage():
             return finish_job(settings.config, job)
-    raise TypeError(f"a job that this process cannot do: {type(job).__name__}")
+    raise TypeError(f"expected a job that this process can do, got {type(job).__name__}")
 
 
 def _use_threads(count: int) -> None:
@@ -153,7 +153,10 @@ def _use_threads(count: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """An actor that is killed must not leave its model on the GPU. On Linux only; elsewhere the closed pipe tells."""
+    """End this process with its parent: an actor that is killed must not leave its model on the GPU.
+
+    On systems other than Linux the process ends when it finds its pipe closed.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -1,7 +1,8 @@
-"""A model in a process of its own, watched from outside: an image may kill it, eat its memory or hang in it.
+"""Run a model in a child process and watch it, because an image may crash it, use up its memory or hang in it.
 
-The parent knows which images are in the child. When the child is gone, its images are tried again one at a time in a
-new child; an image with which it goes again becomes failed rows, with the reason, and all other masks are kept.
+The parent knows which images are in the child. When the child ends, these images are tried again one at a time in a new
+child. The prompts of an image with which the child ends again become failed rows with the reason; all other masks are
+kept.
 """
 
 from __future__ import annotations
@@ -30,33 +31,36 @@ from stable_sam.timing import add_times
 from tasks.actors.child import Answer, ChildSettings, Hello
 
 PROMPTS_OF_A_LIMIT = 100
-"""The time limit is for an image with so many prompts; one with more has more time, in proportion."""
+"""Number of prompts of an image that the time limit is for; an image with more has more time, in proportion."""
 TILES_OF_A_LIMIT = 4
-"""The same for the tiles that its prompts may take: each costs the encoder once more, and once more mirrored."""
+"""Number of tiles of an image that the time limit is for: the encoder passes each tile once, and once more mirrored."""
 _DEATHS_THAT_CONDEMN = 2
+"""Number of times that the child must end with an image before its prompts become failed rows."""
 _KILLS_THAT_CONDEMN = 3
-"""A SIGKILL that this module did not send may have had nothing to do with the image."""
+"""Number of such ends where a SIGKILL came from outside, which may have had nothing to do with the image."""
 _STARTS = 3
 _WATCH_EVERY_S = 0.05
 _LAST_BREATH_S = 10.0
-"""A pipe is closed a moment before its process is gone; a core dump makes it longer."""
+"""Seconds that a process may take to end after its pipe was closed, for instance for a core dump."""
 _GONE = EOFError, OSError
-"""What a pipe raises whose other end is gone."""
+"""Errors of a pipe whose other end is gone."""
 
 
 class DeviceLostError(Exception):
-    """The child lives but fails for good, as after an illegal access on a GPU: no image's fault."""
+    """Raised when the child lives but fails every job, as after an illegal access on a GPU, which no image caused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an image may take."""
+    """Limits of the time and the memory that one image may take."""
 
     seconds: float
+    """Seconds for an image of at most `PROMPTS_OF_A_LIMIT` prompts and `TILES_OF_A_LIMIT` tiles."""
     memory_mb: int
+    """Memory in MB beyond that of the loaded model."""
 
     def seconds_for(self, job: Job, refiner: RefinerConfig) -> float:
-        """In proportion to the prompts from `PROMPTS_OF_A_LIMIT` on, and to their tiles from `TILES_OF_A_LIMIT` on."""
+        """Return the seconds for a job, in proportion to its prompts and tiles beyond those of the limit."""
         prompts = len(job.prompts)
         tiles = 0 if refiner.tiles == "off" else min(prompts, refiner.max_tiles)
         return self.seconds * max(1.0, prompts / PROMPTS_OF_A_LIMIT, tiles / TILES_OF_A_LIMIT)
@@ -69,7 +73,7 @@ class _Death:
 
 
 class RefinerProcess:
-    """The child, restarted whenever it is needed; one thread at a time may call."""
+    """A child process that is started again whenever it is needed. Only one thread at a time may call."""
 
     def __init__(self, settings: ChildSettings, limits: Limits) -> None:
         self._settings = settings
@@ -79,11 +83,11 @@ class RefinerProcess:
 
     @property
     def input_side(self) -> int | None:
-        """Side of the model's input, once it was loaded, when others may prepare and finish its images."""
+        """Return the side in pixels of the model's input, when other processes may prepare and finish its images."""
         return None if self._hello is None else self._hello.input_side
 
     def start(self) -> ModelIdentity | None:
-        """Have a living child with its model loaded, if any; raises the `StableSamError` that loading it raises."""
+        """Start the child unless it runs, and return the identity of its model; raises `StableSamError`."""
         for _ in range(_STARTS):
             if self._child is None:
                 self._child = _Child(self._settings, self._limits)
@@ -95,18 +99,19 @@ class RefinerProcess:
             except StableSamError:
                 self.stop()
                 raise
-        raise StableSamError(f"the process of the model ends while it starts: {death.reason}")
+        raise StableSamError(f"the process of the model ended while it started: {death.reason}")
 
     def refine(self, jobs: Iterator[ImageJob]) -> Iterator[list[RefinedMask]]:
-        """The masks of each job, in order; see `answers`."""
+        """Yield the masks of each job, in order; raises what `answers` raises."""
         for answer in self.answers(jobs):
             assert isinstance(answer, list), "a model refines an image as a whole"
             yield answer
 
     def answers(self, jobs: Iterator[Job | list[RefinedMask]]) -> Iterator[Answer]:
-        """What the child makes of each job, in order; several jobs are in it at a time. Masks stay as they are.
+        """Yield the child's answer to each job, in order, while several jobs are in the child.
 
-        Raises what `jobs` raises, `DeviceLostError`, and `StableSamError` when the child does not start again.
+        A list of masks among the jobs is yielded as it is. Raises what `jobs` raises, `DeviceLostError`, and
+        `StableSamError` when the child does not start again.
         """
         order: deque[int] = deque()
         answers: dict[int, Answer] = {}
@@ -155,8 +160,8 @@ class RefinerProcess:
             self._recover(answers)
 
     def _recover(self, answers: dict[int, Answer]) -> None:
-        """Bury the child and try what it had not answered, one image at a time."""
-        assert self._child is not None, "it was used a moment ago"
+        """Remove the dead child, and try again, one at a time, the images that it had not answered."""
+        assert self._child is not None, "the child was used a moment ago"
         with suppress(*_GONE):
             while self._flight:
                 number, answers[number] = self._child.receive()
@@ -178,7 +183,7 @@ class RefinerProcess:
         return failed_masks(job, f"{job.image_uri}: {deaths[-1].reason}, {len(deaths)} times")
 
     def _drain(self) -> None:
-        """After an error elsewhere: what is still in the child must not answer a later call."""
+        """Take the remaining answers out of the child, so that they do not answer a later call."""
         with suppress(*_GONE, DeviceLostError):
             while self._child is not None and self._flight:
                 self._child.receive()
@@ -187,13 +192,13 @@ class RefinerProcess:
 
     def _bury(self) -> _Death:
         child = self._child
-        assert child is not None, "only what lived is buried"
+        assert child is not None, "only a child that was started is removed"
         self._child = None
         return child.end()
 
 
 class _Child:
-    """One process, from its start to its end, and the thread that watches what it takes."""
+    """One process from its start to its end, and the thread that watches its time and memory."""
 
     def __init__(self, settings: ChildSettings, limits: Limits) -> None:
         self._limits = limits
@@ -217,7 +222,7 @@ class _Child:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def hello(self) -> Hello:
-        """Wait until the model is loaded; raises what the child answers when it is not."""
+        """Wait until the model is loaded; raises the error that the child sends when it is not."""
         if self._hello is None:
             answer = self._pipe.recv()
             if isinstance(answer, StableSamError):
@@ -233,7 +238,7 @@ class _Child:
         self._pipe.send((number, job))
 
     def receive(self) -> tuple[int, Answer]:
-        """An answer and its job's number; what the job took goes to the caller's clock."""
+        """Receive an answer and the number of its job, and add the times of the job to the caller's clock."""
         number, answer, times = self._pipe.recv()
         add_times(times)
         del self.flight[number]
@@ -246,7 +251,7 @@ class _Child:
         self._process.kill()
 
     def end(self) -> _Death:
-        """Say how it ended; a child that closed its pipe and lives is killed."""
+        """Say how the process ended; a process that closed its pipe but still lives is killed."""
         self._ended.set()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_LAST_BREATH_S)
@@ -277,7 +282,7 @@ class _Child:
         return None
 
     def _memory_mb(self) -> float:
-        """Memory of its own in use; 0 where the system does not say."""
+        """Memory in MB that only this process uses; 0 where the system does not say."""
         with suppress(OSError):
             for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
                 if line.startswith("RssAnon:"):

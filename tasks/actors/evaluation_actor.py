@@ -1,4 +1,4 @@
-"""The actor that scores pictures for an evaluation: a plain class, which `tasks.actors.fleet` makes remote."""
+"""The actor that scores images for an evaluation: a plain class, which `tasks.actors.fleet` makes remote."""
 
 from __future__ import annotations
 
@@ -17,54 +17,57 @@ if TYPE_CHECKING:
     from stable_sam.evaluation.methods import ModelFacts
     from stable_sam.evaluation.scoring import Scorer
 
-SHARE_PICTURES = 8
-"""Pictures of a share: with 20 prompts, 3 methods and 9 kinds a minute of a CPU's work, and some MB of records."""
+SHARE_IMAGES = 8
+"""Most images of a share: a minute of a CPU with 20 prompts, 3 methods and 9 kinds of prompts, and some MB of
+records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationShare:
-    """Some pictures of one set, with their true masks as run lengths."""
+    """Some images of one set, with their true masks as run lengths."""
 
     number: int
-    """Place among the shares, which is the order of the pictures."""
+    """Number of the share; shares are numbered in the order of their images."""
     set_name: str
     images: tuple[TruthImage, ...]
 
     @property
     def shard_id(self) -> str:
-        """What it is called in messages."""
-        return f"{self.set_name}, pictures {self.images[0].name} to {self.images[-1].name}"
+        """Return the name of the share in messages."""
+        return f"{self.set_name}, images {self.images[0].name} to {self.images[-1].name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredShare:
-    """The records of a share's pictures, in their order, and the model that they were made with."""
+    """The records of a share's images, and the model that they were made with."""
 
     number: int
+    """Number of the share."""
     tables: tuple[Any, ...]
+    """The records of each image, in the order of the images."""
     facts: ModelFacts
 
 
 def split_sets(sets: Sequence[TruthSet]) -> Iterator[EvaluationShare]:
-    """All pictures in shares of at most SHARE_PICTURES."""
+    """Yield all images of `sets` in shares of at most SHARE_IMAGES."""
     parts = [
-        (part.name, part.images[start : start + SHARE_PICTURES])
+        (part.name, part.images[start : start + SHARE_IMAGES])
         for part in sets
-        for start in range(0, len(part.images), SHARE_PICTURES)
+        for start in range(0, len(part.images), SHARE_IMAGES)
     ]
     for number, (name, images) in enumerate(parts):
         yield EvaluationShare(number=number, set_name=name, images=images)
 
 
 class EvaluationActor:
-    """Scores shares in a process of its own; loads the model once. Errors are returned, as by `ShardActor`."""
+    """Scores shares of images with a model that it loads once. Its methods return errors, as those of `ShardActor`."""
 
     def __init__(self, settings: EvaluationConfig, plan: ActorPlan) -> None:
         self._settings = settings
         self._threads = plan.threads
 
     def load(self) -> StableSamError | bool:
-        """Read the weights; returns True, or what is wrong with them."""
+        """Load the model; returns True, or an error when it cannot be loaded."""
         try:
             return self.scorer is not None
         except StableSamError as error:
@@ -73,7 +76,7 @@ class EvaluationActor:
             return StableSamError(f"the model cannot be loaded: {reason(error)}")
 
     def work(self, share: EvaluationShare) -> ScoredShare | ShardFailure | StableSamError:
-        """Score the pictures of a share; what is wrong with one of them ends the evaluation."""
+        """Score the images of a share; returns the `StableSamError` of the first image that cannot be scored."""
         try:
             tables = tuple(self.scorer.score(share.set_name, image) for image in share.images)
         except StableSamError as error:
@@ -84,7 +87,7 @@ class EvaluationActor:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """The loaded model."""
+        """Return the scorer with the loaded model."""
         import torch
 
         from stable_sam.evaluation.scoring import Scorer

@@ -1,7 +1,6 @@
-"""The Ray boundary: a number of actors that are kept at work. Ray is imported here, and by what stands around this.
+"""Keep a number of Ray actors at work: hand out work, bound the calls in flight, and replace dead actors.
 
-Calls in flight are bounded, errors are values, and a dead actor is replaced; work that keeps ending actors is told
-apart from work that fails.
+Actors return errors instead of raising them. Work that keeps ending actors is told apart from work that fails.
 """
 
 from __future__ import annotations
@@ -31,38 +30,38 @@ from tasks.actors.shard_actor import ShardFailure, reason
 from tasks.actors.sizing import ActorPlan, fits, plan_actors
 
 _DEATHS = RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError
-"""The process is gone, which an image can have done. Every other error of Ray is no image's fault."""
+"""Errors of Ray that mean that the process is gone, which an image may have caused. No image causes the others."""
 _LOOK_EVERY_S = 5.0
 _GRACE_S = 60.0
-"""How long a cluster may be without room for a single actor: a lost node may come back."""
+"""Seconds that a cluster may be without room for a single actor, because a lost node may come back."""
 
 
 class Work(Protocol):
-    """What an actor's `work` takes: a `ShardPlan` or an `EvaluationShare`."""
+    """One piece of work for the method `work` of an actor: a `ShardPlan` or an `EvaluationShare`."""
 
     @property
     def shard_id(self) -> str:
-        """What it is called in messages."""
+        """Return the name of the work in messages."""
         ...
 
 
 @contextmanager
 def fleet_of(
-    actor_class: type, arguments: tuple[Any, ...], work: int, settings: RayConfig, concurrency: int = 1
+    actor_class: type, arguments: tuple[Any, ...], work: int, config: RayConfig, concurrency: int = 1
 ) -> Iterator[Fleet]:
-    """Ray, and actors of `actor_class` for so many pieces of work; all of it ends with the block.
+    """Start or connect Ray, and give the block a fleet of actors; both end with the block.
 
-    The class is made of `arguments` and `plan`, an `ActorPlan`; its methods `load` and `work` return errors.
-    concurrency: calls that an actor runs at a time. Raises `StableSamError` when Ray does not start, `ConfigError` when
-    there is no such cluster or no room in it.
+    actor_class: a plain class made from `arguments` and the keyword `plan`, an `ActorPlan`, whose methods `load` and
+    `work` return errors. work: number of pieces of work. concurrency: number of calls that an actor runs at a time.
+    Raises `StableSamError` when Ray does not start, and `ConfigError` when there is no such cluster or no room in it.
     """
-    with ray_session(settings):
-        plan = plan_actors(settings, ray.cluster_resources(), work)  # type: ignore[no-untyped-call]  # Ray's are partial
+    with ray_session(config):
+        plan = plan_actors(config, ray.cluster_resources(), work)  # type: ignore[no-untyped-call]  # Ray's are partial
         remote: Any = ray.remote(actor_class)
         remote = remote.options(
             num_cpus=plan.num_cpus, num_gpus=plan.num_gpus, max_restarts=0, max_concurrency=concurrency
         )
-        fleet = Fleet(lambda: remote.remote(*arguments, plan=plan), plan, settings)
+        fleet = Fleet(lambda: remote.remote(*arguments, plan=plan), plan, config)
         try:
             yield fleet
         finally:
@@ -70,27 +69,28 @@ def fleet_of(
 
 
 def pickled(function: Callable[..., Any]) -> bytes:
-    """As Ray pickles, by value what other processes cannot import."""
+    """Pickle a function as Ray does, by value where other processes cannot import it."""
     data: bytes = cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
     return data
 
 
 class Fleet:
-    """A fixed number of actors, each with a bounded number of calls in flight; dead ones are replaced."""
+    """A fixed number of actors, each with a bounded number of calls in flight; dead actors are replaced."""
 
-    def __init__(self, start: Callable[[], Any], plan: ActorPlan, settings: RayConfig) -> None:
+    def __init__(self, start: Callable[[], Any], plan: ActorPlan, config: RayConfig) -> None:
         self._start = start
         self._plan = plan
-        self._settings = settings
+        self._config = config
         self._actors: list[_Actor] = []
         self._failed_starts = 0
         self._homeless_since: float | None = None
 
     def run(self, shards: Sequence[Work]) -> Iterator[tuple[Any, Any]]:
-        """Bring every shard to an end, as they come: the shard, and what its actor made of it, a `ShardFailure` for
-        one that failed each time, None for one whose actor was gone each time.
+        """Have every shard worked on, and yield each shard with its outcome, in the order in which they finish.
 
-        Raises the `StableSamError` that an actor returns, or one when actors do not even start.
+        The outcome is what the actor returned, a `ShardFailure` for a shard that failed at every try, or None for a
+        shard whose actor died at every try. Raises the `StableSamError` that an actor returns, and one when actors die
+        while they start or find no room.
         """
         queue: deque[Work] = deque(shards)
         retries: Counter[str] = Counter()
@@ -104,14 +104,14 @@ class Fleet:
             queue.extendleft(reversed(handed_back))
             failed = answer is None or isinstance(answer, ShardFailure)
             retries[shard.shard_id] += failed
-            if failed and retries[shard.shard_id] <= self._settings.max_retries:
+            if failed and retries[shard.shard_id] <= self._config.max_retries:
                 queue.append(shard)
             else:
                 yield shard, answer
 
     @contextmanager
     def sole_actor(self) -> Iterator[SoleActor]:
-        """Put one actor in the place of all others, for the time of the block."""
+        """End all actors, and give the block a single one."""
         self.stop()
         actor = SoleActor(self._start)
         try:
@@ -120,7 +120,7 @@ class Fleet:
             actor.stop()
 
     def stop(self) -> None:
-        """End all actors and give their resources back."""
+        """End all actors, which gives their resources back."""
         for actor in self._actors:
             ray.kill(actor.handle)
         self._actors = []
@@ -130,21 +130,21 @@ class Fleet:
         return any(actor.loaded and actor.calls for actor in self._actors)
 
     def _fill(self, queue: deque[Work]) -> None:
-        """Hand out shards evenly until every loaded actor has its share; start the actors that this takes.
+        """Start the actors that are missing, and hand out shards evenly until every loaded actor has enough of them.
 
-        A second shard is not handed out while actors that are still loading would then have none.
+        No actor gets a second shard while actors that are still loading would have none left.
         """
         for _ in range(min(self._plan.actors - len(self._actors), len(queue))):
             self._actors.append(_Actor(self._start()))
         loaded = [actor for actor in self._actors if actor.loaded]
-        for depth in range(1, self._settings.in_flight_per_actor + 1):
+        for depth in range(1, self._config.in_flight_per_actor + 1):
             kept = 0 if depth == 1 else len(self._actors) - len(loaded)
             for actor in loaded:
                 if len(queue) > kept and len(actor.calls) < depth:
                     actor.submit(queue.popleft())
 
     def _next_call(self) -> tuple[_Actor, Any]:
-        """Wait until a call of any actor has come to its end."""
+        """Wait until a call of any actor is finished."""
         calls = {call: actor for actor in self._actors for call in actor.calls}
         ready: list[Any] = []
         while not ready:
@@ -158,16 +158,16 @@ class Fleet:
         except RayError as error:
             self._bury(actor)
             self._failed_starts += 1
-            if self._failed_starts > self._settings.max_retries + self._plan.actors:
+            if self._failed_starts > self._config.max_retries + self._plan.actors:
                 raise _does_not_start(error) from error
         else:
             del actor.calls[call]
             actor.loaded, self._failed_starts = True, 0
 
     def _finish(self, actor: _Actor, call: Any) -> tuple[Work, Any, list[Work]]:
-        """A shard, its answer, and the shards that an actor which is gone had beside it.
+        """Return a shard, its answer, and the other shards of an actor that is gone.
 
-        Whichever shard ended the actor, its oldest is suspected: it is in the works the longest.
+        The oldest shard of a dead actor is suspected of its death, because the actor worked on it the longest.
         """
         shard = actor.calls[call]
         assert shard is not None, "a call of `work`"
@@ -179,37 +179,37 @@ class Fleet:
         return shard, answer, self._bury(actor) if _is_lost(answer) else []
 
     def _check_room(self) -> None:
-        """Raise `StableSamError` when no actor lives and for too long no node had room for one."""
+        """Raise `StableSamError` when no actor is loaded and no node has had room for one for too long."""
         cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's annotations are partial
         if any(actor.loaded for actor in self._actors) or fits(self._plan, cluster):
             self._homeless_since = None
             return
         now = time.monotonic()
         self._homeless_since = self._homeless_since or now
-        patience = max(_GRACE_S, self._settings.wait_for_nodes_s)
+        patience = max(_GRACE_S, self._config.wait_for_nodes_s)
         if now - self._homeless_since > patience:
-            asked = f"{self._plan.num_cpus:g} cores and {self._plan.num_gpus:g} GPUs"
-            raise StableSamError(f"no node of the Ray cluster had room for an actor of {asked} for {patience:g} s")
+            asked = f"num_cpus {self._plan.num_cpus:g} and num_gpus {self._plan.num_gpus:g}"
+            raise StableSamError(f"no node of the Ray cluster had room for an actor with {asked} for {patience:g} s")
 
     def _bury(self, lost: _Actor) -> list[Work]:
-        """Remove the actor; returns the shards that it had, oldest first."""
+        """Remove an actor; returns the shards that it had, oldest first."""
         ray.kill(lost.handle)
         self._actors.remove(lost)
         return [shard for shard in lost.calls.values() if shard is not None]
 
 
 class SoleActor:
-    """One actor that is called method by method, and replaced when it died."""
+    """A single actor whose methods are called one at a time, and which is replaced when it dies."""
 
     def __init__(self, start: Callable[[], Any]) -> None:
         self._start = start
         self._handle: Any = None
 
     def call(self, method: str, shard: Work, *arguments: Any) -> Any:
-        """What `method` returns for the shard; None: the process died of it.
+        """Return what `method` returns for the shard, or None when the process died.
 
-        Any other error of Ray is a `ShardFailure`. Raises the `StableSamError` that the actor returns, or one when it
-        dies while it loads.
+        Another error of Ray is returned as a `ShardFailure`. Raises the `StableSamError` that the actor returns, and
+        one when the actor dies while it loads.
         """
         if self._handle is None:
             self._handle = self._start()
@@ -233,9 +233,9 @@ class SoleActor:
 class _Actor:
     handle: Any
     calls: dict[Any, Work | None] = field(init=False)
-    """In flight, oldest first: what was called for, None for the call that loads the model."""
+    """Calls in flight, oldest first, with the work of each; None for the call that loads the model."""
     loaded: bool = False
-    """Only then it gets shards: one that waits for a place in the cluster would keep them."""
+    """Whether the model is loaded. Only then does the actor get shards: while it waits for room, it would keep them."""
 
     def __post_init__(self) -> None:
         self.calls = {self.handle.load.remote(): None}

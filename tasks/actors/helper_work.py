@@ -1,7 +1,7 @@
-"""What helpers do on nodes without a GPU, one piece of work at a time in each of their processes. Knows nothing of Ray.
+"""The work of helpers on nodes without a GPU, one piece at a time in each process. It does not know Ray.
 
-Image files are decoded, and masks encoded, in a child under the same limits as the model's: an image that crashes it,
-hangs in it or eats memory is tried twice and becomes failed rows with the reason, and the helper lives.
+Helpers decode images and encode masks in a child process under the limits of the model's child. An image that crashes
+the child, hangs in it or uses up its memory is tried twice, and its prompts become failed rows with the reason.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from tasks.actors.child_process import Limits, RefinerProcess
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelperWork:
-    """The three pieces of work of one run. Errors of stores are returned, as by `ShardActor`."""
+    """The three kinds of work that helpers do for one run. Errors of stores are returned, as by `ShardActor`."""
 
     manifest: RunManifest
-    """Its lists of shards are not needed, and travel with every piece of work."""
+    """Manifest of the run. It may leave out its lists of shards, because it travels with every piece of work."""
     input_side: int
-    """Of the model's square input, in pixels."""
+    """Side in pixels of the model's square input."""
     limits: Limits
+    """Limits of one image."""
 
     def prepare(self, prompts: tuple[Prompt, ...]) -> PreparedImage | list[RefinedMask] | StableSamError:
-        """Fetch, decode and downscale the image of `prompts`."""
+        """Fetch, decode and resize the image of `prompts`; returns failed masks when the image is wrong."""
         try:
             job = image_job(prompts, self.manifest.images_uri)
             answer = self._in_child(job)
@@ -42,9 +43,9 @@ class HelperWork:
         return answer
 
     def finish(self, image: InferredImage) -> list[RefinedMask]:
-        """Masks of original size and their scores, run-length encoded."""
+        """Make the masks of original size, run-length encoded, and their scores."""
         answer = self._in_child(image)
-        assert isinstance(answer, list), "the last stage"
+        assert isinstance(answer, list), "the last step"
         return answer
 
     def write(
@@ -54,7 +55,7 @@ class HelperWork:
         seconds: float,
         stage_seconds: Mapping[str, float],
     ) -> tuple[CommitRecord, bool] | StableSamError:
-        """See `write_part`; done again after a lost answer, it finds its own record."""
+        """Write and commit the rows of a shard with `write_part`, which may be repeated when its answer was lost."""
         try:
             return write_part(self.manifest, shard, rows, seconds=seconds, stage_seconds=stage_seconds)
         except StableSamError as error:
@@ -69,7 +70,7 @@ class HelperWork:
 
 
 class _Children:
-    """The one child of this process, for as long as it is asked for the same."""
+    """The child of this process, which is replaced when another one is asked for."""
 
     def __init__(self) -> None:
         self._made_for: tuple[ChildSettings, Limits] | None = None

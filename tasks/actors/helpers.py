@@ -1,7 +1,7 @@
 """Helpers for an actor on a GPU node: Ray tasks of one core on the nodes that have no GPU.
 
-The nodes are chosen here: Ray avoids GPU nodes for such tasks too, but only while others have room, and it prefers the
-node that holds a task's large arguments, which is the actor's own.
+This module chooses the nodes itself. Ray avoids GPU nodes for such tasks only while other nodes have room, and it
+prefers the node that holds the large arguments of a task, which is the actor's own.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tasks.actors.sizing import ActorPlan, helpers_each
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 5.0
 _TRIES = 2
-"""Helpers that are lost, with their node or without, before a piece of work is the actor's own. That condemns no image:
-the actor's child has limits as well, and says what an image does to it."""
+"""Number of helpers that may be lost, alone or with their node, before the actor does a piece of work itself. No image
+fails by that: the actor's child has limits as well, and finds out what the image does."""
 _PATIENCE_S = 60.0
-"""A node is given up, for as long again, that has work and from which nothing came for so long: its cores are others',
-or it is lost and Ray has not seen it yet. An image takes much less."""
+"""Seconds without an answer after which a node that has work is given up, for as long again. Others use its cores, or
+it is lost and Ray has not noticed yet; an image takes much less."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,16 +40,17 @@ class _Node:
     node_id: str
     cores: float
     in_hand: int = 0
+    """Pieces of work that the node has."""
     answered: float = 0.0
-    """When something last came back from it."""
+    """Monotonic time of the node's last answer."""
     given_up_until: float = 0.0
 
 
 class CpuHelpers:
-    """The helpers of one actor; several threads may call."""
+    """The helpers of one actor; several threads may call them at the same time."""
 
-    def __init__(self, settings: RayConfig, plan: ActorPlan) -> None:
-        self._settings = settings
+    def __init__(self, config: RayConfig, plan: ActorPlan) -> None:
+        self._config = config
         self._plan = plan
         self._nodes: dict[str, _Node] = {}
         self._looked = -inf
@@ -58,18 +59,18 @@ class CpuHelpers:
 
     @property
     def room(self) -> int:
-        """Images that may be in the helpers' hands at a time; 0 when there is no node for them."""
+        """Return how many images the helpers may have at a time; 0 when there is no node for helpers."""
         with self._lock:
-            return helpers_each(self._settings, self._plan, sum(node.cores for node in self._usable()))
+            return helpers_each(self._config, self._plan, sum(node.cores for node in self._usable()))
 
     def call(self, work: HelperWork, method: str, *arguments: Any) -> Any:
-        """What the method of `work` returns on a node without a GPU. Raises `NoHelperError`."""
+        """Call a method of `work` on a node without a GPU, and return its answer; raises `NoHelperError`."""
         for _ in range(_TRIES):
             node = self._take()
             try:
                 return self._call_on(node, work, method, arguments)
             except (RayError, _GivenUpError) as error:
-                _log.warning("a helper on node %s did not %s: ... %s", node.node_id, method, one_line(error)[-300:])
+                _log.warning("A helper on node %s could not %s: ... %s", node.node_id, method, one_line(error)[-300:])
                 if isinstance(error, (NodeDiedError, TaskUnschedulableError, _GivenUpError)):
                     node.given_up_until = time.monotonic() + _PATIENCE_S
             finally:
@@ -86,7 +87,7 @@ class CpuHelpers:
             if time.monotonic() - max(submitted, node.answered) > _PATIENCE_S:
                 with suppress(RayError):
                     ray.cancel(answer, force=True)
-                raise _GivenUpError(f"nothing came for {_PATIENCE_S:g} s")
+                raise _GivenUpError(f"no answer for {_PATIENCE_S:g} s")
         node.answered = time.monotonic()
         done, times = ray.get(answer)
         add_times(times)
@@ -119,7 +120,7 @@ class CpuHelpers:
 
 
 class _GivenUpError(Exception):
-    """Nothing came from the node for too long."""
+    """Raised when a node did not answer for too long."""
 
 
 def _work(keep_spans: bool, work: HelperWork, method: str, *arguments: Any) -> tuple[Any, Times]:

@@ -1,6 +1,6 @@
-"""A shard's CPU work done by helpers elsewhere, overlapped with the model's work here. Knows nothing of Ray.
+"""Give the CPU work of a shard to helpers on other nodes, while the model works here. It does not know Ray.
 
-Whatever the helpers do not do, because there are none any more, is done here, as it is where there never were any.
+Work that no helper does, because there are none any more, is done here, as where there never were any.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ Masks = Sequence[RefinedMask]
 
 
 class NoHelperError(Exception):
-    """Nobody did it: there is no node for helpers, or those that tried were lost."""
+    """Raised when no helper did the work: there is no node for helpers, or the helpers that tried were lost."""
 
 
 class Helpers(Protocol):
-    """Processes elsewhere that do one piece of work each."""
+    """Processes on other nodes, each of which does one piece of work at a time."""
 
     @property
     def room(self) -> int:
-        """Images that may be in their hands at a time; 0 when there are none."""
+        """Return how many images the helpers may have at a time; 0 when there are no helpers."""
         ...
 
     def call(self, work: HelperWork, method: str, *arguments: Any) -> Any:
-        """What the method of `work` returns there; waits for it, and puts what it took on the caller's clock.
+        """Call a method of `work` in a helper, wait for it, and return its answer.
 
-        Raises `NoHelperError`.
+        The times of the work are added to the caller's clock. Raises `NoHelperError`.
         """
         ...
 
 
 class Offload:
-    """The stages of a shard for `complete_shard`: the first and the last by helpers, the model's here."""
+    """The three steps of a shard for `complete_shard`: helpers do the first and the last, the model's is done here."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Offload:
         limits: Limits,
         work_class: type[HelperWork] = HelperWork,
     ) -> None:
-        """`limits`: of an image, at a helper as in the model's process."""
+        """Take the side in pixels of the model's square input, and the limits of one image in a helper."""
         self._helpers = helpers
         light = replace(manifest, shards=(), tombstones=())
         self._work = work_class(manifest=light, input_side=input_side, limits=limits)
@@ -68,7 +68,10 @@ class Offload:
     def fetch_jobs(
         self, manifest: RunManifest, prompts: Sequence[Prompt], poisoned: Mapping[str, str]
     ) -> Iterator[Job | list[RefinedMask]]:
-        """As `image_jobs`, but the images come prepared, or as failed masks."""
+        """Yield for each image what `image_jobs` yields, but prepared by a helper, or the failed masks of the image.
+
+        poisoned: reasons of images whose prompts become failed rows untouched, by image_id.
+        """
 
         def prepared(of_image: tuple[Prompt, ...]) -> Job | list[RefinedMask]:
             error = poisoned.get(of_image[0].image_id)
@@ -86,7 +89,10 @@ class Offload:
     def refine_jobs(
         self, infer: Callable[[Iterator[Job | list[RefinedMask]]], Iterator[Answer]]
     ) -> Callable[[Iterator[Job | list[RefinedMask]]], Iterator[Masks | Future[Masks]]]:
-        """`infer` is the model's; a bounded number of images is being finished while it works on."""
+        """Return a function that refines jobs with the model, while helpers finish a bounded number of images.
+
+        infer: yields the model's answer to each job.
+        """
 
         def refine(jobs: Iterator[Job | list[RefinedMask]]) -> Iterator[Masks | Future[Masks]]:
             depth = max(1, self._helpers.room)
@@ -97,7 +103,7 @@ class Offload:
                     if isinstance(answer, list):
                         yield answer
                         continue
-                    assert isinstance(answer, InferredImage), "what comes from a model"
+                    assert isinstance(answer, InferredImage), "the answer of a model"
                     if len(unfinished) == depth:
                         wait([unfinished.popleft()])
                     unfinished.append(pool.submit(finish, answer))
@@ -116,7 +122,7 @@ class Offload:
         seconds: float,
         stage_seconds: Mapping[str, float],
     ) -> tuple[CommitRecord, bool]:
-        """As `write_part`."""
+        """Have a helper write and commit the rows of a shard with `write_part`, and return what it returns."""
         try:
             written: tuple[CommitRecord, bool] = self._call("write", shard, rows, seconds, stage_seconds)
         except NoHelperError:

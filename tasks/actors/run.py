@@ -1,10 +1,10 @@
-"""A run's shards, or an evaluation's shares, through a fleet of actors.
+"""Send the shards of a run, or the shares of an evaluation, through a fleet of actors.
 
-What crosses is a shard's plan (a few hundred bytes) and a report of the same size; prompts, pixels and masks never do.
-An evaluation's share takes its pictures' true masks along, run-length encoded, and its records back.
+An actor gets the plan of a shard, a few hundred bytes, and returns a report of the same size: prompts, pixels and masks
+never travel. A share of an evaluation takes its true masks along, run-length encoded, and returns records.
 
-An image that ends the process of the model costs no actor (`tasks.actors.child_process`); a shard that keeps ending
-whole actors or nodes is searched for the images that do it, whose prompts become failed rows.
+An image that ends the process of the model ends no actor (`tasks.actors.child_process`). A shard that keeps ending
+whole actors or nodes is searched for the images that do so, whose prompts become failed rows.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ from tasks.actors.evaluation_actor import EvaluationActor, EvaluationShare, Scor
 from tasks.actors.fleet import SoleActor, fleet_of, pickled
 from tasks.actors.shard_actor import ShardActor, ShardFailure, reason
 
-POISON_REASON = "refining this image ended its actor, 2 times (killed, or its node out of memory)"
+POISON_REASON = "refining this image ended its actor twice (the actor was killed, or its node was out of memory)"
+"""Error of the failed rows of an image that ends its actor."""
 
 
 def run_shards(
     manifest_uri: str,
     shards: Sequence[ShardPlan],
-    settings: RayConfig,
+    config: RayConfig,
     *,
     device: str = "auto",
     load: LoadRefiner = load_refiner,
     actor_class: type[ShardActor] = ShardActor,
 ) -> Iterator[ShardReport | ShardFailure]:
-    """Have every shard refined and committed; yields one outcome for each, as they come.
+    """Have every shard refined and committed, and yield one outcome for each, in the order in which they finish.
 
-    device: where the actors' model runs, as in `RefinerConfig`; the manifest's own is not used. load: makes that model.
-    Raises `StableSamError` for what would fail every shard: weights, configuration, credentials, actors that do not
+    device: device of the actors' models, as `RefinerConfig.device`, in the place of the manifest's. load: loads the
+    model. Raises `StableSamError` for what would fail every shard: weights, config, credentials, and actors that do not
     start.
     """
     if not shards:
         return
-    arguments = (manifest_uri, device, pickled(load), settings)
+    arguments = (manifest_uri, device, pickled(load), config)
     deadly: list[ShardPlan] = []
-    # Calls run side by side: one shard is refined, another is fetched or written.
-    with fleet_of(actor_class, arguments, len(shards), settings, concurrency=settings.in_flight_per_actor) as fleet:
+    # Calls of one actor overlap: while one shard is refined, another is fetched or written.
+    with fleet_of(actor_class, arguments, len(shards), config, concurrency=config.in_flight_per_actor) as fleet:
         for shard, outcome in fleet.run(shards):
             if outcome is None:
                 deadly.append(shard)
@@ -59,32 +60,32 @@ def run_shards(
 def score_shares(
     evaluation: EvaluationConfig,
     shares: Sequence[EvaluationShare],
-    settings: RayConfig,
+    config: RayConfig,
     *,
     actor_class: type[EvaluationActor] = EvaluationActor,
 ) -> Iterator[ScoredShare]:
-    """Have the pictures of every share scored; yields the shares as they come, each once.
+    """Have the images of every share scored, and yield the scored shares in the order in which they finish.
 
-    Raises `StableSamError` when one of them cannot be: figures of a part of the pictures would be other figures.
+    Raises `StableSamError` when a share cannot be scored, because figures without its images would not be comparable.
     """
-    with fleet_of(actor_class, (evaluation,), len(shares), settings) as fleet:
+    with fleet_of(actor_class, (evaluation,), len(shares), config) as fleet:
         for share, outcome in fleet.run(shares):
             if outcome is None:
                 raise StableSamError(
-                    f"{share.shard_id}: a picture there ends the process that evaluates it, every time"
+                    f"{share.shard_id}: one of these images ends the process that scores it, every time"
                 )
             if isinstance(outcome, ShardFailure):
-                raise StableSamError(f"{outcome.shard_id}: cannot be evaluated: {outcome.error}")
+                raise StableSamError(f"{outcome.shard_id}: these images cannot be scored: {outcome.error}")
             yield outcome
 
 
 def _refine_around_killers(actor: SoleActor, shard: ShardPlan) -> ShardReport | ShardFailure:
-    """Find the images that end their actor by trying one after the other, then refine the shard without them.
+    """Find the images that end their actor by trying them one after the other, and refine the shard without them.
 
-    This is for what takes the actor or its node along, as a node without memory does. One by one costs each image one
-    more pass and one new actor for each death; halving would cost new actors, which are dearer. An image is condemned
-    by two deaths, since one may be the machine's fault. Where the search itself fails, no image is condemned and the
-    shard waits for the next run.
+    These are images that end the whole actor or its node, for instance because the node is out of memory. Trying them
+    one by one costs one more pass for each image; halving the shard would cost more new actors, which is dearer. An
+    image is given up after two deaths, because the machine may have caused one. Where the search itself fails, no image
+    is given up and the shard is left to the next start of the run.
     """
     poisoned: dict[str, str] = {}
     try:
@@ -99,6 +100,8 @@ def _refine_around_killers(actor: SoleActor, shard: ShardPlan) -> ShardReport | 
             poisoned[image_id] = POISON_REASON
     answer: ShardReport | ShardFailure | None = actor.call("work", shard, poisoned)
     if answer is None:
-        problem = "ends its actor, though none of its other images does alone; try a smaller shard_images"
+        problem = (
+            "this shard ends its actor, although none of its other images does so alone; try a smaller shard_images"
+        )
         return ShardFailure(shard_id=shard.shard_id, error=problem)
     return answer

@@ -1,4 +1,4 @@
-"""Ray for the time of a run: one that already runs in this process, a cluster, or a local one on loopback only."""
+"""Have Ray for the time of a run: the Ray of this process, a cluster, or a local Ray that listens on loopback only."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError, StableSamError, one_line
 
 _STARTS = 3
-"""Ray gives its own processes 30 s to start, which a busy machine may not manage the first time."""
+"""Number of tries to start a local Ray, which gives its processes 30 s: too little for a busy machine at first."""
 _CONNECT_S = 20.0
-"""For the cluster's head to take a connection. Ray's client asks a dead one for many minutes."""
+"""Seconds to wait for a connection to the cluster's head. Ray itself would wait for many minutes."""
 
 
 @contextmanager
-def ray_session(settings: RayConfig) -> Iterator[None]:
-    """Connect or start, and end what was begun here.
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Connect to Ray or start it for the block, and disconnect or stop it afterwards.
 
-    Raises `ConfigError` when there is no such cluster, `StableSamError` when a local Ray does not start.
+    A Ray that already runs in this process is used and left running. Raises `ConfigError` when there is no such
+    cluster, and `StableSamError` when a local Ray does not start.
     """
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Under `uv run` the workers would otherwise build the environment again.
+    # Without this, the workers would build the environment again under `uv run`.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if settings.address is None:
-        _start_local(settings.object_store_mb)
+    if config.address is None:
+        _start_local(config.object_store_mb)
     else:
-        _connect(settings.address)
+        _connect(config.address)
     try:
         yield
     finally:
@@ -49,11 +50,13 @@ def _connect(address: str) -> None:
         _reach(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
         ray.init(address=address, **_quiet())
     except (OSError, ValueError, RayError) as error:
-        raise ConfigError(f"ray.address: no Ray cluster at {address}: {one_line(error)[:300]}") from None
+        raise ConfigError(
+            f"ray.address: expected a Ray cluster at {address}, found none: {one_line(error)[:300]}"
+        ) from None
 
 
 def _reach(address: str) -> None:
-    """Raise OSError when nothing listens at host:port; other forms of an address are Ray's to judge."""
+    """Raise OSError when nothing listens at an address host:port; Ray checks other forms of an address."""
     if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
         socket.create_connection((found[1], int(found[2])), timeout=_CONNECT_S).close()
 
@@ -67,7 +70,7 @@ def _start_local(object_store_mb: int) -> None:
             ray.shutdown()
             if attempt == _STARTS - 1:
                 problem = f"{type(error).__name__}: {one_line(error)[:300]}"
-                raise StableSamError(f"Ray does not start on this machine (too busy?): {problem}") from error
+                raise StableSamError(f"Ray did not start on this machine, which may be too busy: {problem}") from error
         else:
             return
 

@@ -1,4 +1,4 @@
-"""The actor that refines shards: a plain class, which `tasks.actors.fleet` runs in processes of their own."""
+"""The actor that refines shards: a plain class, which `tasks.actors.fleet` makes remote."""
 
 from __future__ import annotations
 
@@ -27,39 +27,43 @@ from tasks.actors.sizing import ActorPlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFailure:
-    """A shard that could not be finished; the same run started again takes it up."""
+    """The outcome of a shard that could not be finished; the run tries it again when it is started again."""
 
     shard_id: str
     error: str
-    """One line."""
+    """What went wrong, in one line."""
     actor_is_lost: bool = False
-    """True when the actor lives but fails for good, as after a lost GPU; it is replaced."""
+    """Whether the actor lives but would fail every shard, as after a lost GPU. It is replaced."""
 
 
 class ShardActor:
-    """Refines shards of one run; its model is in a child, which an image may kill.
+    """Refines shards of one run, with the model in a child process, which an image may kill.
 
-    Reading, fetching, encoding and writing happen here, beside the child's work: while it refines one shard, the next
-    one's images are fetched and the last one's rows are written, each by a thread that calls `work`. Where the cluster
-    has nodes without a GPU, helpers there do most of it (`tasks.actors.offload`).
-    A plain class: `tasks.actors.run.run_shards` makes it an actor. Its methods return errors instead of raising them,
-    so an exception at the caller means that the process is gone, or that Ray itself failed.
+    Several threads may call `work`. While the child refines one shard, the images of the next shard are fetched and the
+    rows of the previous one are written here. Where the cluster has nodes without a GPU, helpers there do most of this
+    work (`tasks.actors.offload`).
+
+    The methods return errors instead of raising them, so an exception at the caller means that the process is gone or
+    that Ray itself failed.
     """
 
     helper_work: ClassVar[type[HelperWork]] = HelperWork
 
-    def __init__(self, manifest_uri: str, device: str, load: bytes, settings: RayConfig, plan: ActorPlan) -> None:
-        """`load`: a pickled `refiner_child.LoadRefiner`, or any other of its kind."""
+    def __init__(self, manifest_uri: str, device: str, load: bytes, ray_config: RayConfig, plan: ActorPlan) -> None:
+        """Take the run and the device of its model.
+
+        load: a pickled `tasks.actors.child.LoadRefiner`.
+        """
         self._manifest_uri = manifest_uri
         self._device = device
         self._load = load
-        self._settings = settings
-        self._limits = Limits(seconds=settings.image_timeout_s, memory_mb=settings.image_memory_mb)
+        self._ray_config = ray_config
+        self._limits = Limits(seconds=ray_config.image_timeout_s, memory_mb=ray_config.image_memory_mb)
         self._plan = plan
         self._turn = threading.Lock()
 
     def load(self) -> StableSamError | bool:
-        """Read the manifest and the weights; returns True, or what is wrong with them for every shard alike."""
+        """Read the manifest and load the model; returns True, or the error that every shard would meet."""
         try:
             with self._turn:
                 check_model(self._process.start(), self.manifest)
@@ -72,21 +76,24 @@ class ShardActor:
     def work(
         self, shard: ShardPlan, poisoned: Mapping[str, str] | None = None
     ) -> ShardReport | ShardFailure | StableSamError:
-        """Refine and commit one shard; the images in `poisoned` (image id -> reason) become failed rows untouched."""
+        """Refine and commit one shard.
+
+        poisoned: reasons of images whose prompts become failed rows untouched, by image_id.
+        """
         try:
             return self._complete(shard, poisoned)
         except (ConfigError, CredentialsError, WeightsError) as error:
-            return error  # every other shard would meet it too
+            return error  # every other shard would meet this error too
         except StableSamError as error:
             return ShardFailure(shard_id=shard.shard_id, error=reason(error))
         except Exception as error:
-            # An image's trouble is rows by now; what passes is a lost GPU or as bad.
+            # Images that are wrong are failed rows by now. What is raised here is a lost GPU or similar.
             return ShardFailure(shard_id=shard.shard_id, error=reason(error), actor_is_lost=True)
 
     def probe(self, shard: ShardPlan, image_id: str) -> bool | ShardFailure:
-        """Do the work of one image and write nothing; returns True when the actor survives it, whatever came out.
+        """Refine one image and write nothing; returns True when the actor survives, whatever the masks are.
 
-        A shard or a store that cannot be read says nothing of the image and is a `ShardFailure`.
+        Returns a `ShardFailure` when the shard cannot be read, which says nothing about the image.
         """
         try:
             prompts = [prompt for prompt in read_shard(shard.uri) if prompt.image_id == image_id]
@@ -98,30 +105,30 @@ class ShardActor:
         return True
 
     def close(self) -> None:
-        """End the model's process; Ray's end of an actor does it too."""
+        """End the child process; it also ends when Ray ends the actor."""
         self._process.stop()
 
     @cached_property
     def manifest(self) -> RunManifest:
-        """The run this actor works for."""
+        """Return the manifest of the run that the actor works for."""
         return read_manifest(self._manifest_uri)
 
     @cached_property
     def _helpers(self) -> Helpers | None:
-        if self._plan.num_gpus == 0 or self._settings.helpers == 0:
+        if self._plan.num_gpus == 0 or self._ray_config.helpers == 0:
             return None
-        from tasks.actors.helpers import CpuHelpers  # not above: this class works without Ray
+        from tasks.actors.helpers import CpuHelpers  # imported here because this class works without Ray
 
-        return CpuHelpers(self._settings, self._plan)
+        return CpuHelpers(self._ray_config, self._plan)
 
     def _complete(self, shard: ShardPlan, poisoned: Mapping[str, str] | None) -> ShardReport:
-        clock = StageClock(spans=SPANS_OF_A_SHARD if self._settings.profile else 0)
+        clock = StageClock(spans=SPANS_OF_A_SHARD if self._ray_config.profile else 0)
         report = self._complete_by(clock, shard, poisoned)
-        if self._settings.profile and not report.reused:
+        if self._ray_config.profile and not report.reused:
             try:
                 write_spans(self.manifest, shard.shard_id, f"{platform.node()}:{os.getpid()}", clock.times())
-            except StorageError as error:  # the shard is committed: a profile must not make it a failed one
-                logging.getLogger(__name__).warning("the profile has no spans of shard %s: %s", shard.shard_id, error)
+            except StorageError as error:  # the shard is committed, and a missing profile must not make it fail
+                logging.getLogger(__name__).warning("The profile has no spans of shard %s: %s", shard.shard_id, error)
         return report
 
     def _complete_by(self, clock: StageClock, shard: ShardPlan, poisoned: Mapping[str, str] | None) -> ShardReport:
@@ -153,11 +160,11 @@ class ShardActor:
             config=config,
             threads=self._plan.threads,
             images_at_once=self._plan.images_at_once,
-            keep_spans=self._settings.profile,
+            keep_spans=self._ray_config.profile,
         )
         return RefinerProcess(settings, self._limits)
 
 
 def reason(error: BaseException) -> str:
-    """One line of any error; its type too when it was not raised on purpose."""
+    """Return an error in one line, with its type when it is not a `StableSamError`."""
     return str(error) if isinstance(error, StableSamError) else f"{type(error).__name__}: {one_line(error)[:300]}"

@@ -34,7 +34,7 @@ SETTINGS = EvaluationConfig(
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two sets of three pictures with two objects each; a share holds two pictures."""
-    monkeypatch.setattr(evaluation_actor, "SHARE_PICTURES", 2)
+    monkeypatch.setattr(evaluation_actor, "SHARE_IMAGES", 2)
     noise = np.random.default_rng(0)
     for name in ("a", "b"):
         folder = tmp_path / "data" / name
@@ -96,5 +96,5 @@ def test_an_actor_that_dies_once_costs_nothing_and_one_that_always_dies_is_said(
     assert died.exists()
     assert sorted(share.number for share in scored) == [0, 1, 2, 3]
     once = False
-    with pytest.raises(StableSamError, match=r"^a, pictures 2\.png to 2\.png: a picture there ends the process"):
+    with pytest.raises(StableSamError, match=r"^a, images 2\.png to 2\.png: one of these images ends the process"):
         list(score_shares(SETTINGS, shares[:2], ray, actor_class=DyingActor))

@@ -238,11 +238,11 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     first = shown()
     assert "9 new, 0 changed, 0 withdrawn, 0 unchanged" in first
     assert "9 prompts on 3 images, in 3 shards" in first
-    assert "not known; no run with these settings was measured" in first
+    assert "not known: this table has no measured run with this config" in first
     assert not Path(job["output_uri"]).exists()
     night(job)
     files = list_files(job["output_uri"])
-    assert "Nothing to do." in shown()
+    assert "There is nothing to do." in shown()
     edit(annotations, lambda document: document["annotations"].pop(0))
     edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
     later = shown()
@@ -278,11 +278,11 @@ def test_a_dry_run_plans_with_the_calibration_that_a_run_routes_by(
     untouched = shown()
     assert "0 new, 0 changed, 0 withdrawn, 6 unchanged" in untouched
     assert "To refine: 0 prompts" in untouched
-    assert "How long: about" in untouched
+    assert "It takes about" in untouched
     edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
     changed = shown()
-    assert "To refine: 1 prompts on 1 images, in 1 shards." in changed
-    assert "How long: about" in changed
+    assert "To refine: 1 prompt on 1 image, in 1 shard." in changed
+    assert "It takes about" in changed
 
 
 def test_failed_prompts_and_other_settings_are_refined_again_when_asked(
@@ -361,11 +361,11 @@ def test_a_backfill_runs_each_date_once_and_never_leaves_an_older_one(
     backfill("2025-11-20", "2025-11-22")
     assert published() == ["2025-11-20", "2025-11-22"]
     # Once more: all is there, also the day that changed nothing.
-    assert backfill("2025-11-20", "2025-11-22").count("the table has it") == 3
+    assert backfill("2025-11-20", "2025-11-22").count("already in the table") == 3
     # A day in the middle was corrected: it and what follows is run, but only when the table ends where it was.
     write(1, [50])
     assert "the table already stands at 2025-11-22" in backfill("2025-11-20", "2025-11-21")
-    assert backfill("2025-11-20", "2025-11-22").count("the table has it") == 1
+    assert backfill("2025-11-20", "2025-11-22").count("already in the table") == 1
     assert published() == ["2025-11-20", "2025-11-22", "2025-11-21", "2025-11-22"]
     widths = {key: row["box_xyxy"][2] - 5 for key, row in newest(job).items() if row["status"] == "ok"}
     assert widths == {"0": 30, "1": 40}

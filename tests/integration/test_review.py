@@ -299,9 +299,9 @@ def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert printed.startswith("Dry run: nothing was written. 1 corrected, 0 confirmed, 1 rejected; 7 unchanged")
     assert told == f"not imported: {out}/instances.json: annotation 99: a new object without a prompt_id\n"
     printed, _ = run(*arguments, "--reviewer", "ann")
-    assert "1 corrected, 0 confirmed, 1 rejected; 7 unchanged, 0 in the table already, 1 not imported." in printed
+    assert "1 corrected, 0 confirmed, 1 rejected; 7 unchanged, 0 already in the table, 1 not imported." in printed
     printed, _ = run(*arguments)
-    assert printed == "Nothing to import: 7 unchanged, 2 in the table already, 1 not imported.\n"
+    assert printed == "Nothing to import: 7 unchanged, 2 already in the table, 1 not imported.\n"
     for wrong, message in {
         ("--format", "voc"): "error: format: expected coco,",
         ("--from", join(job.root, "nothing")): "error: ",

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.commands.options import read_settings
+from flows.commands.options import read_config
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
 from tasks.actors.sizing import plan_actors
@@ -66,7 +66,7 @@ def test_a_profile_of_a_dry_run_is_refused() -> None:
 def test_model_option_replaces_the_file_s_model(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("refiner: {model: nano, jitter_count: 3}\n")
-    settings = read_settings(str(path), "tiny")
+    settings = read_config(str(path), "tiny")
     assert (settings.refiner.model, settings.refiner.jitter_count) == ("tiny", 3)
 
 
@@ -74,12 +74,12 @@ def test_model_option_refuses_weights_of_another_model(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("refiner: {model: vit_b, checkpoint_uri: b.pth}\n")
     with pytest.raises(ConfigError, match="names weights for vit_b"):
-        read_settings(str(path), "vit_l")
+        read_config(str(path), "vit_l")
 
 
 def test_model_option_refuses_unknown_models() -> None:
     with pytest.raises(ConfigError, match="--model: refiner.model: .* got 'sam3'"):
-        read_settings(None, "sam3")
+        read_config(None, "sam3")
 
 
 @pytest.mark.parametrize(

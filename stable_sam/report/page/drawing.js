@@ -1,6 +1,7 @@
-// Elements, and a prompt with its mask drawn over its picture.
+// Makes elements of the page, and draws a prompt and its mask over their picture.
+// A picture is what the page holds of an image: the whole image reduced, or a crop.
 
-// `text` always becomes text: nothing of the table is ever read as markup.
+// Texts of the table become text nodes and are never read as markup.
 function node(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -21,7 +22,7 @@ function mark(outcome) {
   return drawn;
 }
 
-// Pictures stand at the end of the page, behind this script: while it loads some are not there yet.
+// Pictures are at the end of the page, after this script, so some are missing until the page is loaded.
 function pictureAddress(name) {
   const element = document.getElementById(name);
   return element?.nextElementSibling || document.readyState !== "loading"
@@ -40,9 +41,9 @@ function pointShapes([x, y, label]) {
   return [shape("path", { class: `${name} casing`, d }), shape("path", { class: name, d })];
 }
 
-// An SVG whose units are pixels of the upright image, or why there is no picture.
+// An SVG in pixels of the upright image, or a text that says why there is no picture.
 function drawn(entry) {
-  if (entry.note) return node("span", {}, `No picture: ${entry.note}`);
+  if (entry.note) return node("span", {}, `The image cannot be shown: ${entry.note}`);
   const [left, top, right, bottom] = entry.frame;
   const svg = shape("svg", { role: "img", "aria-label": described(entry) });
   const place = { x: left, y: top, width: right - left, height: bottom - top, preserveAspectRatio: "none" };
@@ -58,7 +59,7 @@ function drawn(entry) {
   return svg;
 }
 
-// The part of the picture around prompt and mask, widened to a shape (width / height) and moved inside the picture.
+// The window around prompt and mask, widened to a ratio of width to height and moved inside the picture.
 function around(entry, ratio) {
   const [x0, y0, x1, y1] = entry.window, [left, top, right, bottom] = entry.frame;
   const width = Math.max(x1 - x0, (y1 - y0) * ratio), height = width / ratio;
@@ -80,9 +81,10 @@ document.addEventListener("DOMContentLoaded", () => {
 
 const named = (entry) => entry.category ?? "prompt";
 const verdictOr = (entry) => entry.verdict ?? entry.outcome;
+const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const fileName = (uri) => (uri ?? "").split("/").pop();
 
 function described(entry) {
-  const mask = entry.mask ? `, mask of ${entry.area} pixels` : ", no mask";
+  const mask = entry.mask ? `, mask of ${counted(entry.area, "pixel")}` : ", no mask";
   return `${named(entry)}, ${verdictOr(entry)}: ${entry.weak ?? "no prompt"}${mask}`;
 }

@@ -1,4 +1,4 @@
-// The gallery: which entries are shown, in what order, and the cards that are near the window.
+// The gallery: chooses and sorts the entries, and draws the cards that are near the window.
 
 const { scores: knownScores, entries } = JSON.parse(document.getElementById("data").textContent);
 const outcomes = ["accept", "review", "reject", "failed", "reviewed"];
@@ -32,7 +32,7 @@ function chosenOutcome() {
   return document.querySelector("#outcomes :checked").value;
 }
 
-// Options of a select with how many entries each has; its label stays hidden while there is nothing to choose.
+// Fills a select with the values of the entries and their counts; its label stays hidden for a single value.
 function fill(select, key, none) {
   const counts = new Map();
   for (const entry of entries) counts.set(key(entry), (counts.get(key(entry)) ?? 0) + 1);
@@ -63,7 +63,7 @@ function refresh() {
   rendered = 0;
   byId("none").hidden = found.length > 0;
   byId("count").value = found.length === entries.length
-    ? `${number(entries.length)} prompts` : `${number(found.length)} of ${number(entries.length)} prompts`;
+    ? counted(entries.length, "prompt") : `${number(found.length)} of ${counted(entries.length, "prompt")}`;
   renderMore();
 }
 
@@ -72,7 +72,7 @@ function renderMore() {
   rendered += cards.length;
   byId("cards").append(...cards);
   cards.forEach((made) => near.observe(made));
-  // The observer only tells of changes: when the end is still near after these cards, it is asked again.
+  // The observer reports only changes, so it is started again in case the end is still near after these cards.
   end.unobserve(byId("more"));
   if (rendered < found.length) end.observe(byId("more"));
 }
@@ -106,7 +106,7 @@ function card(entry, index) {
   entryOf.set(made, entry);
   return made;
 }
-// The first four of these that an entry has.
+// A card shows the first four of these scores that its entry has.
 const onCard = ["true_iou", "quality", "prompt_stability", "predicted_iou", "box_agreement", "stability_score"];
 
 function setOverlay(name, on) {

@@ -1,4 +1,4 @@
-// Keys, light and dark, and the start.
+// Handles the keys and the light and dark theme, and starts the page.
 
 const help = byId("help"), root = document.documentElement;
 const columns = () => getComputedStyle(byId("cards")).gridTemplateColumns.split(" ").length;

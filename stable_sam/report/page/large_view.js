@@ -1,4 +1,4 @@
-// The large view of one entry: zoom, overlays, every fact.
+// The large view of one entry: its picture with zoom and overlays, and all its facts.
 
 const large = byId("large"), stage = byId("stage");
 let opened = 0, view = null;
@@ -32,7 +32,7 @@ function showExplanation(entry) {
   if (entry.explanation) details.querySelector("img").src = pictureAddress(entry.explanation);
 }
 
-// What the stage shows, in pixels of the image: the object, or the whole picture.
+// Shows the object, or the whole picture.
 function look(what) {
   const entry = found[opened];
   if (entry.note) return;
@@ -93,17 +93,17 @@ function facts(entry) {
   return [
     node("div", { class: `badge ${entry.outcome}` }, mark(entry.outcome), entry.verdict ? `${entry.outcome}: ${entry.verdict}` : entry.outcome),
     node("p", {}, entry.reason ?? ""),
-    ...(entry.unexplained ? [node("p", { class: "quiet" }, `Not explained: ${entry.unexplained}`)] : []),
+    ...(entry.unexplained ? [node("p", { class: "quiet" }, `What the decoder attends to is not shown: ${entry.unexplained}`)] : []),
     ...(rated.length ? [node("h3", {}, "Scores"), node("dl", { class: "rated" }, ...rated)] : []),
     node("h3", {}, "Prompt and mask"),
     node("dl", {}, ...rows([
       ["weak prompt", entry.weak], ["detector score", entry.detector?.toFixed(3)],
-      ["mask", entry.area === undefined ? "none" : `${number(entry.area)} pixels`],
-      ["tight box", tight], ["gain over the filled box", entry.gain?.toFixed(3)], ["refined further by", entry.second_pass], ["asked in", entry.view],
+      ["mask", entry.area === undefined ? "none" : counted(entry.area, "pixel")],
+      ["tight box", tight], ["expected gain over the filled box", entry.gain?.toFixed(3)], ["second pass", entry.second_pass], ["segmented in", entry.view],
       ["changed", entry.change === undefined ? undefined : `${(100 * entry.change).toFixed(1)} % since revision ${entry.changed_from}`],
       ...(entry.attributes ?? []),
     ])),
-    node("h3", {}, "Where it comes from"),
+    node("h3", {}, "Source"),
     node("dl", {}, ...rows([
       ["image", entry.image], ["pixels", size], ["prompt", entry.id], ["annotations", entry.source],
       ["revision", String(entry.revision)], ["night", entry.night],
@@ -119,7 +119,7 @@ const actions = {
     if (!found[opened].before) return;
     const on = stage.firstElementChild.classList.toggle("with-before");
     action("before").setAttribute("aria-pressed", on);
-    // It may have been elsewhere.
+    // The previous mask may lie outside of what is shown.
     look(on ? "all" : "object");
   },
 };

@@ -1,7 +1,7 @@
-// COCO's compressed run lengths to the exact outline of the mask's pixels.
+// Turns COCO's compressed run lengths into the exact outline of a mask's pixels.
 
-// Lengths of the runs down the columns: background, mask, background ... Each number is written in groups of five bits,
-// lowest first, and from the third on as the difference to the number two before it.
+// Decodes the lengths of the runs down the columns, which are background, mask, background ... Each number is written in
+// groups of five bits, lowest first. From the third number on it is the difference to the number two before it.
 function runLengths(text) {
   const lengths = [];
   for (let at = 0; at < text.length; ) {
@@ -18,7 +18,7 @@ function runLengths(text) {
   return lengths;
 }
 
-// For each column the y at which the mask begins, ends, begins ...
+// Lists for each column every y at which the mask begins, ends, begins ...
 function columnBorders(mask) {
   const [height, width] = mask.size;
   const columns = Array.from({ length: width }, () => []);
@@ -27,7 +27,7 @@ function columnBorders(mask) {
     const end = Math.min(start + length, height * width);
     for (let at = start; index % 2 && at < end; ) {
       const x = Math.floor(at / height), top = at - x * height, stop = Math.min(end, (x + 1) * height);
-      // A run of no background between two of mask makes them one.
+      // Two runs of mask with an empty run of background between them are one.
       if (columns[x].at(-1) === top) columns[x].pop();
       else columns[x].push(top);
       columns[x].push(stop - x * height);
@@ -38,7 +38,8 @@ function columnBorders(mask) {
   return columns;
 }
 
-// The data of an SVG path along the borders of the pixels, for fill-rule evenodd. Edges run clockwise around the mask.
+// Makes the data of an SVG path along the borders of the pixels, for the fill rule evenodd. Edges run clockwise around
+// the mask.
 function outline(mask) {
   const [height, width] = mask.size;
   const columns = columnBorders(mask), next = new Map(), second = new Map();

@@ -165,7 +165,7 @@ def test_a_lost_gpu_is_no_images_fault() -> None:
 def test_what_is_wrong_with_the_model_is_said() -> None:
     with pytest.raises(WeightsError, match="no such weights"):
         process(checkpoint_uri="missing.pth").start()
-    with pytest.raises(StableSamError, match=r"ends while it starts: .*exit code 4"):
+    with pytest.raises(StableSamError, match=r"ended while it started: .*exit code 4"):
         process(checkpoint_uri="die").start()
 
 

@@ -19,7 +19,7 @@ def test_a_cluster_that_is_gone_is_an_error_at_once() -> None:
         free.bind(("127.0.0.1", 0))  # and nobody listens
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with (
-            pytest.raises(ConfigError, match=f"ray.address: no Ray cluster at {address}: .*refused"),
+            pytest.raises(ConfigError, match=f"ray.address: expected a Ray cluster at {address}, .*refused"),
             ray_session(RayConfig(address=address)),
         ):
             pass
@@ -27,7 +27,7 @@ def test_a_cluster_that_is_gone_is_an_error_at_once() -> None:
 
 def test_an_address_that_is_none_is_an_error() -> None:
     with (
-        pytest.raises(ConfigError, match="ray.address: no Ray cluster at nowhere.invalid:6379"),
+        pytest.raises(ConfigError, match="ray.address: expected a Ray cluster at nowhere.invalid:6379"),
         ray_session(RayConfig(address="nowhere.invalid:6379")),
     ):
         pass

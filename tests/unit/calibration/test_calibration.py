@@ -51,7 +51,7 @@ def made_up(count: int, seed: int = 0) -> tuple[LabelledMasks, NDArray[np.float6
             iou=np.where(good, 0.9, 0.3) + rng.random(count) / 20,
             box_iou=np.full(count, np.nan),
             object_share=np.full(count, np.nan),
-            pictures=np.array([f"s/{number // 4}" for number in range(count)]),
+            images=np.array([f"s/{number // 4}" for number in range(count)]),
             sets=np.full(count, "s"),
             kinds=np.full(count, "noisy-box"),
         ),
@@ -243,12 +243,12 @@ def test_what_a_calibration_says_counts_and_not_where_it_lies() -> None:
 def test_a_promise_is_never_checked_on_masks_that_people_chose() -> None:
     drawn, _ = made_up(3000)
     chosen = replace(made_up(3000, 1)[0], iou=np.zeros(3000), kinds=np.full(3000, REVIEWED))
-    chosen = replace(chosen, pictures=np.char.add("t/", chosen.pictures))
+    chosen = replace(chosen, images=np.char.add("t/", chosen.images))
     fitted, checked = divide(joined(drawn, chosen), 0)
     assert set(checked.kinds) == {"noisy-box"}
     assert len(checked) == len(divide(drawn, 0)[1])
     assert len(fitted) + len(checked) == 6000
-    with pytest.raises(InputError, match="got 3000 that people chose to review; add --records or --data"):
+    with pytest.raises(InputError, match="got 3,000 masks that people chose to review; add --records or --data"):
         divide(chosen, 0)
 
 
@@ -259,7 +259,7 @@ def test_the_promise_is_of_the_table_when_a_sample_of_it_was_reviewed() -> None:
     for seed in range(3):
         table, probability = made_up(20_000, seed + 10)
         worse = np.where(np.random.default_rng(seed).random(20_000) < 0.15, 0.2, table.iou)
-        table = replace(table, iou=worse, pictures=np.char.add("t/", table.pictures))
+        table = replace(table, iou=worse, images=np.char.add("t/", table.images))
         sample = np.zeros(20_000, bool)
         sample[np.random.default_rng(seed).permutation(20_000)[:1500]] = True
         worst = np.zeros(20_000, bool)
@@ -268,7 +268,7 @@ def test_the_promise_is_of_the_table_when_a_sample_of_it_was_reviewed() -> None:
         known = replace(table, kinds=kinds).take(sample | worst)
         fitted, checked = divide(joined(bundled, known), 0)
         assert len(checked) == 1500
-        assert not set(fitted.pictures) & set(checked.pictures)
+        assert not set(fitted.images) & set(checked.images)
         calibration, apart = calibrate(
             joined(bundled, known), RefinerConfig(), MODEL, CalibrationSettings(precision=0.7)
         )
@@ -300,7 +300,7 @@ def joined(*parts: LabelledMasks) -> LabelledMasks:
         iou=np.concatenate([part.iou for part in parts]),
         box_iou=np.concatenate([part.box_iou for part in parts]),
         object_share=np.concatenate([part.object_share for part in parts]),
-        pictures=np.concatenate([part.pictures for part in parts]),
+        images=np.concatenate([part.images for part in parts]),
         sets=np.concatenate([part.sets for part in parts]),
         kinds=np.concatenate([part.kinds for part in parts]),
     )
@@ -346,8 +346,8 @@ def test_reviewed_masks_of_a_table_are_labels(tmp_path: Path) -> None:
     known = reviewed_labels(table, ours, model)
     assert (known.reviewed, known.waiting) == ({"accept": 1, "review": 2}, {"accept": 2, "review": 3})
     assert known.lines() == [
-        f"{table}: 3 reviewed masks (1 of 3 accept, 2 of 5 review, 0 of 0 reject). People chose them: the curves are "
-        "fitted on them, the promises checked on others."
+        f"{table}: 3 reviewed masks (1 of 3 accept, 2 of 5 review, 0 of 0 reject). People chose them, so the curves "
+        "are fitted to them but the promises are checked on others."
     ]
     rows = {row["prompt_id"]: row for row in known.records.to_pylist()}
     assert {name: row["iou"] for name, row in rows.items()} == {"1": 0.5, "4": 0.0, "5": 1.0}
@@ -359,7 +359,7 @@ def test_reviewed_masks_of_a_table_are_labels(tmp_path: Path) -> None:
         "object_share": None, "box_iou": None,
     }  # fmt: skip
     assert (rows["5"]["object_share"], rows["5"]["box_iou"]) == (0.5, pytest.approx(29 * 39 / 1200))
-    assert set(labelled(known.records).pictures) == {f"{table}/{tmp_path}/images/{number}.png" for number in (1, 2)}
+    assert set(labelled(known.records).images) == {f"{table}/{tmp_path}/images/{number}.png" for number in (1, 2)}
 
 
 def test_masks_of_another_model_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_masks_of_another_model_are_left_out_and_counted(tmp_path: Path) -> None
     ):
         known = reviewed_labels(table, refiner, model)
         assert (known.records.num_rows, known.left_out, known.waiting) == (0, 1, {})
-        assert any(line.startswith("1 more are left out") for line in known.lines())
+        assert any(line.startswith("1 more mask is left out") for line in known.lines())
 
 
 def test_a_sample_counts_when_all_of_it_was_reviewed(tmp_path: Path) -> None:
@@ -384,11 +384,13 @@ def test_a_sample_counts_when_all_of_it_was_reviewed(tmp_path: Path) -> None:
     with selected(table, sample=0.4) as selection:
         assert selection.objects == len(sampled)
     model, ours = Scripted.identity, RefinerConfig()
-    with pytest.raises(InputError, match=r"expected the sample of 0.4 to be reviewed .*, none is: export --sample 0.4"):
+    with pytest.raises(
+        InputError, match=r"expected all masks .* in the sample of 0.4 to be reviewed, none is: export --sample 0.4"
+    ):
         reviewed_labels(table, ours, model, 0.4)
     others = [name for name in names if name not in sampled][:3]
     review(table, dict.fromkeys([*sampled[2:], *others], "confirmed"))
-    with pytest.raises(InputError, match="to the last mask of this model, 2 are not: "):
+    with pytest.raises(InputError, match="to be reviewed, 2 masks are not: "):
         reviewed_labels(table, ours, model, 0.4)
     review(table, dict.fromkeys(sampled[:2], "rejected"))
     # What a night made after the review cannot have been reviewed.
@@ -415,7 +417,7 @@ def test_samples_are_random_nested_and_parts(tmp_path: Path) -> None:
 def records(count: int) -> pa.Table:
     masks, _ = made_up(count)
     rows = [
-        {"set": "s", "picture": masks.pictures[row], "prompt_id": str(row), "kind": "noisy-box", "iou": masks.iou[row]}
+        {"set": "s", "picture": masks.images[row], "prompt_id": str(row), "kind": "noisy-box", "iou": masks.iou[row]}
         | {name: None if np.isnan(values[row]) else values[row] for name, values in masks.scores.items()}
         for row in range(count)
     ]
@@ -428,7 +430,9 @@ def test_records_of_another_model_are_refused(tmp_path: Path) -> None:
     assert without_tiles(file, RefinerConfig()) == RefinerConfig()
     assert without_tiles("bundled", RefinerConfig()) == RefinerConfig()
     assert read_records(file, RefinerConfig(), MODEL) == records(10)
-    with pytest.raises(ConfigError, match="masks made with jitter_count 8, the configuration has 2"):
+    with pytest.raises(
+        ConfigError, match="expected masks made with jitter_count 2, .* got masks made with jitter_count 8"
+    ):
         read_records(file, RefinerConfig(jitter_count=2), MODEL)
     with pytest.raises(ConfigError, match="masks made with weights_sha256"):
         read_records("bundled", RefinerConfig(), MODEL)
@@ -454,6 +458,9 @@ def test_the_command_learns_from_bundled_masks_and_a_table(tmp_path: Path, monke
     again += ["--reject-precision", "0.99"]
     CliRunner().invoke(app, again, catch_exceptions=False)
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
-    for wrong, message in ((["--sample", "1"], "4 are not: export"), (["--sample", "3"], "sample: expected a part")):
+    for wrong, message in (
+        (["--sample", "1"], "4 masks are not: export"),
+        (["--sample", "3"], "sample: expected a part"),
+    ):
         with pytest.raises((InputError, ConfigError), match=message):
             CliRunner().invoke(app, [*arguments, *wrong], catch_exceptions=False)

@@ -47,7 +47,7 @@ def made_up(count: int, *, small_lose: float = 0.0, seed: int = 0) -> LabelledMa
         iou=iou,
         box_iou=iou + rng.normal(0, 0.05, count),
         object_share=np.where(is_small, 0.003, 0.2),
-        pictures=np.array([f"s/{number // 4}" for number in range(count)]),
+        images=np.array([f"s/{number // 4}" for number in range(count)]),
         sets=np.full(count, "s"),
         kinds=np.full(count, "noisy-box"),
     )

@@ -93,7 +93,7 @@ def test_a_picture_is_named_by_its_id_or_its_file_and_its_set_where_that_is_need
     parts = match_detections(sets, write(tmp_path / "c", [{**by_name, "file_name": "b/images/0.png"}]))
     assert [len(matched(part)) for part in parts] == [0, 1]
     for field, value in (("image_id", 0), ("file_name", "images/0.png")):
-        with pytest.raises(AnnotationError, match=rf"detections\[0\]: expected one picture, got {field} .* a, b have"):
+        with pytest.raises(AnnotationError, match=rf"detections\[0\]: expected one image, got {field} .* a, b have"):
             match_detections(sets, write(tmp_path / "c", [{**by_name, field: value}]))
         [part] = match_detections(sets[:1], write(tmp_path / "c", [{**by_name, field: value}]))
         assert len(matched(part)) == 1
@@ -116,13 +116,13 @@ def test_detections_on_pictures_left_out_are_counted(tmp_path: Path) -> None:
         ({"annotations": []}, "expected COCO detection results, a list"),
         ([7], r"detections\[0\]: expected an object, got 7"),
         ([{"bbox": [1, 1, 2, 2], "score": 1}], r"detections\[0\]: expected an image_id or a file_name, got None"),
-        ([detection(1, 1, 2, 2), detection(1, 1, 2, 2, image_id=5)], r"detections\[1\]: expected a picture of .*'5'"),
+        ([detection(1, 1, 2, 2), detection(1, 1, 2, 2, image_id=5)], r"detections\[1\]: expected an image of .*'5'"),
         ([detection(1, 1, 2, 2) | {"bbox": [1, 1, 2]}], r"detections\[0\]: expected bbox as .*\[1, 1, 2\]"),
         ([detection(1, 1, -2, 2)], r"detections\[0\]: expected bbox as"),
         ([detection(1, 1, float("nan"), 2)], r"detections\[0\]: expected bbox as"),
         ([detection(1, 1, 10**400, 2)], r"detections\[0\]: "),
         ([detection(1, 1, 2, 2, score="high")], r"detections\[0\]: expected score as a number, got 'high'"),  # type: ignore[arg-type]
-        ([detection(60, 1, 9, 9)], "expected boxes of true objects, IoU at least 0.5, got none in 1"),
+        ([detection(60, 1, 9, 9)], "expected boxes of true objects, IoU at least 0.5, got none in 1 detection"),
     ],
 )
 def test_a_bad_file_is_named_with_its_record(tmp_path: Path, records: object, reason: str) -> None:
@@ -176,7 +176,7 @@ def test_the_command_reads_detections_and_says_what_was_not_matched(tmp_path: Pa
     arguments += ["--prompts", "detector-boxes", "--detections", uri]
     answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert answer.exit_code == 0
-    assert "1 detections matched to true objects, 1 not" in " ".join(answer.stdout.split())
+    assert "1 detection matched to true objects, 1 not" in " ".join(answer.stdout.split())
     methods = {score["method"] for score in json.loads((tmp_path / "r.json").read_text())["scores"]}
     assert methods == {"box", "sam", "stable-sam"}
 

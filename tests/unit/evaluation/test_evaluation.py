@@ -307,7 +307,7 @@ def test_kinds_of_prompts() -> None:
 
 
 def test_methods_and_sets_are_checked(data: Path) -> None:
-    expected = "methods: expected some of sam, hq-sam, stable-sam, and box besides, got"
+    expected = "methods: expected at least one of sam, hq-sam, stable-sam, with or without box, got"
     for methods, got in ((("sam", "magic"), "magic"), (("box",), "box"), ((), "none")):
         with pytest.raises(ConfigError, match=f"{expected} {got}"):
             run(data, methods=methods)
@@ -319,7 +319,7 @@ def test_methods_and_sets_are_checked(data: Path) -> None:
         run(data, prompts=())
     with pytest.raises(ConfigError, match="got a more than once"):
         evaluate([data, data / "a"], EvaluationConfig(refiner=TINY))
-    with pytest.raises(ConfigError, match="no object left"):
+    with pytest.raises(ConfigError, match="expected objects to evaluate"):
         run(data, min_area_fraction=0.9)
     with pytest.raises(ConfigError, match="only nano"):
         run(data, size=128)
@@ -343,7 +343,7 @@ def test_command_prints_the_tables_and_writes_what_it_is_asked_for(data: Path, t
     table = (tmp_path / "t.md").read_text()
     line = next(s for s in lines if (s["set"], s["prompts"], s["method"]) == ("a", "1-point", "stable-sam"))
     assert f"| 1-point | Stable-SAM | {line['miou']['value']:.3f} [{line['miou']['low']:.3f}, " in table
-    assert "## alpha_1 and the prompt's quality" in table
+    assert "## alpha_1 and how good the prompts are" in table
     assert duckdb.sql(f"SELECT count(*) FROM '{tmp_path}/r.parquet'").fetchall() == [(4 * 2 * (1 + 2),)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.commands.demo_images import PHOTOGRAPHS, demo_images
+from flows.commands.demo_images import IMAGES, demo_images
 from stable_sam.formats.read import read_prompts
 from stable_sam.storage.files import list_versions
 
@@ -26,7 +26,7 @@ def test_every_annotation_is_a_usable_prompt(images: Path) -> None:
     prompts = list(read_prompts(str(ANNOTATIONS), images_uri=str(images)))
     assert len(prompts) >= 40
     assert [prompt.error for prompt in prompts if prompt.error] == []
-    assert {prompt.image_uri.rsplit("/", 1)[-1] for prompt in prompts} == set(PHOTOGRAPHS)
+    assert {prompt.image_uri.rsplit("/", 1)[-1] for prompt in prompts} == set(IMAGES)
 
 
 def test_all_kinds_of_prompts_and_of_weakness_are_there(images: Path) -> None:

@@ -270,7 +270,7 @@ def test_risk_and_coverage_of_ground_truth(tmp_path: Path) -> None:
     risk = risk_of(table)
     assert [curve.name for curve in risk.curves] == ["predicted_iou", "prompt_stability"]
     assert risk.measured
-    assert "40 masks with ground truth" in risk.note
+    assert "40 masks with a true mask" in risk.note
     good, bad = risk.curves
     assert good.points[29] == pytest.approx((0.75, 0))
     assert good.points[-1] == bad.points[-1] == pytest.approx((1, 0.25))
@@ -310,7 +310,7 @@ def test_without_truth_the_calibration_tells_what_to_expect_or_it_is_not_known(t
     assert [point[1] for point in risk.curves[0].points] == pytest.approx([0.1, 0.2, 0.8 / 3, 0.4])
     plain = risk_of(judged(tmp_path / "plain", 4))
     assert plain.curves == ()
-    assert "0 masks have ground truth or a review, 20 are needed" in plain.note
+    assert "only 0 masks have a true mask or a review, and it takes 20" in plain.note
 
 
 def test_figures_are_of_the_whole_table(tmp_path: Path) -> None:
@@ -372,7 +372,9 @@ def test_the_worst_masks_are_explained_by_the_model_that_made_them(table: str, t
     plain = RunConfig(refiner=RefinerConfig(model="tiny", plugin=False))
     write_report(table, str(out), explain=1, config=plain)
     [note] = [entry["unexplained"] for entry in page_data(out) if "unexplained" in entry]
-    assert re.fullmatch(r"tiny\+plugin in float32, weights \w+ made this mask, and .* given tiny in .*", note)
+    assert re.fullmatch(
+        r"expected the model .*, tiny\+plugin in float32, weights \w+; the report was given tiny in .*", note
+    )
 
 
 def test_a_report_without_explanations_needs_no_torch(table: str, tmp_path: Path) -> None:
