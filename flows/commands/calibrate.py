@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from rich.table import Table
 
     from stable_sam.calibration.calibrate import Held
@@ -78,26 +78,30 @@ def calibrate(
     saved files (--records), or from people's reviews of a table (--table). Two fifths of the images are kept for
     choosing the thresholds; with --sample, the reviewed sample is used instead.
     """
-    import pyarrow as pa
     from rich.console import Console
 
     from flows.commands.options import read_config
-    from stable_sam.calibration.calibrate import CalibrationSettings, held
+    from stable_sam.calibration.calibrate import CalibrationConfig, held_by_set
     from stable_sam.calibration.calibrate import calibrate as fit
     from stable_sam.calibration.drawing import chart as draw_chart
     from stable_sam.calibration.drawing import gain_line, promise_line
     from stable_sam.calibration.drawing import markdown as tables
-    from stable_sam.calibration.labels import labelled, read_records, without_tiles, write_records
-    from stable_sam.calibration.reviewed import reviewed_labels
-    from stable_sam.errors import ConfigError
-    from stable_sam.identity import model_identity
-    from stable_sam.storage.files import absolute_uri, write_bytes
+    from stable_sam.calibration.label_sources import LabelSources, gather_labels
+    from stable_sam.calibration.labels import labelled, write_records
+    from stable_sam.storage.files import write_bytes
 
-    if not data and not records and not table:
-        raise ConfigError("calibrate: expected --data, --records or --table, got none of these")
-    if sample is not None and not table:
-        raise ConfigError("--sample: expected --table as well, which names the table that the sample was drawn from")
-    settings = CalibrationSettings.from_dict(
+    sources = LabelSources(
+        data=tuple(data or ()),
+        test=tuple(test or ()),
+        records=tuple(records or ()),
+        tables=tuple(table or ()),
+        sample=sample,
+        prompts=tuple(prompts.split(",")),
+        min_area_fraction=min_area,
+        max_objects=max_objects,
+        seed=seed,
+    )
+    fit_config = CalibrationConfig.from_dict(
         {
             "target_iou": target_iou,
             "precision": precision,
@@ -107,26 +111,15 @@ def calibrate(
         },
         source="options",
     )
-    drawing = Drawing(prompts=prompts.split(","), min_area_fraction=min_area, max_objects=max_objects, seed=seed)
     refiner = read_config(config, None).refiner
-    for uri in records or ():  # masks made in whole images say nothing of masks made in tiles
-        refiner = without_tiles(uri, refiner)
-    model = model_identity(refiner)
-    reviewed = [reviewed_labels(absolute_uri(uri), refiner, model, sample) for uri in table or ()]
-    for line in (line for labels in reviewed for line in labels.lines()):
+    with _image_bar() as on_image:
+        labels = gather_labels(sources, refiner, lambda own: _load(own, threads), on_image)
+    for line in (line for of_table in labels.reviewed for line in of_table.lines()):
         typer.echo(line)
-    parts = [read_records(uri, refiner, model) for uri in records or ()] + [labels.records for labels in reviewed]
-    loaded = _load(refiner, threads) if data or test else None
-    if data and loaded:
-        parts.append(_draw(data, loaded, drawing))
-    masks = pa.concat_tables(parts)
     if save_records is not None:
-        write_records(masks, save_records, refiner, model)
-    calibration, apart = fit(labelled(masks), refiner, model, settings)
-    sets = [apart]
-    if test and loaded:
-        unseen = labelled(_draw(test, loaded, drawing))
-        sets += [held(name, calibration, unseen.take(unseen.sets == name)) for name in sorted(set(unseen.sets))]
+        write_records(labels.records, save_records, labels.refiner, labels.model)
+    calibration, apart = fit(labelled(labels.records), labels.refiner, labels.model, fit_config)
+    sets = [apart, *(held_by_set(calibration, labelled(labels.unseen)) if labels.unseen is not None else ())]
     write_bytes(out, calibration.model_dump_json(indent=1).encode() + b"\n")
     if markdown is not None:
         write_bytes(markdown, tables(calibration, sets).encode())
@@ -141,16 +134,6 @@ def calibrate(
         console.print(line, soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """Options that say which prompts are drawn from true masks."""
-
-    prompts: list[str]
-    min_area_fraction: float
-    max_objects: int | None
-    seed: int
-
-
 def _load(config: RefinerConfig, threads: int | None) -> Refiner:
     import torch
 
@@ -162,23 +145,15 @@ def _load(config: RefinerConfig, threads: int | None) -> Refiner:
     return Refiner(config, RoutingConfig(calibration_uri=None))
 
 
-def _draw(folders: list[Path], refiner: Refiner, drawing: Drawing) -> pa.Table:
+@contextmanager
+def _image_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of images that appears when the first image is done."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from stable_sam.calibration.labels import draw_labels
-
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("images")
-        return draw_labels(
-            folders,
-            refiner,
-            drawing.prompts,
-            min_area_fraction=drawing.min_area_fraction,
-            max_objects=drawing.max_objects,
-            seed=drawing.seed,
-            on_image=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+        bar = progress.add_task("images", visible=False)
+        yield lambda done, total: progress.update(bar, completed=done, total=total, visible=True)
 
 
 def _table(one: Held) -> Table:

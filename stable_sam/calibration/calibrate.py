@@ -22,7 +22,7 @@ BASELINE = "predicted_iou"
 """The score that a calibration is compared with."""
 
 
-class CalibrationSettings(Section):
+class CalibrationConfig(Section):
     """What a calibration promises, and how its masks are split."""
 
     target_iou: float = 0.75
@@ -62,7 +62,7 @@ class Held:
 
 
 def calibrate(
-    masks: LabelledMasks, refiner: RefinerConfig, model: ModelIdentity, settings: CalibrationSettings
+    masks: LabelledMasks, refiner: RefinerConfig, model: ModelIdentity, settings: CalibrationConfig
 ) -> tuple[Calibration, Held]:
     """Fit the curves to a part of the masks, and choose the thresholds on the others: see `divide`.
 
@@ -126,6 +126,11 @@ def held(name: str, calibration: Calibration, masks: LabelledMasks) -> Held:
     )
 
 
+def held_by_set(calibration: Calibration, masks: LabelledMasks) -> list[Held]:
+    """Judge a calibration on each set of masks that it was not fitted on, in the order of their names."""
+    return [held(name, calibration, masks.take(masks.sets == name)) for name in sorted(set(masks.sets))]
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     """N masks with their quality (N,) and their expected gain (N,), NaN where it is not known."""
@@ -141,7 +146,7 @@ class _Judged:
         return (self.quality >= from_quality) & ~(self.gain <= above_gain)
 
 
-def _accept(checked: _Judged, others: _Judged, settings: CalibrationSettings) -> tuple[Promise, float]:
+def _accept(checked: _Judged, others: _Judged, settings: CalibrationConfig) -> tuple[Promise, float]:
     """The promise about accepted masks, and the lowest threshold of the gain with which accepted masks of no size are
     worse than their filled boxes. Sizes are looked at in `checked` and in `others`, whose gains are cross-validated."""
     good = checked.masks.iou >= settings.target_iou

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from flows.cli import app
-from stable_sam.calibration.calibrate import CalibrationSettings, calibrate, held
+from stable_sam.calibration.calibrate import CalibrationConfig, calibrate, held
 from stable_sam.calibration.features import LabelledMasks
 from stable_sam.calibration.fit import REVIEWED, SAMPLE, divide, fit_curves, promised
 from stable_sam.calibration.judge import aurc, judge, risk_coverage
@@ -61,7 +61,7 @@ def made_up(count: int, seed: int = 0) -> tuple[LabelledMasks, NDArray[np.float6
 
 def test_the_probability_is_learnt() -> None:
     masks, probability = made_up(4000)
-    calibration, apart = calibrate(masks, RefinerConfig(), MODEL, CalibrationSettings())
+    calibration, apart = calibrate(masks, RefinerConfig(), MODEL, CalibrationConfig())
     assert set(calibration.curves) == {"prompt_stability", "predicted_iou", "box_agreement"}
     rows = [
         {name: None if np.isnan(values[row]) else float(values[row]) for name, values in masks.scores.items()}
@@ -77,7 +77,7 @@ def test_the_probability_is_learnt() -> None:
 
 def test_one_row_and_many_have_the_same_quality() -> None:
     masks, _ = made_up(1000)
-    calibration, _ = calibrate(masks, RefinerConfig(), MODEL, CalibrationSettings())
+    calibration, _ = calibrate(masks, RefinerConfig(), MODEL, CalibrationConfig())
     many = held("again", calibration, masks).quality
     one = [
         calibration.quality({name: float(values[row]) for name, values in masks.scores.items()}) for row in range(50)
@@ -89,7 +89,7 @@ def test_the_promise_is_kept_on_other_masks() -> None:
     kept = []
     for seed in range(8):
         masks, _ = made_up(6000, seed)
-        calibration, _ = calibrate(masks, RefinerConfig(), MODEL, CalibrationSettings(precision=0.9))
+        calibration, _ = calibrate(masks, RefinerConfig(), MODEL, CalibrationConfig(precision=0.9))
         others, _ = made_up(4000, seed + 100)
         accept = next(count for count in held("o", calibration, others).routes if count.route == "accept")
         assert accept.masks > 400, "a promise is easily kept by accepting nothing"
@@ -269,9 +269,7 @@ def test_the_promise_is_of_the_table_when_a_sample_of_it_was_reviewed() -> None:
         fitted, checked = divide(joined(bundled, known), 0)
         assert len(checked) == 1500
         assert not set(fitted.images) & set(checked.images)
-        calibration, apart = calibrate(
-            joined(bundled, known), RefinerConfig(), MODEL, CalibrationSettings(precision=0.7)
-        )
+        calibration, apart = calibrate(joined(bundled, known), RefinerConfig(), MODEL, CalibrationConfig(precision=0.7))
         assert apart.name == "random sample"
         accept = next(count for count in held("t", calibration, table).routes if count.route == "accept")
         assert accept.masks > 2000

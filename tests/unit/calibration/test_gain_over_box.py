@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stable_sam.calibration.calibrate import CalibrationSettings, calibrate, held
+from stable_sam.calibration.calibrate import CalibrationConfig, calibrate, held
 from stable_sam.calibration.features import LabelledMasks
 from stable_sam.calibration.gain import expected_gain, fit_gain, some_worse
 from stable_sam.calibration.labels import RECORDS_SCHEMA, box_labels, labelled, read_records
@@ -56,7 +56,7 @@ def made_up(count: int, *, small_lose: float = 0.0, seed: int = 0) -> LabelledMa
 
 def test_the_gain_is_learnt_and_one_row_has_the_same_as_many() -> None:
     others = made_up(300, seed=1)
-    calibration, _ = calibrate(made_up(3000), RefinerConfig(), MODEL, CalibrationSettings(precision=0.6))
+    calibration, _ = calibrate(made_up(3000), RefinerConfig(), MODEL, CalibrationConfig(precision=0.6))
     gain = calibration.gain_over_box
     assert gain is not None
     expected = expected_gain(gain, others)
@@ -81,13 +81,13 @@ def test_points_have_no_gain_and_too_few_boxes_teach_none() -> None:
     assert np.isnan(expected_gain(learnt.gain, mixed)[points]).all()
     assert fit_gain(mixed.take(np.arange(390)), 0) is None
     calibration, apart = calibrate(
-        replace(mixed, box_iou=np.full(600, np.nan)), RefinerConfig(), MODEL, CalibrationSettings(precision=0.6)
+        replace(mixed, box_iou=np.full(600, np.nan)), RefinerConfig(), MODEL, CalibrationConfig(precision=0.6)
     )
     assert (calibration.gain_over_box, apart.sizes) == (None, ())
 
 
 def test_accepted_masks_of_no_size_are_worse_than_their_boxes() -> None:
-    settings = CalibrationSettings(precision=0.6)
+    settings = CalibrationConfig(precision=0.6)
     calibration, apart = calibrate(made_up(6000, small_lose=0.2), RefinerConfig(), MODEL, settings)
     gain = calibration.gain_over_box
     assert gain is not None
