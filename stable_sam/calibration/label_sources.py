@@ -50,8 +50,6 @@ class LabelSources:
             raise ConfigError("calibrate: expected --data, --records or --table, got none of these")
         if self.sample is not None and not self.tables:
             raise ConfigError("--sample: expected --table as well, which names the table that was sampled")
-                "--sample: expected --table as well, which names the table that the sample was drawn from"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
