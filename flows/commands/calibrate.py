@@ -112,7 +112,7 @@ def calibrate(
         source="options",
     )
     refiner = read_config(config, None).refiner
-    with _image_bar() as on_image:
+    with _image_bar(shown=bool(data or test)) as on_image:
         labels = gather_labels(sources, refiner, lambda own: _load(own, threads), on_image)
     for line in (line for of_table in labels.reviewed for line in of_table.lines()):
         typer.echo(line)
@@ -146,14 +146,13 @@ def _load(config: RefinerConfig, threads: int | None) -> Refiner:
 
 
 @contextmanager
-def _image_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of images that appears when the first image is done."""
+def _image_bar(shown: bool) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("images", visible=False)
-        yield lambda done, total: progress.update(bar, completed=done, total=total, visible=True)
+    with Progress(console=Console(stderr=True), disable=not shown) as progress:
+        bar = progress.add_task("images")
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def _table(one: Held) -> Table:
