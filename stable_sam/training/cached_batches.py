@@ -18,9 +18,10 @@ from stable_sam.images.frames import Frame
 from stable_sam.modeling.features import ImageFeatures, stack_features
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
-from stable_sam.training.dataset import MIN_OBJECT_FRACTION, TrainingImage, cut_window, set_share, window_around
+from stable_sam.training.dataset import TrainingImage, cut_window, set_share
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.training_config import FrozenBaseTraining
+from stable_sam.training.windows import MIN_OBJECT_FRACTION, window_around
 
 Sets = dict[str, list[TrainingImage]]
 

@@ -18,9 +18,10 @@ from stable_sam.images.frames import Frame
 from stable_sam.refining.predict import embed_image
 from stable_sam.training import cached_batches
 from stable_sam.training.cached_batches import EmbeddedBatches, cell_coverage
-from stable_sam.training.dataset import TrainingImage, cut_window, read_image, read_training_sets, window_around
+from stable_sam.training.dataset import TrainingImage, cut_window, read_image, read_training_sets
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.training_config import PluginTraining
+from stable_sam.training.windows import window_around
 from tests.unit.training.ellipses import same, settings_of, tiny
 
 

@@ -13,17 +13,10 @@ import torch
 
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.modeling.build import build_tiny
-from stable_sam.training.dataset import (
-    SAM_PIXEL_MEAN,
-    TrainingBatches,
-    cut_image,
-    cut_masks,
-    pad_image,
-    random_window,
-    read_training_sets,
-)
+from stable_sam.training.dataset import TrainingBatches, read_training_sets
 from stable_sam.training.train_base import train_base
 from stable_sam.training.training_config import BaseTraining
+from stable_sam.training.windows import SAM_PIXEL_MEAN, cut_image, cut_masks, pad_image, random_window
 from tests.unit.training.ellipses import same, settings_of, write_set
 
 Edit = Callable[[dict], object]
@@ -185,7 +178,7 @@ def test_an_unreadable_picture_ends_training_with_one_line(tmp_path, spoil, mess
 def test_data_without_objects_of_a_size_is_refused(tmp_path, monkeypatch):
     """Not sought for ever."""
     monkeypatch.setattr("stable_sam.training.dataset.SAMPLE_TRIES", 20)
-    monkeypatch.setattr("stable_sam.training.dataset.MIN_OBJECT_FRACTION", 0.99)
+    monkeypatch.setattr("stable_sam.training.windows.MIN_OBJECT_FRACTION", 0.99)
     write_set(tmp_path / "one", 0, "images", "{}")
     with pytest.raises(
         AnnotationError, match="sets one: expected objects of at least 99.0% of the input, got none in 20"
