@@ -19,15 +19,15 @@ reference's by rounding. This module, for inference only, saves work as follows:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 from typing import cast
 
 import torch
-import torch.nn.functional as F
-from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling import Sam
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
+from stable_sam.modeling.fast.attention import asked_of_cells, per_head, per_token, read_cells, written_to_cells
+from stable_sam.modeling.fast.mask_logits import mask_kernels, mask_logits, quarters_of
 from stable_sam.modeling.fast.prompt_tokens import prompt_tokens
 from stable_sam.modeling.features import FineFeatures, ImageFeatures
 from stable_sam.modeling.nano import NanoSam
@@ -55,7 +55,7 @@ class ImageSide:
     projected: tuple[StableSamPlugin, Tensor] | None
     """The attached plugin and `features` times the weight of `_projection`, (N, C); None without a plugin."""
     fine: FineFeatures | None
-    """Fine features (N, 4, 4, C/8) and (N, 4, C/4), ordered as by `_upscaled`; None when the encoder has none."""
+    """Fine features (N, 4, 4, C/8) and (N, 4, C/4), ordered as by `upscaled`; None when the encoder has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
     attached = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     if isinstance(attached, PluginHost):
         projected = attached.plugin, features @ _projection(layer.norm4, attached.plugin)[0]
-    fine = None if image.fine is None else (_quarters(image.fine[0], 2), _quarters(image.fine[1], 1))
+    fine = None if image.fine is None else (quarters_of(image.fine[0], 2), quarters_of(image.fine[1], 1))
     return ImageSide(features, position, keys.mT, values, queries.mT, projected, fine)
 
 
@@ -154,12 +154,12 @@ def decode_image(
     queries, features, alpha = _second_layer(transformer.layers[1], first, projected, image.position, tokens, host)
     used = slice(0, 1 + decoder.num_mask_tokens if ambiguous else 2)  # the IoU token, then the mask tokens
     queries, tokens = queries[:, used], tokens[:, used]
-    read = _read(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
+    read = read_cells(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
     queries = transformer.norm_final_attn(queries + read)
 
     iou = decoder.iou_prediction_head(queries[:, 0])
     chosen = iou[:, 1:].argmax(dim=1) + 1 if ambiguous else torch.zeros_like(iou[:, 0], dtype=torch.long)
-    logits = _mask_logits(decoder, features, image.fine, _kernels(decoder, queries[:, 1:], chosen))
+    logits = mask_logits(decoder, features, image.fine, mask_kernels(decoder, queries[:, 1:], chosen))
     return ChosenMasks(logits, iou.gather(1, chosen[:, None])[:, 0], chosen, alpha)
 
 
@@ -192,14 +192,14 @@ def _first_layer(layer: TwoWayAttentionBlock, image: ImageSide, tokens: Tensor, 
     value = torch.unflatten(value, 1, tokens.shape[:2]).permute(1, 2, 0, 3)
     if drawn is not None:
         read = weights.flatten(1, 2) @ drawn.cells.mT  # (P, h * T, M)
-        projection = _per_head(attention.v_proj.weight @ drawn.weight, attention)
+        projection = per_head(attention.v_proj.weight @ drawn.weight, attention)
         value = value + torch.einsum("phtm,hdm->pthd", torch.unflatten(read, 1, weights.shape[1:3]), projection)
     queries = layer.norm2(queries + attention.out_proj(value.flatten(2)))
     queries = layer.norm3(queries + layer.mlp(queries))
 
     attention = _own(layer.cross_attn_image_to_token)
     scores = _shared_scores(attention, attention.k_proj(queries + tokens), attention.q_proj, image.queries, drawn)
-    weights, written = scores.softmax(dim=2).flatten(1, 2), _written(attention, queries)
+    weights, written = scores.softmax(dim=2).flatten(1, 2), written_to_cells(attention, queries)
     if drawn is not None:
         weights = torch.cat((weights, drawn.cells), dim=1)
         written = torch.cat((written, drawn.weight.mT.expand(len(written), -1, -1)), dim=1)
@@ -249,7 +249,7 @@ def _second_layer(
         token = host.plugin.spec.routing_token
         calibrated, alpha = host.plugin.calibrate_tokens(features, projected, queries[:, token] + tokens[:, token])
     positioned = calibrated + position
-    read = _read(_own(layer.cross_attn_token_to_image), queries + tokens, positioned, calibrated)
+    read = read_cells(_own(layer.cross_attn_token_to_image), queries + tokens, positioned, calibrated)
     queries = layer.norm2(queries + read)
     queries = layer.norm3(queries + layer.mlp(queries))
     if host is None or host.plugin.spec.calibrates == "stream":
@@ -258,11 +258,11 @@ def _second_layer(
         positioned = features + position
 
     attention = _own(layer.cross_attn_image_to_token)
-    keys = _per_token(attention.k_proj(queries + tokens), attention)
-    scores = _asked(keys, attention.q_proj.weight, attention) @ positioned.mT
+    keys = per_token(attention.k_proj(queries + tokens), attention)
+    scores = asked_of_cells(keys, attention.q_proj.weight, attention) @ positioned.mT
     constant = torch.einsum("pthd,hd->pht", keys, attention.q_proj.bias.unflatten(0, (attention.num_heads, -1)))
     weights = (torch.unflatten(scores, 1, constant.shape[1:]) + constant[..., None]).softmax(dim=2).flatten(1, 2)
-    return queries, layer.norm4(features.baddbmm_(weights.mT, _written(attention, queries))), alpha
+    return queries, layer.norm4(features.baddbmm_(weights.mT, written_to_cells(attention, queries))), alpha
 
 
 def _shared_scores(
@@ -272,90 +272,12 @@ def _shared_scores(
 
     projection: the layer that projected the cells; it also projects what `drawn` adds to them.
     """
-    query = _per_token(q, attention)
+    query = per_token(q, attention)
     prompts, count = query.shape[:2]
     scores = query.permute(2, 0, 1, 3).flatten(1, 2) @ shared  # (h, P * T, N)
     scores = torch.unflatten(scores, 1, (prompts, count)).transpose(0, 1)
     if drawn is None:
         return scores
-    weight = _per_head(projection.weight @ drawn.weight, attention)
+    weight = per_head(projection.weight @ drawn.weight, attention)
     asked = torch.einsum("pthd,hdm->phtm", query, weight).flatten(1, 2)
     return torch.unflatten(torch.baddbmm(scores.flatten(1, 2), asked, drawn.cells), 1, (-1, count))
-
-
-def _read(attention: Attention, q: Tensor, positioned: Tensor, features: Tensor) -> Tensor:
-    """Compute `attention` of tokens q (P, T, C) to cells: keys `positioned` and values `features`, both (P, N, C)."""
-    # The bias of the keys adds the same number to the scores of all cells, and softmax ignores that.
-    asked = _asked(_per_token(attention.q_proj(q), attention), attention.k_proj.weight, attention)
-    read = (asked @ positioned.mT).softmax(dim=-1) @ features  # (P, h * T, C)
-    weight = _per_head(attention.v_proj.weight, attention)
-    value = torch.einsum("phtc,hdc->pthd", torch.unflatten(read, 1, (len(weight), -1)), weight)
-    return cast(Tensor, attention.out_proj(value.flatten(2) + attention.v_proj.bias))
-
-
-def _asked(query: Tensor, weight: Tensor, attention: Attention) -> Tensor:
-    """Multiply query (P, T, h, D) by `weight` (h * D, C), which projects cells: the product (P, h * T, C) gives the
-    scores of unprojected cells."""
-    return torch.einsum("pthd,hdc->phtc", query, _per_head(weight, attention)).flatten(1, 2)
-
-
-def _written(attention: Attention, v: Tensor) -> Tensor:
-    """Return the vectors (P, h * T, C) that each head would write into a cell that attends to one token of v (P, T, C)
-    alone."""
-    values = attention.v_proj(v).unflatten(2, (attention.num_heads, -1))
-    weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))
-    written = torch.einsum("pthd,chd->phtc", values, weight).flatten(1, 2)
-    # A cell's weights add up to 1 in each head, so equal parts of the bias for the heads add up to the whole bias.
-    return cast(Tensor, written + attention.out_proj.bias / attention.num_heads)
-
-
-def _per_token(projected: Tensor, attention: Attention) -> Tensor:
-    """Split (P, T, h * D) into heads (P, T, h, D) and divide by sqrt(D), as attention divides its scores."""
-    query = torch.unflatten(projected, 2, (attention.num_heads, -1))
-    return query * float(query.shape[-1] ** -0.5)
-
-
-def _per_head(weight: Tensor, attention: Attention) -> Tensor:
-    """Split a weight (h * D, C) into heads (h, D, C)."""
-    return torch.unflatten(weight, 0, (attention.num_heads, -1))
-
-
-def _kernels(decoder: MaskDecoder, queries: Tensor, chosen: Tensor) -> Tensor:
-    """Return the kernels (P, C/8) of the masks whose tokens are `chosen` (P,).
-
-    queries: the mask tokens (P, 4, C), or only the first (P, 1, C).
-    """
-    mlps = list(decoder.output_hypernetworks_mlps)[: queries.shape[1]]
-    kernels = torch.stack([mlp(query) for mlp, query in zip(mlps, queries.unbind(1), strict=True)], dim=1)
-    return kernels[torch.arange(len(chosen), device=chosen.device), chosen]
-
-
-def _mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | None, kernels: Tensor) -> Tensor:
-    """Return the logits (P, 4H, 4W) that `kernels` (P, C/8) read from the upscaled `features` (P, N, C)."""
-    first, norm, _, second, _ = decoder.output_upscaling
-    prompts, cells, _ = features.shape
-    side = isqrt(cells)
-    x = _upscaled(first, features)
-    if fine is not None:
-        x = x.add_(fine[1])
-    x = _upscaled(second, F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)))
-    if fine is not None:
-        x = x.add_(fine[0])
-    x = F.gelu(x)  # (P, N, 4, 4, C/8): prompt, cell, quarter of the cell, quarter of that quarter, channel
-    quarters = (kernels[:, None] @ x.flatten(1, 3).mT).view(prompts, side, side, 2, 2, 2, 2)
-    return quarters.permute(0, 1, 3, 5, 2, 4, 6).reshape(prompts, 4 * side, 4 * side)
-
-
-def _quarters(grid: Tensor, halvings: int) -> Tensor:
-    """Reorder (1, C, H * 2^n, W * 2^n) to (H * W, 4, ..., 4, C): the cell, then n times the quarter, n = `halvings`."""
-    parts = (-1,) + (2,) * halvings
-    split = torch.unflatten(torch.unflatten(grid[0], 2, parts), 1, parts)  # channel, parts of rows, parts of columns
-    rows, columns = range(1, 2 + halvings), range(2 + halvings, 3 + 2 * halvings)
-    order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
-    return split.permute(*order, 0).reshape(-1, *(4,) * halvings, grid.shape[1])
-
-
-def _upscaled(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """Apply a transposed convolution with a 2 x 2 kernel and stride 2: (..., C) to (..., 4, C')."""
-    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * C', C)
-    return torch.unflatten(F.linear(x, weight, cast(Tensor, layer.bias).repeat(4)), -1, (4, -1))

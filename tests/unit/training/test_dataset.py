@@ -178,7 +178,8 @@ def test_an_unreadable_picture_ends_training_with_one_line(tmp_path, spoil, mess
 def test_data_without_objects_of_a_size_is_refused(tmp_path, monkeypatch):
     """Not sought for ever."""
     monkeypatch.setattr("stable_sam.training.dataset.SAMPLE_TRIES", 20)
-    monkeypatch.setattr("stable_sam.training.windows.MIN_OBJECT_FRACTION", 0.99)
+    for module in ("dataset", "windows"):
+        monkeypatch.setattr(f"stable_sam.training.{module}.MIN_OBJECT_FRACTION", 0.99)
     write_set(tmp_path / "one", 0, "images", "{}")
     with pytest.raises(
         AnnotationError, match="sets one: expected objects of at least 99.0% of the input, got none in 20"
