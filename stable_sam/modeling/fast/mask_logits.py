@@ -1,7 +1,7 @@
 """The mask of one token for each prompt, upscaled as matrix products.
 
-The reference is `modeling.decoder.read_masks`, which upscales for all mask tokens by transposed convolutions. The results
-are the same but for rounding.
+The reference is `modeling.decoder.read_masks`, which upscales for all mask tokens by transposed convolutions. Results
+differ by rounding.
 """
 
 from __future__ import annotations
