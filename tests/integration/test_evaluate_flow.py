@@ -89,7 +89,7 @@ def test_an_actor_that_dies_once_costs_nothing_and_one_that_always_dies_is_said(
             return super().work(share)
 
     shares = list(split_sets(read_sets([data], SETTINGS)))
-    assert [share.shard_id for share in shares[:2]] == ["a, pictures 0.png to 1.png", "a, pictures 2.png to 2.png"]
+    assert [share.shard_id for share in shares[:2]] == ["a, images 0.png to 1.png", "a, images 2.png to 2.png"]
     ray = RayConfig(actors=1, max_retries=1)
     once = True
     scored = list(score_shares(SETTINGS, shares, ray, actor_class=DyingActor))

@@ -321,7 +321,7 @@ def test_methods_and_sets_are_checked(data: Path) -> None:
         evaluate([data, data / "a"], EvaluationConfig(refiner=TINY))
     with pytest.raises(ConfigError, match="expected objects to evaluate"):
         run(data, min_area_fraction=0.9)
-    with pytest.raises(ConfigError, match="only nano"):
+    with pytest.raises(ConfigError, match="expected the model nano"):
         run(data, size=128)
     for size in (0, -32, 32, 100):
         with pytest.raises(ConfigError, match=f"size: expected a multiple of 32 of at least 64 pixels, got {size}$"):
@@ -348,12 +348,12 @@ def test_command_prints_the_tables_and_writes_what_it_is_asked_for(data: Path, t
 
 
 def test_an_actor_s_shares_give_a_plain_run_s_figures(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation_actor, "SHARE_PICTURES", 1)
+    monkeypatch.setattr(evaluation_actor, "SHARE_IMAGES", 1)
     settings = EvaluationConfig(refiner=TINY, prompts=KINDS, random_prompts=3, resamples=50)
     sets = read_sets([data], settings)
     shares = list(evaluation_actor.split_sets(sets))
     assert [share.shard_id for share in shares[:2]] == [
-        f"a, pictures {name} to {name}" for name in ("images/0.png", "1.png")
+        f"a, images {name} to {name}" for name in ("images/0.png", "1.png")
     ]
     plan = ActorPlan(actors=1, num_cpus=1, num_gpus=0, threads=torch.get_num_threads())
     actor = evaluation_actor.EvaluationActor(settings, plan)
