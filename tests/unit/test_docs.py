@@ -81,7 +81,7 @@ def _is_there(page: Path, path: str, heading: str) -> bool:
 
 def _commands(page: Path) -> Iterator[tuple[str, list[str], set[str]]]:
     """For every call of `stable-sam` in a page: its words, its options, and those that the command has."""
-    for call in re.findall(r"(?:^ {4}|`|\$ |/bin/)stable-sam ([a-z][^`#\n]*)", _text(page), re.MULTILINE):
+    for call in re.findall(r"(?:^ *|`|\$ |/bin/)stable-sam ([a-z][^`#\n]*)", _text(page), re.MULTILINE):
         command, words = COMMANDS, call.split()
         while command is not None and hasattr(command, "commands") and words:
             command = command.commands.get(words.pop(0))
