@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo` and `make test` set themselves up, once, and say what they do.
+# All that a newcomer needs: `make demo` and `make test` install what they need once, and say what they do.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,18 +10,18 @@ OUT := out/demo
 .PHONY: help setup demo test test-reliability lint lock clean
 
 help:
-	@echo "make demo   weak boxes and points on real photographs -> table of masks and an HTML report in $(OUT)"
-	@echo "make test   all tests"
-	@echo "make test-reliability   runs broken in every way that is known (docs/reliability.md); half an hour"
-	@echo "make lint   ruff, mypy and the import rules"
+	@echo "make demo   refine weak boxes and points on real photographs to a table of masks and an HTML report in $(OUT)"
+	@echo "make test   run all tests"
+	@echo "make test-reliability   break runs in every known way (docs/reliability.md); half an hour"
+	@echo "make lint   run ruff, mypy and the import rules"
 	@echo "make lock   write requirements.lock again from pyproject.toml (newer versions where the bounds allow)"
 	@echo "make clean  remove what the demo wrote"
 
 setup: $(STAMP)
 
-# The lock holds the exact version and hash of everything, the build backend included, so nothing else is downloaded.
+# The lock holds the exact version and hash of every package, the build backend included, so nothing else is downloaded.
 $(STAMP): requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or say: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or run: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@echo "==> Setting up $(VENV) (once; about 5 GB and a few minutes, most of it PyTorch)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "==> Installing the locked dependencies"
@@ -31,7 +31,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	@echo "==> Photographs that come inside scikit-image"
+	@echo "==> Copying photographs that come with scikit-image"
 	@$(BIN)/stable-sam demo-images $(OUT)/images
 	@echo "==> Refining the weak boxes and points of configs/demo/annotations.json"
 	@$(BIN)/stable-sam refine --annotations configs/demo/annotations.json --images $(OUT)/images --output $(OUT)/table --config configs/demo.yaml
@@ -46,7 +46,7 @@ test: $(STAMP)
 test-reliability: $(STAMP)
 	@echo "==> Fault matrix (seeds, cases and more: ARGS=--help)"
 	@$(BIN)/python -m tests.reliability --out out/reliability.json $(if $(S3_ENDPOINT),--s3-endpoint $(S3_ENDPOINT)) $(ARGS)
-	@$(if $(ARGS),,echo "==> Heartbeats: dead runs end, living ones do not (five minutes)" && $(BIN)/python -m tests.reliability.heartbeats)
+	@$(if $(ARGS),,echo "==> Heartbeats: dead runs are ended, living runs are not (five minutes)" && $(BIN)/python -m tests.reliability.heartbeats)
 
 lint: $(STAMP)
 	@echo "==> ruff check";   $(BIN)/ruff check .

@@ -1,9 +1,9 @@
-"""What the paper leaves open about the plugin, decided by one table: every variant trained alike, then evaluated.
+"""Decide what the paper leaves open about the plugin: train every variant alike, evaluate it, and write one table.
 
     python benchmarks/ablations.py --data TRAIN --val VAL --out out/ablations --markdown out/ablations.md
 
-Each variant changes one setting of the first, named "default". Every run (variant, seed) is kept as a JSON file in OUT,
-so that the command goes on where it was stopped, and several may work on different `--seeds` at once.
+Each variant changes one setting of the first variant, named "default". The result of every variant and seed is kept as
+a JSON file in OUT, so that a stopped command continues, and several commands may work on different `--seeds` at once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Memory of one actor over many images of varying size: it must not grow.
+"""Measure the memory of one actor over many images of varying size, which must not grow.
 
     python benchmarks/actor_memory.py [--images 2000] [--model nano] [--largest 12] [--jitter-count 8]
 
-A real actor over real Ray with the real model. Prints the resident memory of the actor (reading, fetching, writing) and
-of its model's process when loaded, after 200 images and at the end, and the highest of each.
+A real actor runs over real Ray with the real model. The command prints the resident memory of the actor (reading,
+fetching, writing) and of its model's process after loading, after 200 images and at the end, and the peak of each.
 """
 
 from __future__ import annotations

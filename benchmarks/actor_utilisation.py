@@ -1,10 +1,10 @@
-"""How busy a run keeps its actors' models: everything is real but the model, which sleeps, and the number of cores.
+"""Measure how busy a run keeps its actors' models; all is real but the model, which sleeps, and the number of cores.
 
     python benchmarks/actor_utilisation.py [--actors 64] [--shards 8] [--shard-images 8] [--seconds 2]
 
 Real Ray with as many simulated cores as actors, real processes, shards, images, parts and commit records, on local
-files. Needs about 300 MB of memory an actor. Prints the share of the actors' time in which their models were at work,
-from the first image to the last one, and over the whole run with the start of the processes.
+files. Each actor needs about 300 MB of memory. The command prints the share of the actors' time in which their models
+were at work, from the first image to the last one, and over the whole run with the start of the processes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What helpers on nodes without a GPU take off the node that has one, for each image, and what it costs to send it.
+"""Measure, for each image, the work that helpers take off the node with the GPU, and the bytes that are sent for it.
 
     python benchmarks/cpu_nodes.py [--side 1024] [--repeat 5] [--prompts 1 10]
 
-CPU time (not wall-clock) of one thread, the median of a few repetitions, on JPEGs of 1.4 and 12 megapixels; the model's
-part is left out, its answers are drawn. Prints JSON, then the same as a Markdown table.
+The command prints the CPU time (not wall-clock) of one thread, the median of a few repetitions, on JPEGs of 1.4 and 12
+megapixels, as JSON and as a Markdown table. The model is left out; its answers are random.
 """
 
 from __future__ import annotations

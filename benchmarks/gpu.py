@@ -1,14 +1,14 @@
-"""What a GPU refines in a second, from JPEG files to run lengths, and what each step of its path is worth.
+"""Measure how many images a GPU refines in a second, from JPEG files to run lengths, and the gain of each step.
 
     python benchmarks/gpu.py --out gpu.json --markdown gpu.md                  # vit_b and vit_h, six minutes
     python benchmarks/gpu.py --models nano --minutes 2
     python benchmarks/gpu.py --device cpu --models tiny --row-seconds 0.1      # that it runs
 
-Each step is a row against the first, `segment_anything`'s own modules in float32. As in an actor, several threads take
-an image each from its file to its masks, and take turns at the GPU; the first images of each row are not counted. The
-time is divided among the rows; what has no time left is left out, and the program ends in time whatever it is doing,
-with all finished rows in its files. `vit_*` have random weights and a random plugin, which have the same speed. Their
-masks are noise, whose borders are everywhere: parity is to be read from the logits, or from `nano`.
+Each step is a row, compared with the first row, `segment_anything`'s own modules in float32. As in an actor, several
+threads take an image each from its file to its masks, and take turns at the GPU; the first images of each row are not
+counted. The time is divided among the rows; rows for which no time is left are left out, and the program always ends in
+time, with all finished rows in its files. `vit_*` have random weights and a random plugin, which have the same speed.
+Their masks are noise with borders everywhere, so parity is measured on the logits, or with `nano`.
 """
 
 from __future__ import annotations

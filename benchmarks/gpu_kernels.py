@@ -1,4 +1,4 @@
-"""Parts of `gpu.py`'s path alone: ways to give relative positions to the fused attention, and to decode a JPEG."""
+"""Time parts of `gpu.py`'s path alone: ways to give relative positions to the fused attention and to decode JPEGs."""
 
 from __future__ import annotations
 

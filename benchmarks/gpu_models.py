@@ -1,4 +1,4 @@
-"""What `gpu.py` measures with: random models, photographs as large as a camera's, and a lock that knows its times."""
+"""Random models, images as large as a camera's, and a lock that measures waiting and holding, for `gpu.py`."""
 
 from __future__ import annotations
 

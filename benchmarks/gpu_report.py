@@ -1,4 +1,4 @@
-"""What `gpu.py` found so far, as JSON and Markdown."""
+"""Write what `gpu.py` has measured so far as JSON and Markdown."""
 
 from __future__ import annotations
 

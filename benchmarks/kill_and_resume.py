@@ -1,10 +1,10 @@
-"""The job that a crash interrupts: weak boxes, SIGKILL half-way, run again; every prompt must be one row.
+"""Kill a run of weak boxes half-way by SIGKILL, run it again, and check that every prompt is one row.
 
     python benchmarks/kill_and_resume.py --data DIR --output URI [--pictures 60] [--noise 0.4] [--s3]
 
-DIR holds `instances.json` (COCO) and its pictures. The boxes of its first pictures are jittered (HQ-SAM's noise, fixed
-seed) and refined by `stable-sam refine`, whose process group is killed when half of the shards are committed.
-With --s3 pictures and annotations are copied to URI and read from there; the store is named by the AWS_* variables.
+DIR holds `instances.json` (COCO) and its images. The boxes of its first images are jittered (HQ-SAM's noise, fixed
+seed) and refined by `stable-sam refine`, whose process group is killed when half of the shards are committed. With
+--s3, images and annotations are copied to URI and read from there; the AWS_* variables name the store.
 """
 
 from __future__ import annotations

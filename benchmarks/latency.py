@@ -1,10 +1,11 @@
-"""What the methods cost: milliseconds of encoder and decoder of SAM, HQ-SAM and Stable-SAM on one base.
+"""Measure milliseconds of encoder and decoder of SAM, HQ-SAM and Stable-SAM on one base.
 
     python benchmarks/latency.py --model nano --out latency.json --markdown latency.md
 
 Weights are random: time does not depend on their values, so no checkpoint is needed. The methods take turns within
-every round, in an order that changes from round to round, so that whatever else the machine does meets all alike; a
-method's ratio to SAM is the median of the rounds' ratios. Runs on the CPU, and on the GPU as well where there is one.
+every round, in an order that changes from round to round, so that other work on the machine slows all of them equally;
+a method's ratio to SAM is the median of the rounds' ratios. The command measures the CPU, and the GPU where there is
+one.
 """
 
 from __future__ import annotations

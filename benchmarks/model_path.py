@@ -1,13 +1,13 @@
-"""The refiner against the loop people write with `segment_anything`: the same weights, the same rows, side by side.
+"""Compare the refiner with the loop that people write with `segment_anything`: same weights, same rows.
 
     python benchmarks/model_path.py --model nano --out model_path.json --markdown model_path.md
     python benchmarks/model_path.py --model vit_b --prompts 1 5 --rounds 2
 
 The loop is `SamPredictor.set_image`, then `predict` and COCO's run lengths for each box; with jitter also `predict` for
-each of its K jittered boxes and mSF of their masks. Both sides start from the decoded picture and end with run lengths
-and scores. They take turns within every round, first one, then the other; a ratio is the median of the rounds' ratios.
-CPU time, of all threads, is compared as well: other work on the machine stretches it less. `nano` has its bundled
-weights, `vit_*` random ones, which have the same speed. The refiner's second pass is off: the loop has none.
+each of its K jittered boxes and mSF of their masks. Both sides start from the decoded image and end with run lengths
+and scores. They take turns within every round, and a ratio is the median of the rounds' ratios. The CPU time of all
+threads is compared, too, because other work on the machine stretches it less. `nano` has its bundled weights, `vit_*`
+random ones, which have the same speed. The refiner's second pass is off, because the loop has none.
 """
 
 from __future__ import annotations

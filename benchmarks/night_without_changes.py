@@ -1,11 +1,11 @@
-"""What a night costs on which nothing has changed.
+"""Measure what a night without changes costs.
 
     python benchmarks/night_without_changes.py --prompts 1000000 --images 100000 [--folder DIR] [--command]
 
-Publishes a table of as many rows (without masks), then plans again: with every file as it was, and with an annotation
-file that was written again with the same content, which has to be read and compared. Prints the seconds of each, and
-checks that nothing was written. With --command also the seconds of `stable-sam refine` as a whole, with a temporary
-Prefect server.
+The command publishes a table of so many rows (without masks) and plans again: once with unchanged files, and once with
+an annotation file that was written again with the same content, so that it has to be read and compared. It prints the
+seconds of each, and checks that nothing was written. --command adds the seconds of a whole `stable-sam refine` with a
+temporary Prefect server.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""What the pipeline costs on top of the model: shards through real Ray actors against a bare loop over the same files.
+"""Measure what the pipeline costs on top of the model: real Ray actors against a bare loop over the same files.
 
     python benchmarks/pipeline.py --images 2000 --out pipeline.json --markdown pipeline.md
     python benchmarks/pipeline.py --images 200 --jitter 0 --cores free --actors 1
 
 The loop opens each file, decodes it and calls `Refiner.refine_image`, in one process, and stores nothing. The pipeline
 reads shards, fetches, decodes, refines, encodes, writes Parquet and commits, by `tasks.actors.fleet` as a night does,
-with as many torch threads for each actor as the loop has. Everything is started and warm before the clock runs. The
-sides take turns block by block (a block is a few shards, another order in every block), so that other work on the
-machine meets them alike; a ratio is the median of the blocks' ratios. A block of the pipeline lasts from handing out
-its first shard to the commit of its last one, with nothing before or after it to overlap with: a night has that once.
+with as many torch threads for each actor as the loop has. All processes are started and warm before the clock runs. The
+sides take turns block by block (a block is a few shards, in another order in every block), so that other work on the
+machine slows both equally; a ratio is the median of the blocks' ratios. A block of the pipeline lasts from handing out
+its first shard to the commit of its last one and overlaps with nothing; a night has such a beginning and end only once.
 
-"one core": every process there is pinned to the same core, so all that the pipeline does shows. "free": fetching,
-encoding and writing may find another core. CPU seconds are those of all processes: for the pipeline the driver, the
+"one core": all processes are pinned to the same core, so that all the pipeline's work is measured. "free": fetching,
+encoding and writing may use another core. CPU seconds are those of all processes: for the pipeline the driver, the
 actors, their models' processes and Ray's own.
 
-Pictures are crops of photographs that come with scikit-image, of 640 x 480; or COCO instances with `--data DIR`
-(`instances.json`, `images/`).
+Images are crops of photographs that come with scikit-image, of 640 x 480 pixels, or those of COCO instances with
+`--data DIR` (`instances.json`, `images/`).
 """
 
 from __future__ import annotations

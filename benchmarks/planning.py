@@ -1,11 +1,12 @@
-"""How fast a night is planned, and in how much memory: synthetic prompts, no model.
+"""Measure how fast a night is planned, and in how much memory, with synthetic prompts and no model.
 
     python benchmarks/planning.py --prompts 10000000 --images 1000000 [--formats parquet,jsonl,coco] [--folder DIR]
 
-Writes annotation files and an image folder of empty files (listed for real, never opened), plans the first night of a
-new table from each format in a process of its own, and prints, for each stage, seconds, CPU seconds of all threads and
-prompts per second, and the peak memory of the process. Then the same source again with one prompt in a hundred changed,
-over a table of as many rows (`--second-night`; no mask is computed, the rows are written as they would be).
+The command writes annotation files and an image folder of empty files (listed, but never opened) and plans the first
+night of a new table from each format in a process of its own. For each part of planning it prints seconds, CPU seconds
+of all threads and prompts per second, and for the process its peak memory. With `--second-night` it plans the same
+source again with one prompt in a hundred changed, over a table of so many rows, which are written without computing
+masks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The table of docs/querying.md and what its queries answer: two detectors, two nights, a review, true masks.
+"""Make the table of docs/querying.md (two detectors, two nights, a review, true masks) and answer its queries.
 
     python benchmarks/querying_example.py --data DIR/clothing_co_parsing --out out/querying --document docs/querying.md
 
-Writes the answers into the document, each behind its `<!-- name -->`. The detectors are made of the true masks: `yolo`
-finds all objects with a detector's error, `rcnn` two of three, loosely. Half a minute on one core.
+The answers are written into the page, each after its `<!-- name -->`. The detectors are made of the true masks: `yolo`
+finds all objects with a detector's error, `rcnn` two of three, with larger errors. It takes half a minute on one core.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How large is the report of many masks, and how fast in Chromium?
+"""Measure how large the report of many masks is, and how fast it is in Chromium.
 
     python -m benchmarks.report_page --masks 2000 --images 500 --out out/report_benchmark
 
-Photographs of scikit-image, cut into pieces, with masks of random shape (parts and holes) and random scores, written by
-the library's own writers in two nights; a tenth of the masks changes in the second. Prints JSON.
+The table has pieces of scikit-image's photographs with masks of random shape (parts and holes) and random scores,
+written by the library in two nights; a tenth of the masks changes in the second night. The command prints JSON.
 """
 
 from __future__ import annotations

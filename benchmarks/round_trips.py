@@ -1,4 +1,4 @@
-"""What masks lose on the way to annotation tools and back, on masks that people drew.
+"""Measure what masks that people drew lose on the way to annotation tools and back.
 
     python benchmarks/round_trips.py --data DIR --markdown out/round_trips.md
 

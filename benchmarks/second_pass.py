@@ -1,11 +1,10 @@
-"""What the second pass of poor prompts brings in mIoU and costs in time.
+"""Measure what the second pass of poor prompts gains in mIoU and costs in time.
 
     python benchmarks/second_pass.py --data DIR [--max-objects 300] [--prompts detector-box,noisy-box,...] [--threads 1]
 
-DIR: pictures with people's masks, as for `stable-sam evaluate`. Each picture is refined without a second pass, with the
-configured one and with one for every prompt, one after the other; each way comes first equally often. Prints mIoU by
-kind of prompt and by alpha_1, 95 % intervals by bootstrap over objects, and the medians over pictures of the ratios of
-the CPU times.
+DIR holds images with people's masks, as for `stable-sam evaluate`. Each image is refined without a second pass, with
+the configured one and with one for every prompt; each way comes first equally often. The command prints mIoU by kind of
+prompt and by alpha_1, 95 % intervals by bootstrap over objects, and the medians over images of the ratios of CPU times.
 """
 
 from __future__ import annotations

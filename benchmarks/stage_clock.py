@@ -1,10 +1,10 @@
-"""What the clock of the stages costs `Refiner.refine_image`: CPU time with it and without, in turns.
+"""Measure what the clock of the stages costs `Refiner.refine_image`: CPU time with and without it, in turns.
 
     python benchmarks/stage_clock.py [--rounds 40] [--prompts 1 8] [--jitter 8]
 
-nano on one thread, a picture of 640 x 480. Without: the clock's functions are replaced by ones that do nothing. Every
-round takes each side once, in changing order; a ratio is the median of the rounds' ratios. As other work on the machine
-makes single rounds differ by more than the clock costs, the clock's own calls are timed as well.
+nano refines an image of 640 x 480 pixels on one thread. On the side without the clock, its functions do nothing. Every
+round runs each side once, in changing order; a ratio is the median of the rounds' ratios. Because other work on the
+machine makes single rounds differ by more than the clock costs, the clock's own calls are timed, too.
 """
 
 from __future__ import annotations

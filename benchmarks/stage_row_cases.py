@@ -1,4 +1,4 @@
-"""The stages of `stages.py` that work on files and tables: for each its input, the usual code, and ours."""
+"""The stages of `stages.py` that work on files and tables, each with its input, the usual code and our code."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Every stage of an image's way through an actor alone, on one thread: the usual code against ours, side by side.
+"""Measure every stage of an image's way through an actor on one thread: the usual code against ours.
 
     python -m benchmarks.stages --out stages.json --markdown stages.md
     python -m benchmarks.stages --stages decode write --rounds 21
     python -m benchmarks.stages --s3                       # fetch from an S3 emulator (moto), too
 
-Both sides of a case get the same input and take turns within every round, in an order that changes; a ratio is the
-median of the rounds' ratios. Milliseconds are of CPU, which other work on the machine stretches less than the clock.
-What the two sides of a stage are is said in `stage_cases.py` and `stage_row_cases.py`; how far ours is from the usual
-is a column of the table.
+Both sides of a stage get the same input and take turns within every round, in an order that changes; a ratio is the
+median of the rounds' ratios. Milliseconds are CPU time, which other work on the machine stretches less than wall-clock
+time. `stage_cases.py` and `stage_row_cases.py` hold the two sides of each stage; a column of the table says how far our
+result is from the usual one.
 """
 
 from __future__ import annotations

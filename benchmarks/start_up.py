@@ -1,12 +1,12 @@
-"""How long the commands take to start: `--help`, `refine-image` to its mask, `refine` to its first row and to its end.
+"""Measure how long the commands take: `--help`, `refine-image` to its mask, `refine` to its first row and its end.
 
     python benchmarks/start_up.py --rounds 5 --out start_up.json --markdown start_up.md
 
-Whole processes, from their start; in every round each command once, beside what no program can do without: Python
-itself, and importing torch and segment_anything. A first round is not counted: it brings the files into the system's
-cache. CPU time is of all threads, and steadier on a busy machine. `refine` runs over the one picture with a temporary
-Prefect server and a local Ray (`--no-refine` leaves it out); its CPU time is not known: not all of Ray's processes are
-waited for.
+Whole processes are timed from their start. Every round runs each command once, and beside them Python alone and an
+import of torch and segment_anything, which no command can avoid. The first round only fills the system's file cache and
+is not counted. CPU time is that of all threads, and is steadier on a busy machine. `refine` runs over one image with a
+temporary Prefect server and a local Ray (`--no-refine` leaves it out); its CPU time is unknown, because not all of
+Ray's processes are waited for.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How long queries take after months of nights: the current view over many small parts, and after a compaction.
+"""Measure how long queries take after months of nights, over many small parts and after a compaction.
 
     .venv/bin/python benchmarks/table_over_months.py --prompts 1000000 --nights 365 --change 0.01 --folder out/months
 
-The table is written straight as Parquet parts and Delta add actions, as nights would have left it: a first run of all
-prompts, then nights that refine a random share again and withdraw a fiftieth of that. "by keys" is a view that looks
-for the newest revision of each prompt_id first and joins, for comparison. Each figure is the best of `--repeat`.
+The table is written directly as Parquet parts and Delta add actions, as nights would have left it: a first run of all
+prompts, then nights that refine a random share again and withdraw a fiftieth of that share. For comparison, "by keys"
+is a view that first finds the newest revision of each prompt_id and then joins. Each figure is the best of `--repeat`.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""What a table of millions of masks answers, and how fast: plain questions, every documented view, a night's plan.
+"""Measure queries of a table of millions of masks: plain questions, every documented view, a night's plan.
 
     python benchmarks/table_queries.py --prompts 1000000 --folder out/queries --out queries.json --markdown queries.md
     python benchmarks/table_queries.py --prompts 10000000 --folder out/queries --repeat 3 --no-newest \\
         --skip source_disagreement
 
-Two sources give ten boxes for each picture. They are planned and published twice, by the code of a night, the second
-time with one box in a hundred moved; only the masks are made up: valid run lengths of about 200 characters. Parts have
-50,000 rows, as `stable-sam compact` leaves them (`table_over_months.py` measures many small ones).
+Two sources give ten boxes for each image. The code of a night plans and publishes them twice, the second time with one
+box in a hundred moved; only the masks are made up: valid run lengths of about 200 characters. Parts have 50,000 rows,
+as `stable-sam compact` leaves them (`table_over_months.py` measures many small parts).
 
-Beside each plain question, in turns, the same with DuckDB alone over the same files, `read_parquet` in Python:
-"all rows" knows nothing of nights, so its answer has replaced rows in it, and is the least that reading costs; "newest"
-is the window function that people write to be right. All have DuckDB's default threads and 2 GB. Files are in the
-system's cache. Medians of `--repeat`, in brackets the middle half.
+Each plain question is also asked, in turns, of DuckDB alone over the same files (`read_parquet` in Python): "all rows"
+includes replaced rows and shows the least that reading costs; "newest" uses the window function that gives current
+rows. All queries have DuckDB's default threads and 2 GB, and the files are in the system's cache. Figures are medians
+of `--repeat`, with the middle half in brackets.
 """
 
 from __future__ import annotations

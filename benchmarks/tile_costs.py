@@ -1,8 +1,8 @@
-"""What tiles cost in encoder passes, time and memory: the second half of `benchmarks.tiles`.
+"""Measure what tiles cost in encoder passes, time and memory; `benchmarks.tiles` prints the figures.
 
-Small boxes, scattered over a picture and side by side, in the whole picture, in tiles, and in a tile for each prompt;
-what the rule gives for the input of another model, with one encoder pass of random weights for the time; and a picture
-of 48 megapixels with 2,000 boxes in a process of its own, for its highest memory. Seconds are of CPU.
+Small boxes, scattered over an image or side by side, are refined in the whole image, in tiles, and in one tile for each
+prompt. For the input of another model the tiles are counted, and one encoder pass with random weights gives the time.
+An image of 48 megapixels with 2,000 boxes is refined in a process of its own for its peak memory. Seconds are CPU time.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What tiles bring small objects in mIoU, and what they cost in encoder passes and time.
+"""Measure what tiles gain for small objects in mIoU, and what they cost in encoder passes and time.
 
     python -m benchmarks.tiles --data DIR --limit 46                      # masks of people, then the costs
     python -m benchmarks.tiles --data DIR --rules 3:3 4:3 3:4 --no-costs  # which rule; the first is compared in detail
 
-DIR: pictures with people's masks, as for `stable-sam evaluate`; `--limit` of them, evenly spread. Every object gets a
-prompt, by default a detector's box, and is refined in the whole picture and in tiles by each rule, which is
-`tile_below_cells:tile_scale`. Prints for every rule mIoU, the gain over the whole picture and over the filled box, and
-encoder passes; for the first rule the same by the object's share of the picture and by the cells of the whole picture's
-embedding that its box spans (for points: its true box). Brackets are 95 % intervals by bootstrap over objects, paired.
-The costs are those of `benchmarks.tile_costs`.
+DIR holds images with people's masks, as for `stable-sam evaluate`; `--limit` of them are used, evenly spread. Every
+object gets a prompt, by default a detector's box, and is refined in the whole image and in tiles by each rule, which is
+`tile_below_cells:tile_scale`. The command prints for every rule mIoU, the gain over the whole image and over the filled
+box, and encoder passes; for the first rule also by the object's share of the image and by the cells of the whole
+image's embedding that its box (for points: its true box) spans. Brackets are paired 95 % intervals by bootstrap over
+objects. The costs are those of `benchmarks.tile_costs`.
 """
 
 from __future__ import annotations

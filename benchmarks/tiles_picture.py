@@ -1,8 +1,8 @@
-"""The picture of docs/performance.md: cars seen from the air, the tiles that they are asked in, and one tile enlarged.
+"""Draw the figure of docs/performance.md: cars seen from the air, their tiles, and one tile enlarged.
 
     python -m benchmarks.tiles_picture    # writes docs/tiles.jpg
 
-The scene is drawn here, so that every car's true mask is known; its prompt is a detector's box of it.
+The scene is drawn by this script, so that every car's true mask is known; a car's prompt is a detector's box.
 """
 
 from __future__ import annotations

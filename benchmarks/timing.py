@@ -1,4 +1,4 @@
-"""What benchmarks share: a call timed by the clock and by the processor, spreads, and where results go."""
+"""Helpers of all benchmarks: timing a call by wall-clock and CPU time, spreads, and the options for results."""
 
 from __future__ import annotations
 

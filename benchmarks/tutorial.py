@@ -1,10 +1,10 @@
-"""Do what docs/tutorial.md says, and write what its commands print into it.
+"""Run the commands of docs/tutorial.md and write what they print into the page.
 
     python -m benchmarks.tutorial                  # all of it, from a fresh folder out/tutorial; three minutes
     python -m benchmarks.tutorial --from-block 4   # goes on where one was interrupted
 
-Each block of `sh` is run in the order of the document; the block of `text` behind it gets what came on standard output.
-At the end Chromium takes docs/tutorial.jpg: the coffee in the report, with the mask before.
+The blocks of `sh` are run in the order of the page; the block of `text` after each gets its standard output. At the end
+Chromium takes docs/tutorial.jpg: the coffee in the report, with its previous mask.
 """
 
 from __future__ import annotations

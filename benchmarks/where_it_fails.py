@@ -1,9 +1,9 @@
-"""Where a noisy box spoils the mask: in the decoder's tokens, which the plugin can mend, or in its image stream.
+"""Find out where a noisy box spoils the mask: in the decoder's tokens, which the plugin can mend, or its image stream.
 
     python benchmarks/where_it_fails.py --data VAL --markdown out/where.md
 
 SAM makes a mask from two outputs of its decoder: the mask token, which becomes a kernel, and the image features, which
-the kernel reads. Both are computed once with the true box and once with a noisy one, and then exchanged.
+the kernel reads. Both are computed with the true box and with a noisy one, and then exchanged.
 """
 
 from __future__ import annotations

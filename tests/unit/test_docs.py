@@ -85,10 +85,9 @@ def _commands(page: Path) -> Iterator[tuple[str, list[str], set[str]]]:
         command, words = COMMANDS, call.split()
         while command is not None and hasattr(command, "commands") and words:
             command = command.commands.get(words.pop(0))
-        if command is None:
-            yield call, ["no such command"], set()
-        else:
-            yield call, _options(words), {"--help", *(name for option in command.params for name in option.opts)}
+        parameters = [] if command is None else command.params
+        known = {"--help", *(name for one in parameters for name in (*one.opts, *one.secondary_opts))}
+        yield call, ["no such command"] if command is None else _options(words), known
 
 
 def _benchmarks(page: Path) -> Iterator[tuple[str, list[str], set[str]]]:
