@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable, Mapping
+from typing import get_args, get_type_hints
 
 import pytest
 
+from flows.commands.export import export
+from flows.commands.import_review import import_review
 from stable_sam.formats.registry import READERS, REVIEW_READERS, WRITERS
 from stable_sam.records import AnnotationFormat
 
@@ -29,3 +32,11 @@ def test_no_two_formats_are_recognised_by_the_same_mark() -> None:
 
 def test_what_comes_back_from_a_review_was_exported_in_that_format() -> None:
     assert set(REVIEW_READERS) <= set(WRITERS)
+
+
+@pytest.mark.parametrize(("command", "names"), [(export, WRITERS), (import_review, REVIEW_READERS)])
+def test_the_help_of_a_command_lists_its_formats(command: Callable[..., None], names: Mapping[str, object]) -> None:
+    helps = [option.help for hint in get_type_hints(command, include_extras=True).values()
+             for option in getattr(hint, "__metadata__", ()) if option.help]  # fmt: skip
+    [listed] = [text for text in helps if text.startswith(("Format to write: ", "Format of the files: "))]
+    assert set(listed.partition(": ")[2].rstrip(".").replace(" or ", ", ").split(", ")) == set(names)
