@@ -1,4 +1,4 @@
-"""Configuration: one YAML file is one kind of run. Unknown keys are refused; every number says why it is what it is."""
+"""The config of a run: one YAML file is one kind of run, unknown keys are refused, and each default has its reason."""
 
 from __future__ import annotations
 
