@@ -40,7 +40,7 @@ class Prompt:
     """Unique within the source, made from the source's own ids; seeds all sampling for this prompt."""
     image_id: str
     image_uri: str
-    """Where the image lies; empty when the source does not say (then `error` says so)."""
+    """URI of the image; empty when the source names no image, which `error` then says."""
     image_size: tuple[int, int] | None = None
     """(height, width) that the source declares for the upright image. The prompt fails when the image has another size:
     it is then turned, or not the image that the annotation was made on."""

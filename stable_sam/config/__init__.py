@@ -1,4 +1,4 @@
-"""Configuration: one YAML file is one kind of run. Unknown keys are refused; every number says why it is what it is."""
+"""The config of a run: one YAML file is one kind of run, unknown keys are refused, and each default has its reason."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class RefinerConfig(Section):
     max_tiles: int = Field(default=64, ge=1)
     """The most tiles of one image, which bounds the time that an image takes: 64 tiles are 8 s of `nano` on one core.
     When the prompts of an image need more, those of the narrowest tiles take wider ones; only then a row depends on the
-    other prompts of its image. An image of 640 x 480 pixels has 12 tiles, a larger one full of small objects more."""
+    other prompts of its image. An image of 640 x 480 pixels has 12 tiles; larger images full of small objects may
+    deserve more than 64."""
     stability_offset: float = Field(default=1.0, gt=0)
     """Logit offset of SAM's stability_score; 1.0 is SAM's own default."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)

@@ -1,6 +1,6 @@
 """Stores the plan of a run: which prompts it refines, in which shards, with which model. All ids are content hashes.
 
-<output>/_runs/<run_id>/manifest.json           RunManifest; created once, the first driver's stands
+<output>/_runs/<run_id>/manifest.json           RunManifest; created once, by the first driver
                        /shards/<shard_id>.parquet   prompts of one shard, or withdrawn prompts
                        /shards/<shard_id>-truth.parquet   true masks on its images, where some are known
                        /commits/<shard_id>.json     see commits.py

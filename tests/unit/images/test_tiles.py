@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stable_sam.config import RefinerConfig, RunConfig, tile_settings
+from stable_sam.config import RefinerConfig, RunConfig, tile_config
 from stable_sam.images.frames import Frame
 from stable_sam.images.tiles import INPUT_SIDES, MOST_ENLARGED, WIDEST, TilePlan, TileRule, prompt_in, tile_rule
 from stable_sam.modeling.build import build_model
@@ -412,8 +412,8 @@ def test_tiles_are_settings_that_make_other_rows_and_off_is_what_was_before() ->
 @given(st.floats(1e-6, 1e6), st.floats(2, 1e6))
 def test_the_settings_of_a_rule_in_words_have_that_rule(below_cells: float, scale: float) -> None:
     rule = RefinerConfig(tile_below_cells=below_cells, tile_scale=scale).tile_rule
-    assert RefinerConfig.from_dict(tile_settings(rule)).tile_rule == rule
-    assert RefinerConfig.from_dict(tile_settings(None)).tile_rule is None
+    assert RefinerConfig.from_dict(tile_config(rule)).tile_rule == rule
+    assert RefinerConfig.from_dict(tile_config(None)).tile_rule is None
 
 
 @pytest.mark.parametrize("name", ["nano", "tiny", "vit_b"])

@@ -150,7 +150,7 @@ def test_what_is_no_truth(
         ([[1, 2, 3, 4]], "expected a polygon of at least 3 corners"),
         ([[1, 2, 3, 4, 5, "6"]], "expected a polygon of numbers"),
         ([[1, 2, 3, 4, 5, 1e300]], "expected a polygon of numbers, near the image"),
-        ({"size": [30, 20], "counts": "0"}, "expected a mask of [20, 30] pixels"),
+        ({"size": [30, 20], "counts": "0"}, "expected a mask of its image's size [20, 30]"),
         ({"size": [20, 30], "counts": [5]}, "expected run lengths that add up to the image"),
         ({"size": [20, 30], "counts": "junk~"}, "expected compressed run lengths"),
         ("mask.png", "expected a segmentation"),

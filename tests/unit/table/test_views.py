@@ -208,7 +208,7 @@ def test_a_package_that_is_not_installed_is_named(table: str, package: str, monk
     monkeypatch.setattr(stable_sam.table.masks_table, "find_spec", lambda name: None)
     with (
         stable_sam.table.open(table) as opened,
-        pytest.raises(ConfigError, match=f"^{package}: expected it to be installed for this, found none"),
+        pytest.raises(ConfigError, match=f"^{package}: expected this package for a DataFrame, found none"),
     ):
         getattr(opened, package)("SELECT 1")
     assert package not in sys.modules
