@@ -100,8 +100,3 @@ class ConservationError(StorageError):
 def one_line(error: BaseException) -> str:
     """Return the message of another library's error on one line, or its type when it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun in singular or plural: "1 image", "2 images"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -25,13 +25,14 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from stable_sam.errors import ConservationError, NotFoundError, StorageError, counted
+from stable_sam.errors import ConservationError, NotFoundError, StorageError
 from stable_sam.runs.commits import PARQUET_OPTIONS
 from stable_sam.storage.files import join, remove_files, write_bytes
 from stable_sam.table.current import newest_revisions
 from stable_sam.table.layout import COMPACTED, layout, paths_of, subset
 from stable_sam.table.log import COMMIT_ATTEMPTS, open_table, pause_after, storage_error
 from stable_sam.table.schema import MASKS_SCHEMA
+from stable_sam.wording import counted
 
 TARGET_BYTES = 128 * 2**20
 """Size of a compacted file: large enough that opening it costs little compared with reading, and small enough to be

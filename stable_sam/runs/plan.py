@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 
 import stable_sam
 from stable_sam.config import RunConfig
-from stable_sam.errors import AnnotationError, ConservationError, NotFoundError, counted
+from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
 from stable_sam.formats.sources import annotations_modified_since, annotations_version
 from stable_sam.identity import ModelIdentity, model_identity
 from stable_sam.images.tiles import tile_rule
@@ -36,6 +36,7 @@ from stable_sam.storage.files import (
 from stable_sam.table.current import Maker, load_live, workspace
 from stable_sam.table.log import RunInfo, newest_run, open_table
 from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table
+from stable_sam.wording import counted
 
 _BATCH = 10_000
 """Given `Prompt` objects that are converted to rows at a time."""

@@ -17,7 +17,7 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 from pyarrow.dataset import FileSystemDataset, ParquetFileFormat
 from pyarrow.fs import PyFileSystem
 
-from stable_sam.errors import ConservationError, StorageError, counted
+from stable_sam.errors import ConservationError, StorageError
 from stable_sam.runs.commits import CommitRecord, announce_publish, committed
 from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.truth_score import score_run
@@ -35,6 +35,7 @@ from stable_sam.table.log import (
 )
 from stable_sam.table.schema import MASKS_SCHEMA
 from stable_sam.timing import summed
+from stable_sam.wording import counted
 
 CONFIGURATION: Mapping[str, str | None] = {
     # Old log entries must stay, because the runs are read from the log.

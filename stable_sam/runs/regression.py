@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from stable_sam.config import RegressionConfig
-from stable_sam.errors import InputError, NotFoundError, counted
+from stable_sam.errors import InputError, NotFoundError
 from stable_sam.table.log import list_runs, open_table
 from stable_sam.table.query import query
+from stable_sam.wording import counted
 
 _COMMITS = 100
 """Commits that are searched for earlier nights, between which lie compactions and nights with too few prompts."""

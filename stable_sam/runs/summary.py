@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stable_sam.errors import InputError, counted
+from stable_sam.errors import InputError
 from stable_sam.records import Changes
 from stable_sam.runs.truth_score import TruthScore
 from stable_sam.scores import MEASURED
 from stable_sam.table.query import connected, rows_of
 from stable_sam.timing import STAGES, StageShares
+from stable_sam.wording import counted
 
 _FEW_PROMPTS = 100
 """A run that refined fewer prompts is judged as if it had refined this many: its own share of failures is chance."""
@@ -121,7 +122,7 @@ def describe(changes: Changes) -> str:
 
 
 def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
-    """Raise `InputError` when more than `max_failed_fraction` of the prompts failed, and always when all failed.
+    """Raise `InputError` when more than `max_failed_fraction` of the prompts failed, or all of them.
 
     A run that refined fewer than 100 prompts of a larger table is judged as if it had refined more without failure, up
     to 100 or to the number of current prompts.

@@ -9,11 +9,11 @@ from typing import Any
 
 import duckdb
 
-from stable_sam.errors import counted
 from stable_sam.images.tiles import TilePlan, TileRule
 from stable_sam.prompt_check import checked
 from stable_sam.records import Prompt
 from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row
+from stable_sam.wording import counted
 
 _BATCH = 10_000
 """Rows that are converted to Python objects at a time."""

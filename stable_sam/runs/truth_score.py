@@ -14,12 +14,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stable_sam.errors import counted
 from stable_sam.rle import rle
 from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.truth import TRUTH_SCHEMA, read_truth
 from stable_sam.table.current import first_row, load_live, workspace
 from stable_sam.table.query import rows_of
+from stable_sam.wording import counted
 
 MAX_IMAGES = 10_000
 """Most images that the AP is computed on, chosen by a hash of their URIs: all their masks are held in memory."""
