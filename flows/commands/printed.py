@@ -49,9 +49,7 @@ def print_profile(summary: RunSummary, trace_uri: str) -> None:
     if summary.up_to_date:
         console.print("Nothing was refined, so there are no stages to show.")
     elif summary.stages is None:
-        console.print(
-            "The stages cannot be shown: a shard of this run was committed by a version that did not measure them."
-        )
+        console.print("A shard of this run was committed by a version that did not measure the stages.")
     else:
         header, *lines, total = summary.stages.cells()
         title = "Where the time went: seconds of all threads of all actors"

@@ -38,7 +38,7 @@ def test_a_run_that_refined_nothing_has_no_shares() -> None:
     ("facts", "said"),
     [
         ({"stages": SHARES}, "75.0%"),
-        ({"stages": None}, "committed by a version that did not measure them"),
+        ({"stages": None}, "committed by a version that did not measure the stages"),
         ({"stages": SHARES, "up_to_date": True}, "Nothing was refined"),
     ],
 )

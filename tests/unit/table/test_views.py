@@ -155,7 +155,7 @@ def test_every_view_is_listed_and_answers(table: str) -> None:
     with stable_sam.table.open(table) as opened:
         for name in documented():
             assert opened.arrow(f"SELECT * FROM {name.upper()}").num_rows > 0
-    with pytest.raises(ConfigError, match="^query: expected a statement, or --views"):
+    with pytest.raises(ConfigError, match="^query: expected an SQL statement, or --views"):
         CliRunner().invoke(app, ["query", "--table", table], catch_exceptions=False)
 
 
