@@ -23,7 +23,7 @@ from flows.commands import (
     train,
     vacuum,
 )
-from flows.commands.photo import PointCommand
+from flows.commands.one_image import PointCommand
 from stable_sam.errors import StableSamError
 
 app = typer.Typer(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.one_image import Box, ImageFile, Points, PromptId, check_suffix, prompt_of, read_image, write_image
 from flows.commands.options import Checkpoint, Config, Model, Plugin, run_config
-from flows.commands.photo import Box, ImageFile, Points, PromptId, check_suffix, prompt_of, read_image, write_image
 
 if TYPE_CHECKING:
     from stable_sam.records import RefinedMask
