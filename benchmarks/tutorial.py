@@ -1,10 +1,10 @@
 """Run the commands of docs/tutorial.md and write what they print into the page.
 
     python -m benchmarks.tutorial                  # all of it, from a fresh folder out/tutorial; three minutes
-    python -m benchmarks.tutorial --from-block 4   # goes on where one was interrupted
+    python -m benchmarks.tutorial --from-block 4   # continues at this block when a run was interrupted
 
-The blocks of `sh` are run in the order of the page; the block of `text` after each gets its standard output. At the end
-Chromium takes docs/tutorial.jpg: the coffee in the report, with its previous mask.
+The script runs the `sh` blocks in the order of the page, and writes the standard output of each into the `text` block
+after it. At the end Chromium takes docs/tutorial.jpg: the coffee in the report, with its previous mask.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "tutorial.md"
-PICTURE = ROOT / "docs" / "tutorial.jpg"
+SCREENSHOT = ROOT / "docs" / "tutorial.jpg"
 FOLDER = "out/tutorial"
-"""Where the tutorial's commands write, below the folder that they are run in."""
+"""Folder that the tutorial's commands write to, relative to the folder that they run in."""
 _BLOCK = re.compile(r"```sh\n(?P<commands>.*?)```(?:\n\n```text\n(?P<answer>.*?)```)?", re.DOTALL)
 
 
 def blocks(document: str) -> list[tuple[str, str | None]]:
-    """Commands, and the answer that stands behind them, if any."""
+    """Return the commands of each `sh` block, and the text of the `text` block after it, or None where none follows."""
     return [(found["commands"], found["answer"]) for found in _BLOCK.finditer(document)]
 
 
 def run(commands: str, folder: Path) -> str:
-    """What bash prints when it runs `commands` in `folder`, with this environment's programs and this code."""
+    """Return what bash prints when it runs `commands` in `folder`, with this environment's programs and this code."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
@@ -50,7 +50,7 @@ def run(commands: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Run the blocks in the repository's root and write the answers into the document."""
+    """Run the blocks in the repository's root and write what they print into the page."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--from-block", type=int, default=0)
     start = options.parse_args().from_block
@@ -66,10 +66,10 @@ def main() -> None:
             old = f"```sh\n{commands}```\n\n```text\n{before}```"
             new = f"```sh\n{commands}```\n\n```text\n{shown}\n```"
             DOCUMENT.write_text(DOCUMENT.read_text().replace(old, new))
-    _take_picture()
+    _take_screenshot()
 
 
-def _take_picture() -> None:
+def _take_screenshot() -> None:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
@@ -82,7 +82,7 @@ def _take_picture() -> None:
         page.wait_for_timeout(500)
         taken = page.locator("#stage").screenshot()
         browser.close()
-    Image.open(io.BytesIO(taken)).convert("RGB").save(PICTURE, quality=85)
+    Image.open(io.BytesIO(taken)).convert("RGB").save(SCREENSHOT, quality=85)
 
 
 if __name__ == "__main__":
