@@ -29,6 +29,7 @@ from stable_sam.rle import encode_mask
 from stable_sam.runs.commits import write_tombstones
 from stable_sam.runs.manifest import read_manifest
 from stable_sam.runs.publish import publish
+from stable_sam.runs.request import RunRequest
 from stable_sam.table.query import query
 from tasks.plan import plan
 
@@ -126,16 +127,14 @@ def _night(
             "annotations": found,
         }
         (out / f"{source}.json").write_text(json.dumps(document))
-    planned = plan.fn(
+    request = RunRequest.parse(
         annotations_uri=",".join(f"{source}={out / source}.json" for source in kinds),
         images_uri=str(data / "images"),
         output_uri=str(out / "table"),
         config=RunConfig(truth_uri=str(data / "instances.json")),
-        image_index_uri=None,
         logical_date=date,
-        refresh=frozenset(),
-        since=None,
     )
+    planned = plan.fn(request)
     assert planned.manifest_uri is not None, "the table is there already: give another --out"
     manifest = read_manifest(planned.manifest_uri)
     refiner = Refiner(manifest.config.refiner, manifest.config.routing)

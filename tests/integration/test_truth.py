@@ -25,6 +25,7 @@ from stable_sam.runs.commits import write_tombstones
 from stable_sam.runs.compact import compact
 from stable_sam.runs.manifest import RunManifest, read_manifest
 from stable_sam.runs.publish import publish
+from stable_sam.runs.request import RunRequest
 from stable_sam.runs.summary import RunSummary, summarize
 from stable_sam.runs.vacuum import vacuum
 from stable_sam.storage.files import list_files
@@ -41,9 +42,7 @@ def job(annotations: Path, tmp_path: Path) -> dict[str, Any]:
 
 def planned(job: dict[str, Any], truth: Path | None) -> RunManifest:
     config = RunConfig.from_dict(CONFIG | {"truth_uri": None if truth is None else str(truth)})
-    found = plan.fn(
-        **job, config=config, image_index_uri=None, logical_date=None, refresh=frozenset(), since=None
-    )  # fmt: skip
+    found = plan.fn(RunRequest.parse(**job, config=config))
     assert found.manifest_uri is not None
     return read_manifest(found.manifest_uri)
 
