@@ -113,7 +113,8 @@ def _sent(image: ExportImage, places: list[dict[str, Any]]) -> dict[str, Any]:
         "name": image.name,
         "size": list(image.size_hw),
         "sent": [
-            {"prompt_id": item.prompt_id, "revision": item.revision, **place}
+            # By its mask an object is found that comes back without its prompt_id.
+            {"prompt_id": item.prompt_id, "revision": item.revision, "mask": item.mask.counts, **place}
             for item, place in zip(image.objects, places, strict=True)
         ],
     }

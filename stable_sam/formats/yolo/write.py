@@ -23,8 +23,7 @@ def write_yolo(target: Target) -> Iterator[Add]:
     def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
         lines = [f"{item.category.index} {_line(item.mask)}\n" for item in image.objects]
         target.write(f"labels/{image.stem}.txt", "".join(lines))
-        # A line cannot hold an id: `review_yolo` finds its prompt by the mask in the list of what was sent.
-        return [{"class": item.category.index, "mask": item.mask.counts} for item in image.objects]
+        return [{"class": item.category.index} for item in image.objects]
 
     yield add
     names = dict(enumerate(target.names))
