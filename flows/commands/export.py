@@ -48,6 +48,13 @@ def export(
     image_prefix: Annotated[
         str | None, typer.Option(help="Address under which the tool finds the images, such as https://host/images/.")
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Divide the images of a yolo export into train and val (and test), such as 0.8/0.2; an image always "
+            "gets into the same part."
+        ),
+    ] = None,
 ) -> None:
     """Write the current masks for an annotation tool or for training, with a list of the masks that were sent."""
     from rich.console import Console
@@ -72,6 +79,7 @@ def export(
             polygons=polygons,
             copy_images=images,
             image_prefix=image_prefix,
+            split=split,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for problem in report.problems:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stable_sam.errors import AnnotationError
+from stable_sam.formats.export_records import without_ending
 from stable_sam.formats.review_matching import LEAST_IOU, SAME_IOU, iou_matrix, match
 from stable_sam.formats.source_annotation import MAX_INT64, image_size
 from stable_sam.rle import EncodedMask, checked_counts, decode_mask, encode_mask
@@ -39,6 +40,11 @@ class SentImage:
     """URI of the image; empty when the list does not have it."""
     where: str = ""
     """The list's URI and the image, for messages."""
+
+    @property
+    def stem(self) -> str:
+        """`name` without the ending of the file."""
+        return without_ending(self.name)
 
     @property
     def revisions(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stable_sam.errors import ConfigError, InputError, StorageError
-from stable_sam.formats.export_records import SENT, ExportImage, Target
+from stable_sam.formats.export_records import SENT, ExportImage, Split, Target
 from stable_sam.formats.registry import WRITERS
 from stable_sam.review.selection import Naming, selected
 from stable_sam.storage.files import absolute_uri, iter_versions, join, read_bytes, write_bytes
@@ -41,6 +41,7 @@ def export(
     polygons: bool | None = None,
     copy_images: bool | None = None,
     image_prefix: str | None = None,
+    split: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportReport:
     """Write the current masks of a table to the folder `out_uri`, image by image.
@@ -50,14 +51,19 @@ def export(
     `stable_sam.table.query.query`.
     `polygons` writes polygons instead of pixel masks, and `copy_images` copies the images into the export; None leaves
     the choice to the format. `image_prefix` is what tools put before an image's name to find it.
+    `split` divides the images for training, as `Split.parse` reads it, in formats that can hold this.
     `progress` is called with the number of images that are done and the number of all images.
 
-    Raises `ConfigError` for an unknown format or route, `InputError` when the condition is not valid SQL, no mask is
-    left or the folder is not empty, and `StorageError`.
+    Raises `ConfigError` for an unknown format, route or split, `InputError` when the condition is not valid SQL, no
+    mask is left, a part of the split is empty or the folder is not empty, and `StorageError`.
     """
     form = WRITERS.get(to)
     if form is None:
         raise ConfigError(f"format: expected {', '.join(WRITERS)}, got {to!r}")
+    if split is not None and not form.splits:
+        able = ", ".join(name for name, each in WRITERS.items() if each.splits)
+        raise ConfigError(f"split: expected a format that can divide images ({able}), got {to!r}")
+    parts = None if split is None else Split.parse(split)
     if next(iter_versions(out_uri), None) is not None:
         raise InputError(f"{out_uri}: expected a new or empty folder to export to, got one with files")
     with selected(table_uri, where, routes, as_of, sample) as selection:
@@ -73,8 +79,11 @@ def export(
             polygons=form.polygons if polygons is None else polygons,
             header=header,
             copies=copies and not form.embeds,
+            split=parts,
         )
         naming = Naming(images_uri=selection.run["images_uri"], copies=target.copies, prefix=image_prefix)
+        if parts is not None:
+            _check_parts(parts, map(naming.name, selection.image_uris()))
         problems, images, objects = [], 0, 0
         with form.write(target) as add, json_lists(join(out_uri, SENT), header, ("images",)) as (sent,):
             for image, data, problem in _with_content(selection.read(naming), target, form.embeds and copies):
@@ -85,6 +94,19 @@ def export(
                     problems.append(problem)
                 progress(images + len(problems), selection.images)
     return ExportReport(images=images, objects=objects, without_mask=selection.without_mask, problems=tuple(problems))
+
+
+def _check_parts(split: Split, names: Iterator[str]) -> None:
+    """Raise `InputError` unless each part of the split gets an image, because training fails on an empty part."""
+    empty = set(split.names)
+    for name in names:
+        empty.discard(split.part(name))
+        if not empty:
+            return
+    raise InputError(
+        f"split: expected images enough for each of {', '.join(split.names)}, got none for {', '.join(sorted(empty))}: "
+        "export more images, or without --split"
+    )
 
 
 def _with_content(

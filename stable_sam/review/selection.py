@@ -26,6 +26,8 @@ _COLUMNS = (
     f"bbox_xywh, area, status, route, verdict, {', '.join(FROM_MODEL)}"
 )
 _NO_NAME = "object"
+_STEPS = {"", ".", ".."}
+"""Parts of a path that are no names of folders or files."""
 _BATCH = 2_000
 """Number of rows that are Python objects at one time, beside those of one image."""
 _WHOLE = "'0|[1-9][0-9]{0,14}'"
@@ -45,13 +47,16 @@ class Naming:
     def name(self, image_uri: str) -> str:
         """Return the image's path in the export, which differs between any two URIs.
 
-        An image outside the image folder is named after a hash of its folder: `elsewhere/<hash>/<file>`.
+        An image outside the image folder is named after a hash of its folder: `elsewhere/<hash>/<file>`. So is one
+        whose path below the folder has a step such as `..`, which would lead out of the export.
         """
         base = join(self.images_uri, "")
-        if image_uri.startswith(base):
-            return image_uri.removeprefix(base)
+        name = image_uri.removeprefix(base)
+        if image_uri.startswith(base) and not _STEPS.intersection(name.split("/")):
+            return name
         folder, _, file = image_uri.rpartition("/")
-        return f"elsewhere/{hashlib.sha256(folder.encode()).hexdigest()[:8]}/{file}"
+        place = hashlib.sha256((image_uri if file in _STEPS else folder).encode()).hexdigest()[:8]
+        return f"elsewhere/{place}/{'image' if file in _STEPS else file}"
 
     def reference(self, image_uri: str) -> str:
         """Return where tools find the image: `ExportImage.reference`."""
@@ -98,6 +103,11 @@ class Selection:
                 objects=tuple(objects),
                 reference=naming.reference(image_uri),
             )
+
+    def image_uris(self) -> Iterator[str]:
+        """Yield the URI of each image once, in no order."""
+        for batch in self._connection.sql("SELECT DISTINCT image_uri FROM selected").to_arrow_reader(_BATCH):
+            yield from batch["image_uri"].to_pylist()
 
     def check_stems(self) -> None:
         """Raise `InputError` when the names of two images differ only in their endings."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stable_sam.errors import InputError
+from stable_sam.errors import ConfigError, InputError
 from stable_sam.formats.export_records import SENT
 from stable_sam.review.answers import import_answers
 from stable_sam.review.export import export
@@ -53,6 +53,36 @@ def test_a_picture_that_is_gone_is_left_out_and_told(job: Job) -> None:
     assert (report.images, report.objects) == (2, 6)
     assert "1.png" in report.problems[0]
     assert [Path(uri).name for uri in list_files(join(job.root, "yolo/labels"))] == ["0.txt", "2.txt"]
+
+
+def test_an_export_is_split_where_the_format_can_hold_it(job: Job) -> None:
+    job.export("yolo", split="0.5/0.5")
+    lists = [read_bytes(join(job.root, f"export-yolo/{part}.txt")).decode().split() for part in ("train", "val")]
+    assert sorted(lists[0] + lists[1]) == [f"./images/sub/{n}.png" for n in range(3)]
+    assert import_review(job.table, join(job.root, "export-yolo"), "yolo", dry_run=True).unchanged == 9
+    with pytest.raises(InputError, match=r"expected images enough for each of train, val, got none for val"):
+        job.export("yolo", name="other", split="0.9999/0.0001")
+    with pytest.raises(ConfigError, match=r"split: expected a format that can divide images \(yolo\)"):
+        job.export("coco", name="other", split="0.5/0.5")
+    assert list_files(join(job.root, "other")) == []
+
+
+def test_no_name_of_an_image_leads_out_of_the_export() -> None:
+    naming = Naming(images_uri="/data/images", copies=True, prefix=None)
+    outside = ["../x.jpg", "a/../../x.jpg", "./x.jpg", "/x.jpg", "a//x.jpg", "..", "a/..", ""]
+    names = [naming.name(f"/data/images/{path}") for path in outside]
+    assert all(name.startswith("elsewhere/") and not {"", ".", ".."} & set(name.split("/")) for name in names)
+    assert len(set(names)) == len(names)
+    assert naming.name("/data/images/a..b/..x.jpg") == "a..b/..x.jpg"
+
+
+def test_an_image_above_its_folder_is_exported_inside(job: Job) -> None:
+    with selected(job.table) as selection:
+        selection._connection.execute(
+            "UPDATE selected SET image_uri = replace(image_uri, '/sub/', '/sub/../../images/sub/')"
+        )
+        images = list(selection.read(Naming(images_uri=join(job.root, "images"), copies=True, prefix=None)))
+    assert [image.name.partition("/")[0] for image in images] == ["elsewhere"] * 3
 
 
 def test_two_pictures_with_one_label_file_are_refused(job: Job) -> None:

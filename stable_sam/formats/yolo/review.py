@@ -8,23 +8,21 @@ from stable_sam.formats.coco.review import ring_of
 from stable_sam.formats.polygons import fill
 from stable_sam.formats.review_files import Files
 from stable_sam.formats.review_records import Finding, ReviewedImage, SentImage, encoded
+from stable_sam.formats.yolo.write import label_path
 
 
 def review_yolo(files: Files) -> Iterator[ReviewedImage]:
     """Yield every image whose label file came back; raises `AnnotationError` without the list of what was sent."""
-    there = {_plain(name): name for name in files.named(".txt")}
+    there = {name.removeprefix("labels/"): name for name in files.named(".txt")}
     for image in files.needed_sent().images.values():
         image.having("mask")
-        name = there.get(f"{image.name.rpartition('.')[0] or image.name}.txt")
+        own = label_path(image.stem).removeprefix("labels/")
+        # Exports of older versions, and some tools, have all labels below `labels`.
+        name = there.get(own) or there.get(f"{image.stem}.txt")
         if name is not None:
             where = files.where(name)
             findings = list(_lines(files.read(name), where, image))
             yield ReviewedImage(where=where, findings=findings, sent=image.revisions, listed=image, has_ids=False)
-
-
-def _plain(name: str) -> str:
-    """Return `name` without the export's folder of labels, because somebody may import that folder alone."""
-    return name.removeprefix("labels/")
 
 
 def _lines(data: bytes, where: str, image: SentImage) -> Iterator[Finding]:
