@@ -95,10 +95,10 @@ def _format_of(out: str | None) -> OutputFormat:
     """Return the format that the ending of the file `out` names, so that no file holds a drawn table by accident."""
     if out is None:
         return OutputFormat.table
-    ending = out.rpartition("/")[2].rpartition(".")[2].lower()
-    if ending not in OutputFormat or ending == OutputFormat.table:
-        raise ConfigError(f"--out {out}: expected the ending .csv, .json or .parquet, or --format, got neither")
-    return OutputFormat(ending)
+    for form in (OutputFormat.csv, OutputFormat.json, OutputFormat.parquet):
+        if out.lower().endswith(f".{form}"):
+            return form
+    raise ConfigError(f"--out {out}: expected the ending .csv, .json or .parquet, or --format, got neither")
 
 
 def _list_views() -> None:

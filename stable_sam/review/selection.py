@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, get_args
+from urllib.parse import quote
 
 import duckdb
 
@@ -25,6 +26,8 @@ _COLUMNS = (
     "prompt_id, revision, image_uri, image_id, category_id, category, iscrowd, box_xyxy, mask_size, mask_counts, "
     f"bbox_xywh, area, status, route, verdict, {', '.join(FROM_MODEL)}"
 )
+_WEB = ("http://", "https://", "/data/")
+"""Beginnings of addresses in which a browser would take # or % for something else than a part of a name."""
 _NO_NAME = "object"
 _STEPS = {"", ".", ".."}
 """Parts of a path that are no names of folders or files."""
@@ -43,6 +46,10 @@ class Naming:
     """Whether the images are copied into the export."""
     prefix: str | None
     """What tools put before a name to find the image, such as a server's address; None for the copy or the URI."""
+    local_files_root: str | None = None
+    """The folder that Label Studio's local storage shows, which must hold the images or their copies."""
+    copied_to: str = ""
+    """Folder of the copies."""
 
     def name(self, image_uri: str) -> str:
         """Return the image's path in the export, which differs between any two URIs.
@@ -59,9 +66,20 @@ class Naming:
         return f"elsewhere/{place}/{'image' if file in _STEPS else file}"
 
     def reference(self, image_uri: str) -> str:
-        """Return where tools find the image: `ExportImage.reference`."""
+        """Return where tools find the image: `ExportImage.reference`.
+
+        Names in addresses of the web are percent-encoded. Raises `InputError` when the image is not below
+        `local_files_root`.
+        """
+        if self.local_files_root is not None:
+            file = join(self.copied_to, self.name(image_uri)) if self.copies else image_uri
+            base = join(self.local_files_root, "")
+            if not file.startswith(base):
+                raise InputError(f"--local-files-root {self.local_files_root}: expected the folder to hold {file}")
+            return f"/data/local-files/?d={quote(file.removeprefix(base))}"
         if self.prefix is not None:
-            return join(self.prefix, self.name(image_uri))
+            name = self.name(image_uri)
+            return join(self.prefix, quote(name) if self.prefix.startswith(_WEB) else name)
         return f"images/{self.name(image_uri)}" if self.copies else image_uri
 
 
