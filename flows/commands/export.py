@@ -48,6 +48,19 @@ def export(
     image_prefix: Annotated[
         str | None, typer.Option(help="Address under which the tool finds the images, such as https://host/images/.")
     ] = None,
+    local_files_root: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder that Label Studio's local storage shows (LOCAL_FILES_DOCUMENT_ROOT), with the images."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Divide the images of a yolo export into train and val (and test), such as 0.8/0.2; an image always "
+            "gets into the same part."
+        ),
+    ] = None,
 ) -> None:
     """Write the current masks for an annotation tool or for training, with a list of the masks that were sent."""
     from rich.console import Console
@@ -72,10 +85,14 @@ def export(
             polygons=polygons,
             copy_images=images,
             image_prefix=image_prefix,
+            local_files_root=local_files_root,
+            split=split,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for problem in report.problems:
         typer.echo(f"left out: {problem}", err=True)
+    if report.warning is not None:
+        typer.echo(f"warning: {report.warning}", err=True)
     without = ""
     if report.without_mask:
         rows = counted(report.without_mask, "row without a mask was", "rows without a mask were")

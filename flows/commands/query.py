@@ -41,10 +41,18 @@ def query(
         ),
     ] = None,
     form: Annotated[
-        OutputFormat, typer.Option("--format", help="Format of the rows; json is a list of objects.")
-    ] = OutputFormat.table,
+        OutputFormat | None,
+        typer.Option(
+            "--format",
+            help="Format of the rows; json is a list of objects. The default is the ending of --out, or a drawn table.",
+        ),
+    ] = None,
     out: Annotated[
-        str | None, typer.Option(help="File to write the rows to, local or s3://. By default they are printed.")
+        str | None,
+        typer.Option(
+            help="File to write the rows to, local or s3://, such as rows.csv, rows.json or rows.parquet. By default "
+            "they are printed."
+        ),
     ] = None,
     as_of: Annotated[
         str | None,
@@ -67,6 +75,7 @@ def query(
         return
     if sql is None:
         raise ConfigError("query: expected an SQL statement, or --views to list the views, got none")
+    form = form or _format_of(out)
     if form is OutputFormat.parquet and out is None:
         raise ConfigError("--format parquet: expected --out FILE as well, because a terminal cannot show Parquet")
     from stable_sam.storage.files import absolute_uri, write_bytes
@@ -80,6 +89,16 @@ def query(
         _show(rows)
     else:
         typer.echo(_encode(rows, form), nl=False)
+
+
+def _format_of(out: str | None) -> OutputFormat:
+    """Return the format that the ending of the file `out` names, so that no file holds a drawn table by accident."""
+    if out is None:
+        return OutputFormat.table
+    for form in (OutputFormat.csv, OutputFormat.json, OutputFormat.parquet):
+        if out.lower().endswith(f".{form}"):
+            return form
+    raise ConfigError(f"--out {out}: expected the ending .csv, .json or .parquet, or --format, got neither")
 
 
 def _list_views() -> None:

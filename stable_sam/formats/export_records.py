@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+from stable_sam.errors import ConfigError
 from stable_sam.records import BoxXYXY
 from stable_sam.rle import EncodedMask
 from stable_sam.storage.files import join, write_bytes
@@ -67,8 +70,40 @@ class ExportImage:
     @property
     def stem(self) -> str:
         """`name` without the ending of the file."""
-        folder, slash, file = self.name.rpartition("/")
-        return folder + slash + (file.rpartition(".")[0] or file)
+        return without_ending(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The parts into which the images of an export are divided for training."""
+
+    shares: tuple[float, ...]
+    """Share of the images in `train`, `val` and, if there are three, `test`; they add up to 1."""
+
+    @classmethod
+    def parse(cls, text: str) -> Split:
+        """Read two or three shares with slashes between them, such as 0.8/0.2; raises `ConfigError`."""
+        try:
+            shares = tuple(float(share) for share in text.split("/"))
+        except ValueError:
+            shares = ()
+        if len(shares) not in (2, 3) or not all(0 < share < 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"split: expected the shares of train, val and, if you want it, test, which add up to 1, such as "
+                f"0.8/0.2, got {text!r:.60}"
+            )
+        return cls(shares)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts."""
+        return ("train", "val", "test")[: len(self.shares)]
+
+    def part(self, name: str) -> str:
+        """Return the part of the image `name` in an export: it stays the same whatever else is exported."""
+        place = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+        ends = accumulate(self.shares[:-1])
+        return next((part for part, end in zip(self.names, ends, strict=False) if place < end), self.names[-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +120,8 @@ class Target:
     """What the export was made from: format, table, run and filters."""
     copies: bool
     """Whether the images are copied into the export."""
+    split: Split | None = None
+    """How the images are divided for training; None when they are not."""
 
     @property
     def names(self) -> list[str]:
@@ -94,6 +131,12 @@ class Target:
     def write(self, path: str, content: str | bytes) -> None:
         """Write a file at `path` below the export's folder; text is encoded as UTF-8."""
         write_bytes(join(self.uri, path), content if isinstance(content, bytes) else content.encode())
+
+
+def without_ending(name: str) -> str:
+    """Return the path `name` without the ending of its file."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + (file.rpartition(".")[0] or file)
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,9 @@ from stable_sam.rle import decode_mask
 from stable_sam.storage.files import join
 from stable_sam.storage.json_lists import json_lists
 
+_INSIDE = 1e-3
+"""Part of a pixel by which boxes begin inside their first pixel."""
+
 
 @contextmanager
 def write_fiftyone(target: Target) -> Iterator[Add]:
@@ -54,7 +57,8 @@ def _detection(item: ExportObject) -> dict[str, Any]:
     return {
         "_cls": "Detection",
         "label": item.category.name,
-        "bounding_box": [left / width, top / height, w / width, h / height],
+        # FiftyOne multiplies with the image's size and cuts to whole pixels, where 0.29 * 100 would become 28.
+        "bounding_box": [(left + _INSIDE) / width, (top + _INSIDE) / height, w / width, h / height],
         "mask": {"$binary": {"base64": packed, "subType": "00"}},
         "confidence": item.score,
         "prompt_id": item.prompt_id,

@@ -110,6 +110,8 @@ class Writer:
     """Whether masks are written as polygons by default."""
     names_by_stem: bool = False
     """Whether label files are named after the images without their endings."""
+    splits: bool = False
+    """Whether the format can divide the images for training."""
     embeds: bool = False
     """Whether the format's files hold the images themselves, where images are copied."""
 
@@ -117,7 +119,7 @@ class Writer:
 WRITERS: Mapping[str, Writer] = {
     "coco": Writer(write=write_instances, copies=True),
     "coco-results": Writer(write=write_results),
-    "yolo": Writer(write=write_yolo, copies=True, names_by_stem=True),
+    "yolo": Writer(write=write_yolo, copies=True, names_by_stem=True, splits=True),
     "labelstudio": Writer(write=write_labelstudio),
     "cvat": Writer(write=write_cvat),
     "labelme": Writer(write=write_labelme, copies=True, polygons=True, names_by_stem=True),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from stable_sam.errors import AnnotationError, NotFoundError
 from stable_sam.formats.export_records import SENT
-from stable_sam.formats.review_records import is_revision, reviewed_size
+from stable_sam.formats.review_records import SentImage, is_revision, reviewed_size
 from stable_sam.storage.files import is_folder, iter_versions, join, open_stream, read_bytes
 from stable_sam.storage.json_stream import JsonStream
 
@@ -18,53 +18,43 @@ MAX_FILE_BYTES = 512 * 2**20
 """Largest size of a file that is read as a whole."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentImage:
-    """One image of an export, as the list of what was sent has it."""
-
-    name: str
-    """Name of the image in the export, as `ExportImage.name`."""
-    size_hw: tuple[int, int]
-    """Height and width in pixels."""
-    objects: tuple[Mapping[str, Any], ...]
-    """For each object its prompt_id, its revision, and the values that identify it in the format's files."""
-    where: str = ""
-    """The list's URI and the image, for messages."""
-
-    @property
-    def revisions(self) -> dict[str, int]:
-        """The revision that was sent, by prompt_id."""
-        return {entry["prompt_id"]: entry["revision"] for entry in self.objects}
-
-    def having(self, *names: str) -> tuple[Mapping[str, Any], ...]:
-        """Return the objects; raises `AnnotationError` unless each has a text or whole number under all of `names`."""
-        for entry in self.objects:
-            for name in names:
-                if not isinstance(entry.get(name), str | int):
-                    raise AnnotationError(
-                        f"{self.where}: expected {name} of each object, got {entry!r:.80}: is this the list of an "
-                        "export in this format?"
-                    )
-        return self.objects
-
-
-@dataclass(frozen=True, slots=True)
 class Sent:
     """The list of what was sent with an export, by the names of its images."""
 
-    images: Mapping[str, SentImage] = field(default_factory=dict)
+    def __init__(self, images: Mapping[str, SentImage]) -> None:
+        self.images = images
+        self._by_uri = {image.image_uri: image for image in images.values() if image.image_uri}
+        self._by_file: dict[str, list[SentImage]] = {}
+        self._by_stem: dict[str, list[SentImage]] = {}
+        for name, image in images.items():
+            self._by_file.setdefault(PurePosixPath(name).name, []).append(image)
+            self._by_stem.setdefault(PurePosixPath(name).stem, []).append(image)
 
     def find(self, name: str) -> SentImage | None:
-        """Return the image that a file calls `name`, None when there is none.
+        """Return the image that a file calls `name`, which may also be its URI, None when there is none.
 
         When no image has that name, the only image counts whose name ends in `name`, or in whose name `name` ends.
+        Where there is none, names are compared without the endings of their files, which tools replace.
         """
-        exact = self.images.get(name)
+        exact = self.images.get(name) or self._by_uri.get(name)
         if exact is not None:
             return exact
-        plain = name.replace("\\", "/")
-        alike = [image for own, image in self.images.items() if plain.endswith(f"/{own}") or own.endswith(f"/{plain}")]
+        plain = PurePosixPath(name.replace("\\", "/"))
+        alike = [image for image in self._by_file.get(plain.name, ()) if _ends_in(PurePosixPath(image.name), plain)]
+        stem = plain.with_name(plain.stem) if plain.name else plain
+        alike = alike or [
+            image
+            for image in self._by_stem.get(plain.stem, ())
+            if _ends_in(PurePosixPath(image.name).with_name(stem.name), stem)
+        ]
         return alike[0] if len(alike) == 1 else None
+
+
+def _ends_in(one: PurePosixPath, other: PurePosixPath) -> bool:
+    """Whether the shorter of two paths is the end of the longer one."""
+    ours, theirs = one.parts, other.parts
+    common = min(len(ours), len(theirs))
+    return ours[-common:] == theirs[-common:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,4 +146,5 @@ def _sent_image(entry: Any, uri: str) -> SentImage:
         size, known = None, False
     if size is None or not known or not isinstance(name, str):
         raise AnnotationError(f"{uri}: expected the list of an export, got {entry!r:.80}")
-    return SentImage(name=name, size_hw=size, objects=objects, where=f"{uri}: image {name}")
+    image_uri = str(entry.get("image_uri", ""))
+    return SentImage(name=name, size_hw=size, objects=objects, image_uri=image_uri, where=f"{uri}: image {name}")

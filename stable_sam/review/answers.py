@@ -172,11 +172,19 @@ def reviewed_masks(table_uri: str) -> pa.Table:
 
 def _check_rejected(answers: Sequence[Answer], max_fraction: float) -> None:
     rejected = sum(answer.mask is None for answer in answers)
-    if len(answers) >= _FEW_ANSWERS and rejected > max_fraction * len(answers):
-        raise InputError(
-            f"expected files that hold most of the {len(answers)} masks that were sent, got deletions of {rejected}; "
-            f"nothing was imported. If people really deleted them, raise max_rejected (now {max_fraction:g}) to 1"
+    if len(answers) < _FEW_ANSWERS or rejected <= max_fraction * len(answers):
+        return
+    lost = sum(answer.lost_id for answer in answers)
+    raise InputError(
+        f"expected files that hold most of the {len(answers)} masks that were sent, got deletions of {rejected}; "
+        "nothing was imported. "
+        + (
+            f"{lost} masks came back without their prompt_id, and a tool that loses these may lose masks, too: look "
+            "which masks its files lack"
+            if lost
+            else f"If people really deleted them, raise max_rejected (now {max_fraction:g}) to 1"
         )
+    )
 
 
 def _manifest(table_uri: str, parent: RunInfo, rows: Sequence[tuple[Prompt, RefinedMask]], made_by: str) -> RunManifest:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, get_args
+from urllib.parse import quote
 
 import duckdb
 
@@ -25,7 +26,11 @@ _COLUMNS = (
     "prompt_id, revision, image_uri, image_id, category_id, category, iscrowd, box_xyxy, mask_size, mask_counts, "
     f"bbox_xywh, area, status, route, verdict, {', '.join(FROM_MODEL)}"
 )
+_WEB = ("http://", "https://", "/data/")
+"""Beginnings of addresses in which a browser would take # or % for something else than a part of a name."""
 _NO_NAME = "object"
+_STEPS = {"", ".", ".."}
+"""Parts of a path that are no names of folders or files."""
 _BATCH = 2_000
 """Number of rows that are Python objects at one time, beside those of one image."""
 _WHOLE = "'0|[1-9][0-9]{0,14}'"
@@ -41,22 +46,40 @@ class Naming:
     """Whether the images are copied into the export."""
     prefix: str | None
     """What tools put before a name to find the image, such as a server's address; None for the copy or the URI."""
+    local_files_root: str | None = None
+    """The folder that Label Studio's local storage shows, which must hold the images or their copies."""
+    copied_to: str = ""
+    """Folder of the copies."""
 
     def name(self, image_uri: str) -> str:
         """Return the image's path in the export, which differs between any two URIs.
 
-        An image outside the image folder is named after a hash of its folder: `elsewhere/<hash>/<file>`.
+        An image outside the image folder is named after a hash of its folder: `elsewhere/<hash>/<file>`. So is one
+        whose path below the folder has a step such as `..`, which would lead out of the export.
         """
         base = join(self.images_uri, "")
-        if image_uri.startswith(base):
-            return image_uri.removeprefix(base)
+        name = image_uri.removeprefix(base)
+        if image_uri.startswith(base) and not _STEPS.intersection(name.split("/")):
+            return name
         folder, _, file = image_uri.rpartition("/")
-        return f"elsewhere/{hashlib.sha256(folder.encode()).hexdigest()[:8]}/{file}"
+        place = hashlib.sha256((image_uri if file in _STEPS else folder).encode()).hexdigest()[:8]
+        return f"elsewhere/{place}/{'image' if file in _STEPS else file}"
 
     def reference(self, image_uri: str) -> str:
-        """Return where tools find the image: `ExportImage.reference`."""
+        """Return where tools find the image: `ExportImage.reference`.
+
+        Names in addresses of the web are percent-encoded. Raises `InputError` when the image is not below
+        `local_files_root`.
+        """
+        if self.local_files_root is not None:
+            file = join(self.copied_to, self.name(image_uri)) if self.copies else image_uri
+            base = join(self.local_files_root, "")
+            if not file.startswith(base):
+                raise InputError(f"--local-files-root {self.local_files_root}: expected the folder to hold {file}")
+            return f"/data/local-files/?d={quote(file.removeprefix(base))}"
         if self.prefix is not None:
-            return join(self.prefix, self.name(image_uri))
+            name = self.name(image_uri)
+            return join(self.prefix, quote(name) if self.prefix.startswith(_WEB) else name)
         return f"images/{self.name(image_uri)}" if self.copies else image_uri
 
 
@@ -98,6 +121,11 @@ class Selection:
                 objects=tuple(objects),
                 reference=naming.reference(image_uri),
             )
+
+    def image_uris(self) -> Iterator[str]:
+        """Yield the URI of each image once, in no order."""
+        for batch in self._connection.sql("SELECT DISTINCT image_uri FROM selected").to_arrow_reader(_BATCH):
+            yield from batch["image_uri"].to_pylist()
 
     def check_stems(self) -> None:
         """Raise `InputError` when the names of two images differ only in their endings."""

@@ -119,6 +119,18 @@ def test_out_writes_a_file(table: str, tmp_path: Path, form: str) -> None:
         assert b"prompt_id" in path.read_bytes()
 
 
+def test_the_ending_of_the_file_says_the_format(table: str, tmp_path: Path) -> None:
+    sql = "SELECT prompt_id FROM masks ORDER BY 1"
+    for form in ("csv", "json", "parquet"):
+        for name, options in {"asked.x": ("--format", form), f"told.{form.upper()}": ()}.items():
+            ask(table, sql, *options, "--out", str(tmp_path / name))
+        assert (tmp_path / "asked.x").read_bytes() == (tmp_path / f"told.{form.upper()}").read_bytes()
+    for name in ("rows.txt", "rows", "rows.table", "a.csv/rows"):
+        with pytest.raises(ConfigError, match=r"expected the ending .csv, .json or .parquet, or --format"):
+            ask(table, sql, "--out", str(tmp_path / name))
+        assert not (tmp_path / name).exists()
+
+
 def test_memory_limit(table: str) -> None:
     sql = "SELECT value FROM duckdb_settings() WHERE name = 'memory_limit'"
     (usual,) = query(table, sql).to_pylist()

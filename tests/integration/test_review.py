@@ -13,6 +13,7 @@ import pytest
 from flows import cli
 from stable_sam.config import RefinerConfig, RegressionConfig
 from stable_sam.errors import ConfigError, InputError, StorageError
+from stable_sam.formats.export_records import SENT
 from stable_sam.records import Changes
 from stable_sam.review import answers as review
 from stable_sam.review.answers import import_answers, reviewed_masks
@@ -203,9 +204,8 @@ def test_files_that_contradict_each_other(job: Job) -> None:
 
 def test_what_is_told_of_ids_that_move_the_cursor_is_printable(job: Job) -> None:
     out = job.export()
-    edit(
-        join(out, "instances.json"), lambda document: document["annotations"][0].update(prompt_id="\x1b[2J\ud800" * 999)
-    )
+    new = {"id": 99, "image_id": 1, "prompt_id": "\x1b[2J\ud800" * 999, "segmentation": rle(corrected_mask())}
+    edit(join(out, "instances.json"), lambda document: document["annotations"].append(new))
     (told,) = import_review(job.table, out, "coco", dry_run=True).problems
     assert told.isprintable()
     assert "prompt \\x1b[2J\\ud800" in told
@@ -220,6 +220,33 @@ def test_half_a_file_is_refused(job: Job) -> None:
     with pytest.raises(InputError, match="got deletions of 30; nothing was imported"):
         import_review(job.table, out, "coco")
     assert import_review(job.table, out, "coco", max_rejected_fraction=1).rejected == 30
+
+
+def test_half_a_file_without_ids_is_refused_without_advice_to_import_it(job: Job) -> None:
+    job.boxes |= {f"p{k}": (1.0, 1.0, 9.0, 9.0) for k in range(9, 30)}
+    job.night()
+    out = job.export()
+
+    def lose(document: dict[str, Any]) -> None:
+        del document["annotations"][9:]
+        for annotation in document["annotations"]:
+            del annotation["prompt_id"]
+
+    edit(join(out, "instances.json"), lose)
+    with pytest.raises(InputError, match="masks came back without their prompt_id") as refused:
+        import_review(job.table, out, "coco")
+    assert "max_rejected" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat", "labelme"])
+def test_masks_without_ids_are_unchanged(form: str, job: Job) -> None:
+    out = job.export(form)
+    for uri in list_files(out):
+        if uri.endswith((".json", ".xml")) and not uri.endswith(SENT):
+            text = read_bytes(uri).decode()
+            write_bytes(uri, text.replace("prompt_id", "other").replace('"stable_sam"', '"own"').encode())
+    report = import_review(job.table, out, form, dry_run=True)
+    assert (report.unchanged, report.problems) == (9, ())
 
 
 def test_label_studio_annotations_confirm_and_predictions_do_not(job: Job) -> None:
@@ -247,8 +274,14 @@ def test_corrected_pixels_of_a_png(job: Job) -> None:
     pixels[0, 0] = 9
     cv2.imwrite(path, pixels)
     report = import_review(job.table, out, "png")
-    assert (report.rejected, report.corrected) == (1, 0)
-    assert report.problems == (f"{path}: value 9: a new object without a prompt_id",)
+    # The new object may be the one that is missing.
+    assert report.imported == 0
+    assert report.problems[0].startswith(f"{path}: value 9: an object without a prompt_id, which is like none of the ")
+    assert "1 mask without an answer" in report.problems[1]
+    pixels[0, 0] = 0
+    cv2.imwrite(path, pixels)
+    report = import_review(job.table, out, "png")
+    assert (report.rejected, report.corrected, report.problems) == (1, 0, ())
 
 
 def test_quality_summary_and_the_next_nights_take_no_notice_of_an_import(job: Job) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stable_sam.errors import InputError
-from stable_sam.formats.export_records import SENT
+from stable_sam.errors import ConfigError, InputError
+from stable_sam.formats.coco.write import write_instances
+from stable_sam.formats.export_records import SENT, ExportCategory, Target
+from stable_sam.formats.fiftyone import _detection
 from stable_sam.review.answers import import_answers
 from stable_sam.review.export import export
 from stable_sam.review.import_review import import_review
@@ -53,6 +55,84 @@ def test_a_picture_that_is_gone_is_left_out_and_told(job: Job) -> None:
     assert (report.images, report.objects) == (2, 6)
     assert "1.png" in report.problems[0]
     assert [Path(uri).name for uri in list_files(join(job.root, "yolo/labels"))] == ["0.txt", "2.txt"]
+
+
+def test_an_export_is_split_where_the_format_can_hold_it(job: Job) -> None:
+    job.export("yolo", split="0.5/0.5")
+    lists = [read_bytes(join(job.root, f"export-yolo/{part}.txt")).decode().split() for part in ("train", "val")]
+    assert sorted(lists[0] + lists[1]) == [f"./images/sub/{n}.png" for n in range(3)]
+    assert import_review(job.table, join(job.root, "export-yolo"), "yolo", dry_run=True).unchanged == 9
+    with pytest.raises(InputError, match=r"expected images enough for each of train, val, got none for val"):
+        job.export("yolo", name="other", split="0.9999/0.0001")
+    with pytest.raises(ConfigError, match=r"split: expected a format that can divide images \(yolo\)"):
+        job.export("coco", name="other", split="0.5/0.5")
+    assert list_files(join(job.root, "other")) == []
+
+
+def test_label_studio_gets_addresses_that_it_can_show(job: Job) -> None:
+    naming = Naming(images_uri="/data/images", copies=False, prefix="https://host.example/photos/")
+    assert naming.reference("/data/images/Küche/é#1 100%.jpg").endswith("/K%C3%BCche/%C3%A9%231%20100%25.jpg")
+    assert replace(naming, prefix="/mnt").reference("/data/images/é#1 100%.jpg") == "/mnt/é#1 100%.jpg"
+    shown = replace(naming, prefix=None, local_files_root="/data")
+    assert shown.reference("/data/images/a b.jpg") == "/data/local-files/?d=images/a%20b.jpg"
+    with pytest.raises(InputError, match="--local-files-root /data: expected the folder to hold /other/a.jpg"):
+        shown.reference("/other/a.jpg")
+    for number, (options, warned) in enumerate(
+        {(): True, ("image_prefix",): False, ("local_files_root",): False}.items()
+    ):
+        given = dict.fromkeys(options, job.root)
+        report = export(job.table, "labelstudio", join(job.root, f"ls{number}"), **given)
+        assert (report.warning is not None) == warned
+    (task, *_) = json.loads(read_bytes(join(job.root, "ls2/tasks.json")))
+    assert task["data"]["image"] == "/data/local-files/?d=images/sub/0.png"
+    with pytest.raises(ConfigError, match="local_files_root: expected the format labelstudio"):
+        export(job.table, "coco", join(job.root, "other"), local_files_root=job.root)
+
+
+def test_category_names_are_unique_in_coco(job: Job) -> None:
+    categories = tuple(ExportCategory(number=n, name="cat" if n < 9 else "dog", index=n // 9) for n in (3, 5, 9))
+    target = Target(uri=job.root, categories=categories, polygons=False, header={}, copies=False)
+    with selected(job.table) as selection:
+        image = next(selection.read(Naming(images_uri="/", copies=False, prefix=None)))
+    objects = tuple(replace(image.objects[0], category=category) for category in categories)
+    with write_instances(target) as add:
+        add(replace(image, objects=objects), None)
+    coco = json.loads(read_bytes(join(job.root, "instances.json")))
+    assert [(category["id"], category["name"]) for category in coco["categories"]] == [(3, "cat"), (9, "dog")]
+    assert [annotation["category_id"] for annotation in coco["annotations"]] == [3, 3, 9]
+
+
+@pytest.mark.parametrize("width", [7, 100, 640, 1333])
+def test_boxes_for_fiftyone_are_cut_to_the_pixels_of_their_masks(width: int, job: Job) -> None:
+    """It multiplies both corners with the image's size and cuts them to whole numbers."""
+    with selected(job.table) as selection:
+        image = next(selection.read(Naming(images_uri="/", copies=False, prefix=None)))
+    mask = np.zeros((width, width), np.bool_)
+    for left in range(width):
+        mask[:] = False
+        mask[left:, left : left + 1 + left % 7] = True
+        detection = _detection(replace(image.objects[0], mask=encode_mask(mask)))
+        x, y, w, h = detection["bounding_box"]
+        corners = int(width * x), int(width * y), int(width * (x + w)), int(width * (y + h))
+        assert corners == (left, left, min(width, left + 1 + left % 7), width)
+
+
+def test_no_name_of_an_image_leads_out_of_the_export() -> None:
+    naming = Naming(images_uri="/data/images", copies=True, prefix=None)
+    outside = ["../x.jpg", "a/../../x.jpg", "./x.jpg", "/x.jpg", "a//x.jpg", "..", "a/..", ""]
+    names = [naming.name(f"/data/images/{path}") for path in outside]
+    assert all(name.startswith("elsewhere/") and not {"", ".", ".."} & set(name.split("/")) for name in names)
+    assert len(set(names)) == len(names)
+    assert naming.name("/data/images/a..b/..x.jpg") == "a..b/..x.jpg"
+
+
+def test_an_image_above_its_folder_is_exported_inside(job: Job) -> None:
+    with selected(job.table) as selection:
+        selection._connection.execute(
+            "UPDATE selected SET image_uri = replace(image_uri, '/sub/', '/sub/../../images/sub/')"
+        )
+        images = list(selection.read(Naming(images_uri=join(job.root, "images"), copies=True, prefix=None)))
+    assert [image.name.partition("/")[0] for image in images] == ["elsewhere"] * 3
 
 
 def test_two_pictures_with_one_label_file_are_refused(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,53 @@ def test_any_prompt_id_comes_back(form: str) -> None:
         answers, problems = collect(REVIEW_READERS[form](open_files(str(folder))))
     assert problems == []
     assert {answer.prompt_id for answer in answers} == set(HOSTILE_IDS)
+
+
+def without_ids(form: str, folder: Path, renumbered: bool) -> None:
+    """What a tool leaves that drops our ids, or writes numbers of its own in their place."""
+    (path,) = (each for each in folder.rglob("*.*") if each.suffix in (".json", ".xml") and each.name in OWN_FILES)
+    text = path.read_text()
+    if form == "cvat":
+        new = r'<attribute name="prompt_id">9</attribute>' if renumbered else ""
+        path.write_text(re.sub('<attribute name="prompt_id">[^<]*</attribute>', new, text))
+        return
+    document = json.loads(text)
+    objects = {
+        "coco": lambda: document["annotations"],
+        "labelme": lambda: document["shapes"],
+        "labelstudio": lambda: document[0]["annotations"][0]["result"],
+    }[form]()
+    for number, each in enumerate(objects):
+        each.pop("prompt_id", None)
+        each |= {"id": f"x{number}"} | ({"prompt_id": str(number)} if renumbered else {})
+    document = document[0] if form == "labelstudio" else document
+    (document["images"][0] if form == "coco" else document.get("data", document)).pop("stable_sam")
+    path.write_text(json.dumps([document] if form == "labelstudio" else document))
+
+
+OWN_FILES = ("instances.json", "annotations.xml", "å 1.json", "tasks.json")
+
+
+@pytest.mark.parametrize(
+    ("form", "polygons"),
+    [("coco", False), ("coco", True), ("labelstudio", False), ("cvat", False), ("cvat", True), ("labelme", False),
+     ("labelme", True)],
+)  # fmt: skip
+@settings(max_examples=10)
+@given(first=masks(), renumbered=st.booleans(), flipped=st.booleans())
+def test_masks_whose_ids_were_lost_come_back_as_they_went_out(
+    form: str, polygons: bool, first: np.ndarray, renumbered: bool, flipped: bool
+) -> None:
+    second = first[::-1, ::-1] if flipped else np.ones_like(first)
+    image = image_of(object_of(first, 1), object_of(second, 2))
+    with came_back(form, image, polygons=polygons) as folder:
+        without_ids(form, folder, renumbered)
+        answers, problems = collect(REVIEW_READERS[form](open_files(str(folder))))
+    assert problems == []
+    assert {answer.prompt_id: answer.mask for answer in answers} == {
+        item.prompt_id: item.mask for item in image.objects
+    }
+    assert all(answer.lost_id for answer in answers)
 
 
 @given(masks())

@@ -55,20 +55,20 @@ def _file(files: Files, name: str) -> Iterator[ReviewedImage]:
             where=f"{uri}: image {image['id']}",
             findings=[_finding(uri, each, size) for each in of_image.get(image["id"], ())],
             sent=sent if sent is not None or listed is None else listed.revisions,
+            listed=listed,
         )
 
 
 def _finding(uri: str, annotation: Mapping[str, Any], size_hw: tuple[int, int]) -> Finding:
     where = f"{uri}: annotation {annotation.get('id')}"
     attributes = annotation.get("attributes")
-    prompt_id = annotation.get("prompt_id") or (isinstance(attributes, dict) and attributes.get("prompt_id"))
-    if not isinstance(prompt_id, str | int) or prompt_id is False:
-        return Finding(where=where, prompt_id=None)
+    named = annotation.get("prompt_id") or (isinstance(attributes, dict) and attributes.get("prompt_id"))
+    prompt_id = str(named) if isinstance(named, str | int) and not isinstance(named, bool) else None
     try:
         mask = segmentation_mask(annotation.get("segmentation"), size_hw)
     except ValueError as error:
-        return Finding(where=where, prompt_id=str(prompt_id), problem=str(error))
-    return Finding(where=where, prompt_id=str(prompt_id), mask=mask)
+        return Finding(where=where, prompt_id=prompt_id, problem=str(error))
+    return Finding(where=where, prompt_id=prompt_id, mask=mask)
 
 
 def segmentation_mask(segmentation: Any, size_hw: tuple[int, int]) -> EncodedMask | None:

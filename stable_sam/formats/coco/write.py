@@ -19,16 +19,17 @@ OWN_KEY = "stable_sam"
 @contextmanager
 def write_instances(target: Target) -> Iterator[Add]:
     """Write masks as compressed RLE, or as polygons those without holes, because a COCO polygon cannot have a hole."""
+    numbers = _numbers(target)
     head = {
         "info": {"description": "Masks of stable-sam", OWN_KEY: target.header},
         "licenses": [],
-        "categories": [{"id": c.number, "name": c.name, "supercategory": ""} for c in target.categories],
+        "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()],
     }
     with json_lists(join(target.uri, "instances.json"), head, ("annotations", "images")) as (add_annotation, add_image):
 
         def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
             for item in image.objects:
-                add_annotation(_annotation(image, item, target.polygons))
+                add_annotation(_annotation(image, item, numbers[item.category.name], target.polygons))
             height, width = image.size_hw
             add_image(
                 {
@@ -67,11 +68,19 @@ def write_results(target: Target) -> Iterator[Add]:
         yield add
 
 
-def _annotation(image: ExportImage, item: ExportObject, polygons: bool) -> dict[str, Any]:
+def _numbers(target: Target) -> dict[str, int]:
+    """Return the id of each name: the first where the source has several, because tools merge or refuse them."""
+    numbers: dict[str, int] = {}
+    for category in target.categories:
+        numbers.setdefault(category.name, category.number)
+    return numbers
+
+
+def _annotation(image: ExportImage, item: ExportObject, category_id: int, polygons: bool) -> dict[str, Any]:
     return {
         "id": item.number,
         "image_id": image.number,
-        "category_id": item.category.number,
+        "category_id": category_id,
         "iscrowd": int(item.iscrowd),
         "bbox": list(item.mask.bbox_xywh),
         "area": item.mask.area,

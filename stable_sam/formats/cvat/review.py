@@ -41,12 +41,14 @@ def _image(image: Element, uri: str, files: Files) -> ReviewedImage:
     listed = None if files.sent is None else files.sent.find(name)
     ids = {} if listed is None else {str(entry["id"]): entry["prompt_id"] for entry in listed.having("id")}
     shapes = [shape for shape in image if shape.tag not in ("tag", "attribute")]
+    sent = None if listed is None else listed.revisions
     return ReviewedImage(
         where=where,
         findings=united(
-            _shape(shape, f"{where}: {shape.tag} {number}", size, ids) for number, shape in enumerate(shapes)
+            (_shape(shape, f"{where}: {shape.tag} {number}", size, ids) for number, shape in enumerate(shapes)), sent
         ),
-        sent=None if listed is None else listed.revisions,
+        sent=sent,
+        listed=listed,
     )
 
 
@@ -54,9 +56,7 @@ def _shape(
     shape: Element, where: str, size_hw: tuple[int, int], ids: Mapping[str, str]
 ) -> tuple[Finding, NDArray[np.bool_] | None]:
     written = next((a.text for a in shape.iterfind("attribute") if a.get("name") == PROMPT_ATTRIBUTE), None)
-    if not written:
-        return Finding(where=where, prompt_id=None), None
-    prompt_id = ids.get(written, written)
+    prompt_id = ids.get(written, written) if written else None
     try:
         if shape.tag == "mask":
             mask = _runs(shape, size_hw)

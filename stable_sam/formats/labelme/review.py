@@ -35,18 +35,23 @@ def review_labelme(files: Files) -> Iterator[ReviewedImage]:
         if size is None or not isinstance(document.get("shapes"), list):
             raise AnnotationError(f"{uri}: expected a LabelMe file with shapes, imageHeight and imageWidth")
         own = document.get(OWN_KEY)
+        sent = revisions(own.get("sent")) if isinstance(own, dict) else None
+        listed = None if files.sent is None else files.sent.find(name)
+        sent = sent if sent is not None or listed is None else listed.revisions
         shapes = enumerate(document["shapes"])
         yield ReviewedImage(
             where=uri,
-            findings=united(_shape(shape, f"{uri}: shapes[{number}]", size) for number, shape in shapes),
-            sent=revisions(own.get("sent")) if isinstance(own, dict) else None,
+            findings=united((_shape(shape, f"{uri}: shapes[{number}]", size) for number, shape in shapes), sent),
+            sent=sent,
+            listed=listed,
         )
 
 
 def _shape(shape: Any, where: str, size_hw: tuple[int, int]) -> tuple[Finding, NDArray[np.bool_] | None]:
-    prompt_id = shape.get("prompt_id") if isinstance(shape, dict) else None
-    if not isinstance(prompt_id, str):
-        return Finding(where=where, prompt_id=None), None
+    if not isinstance(shape, dict):
+        return Finding(where=where, prompt_id=None, problem="expected a shape, got something else"), None
+    named = shape.get("prompt_id")
+    prompt_id = named if isinstance(named, str) else None
     try:
         return Finding(where=where, prompt_id=prompt_id), _mask(shape, size_hw)
     except (ValueError, TypeError, OverflowError) as error:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stable_sam.formats.png.header import decoded_png, png_size
-from stable_sam.formats.review_files import Files, SentImage
-from stable_sam.formats.review_records import Finding, ReviewedImage, encoded
+from stable_sam.formats.review_files import Files
+from stable_sam.formats.review_records import Finding, ReviewedImage, SentImage, encoded
 
 
 def review_png(files: Files) -> Iterator[ReviewedImage]:
@@ -28,7 +28,7 @@ def review_png(files: Files) -> Iterator[ReviewedImage]:
         for path, name in found.items():
             findings += _of_file(files, image, path, name)
         where = files.where(next(name for name in found.values() if name))
-        yield ReviewedImage(where=where, findings=findings, sent=image.revisions)
+        yield ReviewedImage(where=where, findings=findings, sent=image.revisions, listed=image)
 
 
 def _plain(path: str) -> str:
@@ -50,7 +50,7 @@ def _of_file(files: Files, image: SentImage, path: str, name: str | None) -> Ite
         if value in entries:
             yield Finding(where=where, prompt_id=entries[value], mask=encoded(pixels == value))
         elif value:
-            yield Finding(where=f"{where}: value {value}", prompt_id=None)
+            yield Finding(where=f"{where}: value {value}", prompt_id=None, mask=encoded(pixels == value))
 
 
 def _pixels(data: bytes, size_hw: tuple[int, int]) -> NDArray[np.integer]:

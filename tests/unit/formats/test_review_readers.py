@@ -14,8 +14,8 @@ from stable_sam.formats.export_records import SENT
 from stable_sam.formats.labelstudio.brush_rle import encode_brush
 from stable_sam.formats.polygons import one_ring, polygon_parts
 from stable_sam.formats.registry import REVIEW_READERS
-from stable_sam.formats.review_files import Sent, SentImage, open_files
-from stable_sam.formats.review_records import Answer, collect
+from stable_sam.formats.review_files import Sent, open_files
+from stable_sam.formats.review_records import Answer, SentImage, collect
 from stable_sam.rle import decode_mask, encode_mask
 
 SIZE = (8, 10)
@@ -62,19 +62,25 @@ def test_coco_as_other_tools_write_it(tmp_path: Path) -> None:
         "images": [{"id": 1, "file_name": "images/a.jpg", "height": 8, "width": 10}],
     }
     (tmp_path / "a.json").write_text(json.dumps(document))
-    write_sent(tmp_path, runs={}, parts={}, line={}, gone={})
+    write_sent(tmp_path, runs={}, parts={}, line={}, gone={}, **{"other-size": {}})
     found, problems = read("coco", tmp_path)
     runs = np.zeros(SIZE, np.bool_)
     runs[:2, 1] = True
     assert same(found["runs"], runs)
     assert same(found["parts"], square(1, 1) | square(6, 6, 2))
-    assert found["gone"] is None
-    assert found.keys() == {"runs", "parts", "gone"}
-    assert [problem.partition("annotation ")[2] for problem in problems] == [
+    # The last annotation may be the one that seems to be deleted.
+    assert found.keys() == {"runs", "parts"}
+    assert [problem.rpartition("annotation ")[2].rpartition("a.json: ")[2] for problem in problems] == [
         "3: prompt line: expected a polygon of at least 3 corners",
         "4: prompt other-size: expected a mask of its image's size [8, 10], got [9, 9]",
         "5: a new object without a prompt_id",
+        "image 1: 1 mask without an answer, which cannot be told to be deleted (prompts gone): they may be among the "
+        "image's objects whose prompts are not known",
     ]
+    document["annotations"].pop()
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    found, problems = read("coco", tmp_path)
+    assert (found["gone"], len(found), len(problems)) == (None, 3, 2)
 
 
 def test_an_image_that_did_not_come_back_has_lost_nothing(tmp_path: Path) -> None:
@@ -108,15 +114,19 @@ def test_cvat_as_people_leave_it(tmp_path: Path) -> None:
     runs[3, 3:5] = runs[4, 2] = True
     assert same(found["two"], square(1, 1) | square(6, 4, 2))
     assert same(found["runs"], runs)
-    assert found["gone"] is None
-    assert len(found) == 3
+    assert len(found) == 2
     told = "expected a mask inside its image, with run lengths that add up to its box"
     assert [problem.rpartition("a.jpg: ")[2] for problem in problems] == [
         f"mask 3: prompt short: {told}",
         f"mask 4: prompt outside: {told}",
         "box 5: prompt box: expected a mask or a polygon, got a box",
         "mask 6: a new object without a prompt_id",
+        "1 mask without an answer, which cannot be told to be deleted (prompts gone): they may be among the image's "
+        "objects whose prompts are not known",
     ]
+    xml = xml.replace(shapes[6], "")
+    (tmp_path / "back" / "annotations.xml").write_text(xml)
+    assert read("cvat", tmp_path / "back", sent=tmp_path)[0]["gone"] is None
     # Without the list nothing counts as deleted.
     assert "gone" not in read("cvat", tmp_path / "back")[0]
 
@@ -144,7 +154,8 @@ def test_label_studio_as_annotators_leave_it(tmp_path: Path) -> None:
     found, problems = read("labelstudio", path)
     assert same(found["p-brush"], square(2, 2))
     assert same(found["p-polygon"], square(1, 1))
-    assert (found["p-gone"], found["p-erased"], len(found)) == (None, None, 4)
+    assert (found["p-erased"], len(found)) == (None, 3)
+    assert "(prompts p-gone)" in problems.pop()
     assert [problem.partition("region ")[2].partition(",")[0] for problem in problems] == [
         "turned: prompt p-turned: expected an image that is not rotated: a mask on a rotated image does not fit the "
         "file",
@@ -197,12 +208,88 @@ def test_images_are_found_by_the_end_of_their_names_when_that_is_clear() -> None
     def image(name: str) -> SentImage:
         return SentImage(name=name, size_hw=SIZE, objects=())
 
-    sent = Sent({name: image(name) for name in ("x/a.jpg", "y/a.jpg", "y/b.jpg")})
+    sent = Sent({name: image(name) for name in ("x/a.jpg", "y/a.jpg", "y/b.jpg", "y/c.jpg", "y/c.png")})
     for name, expected in {
         "x/a.jpg": "x/a.jpg",
         "images/y/a.jpg": "y/a.jpg",
         "b.jpg": "y/b.jpg",
         "a.jpg": None,
+        "frames/y/b.png": "y/b.jpg",
+        "y\\b": "y/b.jpg",
+        "c.png": "y/c.png",
+        "c.webp": None,
+        "": None,
     }.items():
         found = sent.find(name)
         assert (None if found is None else found.name) == expected
+
+
+def coco_of(*masks: np.ndarray, **ids: str) -> dict[str, Any]:
+    """A file of one image, whose annotations carry no prompts but those of `ids`, given by position."""
+    annotations = [
+        {"id": n + 1, "image_id": 1, "segmentation": {"size": list(SIZE), "counts": encode_mask(mask).counts}}
+        | ({"prompt_id": ids[f"n{n}"]} if f"n{n}" in ids else {})
+        for n, mask in enumerate(masks)
+    ]
+    return {"images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 10}], "annotations": annotations}
+
+
+def read_coco(folder: Path, document: dict[str, Any], **sent: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+    (folder / "a.json").write_text(json.dumps(document))
+    write_sent(folder, **{name: {"mask": encode_mask(mask).counts} for name, mask in sent.items()})
+    return read("coco", folder)
+
+
+SENT_MASKS = {"a": square(0, 0), "b": square(5, 1, 4), "c": square(0, 4)}
+
+
+def test_a_mask_without_its_prompt_goes_to_the_sent_mask_that_it_is_like(tmp_path: Path) -> None:
+    changed = square(5, 1, 4) | square(8, 2, 2)
+    found, problems = read_coco(tmp_path, coco_of(changed, square(0, 4), square(0, 0), n1="c"), **SENT_MASKS)
+    assert problems == []
+    assert same(found["a"], square(0, 0))
+    assert same(found["b"], changed)
+    assert same(found["c"], square(0, 4))
+
+
+def test_absence_is_a_deletion_only_where_each_object_has_its_prompt_or_exactly_its_mask(tmp_path: Path) -> None:
+    redrawn = square(5, 1, 4)
+    redrawn[4, 8] = False
+    for masks, deleted in {
+        (0, 1): {"c"},
+        (0,): {"b", "c"},
+        (): {"a", "b", "c"},
+        (2, 3): set(),  # a redrawn one
+        (0, 4): set(),  # one that is like none
+    }.items():
+        every = (*SENT_MASKS.values(), redrawn, square(7, 6, 2))
+        found, problems = read_coco(tmp_path, coco_of(*(every[n] for n in masks)), **SENT_MASKS)
+        assert {name for name, mask in found.items() if mask is None} == deleted
+        assert ("cannot be told to be deleted" in "".join(problems)) == (not deleted)
+
+
+def test_a_tool_that_draws_every_mask_anew_deletes_none(tmp_path: Path) -> None:
+    redrawn = [square(x, y, side + 1) for x, y, side in ((0, 0, 3), (5, 1, 4))]
+    lines = ["0 " + " ".join(map(str, (one_ring(polygon_parts(m)) / SIZE[::-1]).ravel())) for m in redrawn]
+    write_sent(tmp_path, **{name: {"mask": encode_mask(mask).counts} for name, mask in SENT_MASKS.items()})
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    found, problems = read("yolo", tmp_path)
+    assert found.keys() == {"a", "b"}
+    assert "drew every mask anew" in problems[0]
+
+
+def test_prompts_that_changed_places_go_back_to_theirs(tmp_path: Path) -> None:
+    document = coco_of(*SENT_MASKS.values(), n0="b", n1="c", n2="a")
+    found, problems = read_coco(tmp_path, document, **SENT_MASKS)
+    assert problems == []
+    assert all(same(found[name], mask) for name, mask in SENT_MASKS.items())
+    # Who draws one mask over another one means it.
+    found, _ = read_coco(tmp_path, coco_of(square(5, 1, 4), square(5, 1, 4), n0="a", n1="b"), **SENT_MASKS)
+    assert same(found["a"], square(5, 1, 4))
+    assert same(found["b"], square(5, 1, 4))
+
+
+def test_a_prompt_that_was_not_sent_with_its_image_is_told(tmp_path: Path) -> None:
+    found, problems = read_coco(tmp_path, coco_of(*SENT_MASKS.values(), square(7, 6, 2), n3="z"), **SENT_MASKS)
+    assert found.keys() == SENT_MASKS.keys()
+    assert problems[0].endswith("annotation 4: an object of prompt z, which was not sent")

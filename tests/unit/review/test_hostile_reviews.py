@@ -172,7 +172,13 @@ def test_a_mask_of_another_size_is_not_decoded(content: bytes, problem: str, tmp
 
 
 def test_half_a_surrogate_pair_is_an_id_like_any_other(tmp_path: Path) -> None:
-    answers, _ = read("labelme", tmp_path, own=edited("labelme", "shapes/0/prompt_id", lambda _: "\ud800"))
+    path = next(iter(seeds.EXPORTED["labelme"]))
+    changed = edited("labelme", "stable_sam/sent", lambda sent: sent | {"\ud800": 1}).replace(
+        b'"prompt_id": "p1"', b'"prompt_id": "\\ud800"'
+    )
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_bytes(changed)
+    answers, _ = collect(REVIEW_READERS["labelme"](open_files(str(tmp_path))))
     assert [answer.prompt_id for answer in answers] == ["\\ud800", "p2", "p1"]
 
 
