@@ -97,7 +97,8 @@ def describe(changes: Changes) -> str:
     }
     why = {
         "changed": {
-            "annotation": changes.prompt_changed, "image replaced": changes.image_changed, "unknown": changes.unknown
+            "annotation": changes.prompt_changed, "image replaced": changes.image_changed,
+            "image path": changes.image_moved, "unknown": changes.unknown,
         },
         "refined again": {
             "failed before": changes.failed, "other model or config": changes.other_model,
