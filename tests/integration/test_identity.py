@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from stable_sam.errors import InputError
 from stable_sam.records import Changes
 from stable_sam.refining.refiner import Refiner
 from stable_sam.refining.shard_job import refine_shard
 from stable_sam.runs import compare
+from stable_sam.runs.move_images import move_images
 from stable_sam.runs.plan import plan_request
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from stable_sam.table.fingerprint import hash_with
+from stable_sam.table.query import query
 from tests.integration.test_nights import CONFIG, done, edit, night
 
 
@@ -52,6 +55,29 @@ def test_images_at_another_place_are_the_same_when_their_versions_are(job: dict[
     assert summary is not None
     assert "9 changed (image path 9)" in summary.changes_line()
     assert night(moved) is None
+
+
+def test_images_that_a_user_calls_the_same_are_the_same(job: dict[str, Any], tmp_path: Path) -> None:
+    edit(Path(job["annotations_uri"]), lambda document: document["annotations"][0].update(bbox=[1, 2]))
+    assert done(night(job)) == Changes(new=9)
+    before = query(job["output_uri"], "SELECT * EXCLUDE (image_uri, fingerprint) FROM masks ORDER BY prompt_id")
+    new = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "images", new, copy_function=shutil.copyfile)
+    (new / "photo2.jpg").rename(tmp_path / "photo2.jpg")
+    counted = move_images(job["output_uri"], to_uri=f"{new}/", dry_run=True)
+    assert (counted.rows, counted.missing, counted.version) == (6, 3, None)
+    (tmp_path / "photo2.jpg").rename(new / "photo2.jpg")
+    report = move_images(job["output_uri"], to_uri=str(new))
+    assert (report.rows, report.missing, report.version) == (9, 0, 1)
+    assert query(job["output_uri"], "SELECT DISTINCT image_uri FROM masks ORDER BY 1").to_pylist() == [
+        {"image_uri": f"{new}/photo{number}.jpg"} for number in range(3)
+    ]
+    assert query(job["output_uri"], "SELECT * EXCLUDE (image_uri, fingerprint) FROM masks ORDER BY prompt_id") == before
+    assert night(job | {"images_uri": str(new)}) is None
+    (new / "photo0.jpg").write_bytes((new / "photo1.jpg").read_bytes())
+    assert done(night(job | {"images_uri": str(new)})) == Changes(image_changed=2, unchanged=7)
+    with pytest.raises(InputError, match="expected the images that the table has below .*, found none of them"):
+        move_images(job["output_uri"], to_uri=str(tmp_path / "table"))
 
 
 def test_another_image_of_the_same_time_and_size_is_another_image(job: dict[str, Any], photos: list[Path]) -> None:
