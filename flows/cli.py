@@ -16,6 +16,7 @@ from flows.commands import (
     explain,
     export,
     import_review,
+    move_images,
     query,
     refine,
     refine_image,
@@ -40,6 +41,7 @@ app.command("refine-image", cls=PointCommand)(refine_image.refine_image)
 app.command("explain", cls=PointCommand)(explain.explain)
 app.command("query")(query.query)
 app.command("compact")(compact.compact)
+app.command("move-images")(move_images.move_images)
 app.command("vacuum")(vacuum.vacuum)
 app.command("report")(report.report)
 app.command("export")(export.export)

@@ -58,8 +58,12 @@ class Prompt:
     attributes: str | None = None
     """Everything else that the source says about this annotation, as a JSON object."""
     error: str | None = None
+    """Why the prompt cannot be used, after the file and the record; None when it can."""
+    cause: str | None = field(default=None, compare=False)
+    """`error` without the file and the record, which may change although the annotation does not; None for `error`
+    itself. It is compared and not stored."""
     fingerprint: str | None = field(default=None, compare=False)
-    """Hash of all fields above and of the image's version, set by the plan of a run; see stable_sam.table.fingerprint.
+    """Hash of the fields above and of the image's version, set by the plan of a run; see stable_sam.table.fingerprint.
     Equality ignores it, because it says nothing that the prompt and its image do not."""
 
 
@@ -153,6 +157,8 @@ class Changes:
     """Prompts whose box, points or another field changed."""
     image_changed: int = 0
     """Prompts that are equal, but whose image was replaced (it has another version)."""
+    image_moved: int = 0
+    """Prompts that are equal but for the path of their image, which is not known to be the same image."""
     unknown: int = 0
     """Prompts whose row was written by a version that stored no fingerprints, so that changes cannot be told."""
     failed: int = 0
@@ -171,7 +177,7 @@ class Changes:
     @property
     def changed(self) -> int:
         """Prompts whose content changed, or may have changed."""
-        return self.prompt_changed + self.image_changed + self.unknown
+        return self.prompt_changed + self.image_changed + self.image_moved + self.unknown
 
     @property
     def refreshed(self) -> int:

@@ -202,6 +202,9 @@ class SourceConfig(Section):
     format: AnnotationFormat = "auto"
     """`auto` recognises the format by the content. A name sets it, and takes from a folder only the files that can have
     this format."""
+    frame: Literal["upright", "stored"] = "upright"
+    """`upright`: sizes, boxes and points are in pixels of the image as viewers show it. `stored`: they are in pixels as
+    the file stores them, from a tool that ignores EXIF, and are turned by the EXIF orientation of each image."""
     keypoints: bool = False
     """True adds the keypoints of COCO and YOLO-pose that are marked visible to an object's box, as points on the
     object. False is the default because joints lie on borders and behind other objects, where a box alone gives the

@@ -33,6 +33,7 @@ from stable_sam.evaluation.true_masks import TruthImage
 from stable_sam.evaluation.worst_box import START, search_worst_box
 from stable_sam.images.decode import decode_for_input
 from stable_sam.images.frames import Frame
+from stable_sam.images.orientation import size_problem
 from stable_sam.images.resize import resize_image
 from stable_sam.images.tile_pixels import TilePixels
 from stable_sam.images.tiles import CELL, TilePlan, TileRule, tile_rule
@@ -272,8 +273,8 @@ def _open_image(model: LoadedModel, image: TruthImage, max_pixels: int) -> _Open
         raise ImageError(f"{image.path}: cannot read: {error.strerror}") from None
     name = str(image.path)
     decoded = decode_for_input(data, name=name, max_pixels=max_pixels, side=side)
-    if decoded.original_hw != image.size_hw:
-        raise ImageError(f"{image.path}: expected height and width {image.size_hw}, got {decoded.original_hw}")
+    if problem := size_problem(image.size_hw, decoded.original_hw, decoded.orientation):
+        raise ImageError(f"{image.path}: {problem}")
     whole = Frame(decoded.original_hw, side)
     pixels = resize_image(decoded.pixels, whole, decoded.scale)
     tiles = TilePixels(decoded, file=data, name=name, max_pixels=max_pixels)

@@ -22,10 +22,18 @@ from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.formats.columns.chunks import NamedChunk, PromptChunk, record_chunks
 from stable_sam.formats.image_folder import ImageFolder
 from stable_sam.formats.per_image import read_per_image
-from stable_sam.formats.reading import ROWS_ONE_BY_ONE, AnnotationFile, AnnotationSource, Context, open_annotations
+from stable_sam.formats.reading import (
+    ROWS_ONE_BY_ONE,
+    AnnotationFile,
+    AnnotationSource,
+    Context,
+    Sizes,
+    open_annotations,
+)
 from stable_sam.formats.recognise import recognise
 from stable_sam.formats.registry import READERS, Reader
 from stable_sam.formats.sources import find_sources
+from stable_sam.formats.stored_frame import upright
 from stable_sam.records import Prompt
 
 BATCH_ROWS = 10_000
@@ -88,9 +96,10 @@ def _open(
         keypoints=config.keypoints,
         class_names_uri=config.class_names_uri,
         image_index_uri=image_index_uri,
+        sizes=Sizes(config.frame),
     )
     reader = _Reader(context, config.format)
-    chunks = [reader.source(source) for source in sources]
+    chunks = [upright(reader.source(source), context.sizes) for source in sources]
     if image_index_uri is not None and "detections" not in reader.formats:
         raise AnnotationError(
             f"{image_index_uri}: an image index is for COCO detection results only, and {annotations} has none"

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from stable_sam.errors import AnnotationError, ImageError, NotFoundError
 from stable_sam.formats.class_names import ClassNames, read_class_names
 from stable_sam.formats.image_folder import ImageFolder
 from stable_sam.formats.source_annotation import SourceAnnotation
-from stable_sam.images.size import image_size_of
+from stable_sam.images.orientation import turned_hw
+from stable_sam.images.size import stored_size_of
 from stable_sam.storage import files as storage
 
 MAX_INTEGER = 2**1000
@@ -27,15 +28,27 @@ MAX_SIZES = 100_000
 class Sizes:
     """Reads the sizes of images from their headers, each header once."""
 
+    frame: Literal["upright", "stored"] = "upright"
+    """`SourceConfig.frame`: whether sizes are those of the upright image or of the pixels as the file stores them."""
     _look_up: Any = field(default_factory=lambda: lru_cache(MAX_SIZES)(_size_or_problem))
 
     def of(self, image_uri: str) -> tuple[tuple[int, int] | None, str | None]:
-        """Return (height, width) of the upright image in pixels and None, or None and why it is not known.
+        """Return (height, width) of the image in pixels of `frame` and None, or None and why it is not known.
 
         Raises `StorageError`.
         """
-        size, problem = self._look_up(image_uri)
-        return size, problem
+        stored_hw, turn, problem = self._look_up(image_uri)
+        if stored_hw is None:
+            return None, problem
+        return (stored_hw if self.frame == "stored" else turned_hw(stored_hw, turn)), None
+
+    def stored(self, image_uri: str) -> tuple[tuple[int, int] | None, int]:
+        """Return (height, width) of the pixels as the file stores them, or None, and the EXIF orientation.
+
+        Raises `StorageError`.
+        """
+        stored_hw, turn, _ = self._look_up(image_uri)
+        return stored_hw, turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +200,8 @@ def is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < MAX_INTEGER)
 
 
-def _size_or_problem(image_uri: str) -> tuple[tuple[int, int] | None, str | None]:
+def _size_or_problem(image_uri: str) -> tuple[tuple[int, int] | None, int, str | None]:
     try:
-        return image_size_of(image_uri), None
+        return *stored_size_of(image_uri), None
     except ImageError as error:
-        return None, str(error)
+        return None, 1, str(error)

@@ -109,7 +109,8 @@ def checked_prompt(source: SourceAnnotation) -> Prompt:
         prompt = attempt(lambda: check_prompt(prompt, source.size_hw, box_as_given=box_as_given), unusable)
     if not problems:
         return prompt
-    return replace(prompt, error=shown(f"{source.where}: {'; '.join(problems)}", MAX_ERROR_CHARS))
+    cause = "; ".join(problems)
+    return replace(prompt, error=shown(f"{source.where}: {cause}", MAX_ERROR_CHARS), cause=shown(cause))
 
 
 def id_text(value: Any) -> str | None:

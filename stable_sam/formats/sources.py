@@ -41,6 +41,14 @@ def absolute_annotations(annotations: str) -> str:
     return ",".join((f"{name}=" if name else "") + storage.absolute_uri(uri) for name, uri in entries)
 
 
+def annotation_places(annotations: str) -> list[str]:
+    """Return the URI of the file or folder of each source; of a pattern, the folder before its first wildcard."""
+    return [
+        _WILD.split(uri)[0].rpartition("/")[0] if _WILD.search(uri) else uri
+        for _, uri in map(_named, _entries(annotations))
+    ]
+
+
 def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
     """Return the sources that `annotations` names, in this order, with their files.
 

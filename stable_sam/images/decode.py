@@ -9,10 +9,11 @@ from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from stable_sam.errors import ImageError, one_line
+from stable_sam.images.orientation import orientation, stored_size, turned_hw
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself. For others, such as PostScript, it would start programs on files that
@@ -23,8 +24,6 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 STRIP_PIXELS = 2**18
 """Pixels that are converted at a time. Pillow's copies of so few stay in the processor's caches and use the same memory
 again: for an image of 100 megapixels there is one copy besides Pillow's, not five."""
-SIDEWAYS = 5
-"""EXIF orientations from this one on swap width and height."""
 REDUCED_SCALES = (2, 4)
 """Pixels of the file, along each axis, that become one decoded pixel. libjpeg's 8 is left out: it blurs, because each
 pixel is the mean of a block, and it saves only a tenth of the time that 4 takes."""
@@ -45,6 +44,8 @@ class DecodedImage:
     scale: int = 1
     """Pixels of the file, along each axis, that became one of `pixels`: 1, 2 or 4. The last row and column may stand
     for fewer."""
+    orientation: int = 1
+    """The EXIF orientation by which the stored pixels were turned upright; 1 when they are stored upright."""
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8]:
@@ -73,18 +74,20 @@ def decode_for_input(data: bytes, *, name: str, max_pixels: int, side: int | Non
     image = _opened(data, name, max_pixels)
     # Decoders raise all kinds of errors for a damaged file, from OSError to IndexError.
     try:
-        width, height = image.size
+        stored_hw, turn = stored_size(image)
         scale = 1 if side is None else _reduce(image, side)
         image.load()
-        upright, sideways = _upright(image)
-        return DecodedImage(_to_rgb(upright), (width, height) if sideways else (height, width), scale)
+        upright = _upright(image)
+        if upright is None:  # EXIF cannot be used
+            upright, turn = image, 1
+        return DecodedImage(_to_rgb(upright), turned_hw(stored_hw, turn), scale, turn)
     except Exception as error:
         raise ImageError(f"{name}: the image is damaged: {one_line(error)}") from error
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode to (H, W, 3) uint8 RGB, by the rules of `decode_image`."""
-    return _to_rgb(_upright(image)[0])
+    return _to_rgb(_upright(image) or image)
 
 
 def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -142,23 +145,12 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) to 8; 1 when EXIF is missing, unreadable or has another value."""
+def _upright(image: Image.Image) -> Image.Image | None:
+    """Return the image turned by its EXIF orientation; None when Pillow cannot rewrite its unreadable EXIF."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return next((known for known in range(2, 9) if value == known), 1)
+        return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
     except Exception:
-        # The pixels are good although EXIF is unreadable, and every viewer shows them as they are stored.
-        return 1
-
-
-def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The image turned by its EXIF orientation, and whether that swapped its width and height."""
-    turn = orientation(image)
-    try:
-        return (image, False) if turn == 1 else (ImageOps.exif_transpose(image), turn >= SIDEWAYS)
-    except Exception:  # Pillow could not rewrite unreadable EXIF; the pixels are good as they are stored
-        return image, False
+        return None
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

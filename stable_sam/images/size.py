@@ -1,4 +1,4 @@
-"""Reads the size of an image from its header, by one request for the first bytes instead of the whole file."""
+"""Reads the size and EXIF orientation of an image from its header, by one request for the first bytes of the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import suppress
 from PIL import Image
 
 from stable_sam.errors import ImageError, NotFoundError
-from stable_sam.images.decode import FORMATS, SIDEWAYS, orientation
+from stable_sam.images.decode import FORMATS
+from stable_sam.images.orientation import stored_size, turned_hw
 from stable_sam.storage import files as storage
 
 HEAD_BYTES = (2**16, 2**20, 2**28)
@@ -17,8 +18,8 @@ HEAD_BYTES = (2**16, 2**20, 2**28)
 and some formats keep their header at the end."""
 
 
-def image_size_of(uri: str) -> tuple[int, int]:
-    """Return (height, width) in pixels of the upright image.
+def stored_size_of(uri: str) -> tuple[tuple[int, int], int]:
+    """Return (height, width) in pixels as the file stores them, and the EXIF orientation that turns them upright.
 
     Raises `ImageError` for a missing file and for a file that is no image, and `StorageError`.
     """
@@ -34,9 +35,12 @@ def image_size_of(uri: str) -> tuple[int, int]:
     raise ImageError(f"{uri}: cannot read the image's size: expected an image, got bytes that begin with {head[:8]!r}")
 
 
-def _size(head: bytes) -> tuple[int, int]:
+def image_size_of(uri: str) -> tuple[int, int]:
+    """Return (height, width) in pixels of the upright image; raises what `stored_size_of` raises."""
+    return turned_hw(*stored_size_of(uri))
+
+
+def _size(head: bytes) -> tuple[tuple[int, int], int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(head), formats=FORMATS)
-        width, height = image.size
-        return (width, height) if orientation(image) >= SIDEWAYS else (height, width)
+        return stored_size(Image.open(io.BytesIO(head), formats=FORMATS))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.errors import ImageError, one_line
 from stable_sam.images.decode import DecodedImage, decode_for_input
+from stable_sam.images.orientation import size_problem, turned_hw
 from stable_sam.images.tile_pixels import TilePixels
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refining.routing import failed_mask
@@ -177,19 +178,20 @@ def _prepared(config: RefinerConfig, side: int, job: ImageJob, *, cut_ahead: boo
 def _decoded(config: RefinerConfig, side: int | None, job: ImageJob) -> DecodedImage:
     with timed("decode"):
         decoded = decode_for_input(job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side)
-    _check_size(decoded.original_hw, job.image_uri, job.prompts)
+    _check_size(decoded, job)
     return decoded
 
 
-def _check_size(image_hw: tuple[int, int], image_uri: str, prompts: Sequence[Prompt]) -> None:
+def _check_size(decoded: DecodedImage, job: ImageJob) -> None:
     """Raise `ImageError` when annotations were made on an image of another size, such as a rotated or resized copy.
 
     Their boxes would lie around other objects of this image, and no score would show it.
     """
-    height, width = image_hw
-    for declared in {prompt.image_size for prompt in prompts if prompt.image_size is not None}:
-        if declared != (height, width):
-            raise ImageError(
-                f"{image_uri}: expected the declared {declared[1]} x {declared[0]} pixels, "
-                f"the upright image has {width} x {height}"
-            )
+    upright_hw, turn = decoded.original_hw, decoded.orientation
+    for declared in {prompt.image_size for prompt in job.prompts if prompt.image_size is not None}:
+        problem = size_problem(declared, upright_hw, turn)
+        if problem is None:
+            continue
+        if declared == turned_hw(upright_hw, turn):
+            problem += "; if the boxes are of these pixels, too, set source.frame: stored in the config"
+        raise ImageError(f"{job.image_uri}: {problem}")

@@ -9,7 +9,7 @@ from typing import Any
 from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError, ImageError, PromptError, StorageError
 from stable_sam.report.pictures import read_image, webp
-from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_from_row
+from stable_sam.table.schema import SHARD_SCHEMA, prompt_from_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) 
             )
             continue
         try:
-            prompt = prompt_from_row({name: row[name] for name in PROMPTS_SCHEMA.names})
+            prompt = prompt_from_row({name: row[name] for name in SHARD_SCHEMA.names})
             whole, reduced = read_image(row["image_uri"]), read_image(row["image_uri"], refiner.input_side)
             drawn = draw(explain(refiner, whole.pixels, prompt, decoded=reduced))
         except (PromptError, ConfigError, ImageError, StorageError) as error:

@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -62,11 +62,18 @@ _PLACES = f"""
 """
 _BUCKETS = """
     COPY (
-        SELECT rows.*, is_past, place, place // {bucket_rows} AS bucket
+        SELECT rows.* REPLACE (coalesce(moved.image_uri, rows.image_uri) AS image_uri,
+                               coalesce(moved.fingerprint, rows.fingerprint) AS fingerprint),
+               is_past, place, place // {bucket_rows} AS bucket
         FROM (SELECT * FROM candidates UNION ALL SELECT * FROM past) rows JOIN places
         ON rows.prompt_id = places.prompt_id AND rows.revision = places.revision
+        LEFT JOIN moved ON rows.prompt_id = moved.prompt_id AND rows.revision = moved.revision
     ) TO '{folder}' (FORMAT parquet, PARTITION_BY (is_past, bucket))
 """
+
+
+MOVED = "CREATE TABLE moved(prompt_id VARCHAR, revision BIGINT, image_uri VARCHAR, fingerprint VARCHAR)"
+"""Rows that get another image_uri and fingerprint, which only `stable_sam.runs.move_images` fills in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +90,16 @@ class CompactReport:
     bytes_after: int = 0
 
 
-def compact(table_uri: str, *, target_bytes: int = TARGET_BYTES) -> CompactReport:
+def compact(
+    table_uri: str, *, target_bytes: int = TARGET_BYTES, move: Callable[[duckdb.DuckDBPyConnection], int] | None = None
+) -> CompactReport:
     """Rewrite the current rows and the parts of all runs since the last compaction as files of about `target_bytes`.
 
     Files of past rows are only rewritten when several of them are small. The old files stay for older versions and
     their readers until `vacuum`. A compaction that was killed leaves files that no version refers to.
+
+    move: fills the table `moved` from `candidates`, which has all rows that may be current, and returns its number of
+    rows; these are rewritten even when nothing else has to be. With 0 nothing happens.
     Raises `NotFoundError` when there is no table, `ConservationError` when the number of rewritten rows is not the
     table's, and `StorageError`, also when another compaction was faster.
     """
@@ -95,21 +107,23 @@ def compact(table_uri: str, *, target_bytes: int = TARGET_BYTES) -> CompactRepor
     if table is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
     try:
-        return _compact(table, table_uri, target_bytes)
+        return _compact(table, table_uri, target_bytes, move)
     except (DeltaError, OSError, duckdb.Error, pa.ArrowException) as error:
         raise storage_error(table_uri, "cannot compact the table", error) from error
 
 
-def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactReport:
+def _compact(
+    table: DeltaTable, table_uri: str, target_bytes: int, move: Callable[[duckdb.DuckDBPyConnection], int] | None
+) -> CompactReport:
     files = layout(table)
     known = _files(table)
     small = [path for path in paths_of(files.past) if known[path][0] < target_bytes / 2]
     past = small if len(small) > 1 else []
     later = paths_of(files.later)
-    if not later and not past:
+    if not later and not past and move is None:
         return CompactReport(version=None)
-    # Past rows stay past. Without later rows, the current files stay as they are.
-    candidates = [*paths_of(files.current), *later] if later else []
+    # Past rows stay past. Without later rows and rows to move, the current files stay as they are.
+    candidates = [*paths_of(files.current), *later] if later or move else []
     removed = [*candidates, *past]
     expected = sum(known[path][1] for path in removed)
     folder = f"{COMPACTED}{uuid.uuid4().hex}"
@@ -119,13 +133,16 @@ def _compact(table: DeltaTable, table_uri: str, target_bytes: int) -> CompactRep
     ):
         connection.register("candidates", subset(files.history, candidates))
         connection.register("past", subset(files.history, past))
+        connection.execute(MOVED)
+        if move is not None and move(connection) == 0:
+            return CompactReport(version=None)
         connection.execute(_PLACES)
         bucket_rows = max(_BUCKET_ROWS, math.ceil(expected / _MAX_BUCKETS))
         connection.execute(_BUCKETS.format(bucket_rows=bucket_rows, folder=f"{spill}/buckets"))
         adds = []
         for name, is_past in (("current", "false"), ("past", "true")):
             batches = _sorted(connection, Path(spill, "buckets", f"is_past={is_past}"))
-            adds += list(_write(batches, table_uri, f"{folder}/{name}", target_bytes))
+            adds += list(_write(batches, table_uri, f"{folder}/{name}", target_bytes, data_change=move is not None))
     rows = sum(_rows(add) for add in adds)
     if rows != expected:
         remove_files(table_uri, [add.path for add in adds])
@@ -158,7 +175,9 @@ def _sorted(connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[pa.
         yield from connection.sql(sql).to_arrow_reader(_ROW_GROUP)
 
 
-def _write(batches: Iterator[pa.RecordBatch], table_uri: str, path: str, target_bytes: int) -> Iterator[AddAction]:
+def _write(
+    batches: Iterator[pa.RecordBatch], table_uri: str, path: str, target_bytes: int, *, data_change: bool
+) -> Iterator[AddAction]:
     for number in count():
         rows, buffer = 0, io.BytesIO()
         with pq.ParquetWriter(buffer, MASKS_SCHEMA, **PARQUET_OPTIONS) as writer:
@@ -174,7 +193,7 @@ def _write(batches: Iterator[pa.RecordBatch], table_uri: str, path: str, target_
             size=buffer.tell(),
             partition_values={},
             modification_time=_now(),
-            data_change=False,
+            data_change=data_change,
             # Only the number of rows: columns have no statistics, for the reason given in publish.py's CONFIGURATION.
             stats=json.dumps({"numRecords": rows}),
         )
@@ -184,7 +203,7 @@ def _write(batches: Iterator[pa.RecordBatch], table_uri: str, path: str, target_
 
 def _commit(table: DeltaTable, table_uri: str, adds: Sequence[AddAction], removed: dict[str, int]) -> int:
     removes = [
-        RemoveAction(path, data_change=False, deletion_timestamp=_now(), size=size, partition_values={})
+        RemoveAction(path, data_change=adds[0].data_change, deletion_timestamp=_now(), size=size, partition_values={})
         for path, size in removed.items()
     ]
     properties = CommitProperties(

@@ -3,9 +3,11 @@
 All of this happens in DuckDB tables that spill to a temporary folder, so that memory does not grow with the dataset:
 
     versions    uri, image_hash, looked_at         the files below the image folder
-    source      PROMPTS_SCHEMA, prompt_hash        the prompts as read
+    source      PROMPTS_SCHEMA, prompt_hash,       the prompts as read
+                former_hash
     live        see stable_sam.table.current       the prompts that are current in the table
     planned     source, image_hash, reason         the prompts that have to be refined, and why
+    moved       prompt_id, is_same                 current prompts that differ only by the path of their image
     withdrawn   prompt_id, revision                the prompts that are current and no longer in the source
 """
 
@@ -23,9 +25,9 @@ import pyarrow as pa
 
 from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.records import Changes
-from stable_sam.storage.files import file_version, modified_since
+from stable_sam.storage.files import file_version, is_content_version, modified_since
 from stable_sam.table.current import FAILED, OTHER_CODE, OTHER_MODEL, REVIEWED, first_row
-from stable_sam.table.fingerprint import DIGEST, NO_VERSION, PROMPT_HASH, hash_of
+from stable_sam.table.fingerprint import DIGEST, FORMER_HASH, NO_VERSION, PROMPT_HASH, hash_of, hash_with
 from stable_sam.table.schema import PROMPTS_SCHEMA, SHARD_SCHEMA
 
 REFRESH = ("failed", "model", "all")
@@ -37,7 +39,7 @@ _CHUNK = 200_000
 _LOOKUPS = 16
 """Images outside the image folder that are looked up at the same time."""
 _IDS_DIGEST = "coalesce(bit_xor(md5_number(prompt_id)), 0)::VARCHAR"
-_REASONS = ("new", "unknown", "prompt_changed", "image_changed", "failed", "other_model", "other_code")
+_REASONS = ("new", "unknown", "prompt_changed", "image_changed", "image_moved", "failed", "other_model", "other_code")
 """Fields of `Changes` that are reasons to refine a prompt."""
 
 
@@ -83,16 +85,30 @@ def load_versions(
     return f"{count} {content}"
 
 
-def load_source(connection: duckdb.DuckDBPyConnection, batches: Iterable[pa.RecordBatch], annotations_uri: str) -> int:
+def load_source(
+    connection: duckdb.DuckDBPyConnection,
+    batches: Iterable[pa.RecordBatch],
+    annotations_uri: str,
+    places: Iterable[str] = (),
+) -> int:
     """Make the table `source` from all `batches` (PROMPTS_SCHEMA) and return the number of prompts.
 
+    places: URIs of the source's files and folders, which do not count where the cause of an error names them.
     Raises `AnnotationError` when there is no prompt or a prompt_id appears twice, and whatever `batches` raises.
     """
+    known = sorted(places, key=len, reverse=True)
+    cause = "coalesce(cause, error)"
+    for number, _ in enumerate(known, 1):
+        cause = f"replace({cause}, ${number}, '')"
+    hashed = f"""
+        SELECT *, {PROMPT_HASH} AS prompt_hash, {FORMER_HASH} AS former_hash
+        FROM (SELECT * REPLACE ({cause} AS cause) FROM chunk)
+    """
     connection.register("chunk", PROMPTS_SCHEMA.empty_table())
-    connection.execute(f"CREATE TABLE source AS SELECT *, {PROMPT_HASH} AS prompt_hash FROM chunk")
+    connection.execute(f"CREATE TABLE source AS {hashed}", known)
     for chunk in _chunks(batches):
         connection.register("chunk", chunk)
-        connection.execute(f"INSERT INTO source SELECT *, {PROMPT_HASH} AS prompt_hash FROM chunk")
+        connection.execute(f"INSERT INTO source {hashed}", known)
     connection.unregister("chunk")
     count, ids = first_row(connection, "SELECT count(*), count(DISTINCT hash(prompt_id)) FROM source")
     if count == 0:
@@ -131,10 +147,41 @@ def load_elsewhere(connection: duckdb.DuckDBPyConnection, since: datetime | None
     return len(uris)
 
 
+def load_moved(connection: duckdb.DuckDBPyConnection, images_uri: str) -> None:
+    """Make the table `moved` from `source`, `live` and `candidates`.
+
+    images_uri: the image folder. `is_same` says that an equal version shows it to be the same image: the version comes
+    from the content, or the image has the path below the folder that it had before. Times and sizes alone may be those
+    of another image, because archives set them.
+    """
+    differ = """
+        SELECT source.*, revision, live.prompt_hash AS live_hash, live.image_hash AS live_image
+        FROM source JOIN live ON live.prompt_id = source.prompt_id
+        WHERE error IS NULL AND live.prompt_hash <> source.prompt_hash
+    """
+    # A table that is read for nothing would cost more than the whole comparison.
+    some = first_row(connection, f"SELECT count(*) FROM ({differ})")[0] > 0
+    base = images_uri.rstrip("/") + "/"
+    connection.execute(
+        f"""
+        CREATE TABLE moved AS
+        SELECT prompt_id, $content OR suffix(
+            '/' || was_at, '/' || CASE WHEN starts_with(image_uri, $base) THEN substr(image_uri, length($base) + 1)
+                                       ELSE image_uri END
+        ) AS is_same
+        FROM ({differ}) seen
+        JOIN (SELECT prompt_id, revision, image_uri AS was_at FROM candidates WHERE $some) stored
+        USING (prompt_id, revision)
+        WHERE {hash_with(image_uri="was_at")} = live_hash
+        """,
+        {"content": is_content_version(images_uri), "base": base, "some": some},
+    )
+
+
 def compare(
     connection: duckdb.DuckDBPyConnection, refresh: frozenset[str], *, partial: bool, source_looked_at: bool
 ) -> Comparison:
-    """Make the tables `planned` and `withdrawn` from `source`, `versions` and `live`, and count the changes.
+    """Make the tables `planned` and `withdrawn` from `source`, `versions`, `live` and `moved`, and count the changes.
 
     refresh: values of `REFRESH`.
     partial: only a part of the source is compared, so no prompt is withdrawn.
@@ -147,7 +194,8 @@ def compare(
     }
     reasons = "\n".join(f"WHEN live.flags & {flag} > 0 THEN '{reason}'" for reason, flag in asked.items() if flag)
     source = f"""
-        SELECT source.*, coalesce(versions.image_hash, {NO_VERSION}) AS image_hash
+        SELECT source.*, CASE WHEN error IS NULL THEN coalesce(versions.image_hash, {NO_VERSION})
+                              ELSE {NO_VERSION} END AS image_hash
         FROM source LEFT JOIN versions ON versions.uri = source.image_uri
         {"" if source_looked_at else "WHERE versions.looked_at"}
     """
@@ -162,11 +210,15 @@ def compare(
                 SELECT seen.*, CASE
                     WHEN live.prompt_id IS NULL THEN 'new'
                     WHEN live.prompt_hash IS NULL THEN 'unknown'
-                    WHEN live.prompt_hash <> seen.prompt_hash THEN 'prompt_changed'
-                    WHEN live.image_hash <> seen.image_hash THEN 'image_changed'
+                    WHEN live.prompt_hash <> seen.prompt_hash AND live.prompt_hash IS DISTINCT FROM seen.former_hash
+                         AND moved.prompt_id IS NULL THEN 'prompt_changed'
+                    WHEN NOT moved.is_same THEN 'image_moved'
+                    WHEN seen.error IS NULL AND live.image_hash <> seen.image_hash
+                         THEN CASE WHEN moved.prompt_id IS NULL THEN 'image_changed' ELSE 'image_moved' END
                     {reasons}
                 END AS reason, live.flags & {REVIEWED} > 0 AS is_reviewed
                 FROM ({source}) seen LEFT JOIN live ON live.prompt_id = seen.prompt_id
+                LEFT JOIN moved ON moved.prompt_id = seen.prompt_id
             ) WHERE reason IS NOT NULL
             """
         )

@@ -95,9 +95,10 @@ def plan_request(
         if (prompts is None and same_files and not request.refresh) or not files.looked_at:
             return _unchanged(connection, request, parent, table)
         batches = request.prompt_batches() if prompts is None else _batches(iter(prompts))
-        compare.load_source(connection, batches, request.annotations_uri)
+        compare.load_source(connection, batches, request.annotations_uri, request.places)
         elsewhere = compare.load_elsewhere(connection, request.since)
         load_live(connection, table, maker)
+        compare.load_moved(connection, request.images_uri)
         partial = request.since is not None
         found = compare.compare(connection, request.refresh, partial=partial, source_looked_at=files.source_looked_at)
         plan = _cut(connection, request, found)

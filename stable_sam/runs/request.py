@@ -15,7 +15,7 @@ import pyarrow as pa
 from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError
 from stable_sam.formats.read import read_prompt_batches
-from stable_sam.formats.sources import absolute_annotations
+from stable_sam.formats.sources import absolute_annotations, annotation_places
 from stable_sam.runs.compare import REFRESH
 from stable_sam.runs.dates import check_logical_date, day_of, since_moment
 from stable_sam.storage.files import absolute_uri
@@ -96,6 +96,12 @@ class RunRequest:
             "refresh": sorted(self.refresh),
             "since": None if self.since is None else self.since.isoformat(),
         }
+
+    @property
+    def places(self) -> list[str]:
+        """The URIs of the files and folders of the source, which messages about a prompt may name."""
+        given = [*annotation_places(self.annotations_uri), self.images_uri, self.image_index_uri]
+        return [uri for uri in given if uri]
 
     def prompt_batches(self) -> Iterator[pa.RecordBatch]:
         """Read the prompts of the source, as `stable_sam.formats.read.read_prompt_batches` does."""

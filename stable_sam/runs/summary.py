@@ -98,7 +98,8 @@ def describe(changes: Changes) -> str:
     }
     why = {
         "changed": {
-            "annotation": changes.prompt_changed, "image replaced": changes.image_changed, "unknown": changes.unknown
+            "annotation": changes.prompt_changed, "image replaced": changes.image_changed,
+            "image path": changes.image_moved, "unknown": changes.unknown,
         },
         "refined again": {
             "failed before": changes.failed, "other model or config": changes.other_model,
@@ -111,6 +112,11 @@ def describe(changes: Changes) -> str:
         if count or name != "refined again":
             parts.append(f"{count} {name}" + (f" ({reasons})" if reasons else ""))
     line = f"Prompts: {', '.join(parts)}."
+    if changes.image_moved:
+        line += (
+            " Images at another path count as other images unless their versions are equal; `stable-sam move-images` says "
+            "that they are the same."
+        )
     if changes.reviewed:
         line += f" Of the unchanged, {changes.reviewed} would have been refined if they were not reviewed."
     if changes.unknown:

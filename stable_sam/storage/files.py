@@ -51,8 +51,29 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute_uri(uri: str) -> str:
-    """Make a local path absolute and expand `~`, for processes in another working folder; a URI stays unchanged."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    """Return the one spelling of a URI that rows and hashes hold, for processes in another working folder.
+
+    A local path becomes absolute, without `~`, `.`, `..` and `file://`; `s3a://` becomes `s3://`. A URI has no slash at
+    its end. Links are not followed, because names may be looked up by the name of a link.
+    """
+    protocol, path = split_protocol(uri)
+    if protocol not in (None, "file", "local"):
+        return join(f"{'s3' if s3.is_s3(uri) else protocol}://", path.rstrip("/")) if path.strip("/") else uri
+    bare = path.removeprefix("file:") if protocol is None and path.startswith("file:/") else path
+    bare = bare.removeprefix("localhost") if protocol is not None and bare.startswith("localhost/") else bare
+    # POSIX allows two slashes at the beginning a meaning of their own, which Linux does not use.
+    absolute = Path(f"/{bare.lstrip('/')}" if bare.startswith("/") else bare).expanduser().absolute()
+    if ".." not in absolute.parts:
+        return str(absolute)
+    # The folder above a link's target is not the folder above the link, so this part of the path has to be resolved.
+    after = len(absolute.parts) - absolute.parts[::-1].index("..")
+    return str(Path(*absolute.parts[:after]).resolve().joinpath(*absolute.parts[after:]))
+
+
+def is_content_version(uri: str) -> bool:
+    """Tell whether `file_version` of files there depends on their content alone, as an etag does; a local file's does
+    not."""
+    return s3.is_s3(uri)
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:

@@ -146,7 +146,9 @@ def count_with(table: DeltaTable | None, added: Dataset) -> tuple[int, int, int]
     return rows, distinct, there + untouched
 
 
-def first_row(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+def first_row(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Any] | None = None
+) -> tuple[Any, ...]:
     """Run a query that has exactly one row and return this row."""
-    (row,) = connection.execute(sql).fetchall()
+    (row,) = connection.execute(sql, parameters).fetchall()
     return tuple(row)

@@ -85,7 +85,9 @@ _PROVENANCE_FIELDS = tuple(field.name for field in dataclasses.fields(Provenance
 SHARD_SCHEMA = pa.schema([field for field in MASKS_SCHEMA if field.name in _PROMPT_FIELDS])
 """The columns of a shard file: the fields of Prompt."""
 
-PROMPTS_SCHEMA = pa.schema([field for field in SHARD_SCHEMA if field.name != "fingerprint"])
+PROMPTS_SCHEMA = pa.schema(
+    [*(field for field in SHARD_SCHEMA if field.name != "fingerprint"), pa.field("cause", pa.string())]
+)
 """The columns of prompts as read from their source, before they have a fingerprint."""
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
 from stable_sam.evaluation.prompts import tight_box
 from stable_sam.evaluation.true_masks import image_path
+from stable_sam.images.orientation import size_problem
+from stable_sam.images.size import stored_size_of
 from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 from stable_sam.records import Window
@@ -210,9 +212,10 @@ def read_annotated(item: TrainingImage) -> NDArray[np.uint8]:
     Raises `ImageError` when the image cannot be read or does not have the annotated size.
     """
     image = read_image(item.path)
-    if image.shape[:2] != item.image_hw:
-        (height, width), (h, w) = item.image_hw, image.shape[:2]
-        raise ImageError(f"{item.path}: expected {width} x {height} pixels as annotated, got {w} x {h}")
+    height, width = image.shape[:2]
+    if (height, width) != item.image_hw:
+        turn = stored_size_of(str(item.path))[1]
+        raise ImageError(f"{item.path}: {size_problem(item.image_hw, (height, width), turn)}")
     if item.window is None:
         return image
     x, y, w, h = item.window

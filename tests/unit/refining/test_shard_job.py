@@ -141,7 +141,11 @@ def test_a_picture_of_another_size_than_declared_fails(images: Path) -> None:
     manifest = planned(images, [stored, upright, unknown])
     refine_shard(FakeRefiner(), manifest, manifest.shards[0])
     rows = outcome(manifest)
-    reason = f"{turned}: expected the declared 40 x 20 pixels, the upright image has 20 x 40"
+    reason = (
+        f"{turned}: expected the declared 40 x 20 pixels, the upright image has 20 x 40: the declared size is that of "
+        "the pixels as stored, before EXIF orientation 6 turns them; if the boxes are of these pixels, too, set "
+        "source.frame: stored in the config"
+    )
     assert rows["stored"] == ("failed", reason, "reject")
     assert rows["upright"] == rows["unknown"] == ("ok", None, "accept")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stable_sam.errors import CredentialsError, NotFoundError, StorageError
 from stable_sam.storage import files as storage
@@ -212,8 +215,41 @@ def test_object_systems_other_than_s3_go_the_same_way() -> None:
 def test_only_local_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute_uri("table") == str(tmp_path / "table")
-    assert [storage.absolute_uri(uri) for uri in ("/a/b", "s3://bucket/a", "file:///a")] == [
+    assert [storage.absolute_uri(uri) for uri in ("/a/b", "s3://bucket/a", "memory://a")] == [
         "/a/b",
         "s3://bucket/a",
-        "file:///a",
+        "memory://a",
     ]
+
+
+@given(
+    steps=st.lists(st.sampled_from(["./", "../root/", "deep/../", "/", "../root/./deep/../"]), max_size=5),
+    beginning=st.sampled_from(["", "{root}/", "file://{root}/", "file:{root}/", "file://localhost{root}/", "/{root}/"]),
+    end=st.sampled_from(["", "/", "/.", "//"]),
+)
+def test_every_spelling_of_a_folder_gives_one_uri(folders: Path, steps: list[str], beginning: str, end: str) -> None:
+    way = "".join(steps) if beginning else "".join(steps).lstrip("/")
+    spelled = f"{beginning.format(root=folders)}{way}images{end}"
+    with contextlib.chdir(folders):
+        assert storage.absolute_uri(spelled) == f"{folders}/images"
+        assert storage.absolute_uri(storage.absolute_uri(spelled)) == f"{folders}/images"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("spelled").resolve() / "root"
+    (root / "deep").mkdir(parents=True)
+    (root / "images").mkdir()
+    return root
+
+
+def test_the_folder_above_a_link_is_that_of_its_target(tmp_path: Path) -> None:
+    (tmp_path / "store/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "store/deep")
+    assert storage.absolute_uri(f"{tmp_path}/link/../images") == f"{tmp_path}/store/images"
+    assert storage.absolute_uri(f"{tmp_path}/link") == f"{tmp_path}/link"
+
+
+@pytest.mark.parametrize("uri", ["s3://lake/images", "s3://lake/images/", "s3a://lake/images//"])
+def test_every_spelling_of_a_folder_on_s3_gives_one_uri(uri: str) -> None:
+    assert storage.absolute_uri(uri) == "s3://lake/images"

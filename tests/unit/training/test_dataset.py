@@ -161,7 +161,7 @@ def test_no_data_folder_is_refused(tmp_path):
 
 UNREADABLE: list[tuple[str, Callable[[Path], object], str]] = [
     ("not a picture", lambda file: file.write_bytes(b"GIF"), r"\d\.png: expected a training image"),
-    ("other size", lambda file: cv2.imwrite(str(file), np.zeros((5, 9, 3), np.uint8)), r"as annotated, got 9 x 5"),
+    ("other size", lambda file: cv2.imwrite(str(file), np.zeros((5, 9, 3), np.uint8)), "the upright image has 9 x 5$"),
 ]
 
 
