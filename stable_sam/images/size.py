@@ -10,7 +10,7 @@ from PIL import Image
 
 from stable_sam.errors import ImageError, NotFoundError
 from stable_sam.images.decode import FORMATS
-from stable_sam.images.orientation import stored_size, turned_hw
+from stable_sam.images.orientation import stored_size
 from stable_sam.storage import files as storage
 
 HEAD_BYTES = (2**16, 2**20, 2**28)
@@ -33,11 +33,6 @@ def stored_size_of(uri: str) -> tuple[tuple[int, int], int]:
         if len(head) < length:
             break
     raise ImageError(f"{uri}: cannot read the image's size: expected an image, got bytes that begin with {head[:8]!r}")
-
-
-def image_size_of(uri: str) -> tuple[int, int]:
-    """Return (height, width) in pixels of the upright image; raises what `stored_size_of` raises."""
-    return turned_hw(*stored_size_of(uri))
 
 
 def _size(head: bytes) -> tuple[tuple[int, int], int]:

@@ -193,5 +193,8 @@ def _check_size(decoded: DecodedImage, job: ImageJob) -> None:
         if problem is None:
             continue
         if declared == turned_hw(upright_hw, turn):
-            problem += "; if the boxes are of these pixels, too, set source.frame: stored in the config"
+            problem += (
+                "; set source.frame: stored in the config if the boxes are of these pixels, too, or correct width and "
+                "height if the boxes are upright"
+            )
         raise ImageError(f"{job.image_uri}: {problem}")

@@ -150,9 +150,9 @@ def load_elsewhere(connection: duckdb.DuckDBPyConnection, since: datetime | None
 def load_moved(connection: duckdb.DuckDBPyConnection, images_uri: str) -> None:
     """Make the table `moved` from `source`, `live` and `candidates`.
 
-    images_uri: the image folder. `is_same` says that an equal version shows it to be the same image: the version comes
-    from the content, or the image has the path below the folder that it had before. Times and sizes alone may be those
-    of another image, because archives set them.
+    images_uri: the image folder. `is_same` says that an equal version is enough for an image to be the same one: the
+    version comes from the content, or the image has the path below the folder that it had before. Times and sizes alone
+    may be those of another image, because archives set the times and images without compression have one size.
     """
     differ = """
         SELECT source.*, revision, live.prompt_hash AS live_hash, live.image_hash AS live_image
@@ -160,21 +160,21 @@ def load_moved(connection: duckdb.DuckDBPyConnection, images_uri: str) -> None:
         WHERE error IS NULL AND live.prompt_hash <> source.prompt_hash
     """
     # A table that is read for nothing would cost more than the whole comparison.
-    some = first_row(connection, f"SELECT count(*) FROM ({differ})")[0] > 0
+    some = "true" if first_row(connection, f"SELECT count(*) FROM ({differ})")[0] else "false"
     base = images_uri.rstrip("/") + "/"
     connection.execute(
         f"""
         CREATE TABLE moved AS
-        SELECT prompt_id, $content OR suffix(
+        SELECT prompt_id, ($content AND live_image <> {NO_VERSION}) OR suffix(
             '/' || was_at, '/' || CASE WHEN starts_with(image_uri, $base) THEN substr(image_uri, length($base) + 1)
                                        ELSE image_uri END
         ) AS is_same
         FROM ({differ}) seen
-        JOIN (SELECT prompt_id, revision, image_uri AS was_at FROM candidates WHERE $some) stored
+        JOIN (SELECT prompt_id, revision, image_uri AS was_at FROM candidates WHERE {some}) stored
         USING (prompt_id, revision)
         WHERE {hash_with(image_uri="was_at")} = live_hash
         """,
-        {"content": is_content_version(images_uri), "base": base, "some": some},
+        {"content": is_content_version(images_uri), "base": base},
     )
 
 

@@ -7,6 +7,7 @@ Each hash is the beginning of an MD5 sum, a number of 64 bits in DuckDB.
 The hash of a prompt is that of all fields of SHARD_SCHEMA. Of a prompt that the reader refused, neither the URI of the
 image nor the version of the image counts, and of the error only its cause, so that the same bytes at another place give
 the same fingerprint.
+
 Fingerprints are stored in the tables of users: computing them in another way would make every prompt a changed one.
 """
 
@@ -26,17 +27,16 @@ def hash_of(text: str) -> str:
 
 
 def hash_with(**values: str) -> str:
-    """Return SQL of the hash of all fields of a prompt, with SQL expressions in the place of the columns of texts that
-    are named. Texts follow their length, so that different rows never concatenate to the same text."""
+    """Return SQL of the hash of all fields of a prompt but `cause`, with SQL expressions in place of named columns.
+
+    Texts follow their length, so that different rows never concatenate to the same text.
+    """
     parts = []
     for field in PROMPTS_SCHEMA:
         value = values.get(field.name, field.name)
-        if field.name == "cause":
-            continue
-        if field.type == pa.string():
-            parts.append(f"coalesce(strlen({value}) || ':' || {value}, '-')")
-        else:
-            parts.append(f"coalesce({value}::VARCHAR, '-')")
+        text = f"strlen({value}) || ':' || {value}" if field.type == pa.string() else f"{value}::VARCHAR"
+        if field.name != "cause":
+            parts.append(f"coalesce({text}, '-')")
     return hash_of(f"concat_ws('|', {', '.join(parts)})")
 
 

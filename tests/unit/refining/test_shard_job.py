@@ -143,8 +143,8 @@ def test_a_picture_of_another_size_than_declared_fails(images: Path) -> None:
     rows = outcome(manifest)
     reason = (
         f"{turned}: expected the declared 40 x 20 pixels, the upright image has 20 x 40: the declared size is that of "
-        "the pixels as stored, before EXIF orientation 6 turns them; if the boxes are of these pixels, too, set "
-        "source.frame: stored in the config"
+        "the pixels as stored, before EXIF orientation 6 turns them; set source.frame: stored in the config if the "
+        "boxes are of these pixels, too, or correct width and height if the boxes are upright"
     )
     assert rows["stored"] == ("failed", reason, "reject")
     assert rows["upright"] == rows["unknown"] == ("ok", None, "accept")

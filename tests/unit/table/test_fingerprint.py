@@ -57,3 +57,11 @@ def test_every_field_counts(change: dict[str, Any]) -> None:
 
 def test_what_is_no_content_does_not_count() -> None:
     assert prompt_hash(replace(PROMPT, fingerprint="0" * 32)) == prompt_hash(PROMPT)
+
+
+def test_of_a_refused_prompt_only_the_cause_counts_and_no_place() -> None:
+    refused = replace(PROMPT, error="/a/weak.json: line 7: the box is empty", cause="the box is empty")
+    elsewhere = replace(refused, error="/b/weak.json: line 9: the box is empty", image_uri="/b/images/ü 1.jpg")
+    assert prompt_hash(refused) == prompt_hash(elsewhere)
+    assert prompt_hash(refused) != prompt_hash(replace(refused, cause="the box is inverted"))
+    assert prompt_hash(refused) != prompt_hash(replace(refused, category="other"))
