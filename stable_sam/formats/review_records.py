@@ -166,7 +166,10 @@ def collect(images: Iterable[ReviewedImage]) -> tuple[list[Answer], list[str]]:
         absent.append((image, [one for one in missing if not clear and one not in erased], False))
     # A tool that loses every id and draws every mask anew also leaves out what it cannot draw, such as single pixels.
     redrawn = told["likeness"] > 1 and not told["id"] and not told["mask"]
-    for image, prompt_ids, clear in absent:
+    for image, missing, clear in absent:
+        # An image without objects says nothing where another file has them: datumaro also writes a list of the images.
+        says = bool(image.findings) or image.checked
+        prompt_ids = [prompt_id for prompt_id in missing if says or prompt_id not in answers]
         if prompt_ids and (redrawn or not clear):
             problems.append(f"{image.where}: {_not_rejected(prompt_ids, clear)}")
             continue
@@ -266,7 +269,8 @@ def _unknown(finding: Finding, image: ReviewedImage, missing: Mapping[str, str])
 def _not_rejected(prompt_ids: Sequence[str], clear: bool) -> str:
     named = ", ".join(prompt_ids[:_NAMED]) + (", ..." if len(prompt_ids) > _NAMED else "")
     why = (
-        "the tool kept no prompt_id and drew every mask anew, and may have left masks out"
+        "the tool kept no prompt_id and drew every mask anew, and may have left masks out (with "
+        "--unchanged-iou 0.9, masks that it drew anew are taken for unchanged)"
         if clear
         else "they may be among the image's objects whose prompts are not known"
     )

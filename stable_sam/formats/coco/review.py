@@ -40,6 +40,8 @@ def _file(files: Files, name: str) -> Iterator[ReviewedImage]:
                 stream.skip()
     if len(lists) < 2:
         raise AnnotationError(f"{uri}: expected COCO instances with the lists images and annotations, got none")
+    if any(isinstance(annotation, dict) and "segments_info" in annotation for annotation in lists["annotations"]):
+        return  # panoptic annotations, which datumaro writes beside the instances
     of_image: dict[Any, list[Any]] = {}
     for number, annotation in enumerate(lists["annotations"]):
         if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int | str):

@@ -278,6 +278,35 @@ def test_a_tool_that_draws_every_mask_anew_deletes_none(tmp_path: Path) -> None:
     assert "drew every mask anew" in problems[0]
 
 
+def test_files_without_masks_beside_the_masks_delete_nothing(tmp_path: Path) -> None:
+    """As datumaro writes them: a list of images, and panoptic annotations."""
+    document = coco_of(*SENT_MASKS.values(), n0="a", n1="b", n2="c")
+    panoptic = {"image_id": 1, "file_name": "a.png", "segments_info": []}
+    (tmp_path / "image_info.json").write_text(json.dumps(document | {"annotations": []}))
+    (tmp_path / "panoptic.json").write_text(json.dumps(document | {"annotations": [panoptic]}))
+    found, problems = read_coco(tmp_path, document, **SENT_MASKS)
+    assert problems == []
+    assert all(same(found[name], mask) for name, mask in SENT_MASKS.items())
+
+
+def test_labels_are_found_without_the_folders_of_their_images(tmp_path: Path) -> None:
+    write_sent(tmp_path, a={"mask": encode_mask(square(0, 0)).counts})
+    listed = (tmp_path / SENT).read_text()
+    (tmp_path / SENT).write_text(listed.replace('"a.jpg"', '"sub/images/a.jpg"'))
+    line = "0 " + " ".join(map(str, (one_ring(polygon_parts(square(0, 0))) / SIZE[::-1]).ravel()))
+    for place in ("a.txt", "labels/a.txt", "labels/sub/images/a.txt", "images/sub/labels/a.txt"):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+        assert same(read("yolo", tmp_path)[0]["a"], square(0, 0)), place
+        path.unlink()
+    (tmp_path / "b.txt").write_text(line)
+    (tmp_path / "train.txt").write_text("./images/a.jpg")
+    found, problems = read("yolo", tmp_path)
+    assert (found, len(problems)) == ({}, 1)
+    assert "b.txt: expected the labels of one image in the list" in problems[0]
+
+
 def test_prompts_that_changed_places_go_back_to_theirs(tmp_path: Path) -> None:
     document = coco_of(*SENT_MASKS.values(), n0="b", n1="c", n2="a")
     found, problems = read_coco(tmp_path, document, **SENT_MASKS)
