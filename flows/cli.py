@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -24,7 +27,8 @@ from flows.commands import (
     vacuum,
 )
 from flows.commands.photo import PointCommand
-from stable_sam.errors import StableSamError
+from stable_sam.errors import StableSamError, shown
+from stable_sam.storage.machine import explained_os_error
 
 app = typer.Typer(
     name="stable-sam",
@@ -51,9 +55,28 @@ app.add_typer(train.app, name="train")
 
 
 def main() -> None:
-    """Run the command line; a `StableSamError` becomes one line on stderr and exit code 2."""
+    """Run the command line; a `StableSamError` or an error of the system becomes one line on stderr and exit code 2."""
+    _use_utf8()
     try:
         app()
     except StableSamError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place where errors meet the user
-        sys.exit(2)
+        _end(str(error))
+    except OSError as error:
+        _end(shown(explained_os_error(error)))
+
+
+def _end(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors meet the user
+    sys.exit(2)
+
+
+def _use_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has fewer letters than file names.
+
+    The terminal keeps its own encoding; what it cannot show is replaced.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        variables = {"PYTHONUTF8": "1", "PYTHONIOENCODING": sys.stdout.encoding}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
