@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
-from typing import NoReturn
 
 import typer
 
@@ -60,14 +60,18 @@ def main() -> None:
     try:
         app()
     except StableSamError as error:
-        _end(str(error))
+        message = str(error)
     except OSError as error:
-        _end(shown(explained_os_error(error)))
-
-
-def _end(message: str) -> NoReturn:
+        message = shown(explained_os_error(error))
     print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors meet the user
+    _let_go()
     sys.exit(2)
+
+
+def _let_go() -> None:
+    """Of what an error holds: DuckDB complains in many lines about each of its objects that lives at Python's end."""
+    sys.last_value = sys.last_traceback = None
+    gc.collect()
 
 
 def _use_utf8() -> None:

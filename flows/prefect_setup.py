@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import typer
 
 from flows.temporary_server import start_server
 from stable_sam.errors import ConfigError, StableSamError, one_line
@@ -46,6 +51,23 @@ def start_prefect() -> None:
     from prefect.context import refresh_global_settings_context
 
     refresh_global_settings_context()
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """End the command in a line that says how to go on, and with exit code 130, when it is interrupted or terminated."""
+
+    from prefect.exceptions import TerminationSignal
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except (KeyboardInterrupt, TerminationSignal, SystemExit):  # SystemExit: Ray answers SIGTERM so
+        typer.echo("interrupted: what is committed is kept; run the same command again and it continues", err=True)
+        raise typer.Exit(130) from None
 
 
 def check_prefect_api() -> None:

@@ -15,10 +15,10 @@ import pyarrow as pa
 from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError
 from stable_sam.formats.read import read_prompt_batches
-from stable_sam.formats.sources import absolute_annotations
+from stable_sam.formats.sources import absolute_annotations, check_apart
 from stable_sam.runs.compare import REFRESH
 from stable_sam.runs.dates import check_logical_date, day_of, since_moment
-from stable_sam.storage.files import absolute_uri
+from stable_sam.storage.files import absolute_uri, check_table_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,8 @@ class RunRequest:
     ) -> Self:
         """The request for what a user gave; raises `ConfigError`, or `AnnotationError` for an empty name among several.
 
+        A table is not taken where its files would be annotations of the next night.
+
         URIs: local paths may be relative to the working directory.
         config: itself, as a mapping, or the path of a YAML file with it; None: the defaults.
         timezone: IANA name of the zone in which `since` and the date of `scheduled` are read.
@@ -71,10 +73,13 @@ class RunRequest:
         check_logical_date(logical_date)
         scheduled_day = day_of(scheduled, timezone)
         reasons, moment = _reasons(refresh), since_moment(since, timezone)
+        annotations, output = absolute_annotations(annotations_uri), absolute_uri(output_uri)
+        check_table_uri(output)
+        check_apart(annotations, output)
         return cls(
-            annotations_uri=absolute_annotations(annotations_uri),
+            annotations_uri=annotations,
             images_uri=absolute_uri(images_uri),
-            output_uri=absolute_uri(output_uri),
+            output_uri=output,
             config=_config(config),
             image_index_uri=None if image_index_uri is None else absolute_uri(image_index_uri),
             logical_date=logical_date or scheduled_day,

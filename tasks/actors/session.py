@@ -97,7 +97,11 @@ def _reach(address: str) -> None:
 def _start_local(object_store_mb: int) -> None:
     temp = _temp_folder()
     _have_token()
-    options = {"include_dashboard": False, "object_store_memory": object_store_mb * 2**20, "_temp_dir": f"{temp}/ray"}
+    options: dict[str, Any] = {
+        "include_dashboard": False,
+        "object_store_memory": object_store_mb * 2**20,
+        "_temp_dir": f"{temp}/ray",
+    }
     for attempt in range(_STARTS):
         try:
             ray.init("local", **options, **_quiet())
