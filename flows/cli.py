@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
+import traceback
 
 import typer
 
@@ -61,17 +61,19 @@ def main() -> None:
         app()
     except StableSamError as error:
         message = str(error)
+        _let_go(error)
     except OSError as error:
         message = shown(explained_os_error(error))
     print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors meet the user
-    _let_go()
     sys.exit(2)
 
 
-def _let_go() -> None:
-    """Of what an error holds: DuckDB complains in many lines about each of its objects that lives at Python's end."""
-    sys.last_value = sys.last_traceback = None
-    gc.collect()
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the calls held that an error went through: Prefect keeps the error until the process ends, and DuckDB
+    then complains, in many lines, about each of its objects that are still there."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _use_utf8() -> None:

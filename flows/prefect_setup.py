@@ -55,8 +55,7 @@ def start_prefect() -> None:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """End the command in a line that says how to go on, and with exit code 130, when it is interrupted or terminated."""
-
+    """End the command in a line that says how to go on, and with exit code 130, when it is told to stop."""
     from prefect.exceptions import TerminationSignal
 
     def end(number: int, frame: object) -> None:
