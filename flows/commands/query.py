@@ -136,9 +136,7 @@ def _of_column(column: pa.Array) -> list[Any]:
         try:
             values = column.cast("string").to_pylist()
         except pa.ArrowException as error:
-            raise InputError(
-                f"SQL: a date within a {column.type} is out of range, cast it to VARCHAR: {error}"
-            ) from None
+            raise InputError(f"SQL: {error}: a date within it is out of range; cast it to VARCHAR") from None
     return values
 
 

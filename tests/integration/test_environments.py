@@ -80,7 +80,7 @@ def test_without_a_home_behind_a_proxy_and_in_a_long_temporary_folder_it_works_o
     with subprocess.Popen(refine, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         while run.poll() is None:
             addresses |= listening({pid for pid, _ in processes(environment)})
-            time.sleep(0.3)
+            time.sleep(1)
         assert run.stdout is not None
         said = run.stdout.read()
     assert run.returncode == 0, said
