@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -168,8 +169,19 @@ with mock.patch.object(session, "can_hold_files", lambda folder: False):
 """
 
 
+def test_nothing_stands_behind_an_error_of_the_flow(
+    refine: list[str], environment: dict[str, str], annotations: Path
+) -> None:
+    document = json.loads(annotations.read_text())
+    document["annotations"][1]["id"] = document["annotations"][0]["id"]
+    annotations.write_text(json.dumps(document))
+    done = subprocess.run(refine, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: "), "DuckDB's objects were still there"
+
+
 def test_a_locale_without_the_letters_of_a_category_gets_them_replaced(environment: dict[str, str]) -> None:
     environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    code = "import flows.cli as cli; cli._use_utf8(); import sys; print('kött', sys.getfilesystemencoding())"
+    code = "import flows.cli as cli; cli._use_utf8(); import sys; print('k\\xf6tt', sys.getfilesystemencoding())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert re.fullmatch(rb"k\?tt utf-8\s*", done.stdout)
