@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import traceback
 
 import typer
 
@@ -25,7 +28,8 @@ from flows.commands import (
     vacuum,
 )
 from flows.commands.one_image import PointCommand
-from stable_sam.errors import StableSamError
+from stable_sam.errors import StableSamError, shown
+from stable_sam.storage.machine import explained_os_error
 
 app = typer.Typer(
     name="stable-sam",
@@ -54,9 +58,34 @@ app.add_typer(train.app, name="train")
 
 
 def main() -> None:
-    """Run the command line; a `StableSamError` becomes one line on stderr and exit code 2."""
+    """Run the command line; a `StableSamError` or an error of the system becomes one line on stderr and exit code 2."""
+    _use_utf8()
     try:
         app()
     except StableSamError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place where errors meet the user
-        sys.exit(2)
+        message = str(error)
+        _let_go(error)
+    except OSError as error:
+        message = shown(explained_os_error(error))
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors meet the user
+    sys.exit(2)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the calls held that an error went through: Prefect keeps the error until the process ends, and DuckDB
+    then complains, in many lines, about each of its objects that are still there."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _use_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has fewer letters than file names.
+
+    The terminal keeps its own encoding; what it cannot show is replaced.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        variables = {"PYTHONUTF8": "1", "PYTHONIOENCODING": sys.stdout.encoding}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from stable_sam.errors import StableSamError, one_line
+import typer
+
+from flows.temporary_server import start_server
+from stable_sam.errors import ConfigError, StableSamError, one_line
+from stable_sam.storage.machine import can_hold_files, check_room, scratch_folder
 
 PREFECT_DEFAULTS = {
     # Without a configured server a temporary one starts, which takes 10 s on a free machine and longer on a busy one.
@@ -15,47 +23,74 @@ PREFECT_DEFAULTS = {
     # The command prints its own progress, summary and errors; Prefect's log still goes to a configured server.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+_ROOM_MB = 50
+"""For the temporary server's database."""
 
 
 def start_prefect() -> None:
     """Set Prefect up for a command that prints its own progress.
 
-    Raises `StableSamError` when no Prefect server answers.
+    Where no server is configured, a temporary one starts, which ends with this process. Raises `StableSamError` when no
+    Prefect server answers.
     """
     from rich.console import Console
 
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _ask_no_proxy_for_this_machine()
+    _have_a_home()
     Console(stderr=True).print("Starting Prefect and Ray ...")
-    check_prefect_api()
+    from prefect.settings import PREFECT_API_URL, get_current_settings
+
+    if PREFECT_API_URL.value() is not None:
+        check_prefect_api()
+        return
+    settings = get_current_settings()
+    check_room(settings.home, _ROOM_MB, "free some, or set PREFECT_HOME to a folder that has room")
+    os.environ["PREFECT_API_URL"] = start_server(settings.home, settings.server.ephemeral.startup_timeout_seconds)
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """End the command in a line that says how to go on, and with exit code 130, when it is told to stop."""
+    from prefect.exceptions import TerminationSignal
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except (KeyboardInterrupt, TerminationSignal, SystemExit):  # SystemExit: Ray answers SIGTERM so
+        typer.echo("interrupted: what is committed is kept; run the same command again and it continues", err=True)
+        raise typer.Exit(130) from None
 
 
 def check_prefect_api() -> None:
     """Raise `StableSamError` when no Prefect server answers, because a flow would then end in pages of traceback.
 
-    The error names the URL of the configured server. Where none is configured, Prefect starts a temporary server here,
-    which the flow then uses.
+    The error names the URL of the server, and where it is set.
     """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
     url = PREFECT_API_URL.value()
+    if url is None:
+        raise ConfigError("PREFECT_API_URL: expected the URL of a Prefect server, got none")
     try:
         with get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
-    except Exception as error:  # a plain RuntimeError is what Prefect raises when its temporary server fails
+    except Exception as error:
         problem = error
-    if problem is None:
-        return
-    if url is None:
+    if problem is not None:
         raise StableSamError(
-            f"a temporary Prefect server did not start on this machine, which may be too busy, and PREFECT_API_URL "
-            f"names no other server: {one_line(problem)[:300]}"
+            f"{url}: expected a Prefect server at this URL (PREFECT_API_URL, set in {_where_the_url_is_set()}), got: "
+            f"{one_line(problem)[:300]}; start the server, or unset PREFECT_API_URL there to use a temporary one"
         )
-    raise StableSamError(
-        f"{url}: expected a Prefect server at this URL (PREFECT_API_URL), got: {one_line(problem)[:300]}; "
-        "start the server, or unset PREFECT_API_URL to use a temporary one"
-    )
 
 
 def log_user_errors_in_one_line() -> None:
@@ -68,3 +103,46 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], StableSamError):
         record.exc_info = None
     return True
+
+
+def _ask_no_proxy_for_this_machine() -> None:
+    """The servers of a local run listen on loopback, where no proxy leads."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if given.strip() != "*":
+        hosts = [host for host in map(str.strip, given.split(",")) if host]
+        given = ",".join([*hosts, *(host for host in _THIS_MACHINE if host not in hosts)])
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = given
+
+
+def _have_a_home() -> None:
+    """Give Prefect a folder for the time of this process where it cannot have one in the user's home.
+
+    Importing Prefect already asks for the home. Raises `ConfigError` when PREFECT_HOME is a folder that cannot be
+    written.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither a variable HOME nor an entry for this user
+        home = scratch_folder()
+        os.environ["HOME"] = str(home)
+    if given := os.environ.get("PREFECT_HOME"):
+        if not can_hold_files(Path(given).expanduser()):
+            raise ConfigError(f"PREFECT_HOME: expected a folder that can be written, got {given}")
+        return
+    usual = home / ".prefect"
+    if not can_hold_files(usual):
+        os.environ["PREFECT_HOME"] = str(scratch_folder())
+        if (profiles := usual / "profiles.toml").is_file():
+            os.environ.setdefault("PREFECT_PROFILES_PATH", str(profiles))
+
+
+def _where_the_url_is_set() -> str:
+    """Prefect's own order: the environment, files of the working directory, the profile."""
+    if "PREFECT_API_URL" in os.environ:
+        return "the environment"
+    from dotenv import dotenv_values
+
+    file = Path(".env").absolute()
+    if any(name.upper() == "PREFECT_API_URL" for name in dotenv_values(file)):
+        return str(file)
+    return "what `prefect config view --show-sources` names"

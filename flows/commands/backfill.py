@@ -8,7 +8,7 @@ import typer
 
 from flows.commands.options import Config, FileFormat, Model, Output, read_config
 from flows.commands.printed import print_summary
-from flows.prefect_setup import start_prefect
+from flows.prefect_setup import resumable, start_prefect
 
 
 def backfill(
@@ -79,4 +79,6 @@ def backfill(
             started = True
         from flows.refine import refine_dataset
 
-        print_summary(refine_dataset(**request.parameters()))
+        with resumable():
+            summary = refine_dataset(**request.parameters())
+        print_summary(summary)

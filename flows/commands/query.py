@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stable_sam.errors import ConfigError, shown
+from stable_sam.errors import ConfigError, InputError, shown
 from stable_sam.wording import counted
 
 if TYPE_CHECKING:
@@ -148,14 +148,27 @@ def _csv(rows: pa.Table) -> bytes:
     writer = csv.writer(text)
     writer.writerow(rows.column_names)
     for values in _values(rows):
-        writer.writerow([json.dumps(v) if isinstance(v, (list, dict)) else v for v in values])
+        writer.writerow([json.dumps(_plain(v), default=str) if isinstance(v, (list, dict)) else v for v in values])
     return text.getvalue().encode()
 
 
 def _values(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
     """The rows as tuples and not as dicts, because two columns of a query may have one name."""
     for batch in rows.to_batches(max_chunksize=10_000):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        yield from zip(*map(_of_column, batch.columns), strict=True)
+
+
+def _of_column(column: pa.Array) -> list[Any]:
+    import pyarrow as pa
+
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # Python knows the years 1 to 9999
+        try:
+            values = column.cast("string").to_pylist()
+        except pa.ArrowException as error:
+            raise InputError(f"SQL: {error}: a date within it is out of range; cast it to VARCHAR") from None
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -163,7 +176,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value

@@ -8,7 +8,7 @@ import typer
 
 from flows.commands.options import Annotations, Config, FileFormat, ImageIndex, Images, Model, Output, read_config
 from flows.commands.printed import print_plan, print_profile, print_summary
-from flows.prefect_setup import start_prefect
+from flows.prefect_setup import resumable, start_prefect
 from stable_sam.errors import ConfigError
 
 
@@ -51,8 +51,10 @@ def refine(
     Only prompts that are new or changed since the last run are refined. If the command is interrupted, run it again: it
     continues where it stopped.
     """
+    from stable_sam.formats.sources import check_apart
     from stable_sam.runs.preflight import check_run
     from stable_sam.runs.request import RunRequest
+    from stable_sam.storage.files import absolute_uri
 
     if profile is not None and dry_run:
         raise ConfigError("--profile: expected a run to profile, got --dry-run, which runs nothing")
@@ -69,6 +71,8 @@ def refine(
         refresh=refresh,
         since=since,
     )
+    if profile is not None:
+        check_apart(request.annotations_uri, absolute_uri(profile))
     check_run(request, writes=not dry_run)
     if dry_run:
         from stable_sam.runs.plan import check_withdrawn, plan_request
@@ -80,7 +84,8 @@ def refine(
     start_prefect()
     from flows.refine import refine_dataset
 
-    summary = refine_dataset(**request.parameters(), profile_uri=profile)
+    with resumable():
+        summary = refine_dataset(**request.parameters(), profile_uri=profile)
     print_summary(summary)
     if profile is not None:
         print_profile(summary, profile)

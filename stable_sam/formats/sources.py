@@ -9,12 +9,13 @@ yolo=s3://lake/a.json,rcnn=s3://lake/b  several sources, here with names of thei
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 
-from stable_sam.errors import AnnotationError, NotFoundError, StorageError
+from stable_sam.errors import AnnotationError, ConfigError, NotFoundError, StorageError
 from stable_sam.formats.class_names import find_class_names
 from stable_sam.formats.reading import AnnotationFile, AnnotationSource
 from stable_sam.formats.registry import READERS
@@ -95,6 +96,25 @@ def check_annotations(annotations: str) -> None:
         there = any(True for _ in _listed(uri)[1]) if _WILD.search(uri) else storage.exists(uri)
         if not there:
             raise AnnotationError(f"{uri}: no such annotation file")
+
+
+def check_apart(annotations: str, written_uri: str) -> None:
+    """Raise `ConfigError` when what is written to `written_uri` would be taken for annotations by the next night."""
+    for _, uri in map(_named, _entries(annotations)):
+        fixed, *wild = _WILD.split(uri, maxsplit=1)
+        # Only a pattern with ** reaches the files of a folder that it does not name.
+        folder = fixed.rpartition("/")[0] if wild and "**" in uri else uri
+        if _inside(written_uri, folder):
+            raise ConfigError(
+                f"{written_uri}: expected a place outside of the annotations' folder, got one inside of {folder}: the "
+                "files there are read as annotations"
+            )
+
+
+def _inside(uri: str, folder: str) -> bool:
+    if "://" not in uri and "://" not in folder:
+        uri, folder = os.path.normpath(uri), os.path.normpath(folder)
+    return (uri.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
 
 
 def _entries(annotations: str) -> list[str]:

@@ -20,7 +20,7 @@ from stable_sam.rle import EncodedMask, decode_mask, encode_mask
 from stable_sam.scores import FROM_MODEL
 from stable_sam.storage.files import join
 from stable_sam.table.log import is_review
-from stable_sam.table.query import connected, in_sample, rows_of
+from stable_sam.table.query import check_reads, connected, in_sample, rows_of
 
 _COLUMNS = (
     "prompt_id, revision, image_uri, image_id, category_id, category, iscrowd, box_xyxy, mask_size, mask_counts, "
@@ -164,6 +164,7 @@ def selected(
         conditions.append(in_sample(sample))
     with connected(table_uri, as_of=as_of) as connection:
         condition = " AND ".join(conditions) or "true"
+        check_reads(f"SELECT 1 WHERE {condition}")
         has_mask = "mask_counts IS NOT NULL AND area > 0"
         connection.execute(
             f"CREATE TABLE selected AS SELECT {_COLUMNS}, {has_mask} AS has_mask FROM masks WHERE {condition}"

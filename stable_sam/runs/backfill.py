@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date, timedelta
+from datetime import timedelta
 
 from stable_sam.errors import ConfigError
+from stable_sam.runs.dates import iso_date
 from stable_sam.table.log import RunInfo
 
 DATE = "{date}"
 """Placeholder in a URI for the logical date, YYYY-MM-DD."""
+_MOST_DAYS = 3660
+"""Most dates of one backfill, ten years; more come from a mistyped year."""
 
 
 def days(first: str, last: str) -> list[str]:
     """List the ISO dates from `first` to `last`, both included; raises `ConfigError` unless these are ordered dates."""
-    start, end = _date("--from", first), _date("--to", last)
+    start, end = iso_date(first, "--from"), iso_date(last, "--to")
     if start > end:
         raise ConfigError(f"--from {first}: expected a date that is not after --to {last}")
+    if (end - start).days >= _MOST_DAYS:
+        raise ConfigError(f"--from {first}: expected at most {_MOST_DAYS} days up to --to {last}")
     return [(start + timedelta(days=day)).isoformat() for day in range((end - start).days + 1)]
 
 
@@ -37,10 +42,3 @@ def check_order(runs: Iterable[RunInfo], day: str, last: str) -> None:
             f"--to {last}: the table already stands at {newest}, and running {day} would make older annotations "
             f"current again; give --to {newest} or later, or another --output"
         )
-
-
-def _date(option: str, given: str) -> date:
-    try:
-        return date.fromisoformat(given)
-    except ValueError:
-        raise ConfigError(f"{option}: expected YYYY-MM-DD, got {given!r}") from None

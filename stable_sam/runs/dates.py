@@ -8,14 +8,21 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from stable_sam.errors import ConfigError
 
 
-def check_logical_date(logical_date: str | None) -> None:
-    """Raise `ConfigError` for anything but an ISO date such as 2025-11-23, or None."""
-    if logical_date is None:
-        return
+def iso_date(text: str, what: str) -> date:
+    """The date of YYYY-MM-DD, the only form, as dates are compared as text; else a `ConfigError` begins with `what`."""
     try:
-        date.fromisoformat(logical_date)
+        day = date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"logical date: expected YYYY-MM-DD, got {logical_date!r}") from None
+        day = None
+    if day is None or day.isoformat() != text:
+        raise ConfigError(f"{what}: expected YYYY-MM-DD, got {text!r}")
+    return day
+
+
+def check_logical_date(logical_date: str | None) -> None:
+    """Raise `ConfigError` for anything but a date such as 2025-11-23, or None."""
+    if logical_date is not None:
+        iso_date(logical_date, "logical date")
 
 
 def since_moment(since: str | None, timezone: str) -> datetime | None:

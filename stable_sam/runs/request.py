@@ -15,10 +15,10 @@ import pyarrow as pa
 from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError
 from stable_sam.formats.read import read_prompt_batches
-from stable_sam.formats.sources import absolute_annotations, annotation_places
+from stable_sam.formats.sources import absolute_annotations, annotation_places, check_apart
 from stable_sam.runs.compare import REFRESH
 from stable_sam.runs.dates import check_logical_date, day_of, since_moment
-from stable_sam.storage.files import absolute_uri
+from stable_sam.storage.files import absolute_uri, check_table_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,8 @@ class RunRequest:
     ) -> Self:
         """Make the request from what a user gave.
 
-        URIs may be local paths relative to the working folder.
+        URIs may be local paths relative to the working folder. The table must not lie where the next night would read
+        its files as annotations.
         config: a `RunConfig`, a mapping, or the path of a YAML file; None takes the defaults.
         timezone: IANA name of the zone in which `since` and the date of `scheduled` are read.
         refresh: a list, or a text with commas.
@@ -73,10 +74,13 @@ class RunRequest:
         check_logical_date(logical_date)
         scheduled_day = day_of(scheduled, timezone)
         reasons, moment = _reasons(refresh), since_moment(since, timezone)
+        annotations, output = absolute_annotations(annotations_uri), absolute_uri(output_uri)
+        check_table_uri(output)
+        check_apart(annotations, output)
         return cls(
-            annotations_uri=absolute_annotations(annotations_uri),
+            annotations_uri=annotations,
             images_uri=absolute_uri(images_uri),
-            output_uri=absolute_uri(output_uri),
+            output_uri=output,
             config=_config(config),
             image_index_uri=None if image_index_uri is None else absolute_uri(image_index_uri),
             logical_date=logical_date or scheduled_day,

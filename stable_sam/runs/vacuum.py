@@ -19,7 +19,6 @@ the driver has already read all commit records to publish them. It has then left
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -42,6 +41,8 @@ RETENTION_HOURS = 168.0
 MIN_RETENTION_HOURS = 24.0
 """Longer than it takes to run a query, refine a shard, plan a run or compact a table. Their files are not yet referred
 to, and only their age tells them from the files of killed processes."""
+MAX_RETENTION_HOURS = 1_000_000
+"""More than a century."""
 
 Kind = Literal["part", "run", "leftover"]
 _PLACES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
@@ -119,8 +120,8 @@ def vacuum(
 
 
 def _check_retention(hours: float, force: bool) -> None:
-    if not (math.isfinite(hours) and hours >= 0):
-        raise ConfigError(f"retention of {hours} hours: expected a number that is not negative")
+    if not 0 <= hours <= MAX_RETENTION_HOURS:  # false of NaN, too
+        raise ConfigError(f"retention of {hours:g} hours: expected a number from 0 to {MAX_RETENTION_HOURS:,}")
     if hours < MIN_RETENTION_HOURS and not force:
         raise ConfigError(
             f"retention of {hours:g} hours: expected at least {MIN_RETENTION_HOURS:g}, because files of running work "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -25,7 +26,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
-from stable_sam.errors import StorageError, without_credentials
+from stable_sam.errors import ConfigError, StorageError, without_credentials
 from stable_sam.storage import s3
 from stable_sam.storage.listing import StoredFile, local_file, local_files, objects, stored_object
 from stable_sam.storage.storage_errors import explained, explained_file
@@ -40,6 +41,7 @@ S3_ROUNDS = 2
 """Rounds of s3fs around botocore's own four attempts: an outage of seconds passes, and a dead store soon fails."""
 CREATE_ATTEMPTS = 5
 """Attempts of a create-only write. S3 answers 409 when two of them meet, and the request then has to be repeated."""
+_NO_TABLE_PATH = re.compile(r"[#?\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
 _REMOVERS = 16
 """Files that are removed at the same time, because each removal waits for a round trip."""
 
@@ -74,6 +76,19 @@ def is_content_version(uri: str) -> bool:
     """Tell whether `file_version` of files there depends on their content alone, as an etag does; a local file's does
     not."""
     return s3.is_s3(uri)
+
+
+def check_table_uri(uri: str) -> None:
+    """Raise `ConfigError` for a folder that the Delta library would take for another one, or lose its log.
+
+    It reads paths as URLs: `#` and `?` end them, `%20` is a blank, a backslash a slash.
+    """
+    _, path = split_protocol(uri)
+    if found := _NO_TABLE_PATH.search(path):
+        raise ConfigError(
+            f"{uri}: expected a folder for a table whose path has none of # ? % with two digits, [ ] \\ ^ | and no "
+            f"control characters, got {found[0]!r}"
+        )
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:

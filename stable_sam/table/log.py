@@ -14,7 +14,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from stable_sam.errors import InputError, NotFoundError, StorageError
-from stable_sam.storage.files import delta_options
+from stable_sam.storage.files import check_table_uri, delta_options
 from stable_sam.storage.s3 import whole
 from stable_sam.table.schema import LATER_COLUMNS, MASKS_SCHEMA
 
@@ -109,8 +109,10 @@ def pause_after(attempt: int) -> None:
 def open_table(output_uri: str) -> DeltaTable | None:
     """Open the newest version of the table; returns None when there is no table yet.
 
-    Raises `StorageError`, also for a table that other software or a newer version of this software wrote.
+    Raises `StorageError`, also for a table that other software or a newer version of this software wrote, and
+    `ConfigError` like `check_table_uri`.
     """
+    check_table_uri(output_uri)
     try:
         table: DeltaTable = whole(DeltaTable, output_uri, storage_options=delta_options(output_uri))
     except TableNotFoundError:

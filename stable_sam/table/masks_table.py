@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from stable_sam.errors import ConfigError, InputError
 from stable_sam.storage.files import absolute_uri
-from stable_sam.table.query import MEMORY_LIMIT, connected, user_errors
+from stable_sam.table.query import MEMORY_LIMIT, check_reads, connected, user_errors
 from stable_sam.table.views import make_views
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class MasksTable:
     def sql(self, query: str) -> DuckDBPyRelation:
         """Return the rows of one SQL statement as a relation, which runs only when it is fetched."""
         with self._errors():
+            check_reads(query)
             make_views(self._connection, query)
             relation: DuckDBPyRelation | None = self._connection.sql(query)
         if relation is None:

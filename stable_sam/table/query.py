@@ -66,6 +66,10 @@ EXACT_MEDIANS_ROWS = 2_000_000
 """For tables with more rows `score_median` is estimated by a t-digest, because an exact median keeps all values in
 memory and cannot spill."""
 
+_READING = (duckdb.StatementType.SELECT, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL)
+_OF_OTHERS = (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
+"""EXPLAIN ANALYZE runs what it explains, and PIVOT, which is several statements, may stand in a COPY."""
+
 _MASKS = f"""
     SELECT * FROM _current ANTI JOIN (SELECT prompt_id FROM _later) USING (prompt_id)
     UNION ALL
@@ -91,6 +95,7 @@ def query(table_uri: str, sql: str, *, as_of: str | None = None, memory_limit: s
     `ConfigError` when the memory limit is wrong or too low; and `StorageError`.
     """
     with connected(table_uri, as_of=as_of, memory_limit=memory_limit) as connection:
+        check_reads(sql)
         make_views(connection, sql)
         relation = connection.sql(sql)
         if relation is None:
@@ -138,6 +143,17 @@ def user_errors(table_uri: str, *, as_of: str | None = None, memory_limit: str =
         if as_of is None:
             raise
         raise _explained(error, as_of) from error
+
+
+def check_reads(sql: str) -> None:
+    """Raise `InputError` unless all of `sql` only reads, and DuckDB's own errors when it is no SQL.
+
+    The sandbox is not enough: it lets COPY write a file that is called `:memory:`, and EXPORT make a folder.
+    """
+    for statement in duckdb.extract_statements(sql):
+        inner = statement.type in _OF_OTHERS and re.search(r"\b(COPY|EXPORT)\b", statement.query, re.IGNORECASE)
+        if inner or statement.type not in (*_READING, *_OF_OTHERS):
+            raise InputError(f"SQL: expected a query, got {statement.type.name}, which does not only read")
 
 
 def rows_of(
