@@ -94,7 +94,10 @@ def _trip(form: str, polygons: bool, images: Sequence[ExportImage]) -> list[floa
         with WRITERS[form].write(target) as add, json_lists(str(folder / SENT), {}, ("images",)) as (sent,):
             for image in images:
                 entries = zip(image.objects, add(image, b""), strict=True)
-                objects = [{"prompt_id": item.prompt_id, "revision": 1, **place} for item, place in entries]
+                objects = [
+                    {"prompt_id": item.prompt_id, "revision": 1, "mask": item.mask.counts, **place}
+                    for item, place in entries
+                ]
                 sent({"image_uri": image.image_uri, "name": image.name, "size": list(image.size_hw), "sent": objects})
         if form == "labelstudio":
             _submit(folder / "tasks.json")
