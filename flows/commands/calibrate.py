@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stable_sam.scores import GOOD_IOU
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -52,7 +54,7 @@ def calibrate(
     prompts: Annotated[
         str, typer.Option(help="Kinds of weak prompts that are drawn for each object, as for `stable-sam evaluate`.")
     ] = "detector-box,noisy-box-0.2,noisy-box",
-    target_iou: Annotated[float, typer.Option(help="Smallest IoU with the true mask of a good mask.")] = 0.75,
+    target_iou: Annotated[float, typer.Option(help="Smallest IoU with the true mask of a good mask.")] = GOOD_IOU,
     precision: Annotated[float, typer.Option(help="Promised share of good masks among the accepted masks.")] = 0.95,
     reject_precision: Annotated[
         float, typer.Option(help="Promised share of bad masks among the rejected masks.")
@@ -158,12 +160,12 @@ def _image_bar(shown: bool) -> Iterator[Callable[[int, int], None]]:
 def _table(one: Held) -> Table:
     from rich.table import Table
 
-    from stable_sam.calibration.judge import REVIEWED
+    from stable_sam.calibration.judge import REVIEW_SHARE
     from stable_sam.wording import counted
 
     first = one.judgements[0]
     table = Table(title=f"{one.name}: {counted(first.masks, 'mask')}, {first.bad:.0%} bad", title_justify="left")
-    for column in ("score", "Spearman", "AURC", f"caught by {REVIEWED:.0%} review"):
+    for column in ("score", "Spearman", "AURC", f"caught by {REVIEW_SHARE:.0%} review"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for row in one.judgements:
         table.add_row(row.score, f"{row.spearman:.2f}", f"{row.aurc:.3f}", f"{row.caught:.0%}")

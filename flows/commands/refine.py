@@ -33,7 +33,8 @@ def refine(
     since: Annotated[
         str | None,
         typer.Option(
-            help="Read only annotation files modified since this date (YYYY-MM-DD, UTC). Nothing is withdrawn then."
+            help="Leave prompts alone unless an annotation file or their image was modified since this date or time "
+            "(YYYY-MM-DD or YYYY-MM-DDTHH:MM, UTC). Nothing is withdrawn then."
         ),
     ] = None,
     truth: Annotated[

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from stable_sam.calibration.features import Features, LabelledMasks, curves_at, folds_of
-from stable_sam.config.calibration import BOX_SCORES, SCORES, GainOverBox, SizeSlice
+from stable_sam.config.calibration import BOX_INPUTS, INPUTS, GainOverBox, SizeSlice
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Penalties for the ridge regression, of which the cross-validated squared error chooses one."""
@@ -49,7 +49,7 @@ def fit_gain(masks: LabelledMasks, seed: int) -> FittedGain | None:
         return None
     some = masks.take(known)
     true = some.iou - some.box_iou
-    features, folds = Features.of(some, (*SCORES, *BOX_SCORES)), folds_of(some, seed)
+    features, folds = Features.of(some, (*INPUTS, *BOX_INPUTS)), folds_of(some, seed)
     search = GridSearchCV(
         make_pipeline(features.splines(), Ridge()),
         {"ridge__alpha": STRENGTHS},

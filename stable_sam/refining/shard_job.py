@@ -20,7 +20,7 @@ from stable_sam.records import Prompt, RefinedMask, ShardReport
 from stable_sam.refining.image_job import ImageJob, ImageRefiner, refine_job
 from stable_sam.runs.commits import CommitRecord, commit_of, write_part
 from stable_sam.runs.manifest import RunManifest, ShardPlan, read_shard
-from stable_sam.runs.truth import read_truth, with_true_iou
+from stable_sam.runs.truth import read_stored_truth, with_true_iou
 from stable_sam.storage.files import exists, read_bytes
 from stable_sam.storage.parallel import ahead
 from stable_sam.timing import StageClock, timed
@@ -81,7 +81,7 @@ def complete_shard(
                 seconds = time.monotonic() - started
             masks = [mask for of_image in answers for mask in _settled(of_image)]
             if shard.truth:
-                masks = with_true_iou(prompts, masks, read_truth(shard))
+                masks = with_true_iou(prompts, masks, read_stored_truth(shard))
             rows = list(zip(prompts, masks, strict=True))
             stage_seconds = clock.times().seconds
             record, ours = (write_rows or write_part)(

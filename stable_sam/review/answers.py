@@ -22,7 +22,7 @@ from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageErr
 from stable_sam.formats.review_records import Answer
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
-from stable_sam.review.decide import OUTCOMES, decide, newest_rows, reviewed_row
+from stable_sam.review.decide import DECISIONS, decide, newest_rows, reviewed_row
 from stable_sam.rle import mask_iou
 from stable_sam.runs.commits import write_part
 from stable_sam.runs.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
@@ -113,7 +113,7 @@ def import_answers(
     for row in newest_rows(table_uri, answers, made_by):
         answer = left.pop(row["prompt_id"])
         what = decide(row, answer, answer.checked or confirm_unchanged, unchanged_iou, reviewer is not None)
-        if what in OUTCOMES:
+        if what in DECISIONS:
             decided.counts[what] += 1
         else:
             decided.problems.append(f"{answer.where}: prompt {answer.prompt_id}: {what}")

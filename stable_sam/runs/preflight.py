@@ -24,7 +24,10 @@ def check_run(request: RunRequest, *, writes: bool = True) -> None:
 
 
 def check_weights(config: RunConfig) -> None:
-    """Raise `WeightsError` when a weights file is missing, without downloading any."""
+    """Raise `ConfigError` or `WeightsError` when the model is not given whole or a weights file is missing.
+
+    Weights that the config names are not downloaded.
+    """
     model = config.refiner
     given = [uri for uri in (model.checkpoint_uri, model.plugin_uri, model.hq_uri) if uri is not None]
     for uri in given:

@@ -1,6 +1,6 @@
 """Describes what a run is asked to do. A request is parsed and checked once and then passed whole to the planner.
 
-command, flow or notebook --RunRequest.parse--> RunRequest --plan_request--> RunManifest
+    command, flow or notebook --RunRequest.parse--> RunRequest --plan_request--> RunManifest
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class RunRequest:
     refresh: frozenset[str] = frozenset()
     """Values of `REFRESH`: which prompts are refined again although they did not change."""
     since: datetime | None = None
-    """Moment with a time zone. Files that were modified before it count as unchanged, and no prompt is withdrawn."""
+    """Moment with a time zone. If no annotation file was modified since then, only prompts whose image was modified
+    since then are compared. No prompt is withdrawn."""
 
     @classmethod
     def parse(

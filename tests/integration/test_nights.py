@@ -249,7 +249,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "0 new, 1 changed (annotation 1), 1 withdrawn, 7 unchanged" in later
     assert "Measured: " in later
     # What the night would refuse is shown and said.
-    monkeypatch.setattr("stable_sam.runs.plan._FEW_PROMPTS", 9)
+    monkeypatch.setattr("stable_sam.runs.plan._TRIAL_PROMPTS", 9)
     edit(annotations, lambda document: document["annotations"].__delitem__(slice(3, None)))
     refused = shown(code=2)
     assert "0 new, 1 changed (annotation 1), 6 withdrawn, 2 unchanged" in refused
