@@ -105,6 +105,10 @@ def bundled_path(name: str) -> str:
 
 
 def weight_uris(config: RefinerConfig) -> tuple[str, str | None]:
+    """Return where the weights of the base and of the plugin are, None for no plugin; `tiny` has no files.
+
+    Raises `ConfigError` for a base without the URI of its checkpoint, and `WeightsError`.
+    """
     if config.model != "nano" and config.checkpoint_uri is None:
         raise ConfigError(f"checkpoint_uri: {config.model} needs the URI of its SAM checkpoint (.pth), got none")
     base = config.checkpoint_uri or bundled_path(BUNDLED_BASE)

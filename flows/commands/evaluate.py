@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands.options import Checkpoint, Plugin
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
@@ -69,12 +71,8 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the drawn prompts, the drawn objects and the confidence intervals.")
     ] = 0,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")
-    ] = None,
-    plugin: Annotated[
-        str | None, typer.Option(help="URI of the plugin's weights; those bundled with nano by default.")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    plugin: Plugin = None,
     hq: Annotated[str | None, typer.Option(help="URI of HQ-SAM's weights; those bundled with nano by default.")] = None,
     tiles: Annotated[
         str,

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def export(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     to: Annotated[
         str,
         typer.Option(

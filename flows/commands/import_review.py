@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def import_review(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     source: Annotated[
         str, typer.Option("--from", help="File or folder that came back from the annotation tool, local or s3://.")
     ],

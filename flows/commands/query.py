@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.options import Table
 from stable_sam.errors import ConfigError, shown
 from stable_sam.wording import counted
 
@@ -33,7 +34,7 @@ class OutputFormat(enum.StrEnum):
 
 
 def query(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     sql: Annotated[
         str | None,
         typer.Argument(

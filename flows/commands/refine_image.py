@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.one_image import Box, ImageFile, Points, PromptId, check_suffix, prompt_of, read_image, write_image
-from flows.commands.options import Checkpoint, Config, Model, Plugin, run_config
+from flows.commands.options import Checkpoint, Config, Model, Plugin, read_config
 
 if TYPE_CHECKING:
     from stable_sam.records import RefinedMask
@@ -41,7 +41,7 @@ def refine_image(
     overlay = overlay or _beside(out)
     for uri in (out, overlay):
         check_suffix(uri, (".png",), "a mask must be compressed without loss")
-    run = run_config(config, model, checkpoint, plugin)
+    run = read_config(config, model, checkpoint=checkpoint, plugin=plugin)
     data, pixels, prompt = read_image(image, prompt_of(image, prompt_id, box, point), run.refiner.max_image_pixels)
 
     [refined] = Refiner(run.refiner, run.routing).refine_file(data, [prompt], name=image)

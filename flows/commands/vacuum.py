@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def vacuum(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     retention_hours: Annotated[
         float,
         typer.Option(help="Age in hours from which files are removed. Younger versions of the table stay readable."),

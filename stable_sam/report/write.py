@@ -18,7 +18,7 @@ from stable_sam.report.figures import figures
 from stable_sam.report.pictures import pictures
 from stable_sam.report.risk import risk_coverage
 from stable_sam.report.selection import select_rows
-from stable_sam.scores import IN_UNIT, SCORES
+from stable_sam.scores import GOOD_IOU, IN_UNIT, SCORES
 from stable_sam.storage.files import write_bytes
 from stable_sam.table.query import connected
 from stable_sam.wording import counted
@@ -64,6 +64,7 @@ def write_report(
             labels={score.column: score.label for score in SCORES},
             figures=found,
             risk=risk,
+            good_iou=GOOD_IOU,
             shown=len(rows),
             seed=seed,
             data=_json({"scores": _known_scores(), "entries": entries(rows, seen, explained)}),

@@ -106,7 +106,7 @@ def import_answers(
     parent = newest_run(table_uri)
     if parent is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
-    _check_rejected(answers, max_rejected_fraction)
+    _check_rejected(table_uri, answers, max_rejected_fraction)
     made_by = REVIEW_MODEL if reviewer is None else f"{REVIEW_MODEL}:{reviewer}"
     decided = _Decisions()
     left = {answer.prompt_id: answer for answer in answers}
@@ -170,12 +170,13 @@ def reviewed_masks(table_uri: str) -> pa.Table:
     return table.append_column("true_iou", pa.array(ious, pa.float64()))
 
 
-def _check_rejected(answers: Sequence[Answer], max_fraction: float) -> None:
+def _check_rejected(table_uri: str, answers: Sequence[Answer], max_fraction: float) -> None:
     rejected = sum(answer.mask is None for answer in answers)
     if len(answers) >= _FEW_ANSWERS and rejected > max_fraction * len(answers):
         raise InputError(
-            f"expected files that hold most of the {len(answers)} masks that were sent, got deletions of {rejected}; "
-            f"nothing was imported. If people really deleted them, raise max_rejected (now {max_fraction:g}) to 1"
+            f"{table_uri}: expected files that hold most of the {len(answers)} masks that were sent, got deletions of "
+            f"{rejected}; nothing was imported; if people really deleted them, set --max-rejected (now "
+            f"{max_fraction:g}) to 1"
         )
 
 

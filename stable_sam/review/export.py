@@ -9,12 +9,11 @@ from typing import Any
 from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.formats.export_records import SENT, ExportImage, Target
 from stable_sam.formats.registry import WRITERS
+from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.review.selection import Naming, selected
 from stable_sam.storage.files import absolute_uri, iter_versions, join, read_bytes, write_bytes
 from stable_sam.storage.json_lists import json_lists
 from stable_sam.storage.parallel import ahead
-
-MAX_IMAGE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +56,7 @@ def export(
     """
     form = WRITERS.get(to)
     if form is None:
-        raise ConfigError(f"format: expected {', '.join(WRITERS)}, got {to!r}")
+        raise ConfigError(f"--to: expected {', '.join(WRITERS)}, got {to!r}")
     if next(iter_versions(out_uri), None) is not None:
         raise InputError(f"{out_uri}: expected a new or empty folder to export to, got one with files")
     with selected(table_uri, where, routes, as_of, sample) as selection:

@@ -1,6 +1,6 @@
 """Describes what a run is asked to do. A request is parsed and checked once and then passed whole to the planner.
 
-    command, flow or notebook --RunRequest.parse--> RunRequest --plan_request--> RunManifest
+command, flow or notebook --RunRequest.parse--> RunRequest --plan_request--> RunManifest
 """
 
 from __future__ import annotations

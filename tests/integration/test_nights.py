@@ -242,7 +242,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not Path(job["output_uri"]).exists()
     night(job)
     files = list_files(job["output_uri"])
-    assert "There is nothing to do." in shown()
+    assert "To refine: 0 prompts on 0 images" in shown()
     edit(annotations, lambda document: document["annotations"].pop(0))
     edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
     later = shown()

@@ -19,7 +19,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.errors import AnnotationError, ConfigError, ImageError, StorageError
 from stable_sam.evaluation.averages import CELLS, PARTS, SHARES, WHOLE_SLICE, TableLine
 from stable_sam.evaluation.by_object import ALL_SETS
-from stable_sam.evaluation.evaluate import Evaluation, SetCounts, evaluation_of, evaluate, read_sets
+from stable_sam.evaluation.evaluate import Evaluation, SetCounts, evaluate, evaluation_of, read_sets
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.metrics import ReferenceMask
 from stable_sam.evaluation.neighbours import Neighbours, find_neighbours
