@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 Annotations = Annotated[
     str,
     typer.Option(
-        help="File, folder or pattern of the weak annotations, or several separated by commas. "
+        help="File, folder or pattern of the weak annotations (path or URI), or several separated by commas. "
         "docs/annotations.md lists the formats."
     ),
 ]
-Images = Annotated[str, typer.Option(help="Folder of the images, local or s3://.")]
-Table = Annotated[str, typer.Option(help="Folder of the masks table: the --output of refine, local or s3://.")]
-Output = Annotated[
-    str, typer.Option(help="Folder of the masks table, local or s3://. It is created when there is none.")
-]
+Images = Annotated[str, typer.Option(help="Folder of the images (path or URI).")]
+Table = Annotated[str, typer.Option(help="Folder of the masks table, the --output of refine (path or URI).")]
+Output = Annotated[str, typer.Option(help="Folder of the masks table (path or URI). It is created when there is none.")]
 FileFormat = Annotated[
     AnnotationFormat | None,
     typer.Option(
@@ -32,15 +30,21 @@ FileFormat = Annotated[
 ]
 ImageIndex = Annotated[
     str | None,
-    typer.Option(help="COCO JSON that gives the file name of each image id, for annotations that name only ids."),
+    typer.Option(
+        help="COCO JSON (path or URI) that gives the file name of each image id, for annotations that name only ids."
+    ),
 ]
-Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ has examples.")]
+Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ of the repository has examples.")]
 Model = Annotated[
     str | None,
     typer.Option(help="Base model: nano, vit_b, vit_l, vit_h or tiny. By default that of the config, else nano."),
 ]
-Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")]
-Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; those bundled with nano by default.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Weights of the base (path or URI); those bundled with nano by default.")
+]
+Plugin = Annotated[
+    str | None, typer.Option(help="Weights of the plugin (path or URI); those bundled with nano by default.")
+]
 
 
 def read_config(

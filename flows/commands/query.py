@@ -38,14 +38,15 @@ def query(
     sql: Annotated[
         str | None,
         typer.Argument(
-            help="One SQL statement on the views masks (the current rows), history, runs and others (see --views)."
+            metavar="SQL",
+            help="One SQL statement on the views masks (the current rows), history, runs and others (see --views).",
         ),
     ] = None,
     form: Annotated[
         OutputFormat, typer.Option("--format", help="Format of the rows; json is a list of objects.")
     ] = OutputFormat.table,
     out: Annotated[
-        str | None, typer.Option(help="File to write the rows to, local or s3://. By default they are printed.")
+        str | None, typer.Option(help="File to write the rows to (path or URI). By default they are printed.")
     ] = None,
     as_of: Annotated[
         str | None,

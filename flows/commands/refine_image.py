@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 def refine_image(
     image: ImageFile,
     out: Annotated[
-        str, typer.Option(help="PNG file to write the mask to, with 255 on the object and 0 elsewhere (path or URI).")
+        str, typer.Option(help="PNG file to write the mask to (path or URI), with 255 on the object and 0 elsewhere.")
     ],
     box: Box = None,
     point: Points = None,
     overlay: Annotated[
         str | None,
-        typer.Option(help="PNG file to write the image with the mask drawn on it to; beside --out by default."),
+        typer.Option(
+            help="PNG file to write the image with the mask drawn on it to (path or URI); beside --out by default."
+        ),
     ] = None,
     model: Model = None,
     checkpoint: Checkpoint = None,

@@ -77,8 +77,18 @@ def test_model_option_refuses_weights_of_another_model(tmp_path: Path) -> None:
         read_config(str(path), "vit_l")
 
 
+@pytest.mark.parametrize("command", ["explain", "refine-image"])
+def test_one_image_s_commands_refuse_it_too_unless_other_weights_are_given(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("refiner: {model: vit_b, checkpoint_uri: b.pth}\n")
+    arguments = [command, "photo.png", "--box", "1", "1", "9", "9", "--out", "x.png", "--config", str(path)]
+    with pytest.raises(ConfigError, match="--model vit_l: .* names weights for vit_b"):
+        CliRunner().invoke(cli.app, [*arguments, "--model", "vit_l"], catch_exceptions=False)
+    assert read_config(str(path), "vit_l", checkpoint="l.pth").refiner.checkpoint_uri == "l.pth"
+
+
 def test_model_option_refuses_unknown_models() -> None:
-    with pytest.raises(ConfigError, match="--model: refiner.model: .* got 'sam3'"):
+    with pytest.raises(ConfigError, match="options: refiner.model: .* got 'sam3'"):
         read_config(None, "sam3")
 
 

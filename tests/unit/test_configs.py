@@ -1,4 +1,4 @@
-"""The configuration files that come with the project are valid."""
+"""The config files that come with the project are valid."""
 
 from __future__ import annotations
 
