@@ -25,13 +25,15 @@ from stable_sam.wording import counted
 
 SCRIPTS = ("masks.js", "drawing.js", "gallery.js", "large_view.js", "keys.js")
 """The scripts of the page, in the order in which they run."""
+GALLERY_PROMPTS = 2000
+"""Most prompts in the gallery unless another number is asked for."""
 
 
 def write_report(
     table_uri: str,
     out_uri: str,
     *,
-    limit: int = 2000,
+    limit: int = GALLERY_PROMPTS,
     images_max: int | None = None,
     explain: int = 0,
     seed: int = 0,

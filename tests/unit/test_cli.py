@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from flows import cli
 from flows.commands.options import read_config
+from stable_sam.calibration.calibrate import CalibrationConfig
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
+from stable_sam.report.write import GALLERY_PROMPTS
+from stable_sam.review.answers import MAX_REJECTED_FRACTION
+from stable_sam.runs.compact import TARGET_BYTES
+from stable_sam.runs.vacuum import RETENTION_HOURS
+from stable_sam.table.query import MEMORY_LIMIT
 from tasks.actors.sizing import plan_actors
 
 COMMANDS = (
@@ -55,6 +62,26 @@ def test_an_error_is_one_line_and_exit_code_2(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.strip().splitlines() == [f"error: {Path('no.json').absolute()}: no such annotation file"]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "default"),
+    [
+        ("vacuum", "retention_hours", RETENTION_HOURS),
+        ("compact", "target_mb", TARGET_BYTES / 2**20),
+        ("import-review", "max_rejected", MAX_REJECTED_FRACTION),
+        ("query", "memory_limit", MEMORY_LIMIT),
+        ("report", "limit", GALLERY_PROMPTS),
+        *(
+            ("calibrate", name, getattr(CalibrationConfig(), name))
+            for name in ("target_iou", "precision", "reject_precision", "confidence")
+        ),
+    ],
+)
+def test_the_default_of_an_option_is_that_of_the_library(command: str, option: str, default: float | str) -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    [given] = [parameter.default for parameter in commands[command].params if parameter.name == option]
+    assert given == default
 
 
 def test_a_profile_of_a_dry_run_is_refused() -> None:
