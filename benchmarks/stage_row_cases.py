@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from benchmarks.stage_cases import SIZES, Case, jpeg
 from stable_sam.config import RunConfig
 from stable_sam.identity import ModelIdentity
+from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.records import Prompt, Provenance, RefinedMask
-from stable_sam.refining.shard_job import MAX_IMAGE_BYTES
 from stable_sam.rle import encode_mask
 from stable_sam.runs.commits import PARQUET_OPTIONS, CommitRecord, write_part
 from stable_sam.runs.plan import plan_run

@@ -52,9 +52,9 @@ def refine_dataset(
     refresh: unchanged prompts that are refined again: `failed` prompts; prompts refined by another `model`, which means
     other weights or another config; or `all`, which adds prompts refined by another version of this software. A list,
     or a text with commas.
-    since: ISO date or time; files last modified before it count as unchanged, and nothing is withdrawn.
-    report_uri: where the HTML report of the table's worst prompts is written after a run that changed something; None
-    writes none.
+    since: ISO date or time. If no annotation file was modified since then, only prompts whose image was modified since
+    then are compared. No prompt is withdrawn.
+    report_uri: where the HTML report of the table is written after a run that changed something; None writes none.
     profile_uri: where a Chrome trace of every actor's work is written, even when the run fails; None writes none. It
     changes no row. The seconds of the stages are in the table's view `runs` either way.
 

@@ -5,7 +5,7 @@
     │   ├── AnnotationError        the annotation file as a whole cannot be read (missing, unknown format, invalid JSON)
     │   ├── PromptError            one prompt cannot be used (empty, inverted, NaN, outside, normalised box ...)
     │   └── ImageError             one image cannot be used (missing, truncated, decompression bomb ...)
-    ├── ConfigError                a configuration file or value is wrong
+    ├── ConfigError                a config file or value is wrong
     ├── WeightsError               a checkpoint is missing, has other keys or shapes, or belongs to another base
     └── StorageError               an object store or folder cannot be read or written
         ├── NotFoundError          nothing lies at the URI
@@ -74,7 +74,7 @@ class ImageError(InputError):
 
 
 class ConfigError(StableSamError):
-    """A configuration file or value is wrong."""
+    """A config file or value is wrong."""
 
 
 class WeightsError(StableSamError):

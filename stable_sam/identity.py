@@ -85,7 +85,7 @@ def read_weights(config: RefinerConfig) -> WeightFiles:
     """
     if config.model == "tiny":
         return _tiny(config)
-    base_uri, plugin_uri = _weight_uris(config)
+    base_uri, plugin_uri = weight_uris(config)
     return WeightFiles(
         base_name=base_uri,
         base=read_bytes(base_uri),
@@ -104,7 +104,11 @@ def bundled_path(name: str) -> str:
     return str(path)
 
 
-def _weight_uris(config: RefinerConfig) -> tuple[str, str | None]:
+def weight_uris(config: RefinerConfig) -> tuple[str, str | None]:
+    """Return where the weights of the base and of the plugin are, None for no plugin; `tiny` has no files.
+
+    Raises `ConfigError` for a base without the URI of its checkpoint, and `WeightsError`.
+    """
     if config.model != "nano" and config.checkpoint_uri is None:
         raise ConfigError(f"checkpoint_uri: {config.model} needs the URI of its SAM checkpoint (.pth), got none")
     base = config.checkpoint_uri or bundled_path(BUNDLED_BASE)

@@ -94,8 +94,8 @@ class RefinedMask:
     box_agreement: float | None = None
     """IoU of the weak box with the mask's tight box; None for a prompt without a box."""
     quality: float | None = None
-    """Probability that the mask's IoU with the true mask is at least 0.75, by the run's calibration; None when the run
-    has no calibration."""
+    """Probability that the mask is good: that its IoU with the true mask is at least the calibration's `target_iou`
+    (0.75 by default). None when the run has no calibration."""
     gain_over_box: float | None = None
     """How much higher the mask's IoU with the true mask is expected to be than that of the filled weak box, by the
     run's calibration. None when the run has no such calibration, and for a prompt without a box."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+GOOD_IOU = 0.75
+"""Smallest IoU with the true mask of a good mask, where a calibration has no other `target_iou`; all others are bad."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
@@ -33,7 +36,8 @@ SCORES = (
         column="quality",
         label="quality",
         short="quality",
-        meaning="Probability that the IoU with the true mask is at least 0.75, by the run's calibration.",
+        meaning="Probability that the mask is good: that its IoU with the true mask is at least the calibration's "
+        f"`target_iou` ({GOOD_IOU} by default).",
         kind="calibrated",
         in_groups=True,
     ),

@@ -26,7 +26,7 @@ def evaluate(data: list[str], outputs: EvaluationOutputs, settings: EvaluationCo
     """
     from prefect.logging import get_run_logger
 
-    from stable_sam.evaluation.evaluate import conclude, read_sets
+    from stable_sam.evaluation.evaluate import evaluation_of, read_sets
 
     logger = get_run_logger()
     sets = read_sets([Path(folder) for folder in data], settings)
@@ -37,6 +37,6 @@ def evaluate(data: list[str], outputs: EvaluationOutputs, settings: EvaluationCo
         logger.info("%d of %s of images scored", len(scored), counted(len(shares), "share"))
     scored.sort(key=lambda share: share.number)
     tables = [table for share in scored for table in share.tables]
-    evaluation, records = conclude(tables, scored[0].facts, sets, settings)
+    evaluation, records = evaluation_of(tables, scored[0].facts, sets, settings)
     outputs.write(evaluation, records)
     return evaluation

@@ -15,7 +15,10 @@ def automations(
             help="Notification block of the server as TYPE/NAME, such as slack-webhook/oncall; none by default."
         ),
     ] = None,
-    file: Annotated[Path, typer.Option(help="YAML file with the automations.")] = Path("deployments/automations.yaml"),
+    file: Annotated[
+        Path,
+        typer.Option(help="YAML file with the automations; by default the one in a checkout of this repository."),
+    ] = Path("deployments/automations.yaml"),
 ) -> None:
     """Create the automations of a file on the Prefect server that PREFECT_API_URL names, or update them."""
     from prefect.settings import PREFECT_API_URL

@@ -17,7 +17,9 @@ def backfill(
     annotations: Annotated[
         str, typer.Option(help="Annotations, as for `stable-sam refine`. {date} is replaced by the logical date.")
     ],
-    images: Annotated[str, typer.Option(help="Folder of the images. {date} is replaced by the logical date.")],
+    images: Annotated[
+        str, typer.Option(help="Folder of the images (path or URI). {date} is replaced by the logical date.")
+    ],
     output: Output,
     model: Model = None,
     config: Config = None,
@@ -25,7 +27,8 @@ def backfill(
     image_index: Annotated[
         str | None,
         typer.Option(
-            help="COCO JSON that gives the file name of each image id. {date} is replaced by the logical date."
+            help="COCO JSON (path or URI) that gives the file name of each image id. {date} is replaced by the logical "
+            "date."
         ),
     ] = None,
 ) -> None:

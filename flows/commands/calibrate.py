@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stable_sam.scores import GOOD_IOU
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 def calibrate(
     out: Annotated[
         str,
-        typer.Option(help="JSON file to write the calibration to. A config refers to it by routing.calibration_uri."),
+        typer.Option(
+            help="JSON file to write the calibration to (path or URI). A config names it as routing.calibration_uri."
+        ),
     ],
     data: Annotated[
         list[Path] | None,
@@ -33,12 +37,15 @@ def calibrate(
     records: Annotated[
         list[str] | None,
         typer.Option(
-            help="Labelled masks that --save-records wrote, or `bundled` for those of nano's bundled calibration."
+            help="Labelled masks that --save-records wrote (path or URI), or `bundled` for those of nano's bundled "
+            "calibration."
         ),
     ] = None,
     table: Annotated[
         list[str] | None,
-        typer.Option(help="Masks table (the --output of refine) whose reviewed masks are added to the labelled masks."),
+        typer.Option(
+            help="Masks table, the --output of refine (path or URI). Its reviewed masks are added to the labelled ones."
+        ),
     ] = None,
     sample: Annotated[
         float | None,
@@ -47,12 +54,14 @@ def calibrate(
             "promises are then checked on the sample."
         ),
     ] = None,
-    save_records: Annotated[str | None, typer.Option(help="Parquet file to write the labelled masks to.")] = None,
+    save_records: Annotated[
+        str | None, typer.Option(help="Parquet file to write the labelled masks to (path or URI).")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="Config (YAML) of the runs that the calibration is for.")] = None,
     prompts: Annotated[
         str, typer.Option(help="Kinds of weak prompts that are drawn for each object, as for `stable-sam evaluate`.")
     ] = "detector-box,noisy-box-0.2,noisy-box",
-    target_iou: Annotated[float, typer.Option(help="Smallest IoU with the true mask of a good mask.")] = 0.75,
+    target_iou: Annotated[float, typer.Option(help="Smallest IoU with the true mask of a good mask.")] = GOOD_IOU,
     precision: Annotated[float, typer.Option(help="Promised share of good masks among the accepted masks.")] = 0.95,
     reject_precision: Annotated[
         float, typer.Option(help="Promised share of bad masks among the rejected masks.")
@@ -63,9 +72,10 @@ def calibrate(
         int | None, typer.Option(min=1, help="Number of objects drawn at random from all sets; all by default.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn prompts and objects and of the split.")] = 0,
-    markdown: Annotated[str | None, typer.Option(help="Markdown file to write the tables to.")] = None,
+    markdown: Annotated[str | None, typer.Option(help="Markdown file to write the tables to (path or URI).")] = None,
     chart: Annotated[
-        str | None, typer.Option(help="PNG file to draw the risk-coverage curves and reliability diagrams to.")
+        str | None,
+        typer.Option(help="PNG file to draw the risk-coverage curves and reliability diagrams to (path or URI)."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of CPU threads; all cores by default.")] = None,
 ) -> None:
@@ -158,12 +168,12 @@ def _image_bar(shown: bool) -> Iterator[Callable[[int, int], None]]:
 def _table(one: Held) -> Table:
     from rich.table import Table
 
-    from stable_sam.calibration.judge import REVIEWED
+    from stable_sam.calibration.judge import REVIEW_SHARE
     from stable_sam.wording import counted
 
     first = one.judgements[0]
     table = Table(title=f"{one.name}: {counted(first.masks, 'mask')}, {first.bad:.0%} bad", title_justify="left")
-    for column in ("score", "Spearman", "AURC", f"caught by {REVIEWED:.0%} review"):
+    for column in ("score", "Spearman", "AURC", f"caught by {REVIEW_SHARE:.0%} review"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for row in one.judgements:
         table.add_row(row.score, f"{row.spearman:.2f}", f"{row.aurc:.3f}", f"{row.caught:.0%}")

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def compact(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     target_mb: Annotated[int, typer.Option(min=1, help="Size of the new files in MiB. Each is built in memory.")] = 128,
 ) -> None:
     """Make queries fast again after many nights: rewrite the table as few files, current and past rows apart.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands.options import Checkpoint, Plugin
+
 if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
@@ -22,14 +24,15 @@ def evaluate(
         list[Path],
         typer.Option(help="Folder with images/ and instances.json (COCO true masks), or a folder of such folders."),
     ],
-    out: Annotated[str, typer.Option(help="JSON file to write the results to. Every output may be a path or a URI.")],
-    markdown: Annotated[str | None, typer.Option(help="Markdown file to write the tables to.")] = None,
-    chart: Annotated[str | None, typer.Option(help="PNG file to draw a bar chart of mIoU to.")] = None,
+    out: Annotated[str, typer.Option(help="JSON file to write the results to (path or URI).")],
+    markdown: Annotated[str | None, typer.Option(help="Markdown file to write the tables to (path or URI).")] = None,
+    chart: Annotated[str | None, typer.Option(help="PNG file to draw a bar chart of mIoU to (path or URI).")] = None,
     alpha_plot: Annotated[
-        str | None, typer.Option(help="PNG file to plot alpha_1 against how good the prompts are to.")
+        str | None,
+        typer.Option(help="PNG file to plot alpha_1 against the quality of prompts to (path or URI)."),
     ] = None,
     records: Annotated[
-        str | None, typer.Option(help="Parquet file to write one row for each mask to, for questions in SQL.")
+        str | None, typer.Option(help="Parquet file to write one row for each mask to (path or URI), to query in SQL.")
     ] = None,
     model: Annotated[str, typer.Option(help="Base model: nano, vit_b, vit_l or vit_h.")] = "nano",
     methods: Annotated[
@@ -69,17 +72,16 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the drawn prompts, the drawn objects and the confidence intervals.")
     ] = 0,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")
+    checkpoint: Checkpoint = None,
+    plugin: Plugin = None,
+    hq: Annotated[
+        str | None, typer.Option(help="Weights of HQ-SAM (path or URI); those bundled with nano by default.")
     ] = None,
-    plugin: Annotated[
-        str | None, typer.Option(help="URI of the plugin's weights; those bundled with nano by default.")
-    ] = None,
-    hq: Annotated[str | None, typer.Option(help="URI of HQ-SAM's weights; those bundled with nano by default.")] = None,
     tiles: Annotated[
         str,
         typer.Option(
-            help="auto: small objects are segmented in tiles of the image, as by refine. off: in whole images."
+            help="auto: small objects are segmented in tiles of the image, as by refine. off: all are segmented in the "
+            "whole image."
         ),
     ] = "auto",
     size: Annotated[

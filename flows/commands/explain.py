@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.one_image import Box, ImageFile, Points, PromptId, check_suffix, prompt_of, read_image, write_image
-from flows.commands.options import Checkpoint, Config, Model, Plugin, run_config
+from flows.commands.options import Checkpoint, Config, Model, Plugin, read_config
 
 
 def explain(
@@ -28,7 +28,7 @@ def explain(
     from stable_sam.refining.refiner import Refiner
 
     check_suffix(out, (".png", ".jpg"), "the explanation is drawn as an image")
-    run = run_config(config, model, checkpoint, plugin)
+    run = read_config(config, model, checkpoint=checkpoint, plugin=plugin)
     limit = run.refiner.max_image_pixels
     data, pixels, prompt = read_image(image, prompt_of(image, prompt_id, box, point), limit)
     refiner = Refiner(run.refiner, run.routing)

@@ -6,22 +6,26 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def export(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     to: Annotated[
         str,
         typer.Option(
-            help="Format to write: coco, coco-results, yolo, labelstudio, cvat, labelme, png, fiftyone or parquet."
+            help="Format to write: coco, coco-results, yolo, labelstudio, cvat, labelme, png, fiftyone or parquet (a "
+            "Hugging Face dataset)."
         ),
     ],
-    out: Annotated[str, typer.Option(help="New or empty folder to write to, local or s3://.")],
+    out: Annotated[str, typer.Option(help="New or empty folder to write to (path or URI).")],
     where: Annotated[
         str | None,
         typer.Option(help="Only masks that meet this SQL condition on the view masks, such as \"category = 'cat'\"."),
     ] = None,
     routes: Annotated[
-        str | None, typer.Option(help="Only masks of these routes, separated by commas: accept,review,reject.")
+        str | None,
+        typer.Option(help="Only masks of these routes, several separated by commas: accept, review or reject."),
     ] = None,
     sample: Annotated[
         float | None,
@@ -39,11 +43,16 @@ def export(
         bool | None,
         typer.Option(
             "--polygons/--masks",
-            help="Write polygons or masks, where the format has both. Masks with holes are never written as polygons.",
+            help="Write polygons or masks, where the format has both; by default polygons for labelme. Masks with "
+            "holes are never written as polygons.",
         ),
     ] = None,
     images: Annotated[
-        bool | None, typer.Option("--images/--no-images", help="Copy the images into the folder as well.")
+        bool | None,
+        typer.Option(
+            "--images/--no-images",
+            help="Copy the images into the folder; by default for coco, yolo, labelme and parquet.",
+        ),
     ] = None,
     image_prefix: Annotated[
         str | None, typer.Option(help="Address under which the tool finds the images, such as https://host/images/.")

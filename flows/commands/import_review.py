@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def import_review(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     source: Annotated[
-        str, typer.Option("--from", help="File or folder that came back from the annotation tool, local or s3://.")
+        str, typer.Option("--from", help="File or folder that came back from the annotation tool (path or URI).")
     ],
     form: Annotated[
         str, typer.Option("--format", help="Format of the files: coco, labelstudio, cvat, labelme, yolo or png.")
@@ -18,7 +20,8 @@ def import_review(
     sent: Annotated[
         str | None,
         typer.Option(
-            help="Folder that `stable-sam export` wrote, when its list of sent masks is not beside the files."
+            help="Folder that `stable-sam export` wrote (path or URI), when its list of sent masks is not beside the "
+            "files."
         ),
     ] = None,
     reviewer: Annotated[

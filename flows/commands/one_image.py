@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from stable_sam.records import Prompt
 
-ImageFile = Annotated[str, typer.Argument(help="Image file (path or URI).")]
+ImageFile = Annotated[str, typer.Argument(metavar="IMAGE", help="Image file (path or URI).")]
 Box = Annotated[
     tuple[float, float, float, float] | None,
     typer.Option(help="Weak box in pixels of the upright image.", metavar="X0 Y0 X1 Y1"),
@@ -27,7 +27,10 @@ Points = Annotated[
 ]
 PromptId = Annotated[
     str,
-    typer.Option(help="Seed of the jittered prompts. The prompt_id of a table row gives the scores of that row."),
+    typer.Option(
+        help="Text that seeds the jittered copies of the prompt. With the prompt_id of a table row, the scores are "
+        "those of the row."
+    ),
 ]
 
 

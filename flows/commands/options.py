@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 Annotations = Annotated[
     str,
     typer.Option(
-        help="File, folder or pattern of the weak annotations, or several separated by commas. "
+        help="File, folder or pattern of the weak annotations (path or URI), or several separated by commas. "
         "docs/annotations.md lists the formats."
     ),
 ]
-Images = Annotated[str, typer.Option(help="Folder of the images, local or s3://.")]
-Output = Annotated[
-    str, typer.Option(help="Folder of the masks table, local or s3://. It is created when there is none.")
-]
+Images = Annotated[str, typer.Option(help="Folder of the images (path or URI).")]
+Table = Annotated[str, typer.Option(help="Folder of the masks table, the --output of refine (path or URI).")]
+Output = Annotated[str, typer.Option(help="Folder of the masks table (path or URI). It is created when there is none.")]
 FileFormat = Annotated[
     AnnotationFormat | None,
     typer.Option(
@@ -31,21 +30,35 @@ FileFormat = Annotated[
 ]
 ImageIndex = Annotated[
     str | None,
-    typer.Option(help="COCO JSON that gives the file name of each image id, for annotations that name only ids."),
+    typer.Option(
+        help="COCO JSON (path or URI) that gives the file name of each image id, for annotations that name only ids."
+    ),
 ]
-Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ has examples.")]
+Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ of the repository has examples.")]
 Model = Annotated[
     str | None,
     typer.Option(help="Base model: nano, vit_b, vit_l, vit_h or tiny. By default that of the config, else nano."),
 ]
-Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")]
-Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; those bundled with nano by default.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Weights of the base (path or URI); those bundled with nano by default.")
+]
+Plugin = Annotated[
+    str | None, typer.Option(help="Weights of the plugin (path or URI); those bundled with nano by default.")
+]
 
 
-def read_config(config_path: str | None, model: str | None, file_format: AnnotationFormat | None = None) -> RunConfig:
-    """Read the config file, or take the defaults, and put `model` and `file_format` in where they are given.
+def read_config(
+    config_path: str | None,
+    model: str | None,
+    file_format: AnnotationFormat | None = None,
+    *,
+    checkpoint: str | None = None,
+    plugin: str | None = None,
+) -> RunConfig:
+    """Read the config file, or take the defaults, and put the options in that were given.
 
-    Raises `ConfigError`, also for another `model` than that of a config that names weights.
+    Raises `ConfigError`, also for another `model` than that of a config that names weights, unless `checkpoint` names
+    other ones.
     """
     from stable_sam.config import RunConfig
 
@@ -53,23 +66,13 @@ def read_config(config_path: str | None, model: str | None, file_format: Annotat
     if file_format is not None:
         source = config.source.model_copy(update={"format": file_format})
         config = config.model_copy(update={"source": source})
-    if model is None or model == config.refiner.model:
-        return config
-    if config.refiner.checkpoint_uri or config.refiner.plugin_uri or config.refiner.hq_uri:
-        raise ConfigError(
-            f"--model {model}: {config_path} names weights for {config.refiner.model}; change the model there"
-        )
-    raw = config.model_dump(mode="json")
-    raw["refiner"]["model"] = model
-    return RunConfig.from_dict(raw, source="--model")
-
-
-def run_config(path: str | None, model: str | None, checkpoint: str | None, plugin: str | None) -> RunConfig:
-    """Read the config file, or take the defaults, and put the options in that were given; raises `ConfigError`."""
-    from stable_sam.config import RunConfig
-
-    config = RunConfig() if path is None else RunConfig.from_yaml(path)
+    refiner = config.refiner
+    other = model is not None and model != refiner.model
+    if other and checkpoint is None and (refiner.checkpoint_uri or refiner.plugin_uri or refiner.hq_uri):
+        raise ConfigError(f"--model {model}: {config_path} names weights for {refiner.model}; change the model there")
     options = {"model": model, "checkpoint_uri": checkpoint, "plugin_uri": plugin}
     given = {key: value for key, value in options.items() if value is not None}
-    content = config.model_dump()
-    return RunConfig.from_dict({**content, "refiner": {**content["refiner"], **given}}, source="options")
+    if not given:
+        return config
+    raw = config.model_dump(mode="json")
+    return RunConfig.from_dict({**raw, "refiner": {**raw["refiner"], **given}}, source="options")

@@ -72,8 +72,6 @@ def print_plan(plan: RunPlan) -> None:
 
     changes, config = plan.changes, plan.request.config
     lines = ["Dry run: nothing was written.", describe(changes)]
-    if changes.planned + changes.withdrawn == 0:
-        lines.append("There is nothing to do.")
     prompts, images = counted(changes.planned, "prompt"), counted(plan.images, "image")
     lines.append(f"To refine: {prompts} on {images}, in {counted(plan.shards, 'shard')}.")
     if plan.tiles is not None:
@@ -84,10 +82,14 @@ def print_plan(plan: RunPlan) -> None:
         lines.append("How long it takes is not known: this table has no measured run with this config.")
     else:
         seconds = speed.estimate(plan.images, changes.planned, config.prompt_cost)
-        actors = min(config.ray.actors or 1, max(plan.shards, 1))
+        if config.ray.actors is None:  # as many as the cluster has room for, which is not known here
+            time = f"{duration(seconds)} of one actor's time"
+        else:
+            actors = min(config.ray.actors, max(plan.shards, 1))
+            time = f"{duration(seconds / actors)} with {counted(actors, 'actor')}"
         lines.append(
-            f"It takes about {duration(seconds / actors)} with {counted(actors, 'actor')}, without start-up. "
+            f"It takes about {time}, without start-up. "
             f"Measured: {speed.images / speed.seconds:.2f} images/s and {speed.prompts / speed.seconds:.2f} prompts/s "
-            f"for each actor ({counted(speed.runs, 'newest run', 'newest runs')} with this config)."
+            f"for each actor ({counted(speed.runs, 'newest run')} with this config)."
         )
     Console().print("\n".join(lines), soft_wrap=True, highlight=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.commands.options import Table
 from stable_sam.errors import ConfigError, InputError, shown
 from stable_sam.wording import counted
 
@@ -33,11 +34,12 @@ class OutputFormat(enum.StrEnum):
 
 
 def query(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     sql: Annotated[
         str | None,
         typer.Argument(
-            help="One SQL statement on the views masks (the current rows), history, runs and others (see --views)."
+            metavar="SQL",
+            help="One SQL statement on the views masks (the current rows), history, runs and others (see --views).",
         ),
     ] = None,
     form: Annotated[
@@ -50,8 +52,8 @@ def query(
     out: Annotated[
         str | None,
         typer.Option(
-            help="File to write the rows to, local or s3://, such as rows.csv, rows.json or rows.parquet. By default "
-            "they are printed."
+            help="File to write the rows to (path or URI), such as rows.csv, rows.json or rows.parquet. By default they "
+            "are printed."
         ),
     ] = None,
     as_of: Annotated[

@@ -33,16 +33,21 @@ def refine(
     since: Annotated[
         str | None,
         typer.Option(
-            help="Read only annotation files modified since this date (YYYY-MM-DD, UTC). Nothing is withdrawn then."
+            help="Leave prompts alone unless an annotation file or their image was modified since this date or time "
+            "(YYYY-MM-DD or YYYY-MM-DDTHH:MM, UTC). Nothing is withdrawn then."
         ),
     ] = None,
     truth: Annotated[
         str | None,
-        typer.Option(help="COCO instances with true masks of some images, which the refined masks are compared with."),
+        typer.Option(
+            help="COCO instances (path or URI) with true masks of some images, which the masks are compared with."
+        ),
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="JSON file to write a Chrome trace to. The seconds of each stage are printed as well."),
+        typer.Option(
+            help="JSON file to write a Chrome trace to (path or URI). The seconds of each stage are printed as well."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be refined, and write nothing.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.one_image import Box, ImageFile, Points, PromptId, check_suffix, prompt_of, read_image, write_image
-from flows.commands.options import Checkpoint, Config, Model, Plugin, run_config
+from flows.commands.options import Checkpoint, Config, Model, Plugin, read_config
 
 if TYPE_CHECKING:
     from stable_sam.records import RefinedMask
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 def refine_image(
     image: ImageFile,
     out: Annotated[
-        str, typer.Option(help="PNG file to write the mask to, with 255 on the object and 0 elsewhere (path or URI).")
+        str, typer.Option(help="PNG file to write the mask to (path or URI), with 255 on the object and 0 elsewhere.")
     ],
     box: Box = None,
     point: Points = None,
     overlay: Annotated[
         str | None,
-        typer.Option(help="PNG file to write the image with the mask drawn on it to; beside --out by default."),
+        typer.Option(
+            help="PNG file to write the image with the mask drawn on it to (path or URI); beside --out by default."
+        ),
     ] = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
@@ -41,7 +43,7 @@ def refine_image(
     overlay = overlay or _beside(out)
     for uri in (out, overlay):
         check_suffix(uri, (".png",), "a mask must be compressed without loss")
-    run = run_config(config, model, checkpoint, plugin)
+    run = read_config(config, model, checkpoint=checkpoint, plugin=plugin)
     data, pixels, prompt = read_image(image, prompt_of(image, prompt_id, box, point), run.refiner.max_image_pixels)
 
     [refined] = Refiner(run.refiner, run.routing).refine_file(data, [prompt], name=image)

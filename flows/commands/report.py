@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def report(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     out: Annotated[str, typer.Option(help="HTML file to write (path or URI).")],
     limit: Annotated[
         int,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands.options import Checkpoint
+
 if TYPE_CHECKING:
     from stable_sam.modeling.load import LoadedModel
 
@@ -22,10 +24,11 @@ Out = Annotated[
         help="Folder for the weights, log.csv and checkpoint.pt. An interrupted training continues from there."
     ),
 ]
-Config = Annotated[Path, typer.Option(help="Training config (YAML).")]
+Config = Annotated[
+    Path, typer.Option(help="Training config (YAML); by default that in configs/ in a checkout of this repository.")
+]
 FrozenConfig = Annotated[Path | None, typer.Option(help="Training config (YAML); one epoch by default.")]
 Model = Annotated[str, typer.Option(help="Base model: nano, vit_b, vit_l or vit_h.")]
-Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; those bundled with nano by default.")]
 Cache = Annotated[
     Path | None,
     typer.Option(help="Folder of the image embeddings, which several trainings may share; OUT/embeddings by default."),

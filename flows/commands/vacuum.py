@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.options import Table
+
 
 def vacuum(
-    table: Annotated[str, typer.Option(help="URI of the masks table: the --output of refine.")],
+    table: Table,
     retention_hours: Annotated[
         float,
         typer.Option(help="Age in hours from which files are removed. Younger versions of the table stay readable."),
@@ -16,7 +18,10 @@ def vacuum(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Allow less than 24 hours. This is safe only while nothing else uses the table."),
+        typer.Option(
+            "--force",
+            help="Allow a --retention-hours of less than 24. This is safe only while nothing else uses the table.",
+        ),
     ] = False,
 ) -> None:
     """Remove files that interrupted runs left, files that compact replaced, and work files of finished runs."""

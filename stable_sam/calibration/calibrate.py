@@ -16,16 +16,16 @@ from stable_sam.config import RefinerConfig
 from stable_sam.config.calibration import Calibration, Curve, Promise, SizeSlice
 from stable_sam.config.section import Section
 from stable_sam.identity import ModelIdentity
-from stable_sam.scores import SCORES
+from stable_sam.scores import GOOD_IOU, SCORES
 
-BASELINE = "predicted_iou"
+COMPARED_WITH = "predicted_iou"
 """The score that a calibration is compared with."""
 
 
 class CalibrationConfig(Section):
     """What a calibration promises, and how its masks are split."""
 
-    target_iou: float = 0.75
+    target_iou: float = GOOD_IOU
     """Smallest IoU with the true mask of a good mask; all others are bad."""
     precision: float = 0.95
     """Promised share of good masks among the accepted masks."""
@@ -147,8 +147,11 @@ class _Judged:
 
 
 def _accept(checked: _Judged, others: _Judged, settings: CalibrationConfig) -> tuple[Promise, float]:
-    """The promise about accepted masks, and the lowest threshold of the gain with which accepted masks of no size are
-    worse than their filled boxes. Sizes are looked at in `checked` and in `others`, whose gains are cross-validated."""
+    """Return the promise about accepted masks and the threshold of the gain.
+
+    The threshold is the lowest one at which the accepted masks of no object size are worse than their filled boxes,
+    neither in `checked` nor in `others`, whose gains are cross-validated.
+    """
     good = checked.masks.iou >= settings.target_iou
     for threshold in THRESHOLDS:
         worth = ~(checked.gain <= threshold)

@@ -8,13 +8,13 @@ from io import BytesIO
 
 import numpy as np
 
-from stable_sam.calibration.calibrate import BASELINE, Held
+from stable_sam.calibration.calibrate import COMPARED_WITH, Held
 from stable_sam.calibration.gain import MIN_MASKS
-from stable_sam.calibration.judge import REVIEWED, reliability, risk_coverage
+from stable_sam.calibration.judge import REVIEW_SHARE, reliability, risk_coverage
 from stable_sam.config.calibration import Calibration, GainOverBox, Promise, SizeSlice
 from stable_sam.wording import counted
 
-COLOURS = {"quality": "#1e78d0", BASELINE: "#9aa5b1", "prompt_stability": "#e0a030"}
+COLOURS = {"quality": "#1e78d0", COMPARED_WITH: "#9aa5b1", "prompt_stability": "#e0a030"}
 
 
 def promise_line(promise: Promise) -> str:
@@ -50,14 +50,14 @@ def markdown(calibration: Calibration, sets: Sequence[Held]) -> str:
     promises = [promise_line(promise) + "  " for promise in (calibration.accept, calibration.reject)]
     lines = [*promises, gain_line(calibration.gain_over_box), ""]
     lines += [
-        f"| masks | score | Spearman with IoU | AURC | less than {BASELINE} | least possible "
-        f"| bad masks caught by {REVIEWED:.0%} review | most possible | calibration error |",
+        f"| masks | score | Spearman with IoU | AURC | less than {COMPARED_WITH} | least possible "
+        f"| bad masks caught by {REVIEW_SHARE:.0%} review | most possible | calibration error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in sets:
-        baseline = next((row.aurc for row in one.judgements if row.score == BASELINE), None)
+        baseline = next((row.aurc for row in one.judgements if row.score == COMPARED_WITH), None)
         for row in one.judgements:
-            less = "" if not baseline or row.score == BASELINE else f"{1 - row.aurc / baseline:.0%}"
+            less = "" if not baseline or row.score == COMPARED_WITH else f"{1 - row.aurc / baseline:.0%}"
             error = "" if row.calibration_error is None else f"{row.calibration_error:.3f}"
             lines.append(
                 f"| {one.name} ({row.masks}, {row.bad:.0%} bad) | {row.score} | {row.spearman:.2f} | {row.aurc:.3f} "

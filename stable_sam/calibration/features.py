@@ -25,7 +25,7 @@ class LabelledMasks:
     """N masks with their scores and their IoU with the true mask."""
 
     scores: dict[str, NDArray[np.float64]]
-    """(N,) for each name in SCORES and BOX_SCORES; NaN where a mask does not have the score."""
+    """(N,) for each name in INPUTS and BOX_INPUTS; NaN where a mask does not have the score."""
     iou: NDArray[np.float64]
     """(N,), IoU of the mask with the true mask."""
     box_iou: NDArray[np.float64]

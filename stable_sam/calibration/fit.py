@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV, GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 
 from stable_sam.calibration.features import Features, LabelledMasks, folds_of
-from stable_sam.config.calibration import SCORES, Curve, Promise
+from stable_sam.config.calibration import INPUTS, Curve, Promise
 from stable_sam.errors import InputError
 from stable_sam.wording import counted
 
@@ -67,7 +67,7 @@ def fit_curves(masks: LabelledMasks, target_iou: float, seed: int) -> tuple[floa
             f"calibration: expected at least {MIN_MASKS} masks to fit on, {MIN_EACH} of them good and {MIN_EACH} bad, "
             f"got {len(masks)}, {good.sum()} good and {(~good).sum()} bad"
         )
-    features = Features.of(masks, SCORES)
+    features = Features.of(masks, INPUTS)
     folds = folds_of(masks, seed)
     search = GridSearchCV(
         make_pipeline(features.splines(), LogisticRegression(max_iter=2000)),

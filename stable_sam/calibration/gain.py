@@ -12,7 +12,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from stable_sam.calibration.features import Features, LabelledMasks, curves_at, folds_of
-from stable_sam.config.calibration import BOX_SCORES, SCORES, GainOverBox, SizeSlice
+from stable_sam.config.calibration import BOX_INPUTS, INPUTS, GainOverBox, SizeSlice
+from stable_sam.evaluation.averages import SHARES
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Penalties for the ridge regression, of which the cross-validated squared error chooses one."""
@@ -22,14 +23,8 @@ THRESHOLDS = np.arange(101) / 100
 """Thresholds of the expected gain that are tried, ascending."""
 FEW = 10
 """Smallest number of accepted masks that tells whether masks of their size are worse than their boxes."""
-SIZES = {
-    "<0.1 %": (0.0, 0.001),
-    "0.1-0.5 %": (0.001, 0.005),
-    "0.5-2 %": (0.005, 0.02),
-    "2-10 %": (0.02, 0.1),
-    ">10 %": (0.1, np.inf),
-}
-"""Sizes by the object's fraction of its image; the upper border is excluded."""
+SIZES = dict(zip(("<0.1 %", "0.1-0.5 %", "0.5-2 %", "2-10 %", ">10 %"), SHARES.values(), strict=True))
+"""The sizes of `evaluate`, by the names that they have in files of calibrations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +44,7 @@ def fit_gain(masks: LabelledMasks, seed: int) -> FittedGain | None:
         return None
     some = masks.take(known)
     true = some.iou - some.box_iou
-    features, folds = Features.of(some, (*SCORES, *BOX_SCORES)), folds_of(some, seed)
+    features, folds = Features.of(some, (*INPUTS, *BOX_INPUTS)), folds_of(some, seed)
     search = GridSearchCV(
         make_pipeline(features.splines(), Ridge()),
         {"ridge__alpha": STRENGTHS},

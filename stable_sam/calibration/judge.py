@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-REVIEWED = 0.2
+REVIEW_SHARE = 0.2
 """Fraction of the masks that people look at, for `Judgement.caught`."""
 BINS = 10
 """Number of bins of a reliability diagram."""
@@ -31,7 +31,7 @@ class Judgement:
     spearman: float
     """Spearman's rank correlation of the score with the IoU; 0 where one of them is constant."""
     caught: float
-    """Share of the bad masks that are among the fraction REVIEWED of the masks with the worst scores."""
+    """Share of the bad masks that are among the fraction REVIEW_SHARE of the masks with the worst scores."""
     caught_best: float
     """Largest share that any score could catch; it is below 1 when more masks are bad than are reviewed."""
     calibration_error: float | None = None
@@ -45,7 +45,7 @@ def judge(name: str, score: Floats, iou: Floats, target: float, *, probability: 
     """
     known = np.where(np.isfinite(score), score, -np.inf)
     bad = iou < target
-    caught, most = _caught(known, bad), min(1.0, REVIEWED / bad.mean()) if bad.any() else 1.0
+    caught, most = _caught(known, bad), min(1.0, REVIEW_SHARE / bad.mean()) if bad.any() else 1.0
     return Judgement(
         score=name,
         masks=len(iou),
@@ -99,7 +99,7 @@ def _caught(score: Floats, bad: NDArray[np.bool_]) -> float:
         return 1.0
     order = np.argsort(score, kind="stable")
     expected = _mean_of_equals(score[order], bad[order].astype(np.float64))
-    return float(expected[: round(REVIEWED * len(score))].sum() / bad.sum())
+    return float(expected[: round(REVIEW_SHARE * len(score))].sum() / bad.sum())
 
 
 def _mean_of_equals(ordered: Floats, values: Floats) -> Floats:

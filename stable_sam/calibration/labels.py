@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from stable_sam.calibration.features import LabelledMasks
 from stable_sam.config import RefinerConfig
-from stable_sam.config.calibration import BOX_SCORES, SCORES, scores_of
+from stable_sam.config.calibration import BOX_INPUTS, INPUTS, scores_of
 from stable_sam.errors import AnnotationError, ConfigError, one_line
 from stable_sam.evaluation.neighbours import find_neighbours
 from stable_sam.evaluation.prompts import PromptKind, fill_box, prompt_rng
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from stable_sam.refining.refiner import Refiner
 
 BUNDLED_RECORDS = "nano_calibration_masks.parquet"
-_LATER = ("object_share", "box_iou", *BOX_SCORES)
+_LATER = ("object_share", "box_iou", *BOX_INPUTS)
 """Columns that files of version 0.2.0 lack. They are null in such files, and no gain over the box is fitted to them."""
 RECORDS_SCHEMA = pa.schema(
     [
@@ -45,7 +45,7 @@ RECORDS_SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("iou", pa.float64()),
         ("second_pass", pa.string()),
-        *((name, pa.float64()) for name in SCORES),
+        *((name, pa.float64()) for name in INPUTS),
         *((name, pa.float64()) for name in _LATER),
     ]
 )
@@ -131,7 +131,7 @@ def labelled(records: pa.Table) -> LabelledMasks:
 
     sets = column("set").astype(np.str_)
     return LabelledMasks(
-        scores={name: column(name).astype(np.float64) for name in (*SCORES, *BOX_SCORES)},
+        scores={name: column(name).astype(np.float64) for name in (*INPUTS, *BOX_INPUTS)},
         iou=column("iou"),
         box_iou=column("box_iou").astype(np.float64),
         object_share=column("object_share").astype(np.float64),

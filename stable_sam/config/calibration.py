@@ -26,11 +26,11 @@ from stable_sam.errors import ConfigError
 from stable_sam.records import BoxXYXY, Prompt, RefinedMask
 from stable_sam.scores import MEASURED, ScoreSource
 
-SCORES = (*MEASURED, "log_area", "score")
+INPUTS = (*MEASURED, "log_area", "score")
 """What `quality` may be computed from: the row's measured scores, `log_area` (log10 of the part of its image that the
 mask covers) and the detector's `score`."""
-BOX_SCORES = ("log_box_area", "mask_to_box_area")
-"""What the expected gain over the weak box may be computed from besides SCORES: log10 of the part of the image that the
+BOX_INPUTS = ("log_box_area", "mask_to_box_area")
+"""What the expected gain over the weak box may be computed from besides INPUTS: log10 of the part of the image that the
 box covers, and the mask's area divided by the box's."""
 
 
@@ -102,7 +102,7 @@ class GainOverBox(_Finite):
 
     intercept: float
     curves: dict[str, Curve]
-    """Curves by their names in SCORES and BOX_SCORES."""
+    """Curves by their names in INPUTS and BOX_INPUTS."""
     threshold: float = Field(default=0.0, ge=0)
     """Only masks that are expected to gain more than this are accepted. It is the lowest threshold at which the
     accepted masks of every object size were at least as good as their boxes."""
@@ -117,7 +117,7 @@ class GainOverBox(_Finite):
 
     @model_validator(mode="after")
     def _known_scores(self) -> Self:
-        _check_names(self.curves, (*SCORES, *BOX_SCORES))
+        _check_names(self.curves, (*INPUTS, *BOX_INPUTS))
         return self
 
 
@@ -148,7 +148,7 @@ class Calibration(_Finite):
 
     @model_validator(mode="after")
     def _known_scores(self) -> Self:
-        _check_names(self.curves, SCORES)
+        _check_names(self.curves, INPUTS)
         return self
 
     @classmethod
@@ -172,14 +172,14 @@ class Calibration(_Finite):
         return mask.status == "ok" and (self.tiles is not None or mask.view is None)
 
     def quality(self, scores: Mapping[str, float | None]) -> float:
-        """Compute the probability in (0, 1) that a mask is good from its scores, by their names in SCORES."""
+        """Compute the probability in (0, 1) that a mask is good from its scores, by their names in INPUTS."""
         odds = _sum(self.intercept, self.curves, scores)
         return 1 / (1 + math.exp(-max(-500.0, min(500.0, odds))))
 
     def expected_gain(self, scores: Mapping[str, float | None]) -> float | None:
         """Compute how much more IoU than its filled box a mask is expected to have.
 
-        scores: by their names in SCORES and BOX_SCORES.
+        scores: by their names in INPUTS and BOX_INPUTS.
         Returns None for a prompt without a box, and when the gain was not calibrated.
         """
         gain = self.gain_over_box
@@ -198,7 +198,7 @@ def _check_names(curves: Mapping[str, Curve], known: Sequence[str]) -> None:
 
 
 def scores_of(prompt: Prompt, mask: RefinedMask) -> dict[str, float | None]:
-    """Return the scores of a mask with status "ok", by their names in SCORES and BOX_SCORES."""
+    """Return the scores of a mask with status "ok", by their names in INPUTS and BOX_INPUTS."""
     assert mask.mask_size is not None, "only a mask that was made has scores"
     return {
         **{name: getattr(mask, name) for name in MEASURED},
@@ -214,8 +214,8 @@ def log_area(area: float, size_hw: tuple[int, int]) -> float | None:
 
 
 def box_scores(box_xyxy: BoxXYXY | None, mask_area: int, size_hw: tuple[int, int]) -> dict[str, float | None]:
-    """Compute the BOX_SCORES of a mask of `mask_area` pixels; each is None for a prompt without a box."""
+    """Compute the BOX_INPUTS of a mask of `mask_area` pixels; each is None for a prompt without a box."""
     if box_xyxy is None:
-        return dict.fromkeys(BOX_SCORES)
+        return dict.fromkeys(BOX_INPUTS)
     area = (box_xyxy[2] - box_xyxy[0]) * (box_xyxy[3] - box_xyxy[1])
     return {"log_box_area": log_area(area, size_hw), "mask_to_box_area": mask_area / area}

@@ -1,4 +1,4 @@
-"""The base class of everything that a YAML file configures."""
+"""The base class of every config that a YAML file gives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Section(BaseModel):
         try:
             raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
+            raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if raw is not None and not isinstance(raw, dict):
@@ -30,13 +30,14 @@ class Section(BaseModel):
         return cls.from_dict(raw or {}, source=str(path))
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any], *, source: str = "configuration") -> Self:
+    def from_dict(cls, raw: dict[str, Any], *, source: str = "config") -> Self:
         """Validate a plain dict; raises a `ConfigError` that names all problems in one line."""
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
             problems = "; ".join(
-                f"{'.'.join(str(part) for part in e['loc']) or 'top level'}: {e['msg']}, got {e['input']!r:.60}"
+                f"{'.'.join(str(part) for part in e['loc']) or 'top level'}: "
+                f"{'unknown key' if e['type'] == 'extra_forbidden' else e['msg']}, got {e['input']!r:.60}"
                 for e in error.errors()
             )
             raise ConfigError(f"{source}: {problems}") from None

@@ -36,7 +36,7 @@ _METRICS = {"miou": "iou", "mbiou": "boundary_iou", "msf": "union_iou", "drift":
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class TableLine:
     """One line of a table: means over the objects of a set and slice, each object being the mean over its prompts."""
 
     set: str
@@ -61,7 +61,7 @@ class Score:
     """Paired differences to SAM of miou, mbiou, msf and drift; empty for SAM, and where SAM was not measured."""
 
 
-def summarise(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -> list[Score]:
+def summarise(by_kind: Sequence[ObjectMeans], settings: EvaluationConfig) -> list[TableLine]:
     """Compute the lines for each set, for all sets, for each size over all sets, and for the parts in each set."""
     names = set_names(by_kind)
     wanted = [(name, WHOLE_SLICE) for name in names]
@@ -81,7 +81,7 @@ def _chosen(objects: ObjectMeans, name: str, part: str) -> NDArray[np.bool_]:
     return of_set
 
 
-def _lines(objects: ObjectMeans, name: str, part: str, settings: EvaluationConfig) -> Iterator[Score]:
+def _lines(objects: ObjectMeans, name: str, part: str, settings: EvaluationConfig) -> Iterator[TableLine]:
     chosen = _chosen(objects, name, part)
     if not chosen.any():
         return
@@ -105,7 +105,7 @@ def _lines(objects: ObjectMeans, name: str, part: str, settings: EvaluationConfi
                 for metric in measured
             }
         predicted_iou = float(objects.means["predicted_iou"][index, chosen].mean())
-        yield Score(
+        yield TableLine(
             set=name,
             slice=part,
             method=method,

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stable_sam.evaluation.alpha import alpha_and_quality
-from stable_sam.evaluation.averages import WHOLE_SLICE, Score
+from stable_sam.evaluation.averages import WHOLE_SLICE, TableLine
 from stable_sam.evaluation.evaluate import Evaluation
 from stable_sam.evaluation.evaluation_config import BASELINE
 from stable_sam.evaluation.prompts import GT_BOX, PromptKind
@@ -99,7 +99,7 @@ def binned_means(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArra
     return np.bincount(bins, x) / counts, np.bincount(bins, y) / counts
 
 
-def _level(lines: Sequence[Score]) -> float | None:
+def _level(lines: Sequence[TableLine]) -> float | None:
     """SAM's mIoU with the ground-truth box; None where it was not measured."""
     return next((line.miou.value for line in lines if (line.method, line.prompts) == (BASELINE, GT_BOX)), None)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from stable_sam.errors import ConfigError
 from stable_sam.evaluation.alpha import AlphaCorrelation, correlate_alpha
-from stable_sam.evaluation.averages import Score, summarise
+from stable_sam.evaluation.averages import TableLine, summarise
 from stable_sam.evaluation.by_object import object_means
 from stable_sam.evaluation.detections import match_detections
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
@@ -45,7 +45,7 @@ class Evaluation:
     skipped: dict[str, int]
     """Number of objects without a prompt of a kind, by kind: no other object is there to share a box with, or no
     detection was matched."""
-    scores: tuple[Score, ...]
+    scores: tuple[TableLine, ...]
     routing: tuple[RoutingBound, ...]
     """What choosing the better of SAM's mask and another method's could gain, for each kind of prompt."""
     alpha: tuple[AlphaCorrelation, ...]
@@ -75,7 +75,7 @@ def evaluate(
         for image in part.images:
             tables.append(scorer.score(part.name, image))
             on_image(len(tables), total)
-    return conclude(tables, scorer.facts, sets, settings)
+    return evaluation_of(tables, scorer.facts, sets, settings)
 
 
 def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[TruthSet]:
@@ -97,7 +97,7 @@ def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[Tru
     return sets if settings.max_objects is None else sample_objects(sets, settings.max_objects, settings.seed)
 
 
-def conclude(
+def evaluation_of(
     tables: Sequence[pa.Table], facts: ModelFacts, sets: Sequence[TruthSet], settings: EvaluationConfig
 ) -> tuple[Evaluation, pa.Table]:
     """Compute the figures of an evaluation from the records of its images, and join the records to one table.

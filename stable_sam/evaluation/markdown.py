@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stable_sam.evaluation.averages import CELLS, PARTS, SHARES, WHOLE_SLICE, Score
+from stable_sam.evaluation.averages import CELLS, PARTS, SHARES, WHOLE_SLICE, TableLine
 from stable_sam.evaluation.bootstrap import Estimate
 from stable_sam.evaluation.by_object import DIFFERENT
 from stable_sam.evaluation.detections import MATCHED
@@ -73,7 +73,7 @@ def markdown(evaluation: Evaluation) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _scores(lines: Sequence[Score]) -> str:
+def _scores(lines: Sequence[TableLine]) -> str:
     header = ("prompts", "method", "mIoU", "mBIoU", "mSF", "mIoU to SAM", "mSF to SAM", "own IoU", "alpha_1")
     rows = (
         (
@@ -114,12 +114,12 @@ def _routing(lines: Sequence[RoutingBound]) -> str:
     return _table(header, rows)
 
 
-def _sizes(lines: Sequence[Score], methods: Sequence[str]) -> str:
+def _sizes(lines: Sequence[TableLine], methods: Sequence[str]) -> str:
     """One row for each size and kind of prompt, with the methods side by side."""
     differing = [method for method in methods if any(line.to_sam for line in lines if line.method == method)]
     header = ["size", "objects", "prompts", *(NAMES[method] for method in methods)]
     header += [f"{NAMES[method]} to SAM" for method in differing]
-    of: dict[tuple[str, str], dict[str, Score]] = {}
+    of: dict[tuple[str, str], dict[str, TableLine]] = {}
     for line in lines:
         of.setdefault((line.slice, line.prompts), {})[line.method] = line
     rows = []
@@ -143,7 +143,7 @@ def _detections(evaluation: Evaluation) -> str:
     return f"{ABOUT_DETECTIONS}\n\n{_table(header, rows)}"
 
 
-def _parts(lines: Sequence[Score]) -> str:
+def _parts(lines: Sequence[TableLine]) -> str:
     header = ("set", "objects", "prompts", "method", "mIoU", "drift", "drift to SAM")
     rows = (
         (
@@ -160,7 +160,7 @@ def _parts(lines: Sequence[Score]) -> str:
     return _table(header, rows)
 
 
-def _objects(lines: Sequence[Score]) -> int:
+def _objects(lines: Sequence[TableLine]) -> int:
     return max(line.objects for line in lines)
 
 

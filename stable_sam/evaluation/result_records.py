@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 )
 """Columns of the records:
 
-    set, picture           names of the set and of the image's file
+    set, picture           names of the set and of the image's file; records that were written keep the name `picture`
     annotation, category   names of the object and of its category
     area_fraction          fraction of the image that the object covers
     box_cells              longer side of the object's true box in cells of the image embedding

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_sam.explain.explanation import ExplainedMask, Explanation
 from stable_sam.explain.overlay import draw_overlay
 from stable_sam.records import Prompt
+from stable_sam.wording import counted
 
 PANEL_SIDE = 480
 """Longest side of each of the six panels, in pixels."""
@@ -174,7 +175,7 @@ def _describe(prompt: Prompt) -> str:
     on, off = prompt.point_labels.count(1), prompt.point_labels.count(0)
     parts = (
         prompt.box_xyxy is not None and "box (dashed)",
-        on and f"{on} {'point' if on == 1 else 'points'} on the object (green)",
+        on and f"{counted(on, 'point')} on the object (green)",
         off and f"{off} on the background (red)",
     )
     return ", ".join(part for part in parts if part)

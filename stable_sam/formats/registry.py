@@ -1,6 +1,6 @@
 """Registers every format of other tools: how its files are recognised, read, written, and read back after a review.
 
-A new format has its readers and writers in a folder of its own, their entries here, its name in
+A new format has its readers and writers in a file or a folder of its own, their entries here, its name in
 `stable_sam.records.AnnotationFormat` when it can be read, and a section in docs/annotations.md or docs/review.md.
 """
 
@@ -125,7 +125,7 @@ WRITERS: Mapping[str, Writer] = {
     "labelme": Writer(write=write_labelme, copies=True, polygons=True, names_by_stem=True),
     "png": Writer(write=write_png),
     "fiftyone": Writer(write=write_fiftyone),
-    "parquet": Writer(write=write_hugging_face, copies=True, embeds=True),
+    "parquet": Writer(write=write_hugging_face, copies=True, embeds=True),  # a Hugging Face dataset
 }
 
 REVIEW_READERS: Mapping[str, Callable[[Files], Iterator[ReviewedImage]]] = {

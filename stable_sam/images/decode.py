@@ -18,6 +18,9 @@ from stable_sam.images.orientation import orientation, stored_size, turned_hw
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself. For others, such as PostScript, it would start programs on files that
 nobody has checked."""
+MAX_IMAGE_BYTES = 512 * 2**20
+"""Largest image file in bytes, as a file is held in memory whole: more than an uncompressed image of 100 megapixels in
+four channels."""
 SIXTEEN_BIT_MAX = 65_535
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 """TIFF tags of the width and height of a file's tiles."""

@@ -13,7 +13,7 @@ from stable_sam.images.decode import FORMATS
 from stable_sam.images.orientation import stored_size
 from stable_sam.storage import files as storage
 
-HEAD_BYTES = (2**16, 2**20, 2**28)
+HEAD_BYTES_TRIED = (2**16, 2**20, 2**28)
 """Numbers of bytes to read, tried in turn. The first holds most headers, but some cameras put a preview before the size
 and some formats keep their header at the end."""
 
@@ -23,7 +23,7 @@ def stored_size_of(uri: str) -> tuple[tuple[int, int], int]:
 
     Raises `ImageError` for a missing file and for a file that is no image, and `StorageError`.
     """
-    for length in HEAD_BYTES:
+    for length in HEAD_BYTES_TRIED:
         try:
             head = storage.read_head(uri, length)
         except NotFoundError:

@@ -14,7 +14,7 @@ from stable_sam.images.frames import Frame
 from stable_sam.images.resize import resize_image
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast.compiled import COMPILED_TOKENS
-from stable_sam.modeling.fast.decoder import ImageSide, can_decode, decode_image, image_side
+from stable_sam.modeling.fast.decoder import ImageSide, can_decode, decode_chosen_masks, image_side
 from stable_sam.modeling.fast.encoder import encode
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.hq import encode_with_early
@@ -152,7 +152,7 @@ def predict_tensors(
 def _predict_chunk_fast(model: LoadedModel, view: ImageView, prompts: PromptArrays) -> Chunk:
     boxes, points = _prompt_tensors(model, view, prompts)
     compiled = None if prompts.tokens != COMPILED_TOKENS else model.compiled
-    decode = decode_image if compiled is None else compiled.decode
+    decode = decode_chosen_masks if compiled is None else compiled.decode
     masks = decode(model.sam, view.side, boxes=boxes, points=points, ambiguous=prompts.ambiguous)
     weight = torch.zeros_like(masks.iou) if masks.alpha is None else masks.alpha[:, 0]
     return masks.logits, masks.iou, weight, masks.token

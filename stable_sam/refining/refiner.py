@@ -1,6 +1,6 @@
 """The `Refiner`, which turns the weak prompts of an image into masks with scores.
 
-This is the only module in which pixels, tensors and records meet.
+In the pipeline, only this module sees pixels, tensors and records.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Refining of one shard, from its file to its committed rows, in an actor or in a notebook.
 
-shard file --image_jobs--> ImageJob --refine_job--> masks --write_part--> commit record
+    shard file --image_jobs--> ImageJob --refine_job--> masks --write_part--> commit record
 
 Each of these three functions can be replaced by an argument of `complete_shard`, to do the work in another process.
 """
@@ -16,20 +16,18 @@ from typing import Any
 
 from stable_sam.errors import ImageError, NotFoundError, StorageError, WeightsError
 from stable_sam.identity import ModelIdentity
+from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.records import Prompt, RefinedMask, ShardReport
 from stable_sam.refining.image_job import ImageJob, ImageRefiner, refine_job
 from stable_sam.runs.commits import CommitRecord, commit_of, write_part
 from stable_sam.runs.manifest import RunManifest, ShardPlan, read_shard
-from stable_sam.runs.truth import read_truth, with_true_iou
+from stable_sam.runs.truth import read_stored_truth, with_true_iou
 from stable_sam.storage.files import exists, read_bytes
 from stable_sam.storage.parallel import ahead
 from stable_sam.timing import StageClock, timed
 
 FETCHED_AHEAD = 4
 """Number of image files that are read ahead: it hides the store's round trips and bounds the memory of the files."""
-MAX_IMAGE_BYTES = 512 * 2**20
-"""Largest image file in bytes, as a file is held in memory whole: more than an uncompressed image of 100 megapixels in
-four channels."""
 Masks = Sequence[RefinedMask]
 FetchJobs = Callable[[RunManifest, Sequence[Prompt], Mapping[str, str]], Iterator[Any]]
 """A function like `image_jobs`, which yields a job for each image of a shard, in order."""
@@ -81,7 +79,7 @@ def complete_shard(
                 seconds = time.monotonic() - started
             masks = [mask for of_image in answers for mask in _settled(of_image)]
             if shard.truth:
-                masks = with_true_iou(prompts, masks, read_truth(shard))
+                masks = with_true_iou(prompts, masks, read_stored_truth(shard))
             rows = list(zip(prompts, masks, strict=True))
             stage_seconds = clock.times().seconds
             record, ours = (write_rows or write_part)(

@@ -62,8 +62,7 @@ def jittered_prompts(
     Both are in original pixels, and None when the prompt has none. Boxes get the noise of `noisy_box`. Each point moves
     by U(-1, 1) * scale * (w/2, h/2) of the box, as a box's centre does; without a box, w and h are `object_side`, the
     side in pixels of a square with the object's area. All stay in the image and in the window that the prompt is asked
-    in.
-    The random numbers depend on the prompt_id alone: a prompt gets the same noise on any machine, in any order.
+    in. The random numbers depend on the prompt_id alone: a prompt gets the same noise on any machine, in any order.
     """
     rng = np.random.default_rng(_seed(prompt.prompt_id))
     boxes = None

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from stable_sam.calibration.judge import risk_coverage as ranked
 from stable_sam.rle import mask_iou
-from stable_sam.scores import IN_UNIT
+from stable_sam.scores import GOOD_IOU, IN_UNIT
 from stable_sam.table.current import MADE_BEFORE_REVIEW
 from stable_sam.table.query import rows_of
 from stable_sam.wording import counted
 
-GOOD_IOU = 0.75
-"""Smallest IoU with the true mask of a good mask; all others are bad."""
 JUDGED_MIN = 20
 """Smallest number of masks with a known true mask that curves are drawn from."""
 JUDGED_MAX = 50_000

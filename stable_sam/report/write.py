@@ -18,20 +18,22 @@ from stable_sam.report.figures import figures
 from stable_sam.report.pictures import pictures
 from stable_sam.report.risk import risk_coverage
 from stable_sam.report.selection import select_rows
-from stable_sam.scores import IN_UNIT, SCORES
+from stable_sam.scores import GOOD_IOU, IN_UNIT, SCORES
 from stable_sam.storage.files import write_bytes
 from stable_sam.table.query import connected
 from stable_sam.wording import counted
 
 SCRIPTS = ("masks.js", "drawing.js", "gallery.js", "large_view.js", "keys.js")
 """The scripts of the page, in the order in which they run."""
+GALLERY_PROMPTS = 2000
+"""Most prompts in the gallery unless another number is asked for."""
 
 
 def write_report(
     table_uri: str,
     out_uri: str,
     *,
-    limit: int = 2000,
+    limit: int = GALLERY_PROMPTS,
     images_max: int | None = None,
     explain: int = 0,
     seed: int = 0,
@@ -64,6 +66,7 @@ def write_report(
             labels={score.column: score.label for score in SCORES},
             figures=found,
             risk=risk,
+            good_iou=GOOD_IOU,
             shown=len(rows),
             seed=seed,
             data=_json({"scores": _known_scores(), "entries": entries(rows, seen, explained)}),

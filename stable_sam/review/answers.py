@@ -22,7 +22,7 @@ from stable_sam.errors import ConfigError, InputError, NotFoundError, StorageErr
 from stable_sam.formats.review_records import Answer
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, RefinedMask, Verdict
-from stable_sam.review.decide import OUTCOMES, decide, newest_rows, reviewed_row
+from stable_sam.review.decide import DECISIONS, decide, newest_rows, reviewed_row
 from stable_sam.rle import mask_iou
 from stable_sam.runs.commits import write_part
 from stable_sam.runs.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
@@ -106,14 +106,14 @@ def import_answers(
     parent = newest_run(table_uri)
     if parent is None:
         raise NotFoundError(f"{table_uri}: expected a masks table (the --output of a finished refine), found none")
-    _check_rejected(answers, max_rejected_fraction)
+    _check_rejected(table_uri, answers, max_rejected_fraction)
     made_by = REVIEW_MODEL if reviewer is None else f"{REVIEW_MODEL}:{reviewer}"
     decided = _Decisions()
     left = {answer.prompt_id: answer for answer in answers}
     for row in newest_rows(table_uri, answers, made_by):
         answer = left.pop(row["prompt_id"])
         what = decide(row, answer, answer.checked or confirm_unchanged, unchanged_iou, reviewer is not None)
-        if what in OUTCOMES:
+        if what in DECISIONS:
             decided.counts[what] += 1
         else:
             decided.problems.append(f"{answer.where}: prompt {answer.prompt_id}: {what}")
@@ -170,19 +170,19 @@ def reviewed_masks(table_uri: str) -> pa.Table:
     return table.append_column("true_iou", pa.array(ious, pa.float64()))
 
 
-def _check_rejected(answers: Sequence[Answer], max_fraction: float) -> None:
+def _check_rejected(table_uri: str, answers: Sequence[Answer], max_fraction: float) -> None:
     rejected = sum(answer.mask is None for answer in answers)
     if len(answers) < _FEW_ANSWERS or rejected <= max_fraction * len(answers):
         return
     lost = sum(answer.lost_id for answer in answers)
     raise InputError(
-        f"expected files that hold most of the {len(answers)} masks that were sent, got deletions of {rejected}; "
-        "nothing was imported. "
+        f"{table_uri}: expected files that hold most of the {len(answers)} masks that were sent, got deletions of "
+        f"{rejected}; nothing was imported; "
         + (
             f"{lost} masks came back without their prompt_id, and a tool that loses these may lose masks, too: look "
             "which masks its files lack"
             if lost
-            else f"If people really deleted them, raise max_rejected (now {max_fraction:g}) to 1"
+            else f"if people really deleted them, set --max-rejected (now {max_fraction:g}) to 1"
         )
     )
 

@@ -16,7 +16,7 @@ from stable_sam.table.current import NEWEST_FIRST
 from stable_sam.table.query import connected
 from stable_sam.table.schema import SHARD_SCHEMA, prompt_from_row
 
-OUTCOMES = (*get_args(Verdict), "unchanged", "already")
+DECISIONS = (*get_args(Verdict), "unchanged", "already")
 """The results of `decide` for answers without a problem. A verdict makes a new row. `unchanged` means that the mask is
 as it was sent and nothing says that somebody looked; `already` means that the table has this answer."""
 _BATCH = 1_000
@@ -55,7 +55,7 @@ def newest_rows(table_uri: str, answers: Sequence[Answer], made_by: str) -> Iter
 
 
 def decide(row: Mapping[str, Any], answer: Answer, confirms: bool, unchanged_iou: float, is_known: bool) -> str:
-    """Return one of `OUTCOMES`, or else the reason why the answer cannot be imported, for a message.
+    """Return one of `DECISIONS`, or else the reason why the answer cannot be imported, for a message.
 
     `row` is one of `newest_rows`. `confirms` is whether somebody looked at the mask. `unchanged_iou` is the IoU from
     which two masks count as equal. `is_known` is whether the import names its reviewer.

@@ -9,12 +9,12 @@ from typing import Any
 from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.formats.export_records import SENT, ExportImage, Split, Target
 from stable_sam.formats.registry import WRITERS
+from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.review.selection import Naming, selected
 from stable_sam.storage.files import absolute_uri, iter_versions, join, read_bytes, write_bytes
 from stable_sam.storage.json_lists import json_lists
 from stable_sam.storage.parallel import ahead
 
-MAX_IMAGE_BYTES = 512 * 2**20
 _SEEN = ("http://", "https://", "s3://", "gs://", "azure-blob://", "/data/")
 _UNSEEN = (
     "Label Studio shows no image by a path of this machine: give --image-prefix with the address of a server that has "
@@ -68,7 +68,7 @@ def export(
     """
     form = WRITERS.get(to)
     if form is None:
-        raise ConfigError(f"format: expected {', '.join(WRITERS)}, got {to!r}")
+        raise ConfigError(f"--to: expected {', '.join(WRITERS)}, got {to!r}")
     if split is not None and not form.splits:
         able = ", ".join(name for name, each in WRITERS.items() if each.splits)
         raise ConfigError(f"split: expected a format that can divide images ({able}), got {to!r}")

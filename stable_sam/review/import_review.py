@@ -33,7 +33,7 @@ def import_review(
     `import_answers` raises.
     """
     if form not in REVIEW_READERS:
-        raise ConfigError(f"format: expected {', '.join(REVIEW_READERS)}, got {form!r}")
+        raise ConfigError(f"--format: expected {', '.join(REVIEW_READERS)}, got {form!r}")
     if not 0 < unchanged_iou <= 1:
         raise ConfigError(f"unchanged IoU: expected more than 0 and at most 1, got {unchanged_iou:g}")
     answers, problems = collect(REVIEW_READERS[form](open_files(from_uri, sent_uri)))

@@ -42,7 +42,7 @@ _BATCH = 10_000
 """Given `Prompt` objects that are converted to rows at a time."""
 _TOMBSTONES = 100_000
 """Withdrawn prompts in a part, which has a few ten megabytes."""
-_FEW_PROMPTS = 100
+_TRIAL_PROMPTS = 100
 """Tables with fewer current prompts may lose any share of them: that is usual in a trial and soon refined again."""
 
 
@@ -132,7 +132,7 @@ def check_withdrawn(plan: RunPlan) -> None:
     """Raise `AnnotationError` when a run would withdraw more than `max_withdrawn_fraction` of the current prompts."""
     changes, most = plan.changes, plan.request.config.max_withdrawn_fraction
     current = changes.withdrawn + changes.unchanged + changes.planned - changes.new
-    if current >= _FEW_PROMPTS and changes.withdrawn > most * current:
+    if current >= _TRIAL_PROMPTS and changes.withdrawn > most * current:
         raise AnnotationError(
             f"{plan.request.annotations_uri}: expected most of the table's {current} current prompts, got a source "
             f"without {changes.withdrawn} of them; nothing was written; if they are really withdrawn, set "

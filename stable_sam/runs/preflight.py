@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stable_sam.config import RunConfig
 from stable_sam.errors import AnnotationError, WeightsError
-from stable_sam.identity import model_identity
+from stable_sam.identity import model_identity, weight_uris
 from stable_sam.runs.request import RunRequest
 from stable_sam.storage.files import check_output, exists
 
@@ -24,11 +24,16 @@ def check_run(request: RunRequest, *, writes: bool = True) -> None:
 
 
 def check_weights(config: RunConfig) -> None:
-    """Raise `WeightsError` when a weights file is missing, without downloading any."""
+    """Raise `ConfigError` or `WeightsError` when the model is not given whole or a weights file is missing.
+
+    Weights that the config names are not downloaded.
+    """
     model = config.refiner
+    if model.model != "tiny":
+        weight_uris(model)
     given = [uri for uri in (model.checkpoint_uri, model.plugin_uri, model.hq_uri) if uri is not None]
     for uri in given:
         if not exists(uri):
-            raise WeightsError(f"{uri}: no such weights file; correct its URI in the configuration")
+            raise WeightsError(f"{uri}: no such weights file; correct its URI in the config")
     if not given:
         model_identity(model)

@@ -12,7 +12,8 @@ from stable_sam.table.query import query
 from stable_sam.wording import counted
 
 _COMMITS = 100
-"""Commits that are searched for earlier nights, between which lie compactions and nights with too few prompts."""
+"""Commits that are searched for earlier nights, between which lie compactions and nights with too few prompts. All
+commits are searched when the night itself is older."""
 _MEASURES = {
     "share in review": ("avg((status = 'ok' AND route = 'review')::INT)", "review_rise", +1),
     "share failed": ("avg((status = 'failed')::INT)", "failed_rise", +1),
@@ -87,10 +88,12 @@ def compare_nights(table_uri: str, run_id: str, config: RegressionConfig) -> Nig
     """
     table = open_table(table_uri)
     runs = [] if table is None else list_runs(table, _COMMITS)
+    if table is not None and all(run.run_id != run_id for run in runs):
+        runs = list_runs(table)
     # A run that imported a review refined nothing.
     prompts = {run.run_id: 0 if run.is_review else run.rows - run.changes.get("withdrawn", 0) for run in runs}
     if run_id not in prompts:
-        raise NotFoundError(f"{table_uri}: expected run {run_id} among the newest runs of the table, found none")
+        raise NotFoundError(f"{table_uri}: expected run {run_id} among the runs of the table, found none")
     if prompts[run_id] < config.min_prompts:
         return NightComparison(
             table_uri=table_uri,

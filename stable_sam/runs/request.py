@@ -43,7 +43,8 @@ class RunRequest:
     refresh: frozenset[str] = frozenset()
     """Values of `REFRESH`: which prompts are refined again although they did not change."""
     since: datetime | None = None
-    """Moment with a time zone. Files that were modified before it count as unchanged, and no prompt is withdrawn."""
+    """Moment with a time zone. If no annotation file was modified since then, only prompts whose image was modified
+    since then are compared. No prompt is withdrawn."""
 
     @classmethod
     def parse(

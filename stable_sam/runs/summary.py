@@ -13,7 +13,7 @@ from stable_sam.table.query import connected, rows_of
 from stable_sam.timing import STAGES, StageShares
 from stable_sam.wording import counted
 
-_FEW_PROMPTS = 100
+_JUDGED_AS = 100
 """A run that refined fewer prompts is judged as if it had refined this many: its own share of failures is chance."""
 _SECONDS = ", ".join(f"{stage}_seconds" for stage in STAGES)
 
@@ -133,7 +133,7 @@ def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
     A run that refined fewer than 100 prompts of a larger table is judged as if it had refined more without failure, up
     to 100 or to the number of current prompts.
     """
-    judged = max(summary.prompts, min(_FEW_PROMPTS, summary.current_prompts or 0))
+    judged = max(summary.prompts, min(_JUDGED_AS, summary.current_prompts or 0))
     if summary.failed == 0:
         return
     if summary.failed == judged:

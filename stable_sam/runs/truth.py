@@ -132,7 +132,7 @@ def cut_truth(
     return tuple(known)
 
 
-def read_truth(shard: ShardPlan) -> pa.Table:
+def read_stored_truth(shard: ShardPlan) -> pa.Table:
     """Read the true masks (TRUTH_SCHEMA) of a shard; an empty table when there are none. Raises `StorageError`."""
     if not shard.truth:
         return TRUTH_SCHEMA.empty_table()

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from stable_sam.rle import rle
 from stable_sam.runs.manifest import RunManifest
-from stable_sam.runs.truth import TRUTH_SCHEMA, read_truth
+from stable_sam.runs.truth import TRUTH_SCHEMA, read_stored_truth
 from stable_sam.table.current import first_row, load_live, workspace
 from stable_sam.table.query import rows_of
 from stable_sam.wording import counted
@@ -75,7 +75,7 @@ def score_run(manifest: RunManifest, table: DeltaTable | None, parts: Dataset) -
         connection.register("chunk", TRUTH_SCHEMA.empty_table())
         connection.execute("CREATE TABLE truth AS SELECT * FROM chunk")
         for shard in shards:
-            connection.register("chunk", read_truth(shard))
+            connection.register("chunk", read_stored_truth(shard))
             connection.execute("INSERT INTO truth SELECT * FROM chunk")
         connection.execute(
             f"CREATE TABLE asked AS SELECT DISTINCT image_uri FROM truth ORDER BY md5(image_uri) LIMIT {MAX_IMAGES}"

@@ -38,6 +38,7 @@ from stable_sam.table.layout import layout, paths_of
 from stable_sam.table.log import RunInfo, list_runs, open_table, storage_error, versions_since
 
 RETENTION_HOURS = 168.0
+"""Age in hours from which files are removed unless another age is asked for."""
 MIN_RETENTION_HOURS = 24.0
 """Longer than it takes to run a query, refine a shard, plan a run or compact a table. Their files are not yet referred
 to, and only their age tells them from the files of killed processes."""

@@ -1,7 +1,8 @@
 """Send the shards of a run, or the shares of an evaluation, through a fleet of actors.
 
 An actor gets the plan of a shard, a few hundred bytes, and returns a report of the same size: prompts, pixels and masks
-never travel. A share of an evaluation takes its true masks along, run-length encoded, and returns records.
+do not pass through the driver. With `ray.helpers`, pixels and logits travel between an actor and its helpers. A share
+of an evaluation takes its true masks along, run-length encoded, and returns records.
 
 An image that ends the process of the model ends no actor (`tasks.actors.child_process`). A shard that keeps ending
 whole actors or nodes is searched for the images that do so, whose prompts become failed rows.

@@ -242,14 +242,14 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not Path(job["output_uri"]).exists()
     night(job)
     files = list_files(job["output_uri"])
-    assert "There is nothing to do." in shown()
+    assert "To refine: 0 prompts on 0 images" in shown()
     edit(annotations, lambda document: document["annotations"].pop(0))
     edit(annotations, lambda document: document["annotations"][0].update(bbox=[1, 2, 30, 30]))
     later = shown()
     assert "0 new, 1 changed (annotation 1), 1 withdrawn, 7 unchanged" in later
     assert "Measured: " in later
     # What the night would refuse is shown and said.
-    monkeypatch.setattr("stable_sam.runs.plan._FEW_PROMPTS", 9)
+    monkeypatch.setattr("stable_sam.runs.plan._TRIAL_PROMPTS", 9)
     edit(annotations, lambda document: document["annotations"].__delitem__(slice(3, None)))
     refused = shown(code=2)
     assert "0 new, 1 changed (annotation 1), 6 withdrawn, 2 unchanged" in refused

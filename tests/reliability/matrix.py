@@ -56,7 +56,7 @@ class Setting:
 
     store: Store
     folder: Path
-    """Local; for configurations and logs."""
+    """Local; for configs and logs."""
     ray_address: str
     ray_pid: int
     seed: int

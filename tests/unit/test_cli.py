@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from flows import cli
 from flows.commands.options import read_config
+from stable_sam.calibration.calibrate import CalibrationConfig
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
+from stable_sam.report.write import GALLERY_PROMPTS
+from stable_sam.review.answers import MAX_REJECTED_FRACTION
+from stable_sam.runs.compact import TARGET_BYTES
+from stable_sam.runs.vacuum import RETENTION_HOURS
+from stable_sam.table.query import MEMORY_LIMIT
 from tasks.actors.sizing import plan_actors
 
 COMMANDS = (
@@ -57,6 +64,26 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert shown.err.strip().splitlines() == [f"error: {Path('no.json').absolute()}: no such annotation file"]
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "default"),
+    [
+        ("vacuum", "retention_hours", RETENTION_HOURS),
+        ("compact", "target_mb", TARGET_BYTES / 2**20),
+        ("import-review", "max_rejected", MAX_REJECTED_FRACTION),
+        ("query", "memory_limit", MEMORY_LIMIT),
+        ("report", "limit", GALLERY_PROMPTS),
+        *(
+            ("calibrate", name, getattr(CalibrationConfig(), name))
+            for name in ("target_iou", "precision", "reject_precision", "confidence")
+        ),
+    ],
+)
+def test_the_default_of_an_option_is_that_of_the_library(command: str, option: str, default: float | str) -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    [given] = [parameter.default for parameter in commands[command].params if parameter.name == option]
+    assert given == default
+
+
 def test_a_profile_of_a_dry_run_is_refused() -> None:
     arguments = ["refine", "--annotations", "no.json", "--images", "none", "--output", "out", "--dry-run"]
     with pytest.raises(ConfigError, match="--profile: expected a run to profile, got --dry-run"):
@@ -77,8 +104,18 @@ def test_model_option_refuses_weights_of_another_model(tmp_path: Path) -> None:
         read_config(str(path), "vit_l")
 
 
+@pytest.mark.parametrize("command", ["explain", "refine-image"])
+def test_one_image_s_commands_refuse_it_too_unless_other_weights_are_given(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("refiner: {model: vit_b, checkpoint_uri: b.pth}\n")
+    arguments = [command, "photo.png", "--box", "1", "1", "9", "9", "--out", "x.png", "--config", str(path)]
+    with pytest.raises(ConfigError, match="--model vit_l: .* names weights for vit_b"):
+        CliRunner().invoke(cli.app, [*arguments, "--model", "vit_l"], catch_exceptions=False)
+    assert read_config(str(path), "vit_l", checkpoint="l.pth").refiner.checkpoint_uri == "l.pth"
+
+
 def test_model_option_refuses_unknown_models() -> None:
-    with pytest.raises(ConfigError, match="--model: refiner.model: .* got 'sam3'"):
+    with pytest.raises(ConfigError, match="options: refiner.model: .* got 'sam3'"):
         read_config(None, "sam3")
 
 

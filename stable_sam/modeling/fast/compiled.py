@@ -1,6 +1,7 @@
 """The fast encoder and decoder under `torch.compile`, limited to few shapes, because each shape is compiled anew.
 
-The references are `fast.encoder.encode` and `fast.decoder.decode_image`, which are the functions that it compiles.
+The references are `fast.encoder.encode` and `fast.decoder.decode_chosen_masks`, which are the functions that it
+compiles.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from stable_sam.modeling.fast.decoder import ChosenMasks, ImageSide, decode_image
+from stable_sam.modeling.fast.decoder import ChosenMasks, ImageSide, decode_chosen_masks
 from stable_sam.modeling.fast.encoder import encode
 from stable_sam.modeling.features import ImageFeatures
 
@@ -27,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class CompiledPasses:
-    """Runs `encode` and `decode_image`, compiled at the first call of each shape, in a thread of its own.
+    """Runs `encode` and `decode_chosen_masks`, compiled at the first call of each shape, in a thread of its own.
 
     It has its own thread because torch keeps CUDA graphs for each thread. The results are copies, because the next pass
     overwrites a graph's outputs. The caller must let only one pass run at a time.
@@ -39,7 +40,7 @@ class CompiledPasses:
         mode = "reduce-overhead" if graphs else None
         self._graphs = graphs
         self._encode = torch.compile(encode, dynamic=False, mode=mode, backend=backend)
-        self._decode = torch.compile(decode_image, dynamic=False, mode=mode, backend=backend)
+        self._decode = torch.compile(decode_chosen_masks, dynamic=False, mode=mode, backend=backend)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compiled")
 
     def encode(self, sam: Sam, images: Tensor) -> ImageFeatures:
@@ -62,8 +63,10 @@ class CompiledPasses:
         points: tuple[Tensor, Tensor] | None = None,
         ambiguous: bool = False,
     ) -> ChosenMasks:
-        """Run `fast.decoder.decode_image` on the prompts, padded to the next power of two, and return copies of the
-        results without the padding."""
+        """Run `fast.decoder.decode_chosen_masks` on the prompts, padded to the next power of two.
+
+        Returns copies of the results without the padding.
+        """
         count = len(boxes if points is None else points[0])  # type: ignore[arg-type]  # there are boxes or points
         more = bucket(count) - count
         boxes = None if boxes is None else _longer(boxes, more)

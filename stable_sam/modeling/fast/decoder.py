@@ -99,7 +99,7 @@ class _Drawn:
 
 
 def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
-    """Compute what `decode_image` needs of the features of one image, once for all of its prompts."""
+    """Compute what `decode_chosen_masks` needs of the features of one image, once for all of its prompts."""
     encoder, layer = sam.prompt_encoder, sam.mask_decoder.transformer.layers[0]
     constant = encoder.mask_downscaling[-1].bias if _draws(sam) else encoder.no_mask_embed.weight[0]
     features = image.embedding[0].flatten(1).T + constant
@@ -122,13 +122,13 @@ def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
 
 
 def can_decode(sam: Sam, tokens: int) -> bool:
-    """Whether `decode_image` supports the plugin that `sam` hosts and is cheaper for prompts of `tokens` tokens."""
+    """Tell whether `decode_chosen_masks` supports the plugin of `sam` and is cheaper for prompts of `tokens` tokens."""
     host = _host(sam)
     known = host is None or (host.plugin.spec.layers == "second" and not host.plugin.spec.move_positions)
     return known and 1 + sam.mask_decoder.num_mask_tokens + tokens <= MOST_TOKENS
 
 
-def decode_image(
+def decode_chosen_masks(
     sam: Sam,
     image: ImageSide,
     *,

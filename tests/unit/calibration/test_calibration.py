@@ -21,7 +21,7 @@ from stable_sam.calibration.judge import aurc, judge, risk_coverage
 from stable_sam.calibration.labels import RECORDS_SCHEMA, labelled, read_records, without_tiles, write_records
 from stable_sam.calibration.reviewed import reviewed_labels
 from stable_sam.config import RefinerConfig, RoutingConfig, RunConfig
-from stable_sam.config.calibration import BOX_SCORES, SCORES, Calibration, Curve, Promise
+from stable_sam.config.calibration import BOX_INPUTS, INPUTS, Calibration, Curve, Promise
 from stable_sam.errors import AnnotationError, ConfigError, InputError
 from stable_sam.formats.review_records import Answer
 from stable_sam.identity import ModelIdentity, model_identity
@@ -40,7 +40,7 @@ MODEL = ModelIdentity(model_id="nano+plugin", weights_sha256="abc", dtype="float
 def made_up(count: int, seed: int = 0) -> tuple[LabelledMasks, NDArray[np.float64]]:
     """Masks that are good with a probability that depends on two scores, and that probability."""
     rng = np.random.default_rng(seed)
-    scores = {name: np.full(count, np.nan) for name in (*SCORES, *BOX_SCORES)}
+    scores = {name: np.full(count, np.nan) for name in (*INPUTS, *BOX_INPUTS)}
     scores["prompt_stability"], scores["predicted_iou"] = rng.random((2, count))
     scores["box_agreement"] = np.where(rng.random(count) < 0.3, np.nan, rng.random(count))
     probability = 1 / (1 + np.exp(-(8 * scores["prompt_stability"] + 2 * scores["predicted_iou"] - 5)))
@@ -294,7 +294,7 @@ def test_masks_that_are_all_right_can_be_judged() -> None:
 
 def joined(*parts: LabelledMasks) -> LabelledMasks:
     return LabelledMasks(
-        scores={name: np.concatenate([part.scores[name] for part in parts]) for name in (*SCORES, *BOX_SCORES)},
+        scores={name: np.concatenate([part.scores[name] for part in parts]) for name in (*INPUTS, *BOX_INPUTS)},
         iou=np.concatenate([part.iou for part in parts]),
         box_iou=np.concatenate([part.box_iou for part in parts]),
         object_share=np.concatenate([part.object_share for part in parts]),

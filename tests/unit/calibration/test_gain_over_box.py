@@ -18,7 +18,7 @@ from stable_sam.calibration.features import LabelledMasks
 from stable_sam.calibration.gain import expected_gain, fit_gain, some_worse
 from stable_sam.calibration.labels import RECORDS_SCHEMA, box_labels, labelled, read_records
 from stable_sam.config import RefinerConfig, RoutingConfig
-from stable_sam.config.calibration import BOX_SCORES, SCORES, Calibration, Curve, GainOverBox, Promise, scores_of
+from stable_sam.config.calibration import BOX_INPUTS, INPUTS, Calibration, Curve, GainOverBox, Promise, scores_of
 from stable_sam.errors import ConfigError
 from stable_sam.identity import ModelIdentity, bundled_path, model_identity
 from stable_sam.records import Prompt, RefinedMask
@@ -38,7 +38,7 @@ def gain_of(masks: LabelledMasks) -> NDArray[np.float64]:
 def made_up(count: int, *, small_lose: float = 0.0, seed: int = 0) -> LabelledMasks:
     """Masks whose gain depends on two scores and some luck; those of small objects, which no score tells, gain less."""
     rng = np.random.default_rng(seed)
-    scores = {name: np.full(count, np.nan) for name in (*SCORES, *BOX_SCORES)}
+    scores = {name: np.full(count, np.nan) for name in (*INPUTS, *BOX_INPUTS)}
     scores["predicted_iou"], scores["mask_to_box_area"], scores["log_box_area"] = rng.random((3, count))
     is_small = rng.random(count) < 0.3
     iou = np.where(rng.random(count) < scores["predicted_iou"], 0.8, 0.5)
@@ -72,7 +72,7 @@ def test_the_gain_is_learnt_and_one_row_has_the_same_as_many() -> None:
 def test_points_have_no_gain_and_too_few_boxes_teach_none() -> None:
     masks = made_up(600)
     points = np.arange(600) % 2 > 0
-    scores = masks.scores | {name: np.where(points, np.nan, masks.scores[name]) for name in BOX_SCORES}
+    scores = masks.scores | {name: np.where(points, np.nan, masks.scores[name]) for name in BOX_INPUTS}
     mixed = replace(masks, scores=scores, box_iou=np.where(points, np.nan, masks.box_iou))
     learnt = fit_gain(mixed, 0)
     assert learnt is not None
@@ -163,7 +163,7 @@ def test_a_file_of_an_older_version_has_no_gain() -> None:
 def test_labelled_masks_of_an_older_version_can_be_read_and_teach_no_gain(tmp_path: Path) -> None:
     file = str(tmp_path / "old.parquet")
     table = pq.read_table(bundled_path("nano_calibration_masks.parquet"))
-    pq.write_table(table.drop_columns(["object_share", "box_iou", *BOX_SCORES]), file)
+    pq.write_table(table.drop_columns(["object_share", "box_iou", *BOX_INPUTS]), file)
     config = RefinerConfig()
     records = read_records(file, config, model_identity(config))
     assert records.schema == RECORDS_SCHEMA

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import AnnotationError, ConfigError, ImageError, StorageError
-from stable_sam.evaluation.averages import CELLS, PARTS, SHARES, WHOLE_SLICE, Score
+from stable_sam.evaluation.averages import CELLS, PARTS, SHARES, WHOLE_SLICE, TableLine
 from stable_sam.evaluation.by_object import ALL_SETS
-from stable_sam.evaluation.evaluate import Evaluation, SetCounts, conclude, evaluate, read_sets
+from stable_sam.evaluation.evaluate import Evaluation, SetCounts, evaluate, evaluation_of, read_sets
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.metrics import ReferenceMask
 from stable_sam.evaluation.neighbours import Neighbours, find_neighbours
@@ -70,7 +70,7 @@ def run(data: Path, **more: Any) -> Evaluation:
     return evaluate([data], EvaluationConfig(**settings))[0]
 
 
-def whole(result: Evaluation) -> dict[tuple[str, str, str], Score]:
+def whole(result: Evaluation) -> dict[tuple[str, str, str], TableLine]:
     return {(s.set, s.prompts, s.method): s for s in result.scores if s.slice == WHOLE_SLICE}
 
 
@@ -361,7 +361,7 @@ def test_an_actor_s_shares_give_a_plain_run_s_figures(data: Path, monkeypatch: p
     scored = sorted((actor.work(share) for share in reversed(shares)), key=lambda share: share.number)
     tables = [table for share in scored for table in share.tables]
     plain, records = evaluate([data], settings)
-    assert conclude(tables, scored[0].facts, sets, settings) == (plain, records)
+    assert evaluation_of(tables, scored[0].facts, sets, settings) == (plain, records)
     (data / "a" / "images" / "1.png").unlink()
     assert isinstance(actor.work(shares[1]), ImageError)
     without = EvaluationConfig(refiner=RefinerConfig(model="tiny", plugin=False))

@@ -13,7 +13,7 @@ from PIL import Image
 from stable_sam.config import RefinerConfig
 from stable_sam.evaluation.alpha import ALL_BOXES, ALL_POINTS, NOISY_BOXES, correlate_alpha
 from stable_sam.evaluation.chart import BINS, alpha_plot, bar_chart, binned_means
-from stable_sam.evaluation.evaluate import Evaluation, conclude
+from stable_sam.evaluation.evaluate import Evaluation, evaluation_of
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.methods import ModelFacts
 from stable_sam.evaluation.result_records import SCHEMA, join_records, record_table
@@ -53,7 +53,7 @@ def made_up() -> tuple[Evaluation, pa.Table]:
     items = tuple(TruthObject(annotation_id=str(n), category="", rle={}) for n in range(12))
     image = TruthImage(path=None, name="p", size_hw=(1, 1), objects=items)  # type: ignore[arg-type]  # never opened
     sets = [TruthSet(name="a", images=(image,), crowd=0, small=0)]
-    return conclude([made_up_records(settings)], facts, sets, settings)
+    return evaluation_of([made_up_records(settings)], facts, sets, settings)
 
 
 def pixels(png: bytes) -> np.ndarray:

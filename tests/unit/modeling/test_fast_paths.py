@@ -17,7 +17,7 @@ from stable_sam.images.resize import resize_image
 from stable_sam.modeling.build import build_nano, build_tiny
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast import encoder
-from stable_sam.modeling.fast.decoder import MOST_TOKENS, can_decode, decode_image, image_side
+from stable_sam.modeling.fast.decoder import MOST_TOKENS, can_decode, decode_chosen_masks, image_side
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.nano import ChannelNorm
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
@@ -90,7 +90,7 @@ def test_the_decoders_masks_are_the_references(models, plugin, kind):
             with torch.no_grad():
                 expected = decode_prompts(sam, features, **PROMPTS[kind])
                 ambiguous = kind == "one point"
-                masks = decode_image(sam, image_side(sam, features), ambiguous=ambiguous, **PROMPTS[kind])
+                masks = decode_chosen_masks(sam, image_side(sam, features), ambiguous=ambiguous, **PROMPTS[kind])
         finally:
             detach_plugin(sam)
         row = torch.arange(3)
@@ -112,11 +112,11 @@ def test_the_regular_path_of_good_prompts_is_the_references(models, spec, share)
         try:
             with torch.no_grad():
                 side = image_side(sam, features)
-                alpha = decode_image(sam, side, boxes=BOXES).alpha[:, 0]
+                alpha = decode_chosen_masks(sam, side, boxes=BOXES).alpha[:, 0]
                 limit = {"none": 1e-6, "one": alpha.median(), "all": 1.0}[share]
                 host.plugin.regular_below = float(limit)
                 expected = decode_prompts(sam, features, boxes=BOXES)
-                masks = decode_image(sam, side, boxes=BOXES)
+                masks = decode_chosen_masks(sam, side, boxes=BOXES)
         finally:
             detach_plugin(sam)
         logits = expected.logits[:, 0]
@@ -134,9 +134,9 @@ def test_a_plugin_that_came_after_the_image_projects_it_itself(models):
         detach_plugin(sam)
         sides.append(image_side(sam, features))
         attach_plugin(sam, random_plugin(sam, PluginSpec()))
-        expected = decode_image(sam, image_side(sam, features), boxes=BOXES).logits
+        expected = decode_chosen_masks(sam, image_side(sam, features), boxes=BOXES).logits
         for side in sides:
-            logits = decode_image(sam, side, boxes=BOXES).logits
+            logits = decode_chosen_masks(sam, side, boxes=BOXES).logits
             torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     detach_plugin(sam)
 
@@ -145,9 +145,9 @@ def test_a_disabled_plugin_is_passed_by(models):
     sam = models[0]
     side = image_side(sam, features_of(sam))
     with torch.no_grad():
-        expected = decode_image(sam, side, boxes=BOXES)
+        expected = decode_chosen_masks(sam, side, boxes=BOXES)
         attach_plugin(sam, random_plugin(sam, PluginSpec())).enabled = False
-        masks = decode_image(sam, side, boxes=BOXES)
+        masks = decode_chosen_masks(sam, side, boxes=BOXES)
     detach_plugin(sam)
     assert torch.equal(masks.logits, expected.logits)
     assert masks.alpha is None

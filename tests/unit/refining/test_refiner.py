@@ -115,13 +115,13 @@ def test_the_decoder_never_sees_more_prompts_than_a_chunk(monkeypatch, image):
     from stable_sam.refining import predict
 
     seen = []
-    decode = predict.decode_image
+    decode = predict.decode_chosen_masks
 
     def watched(sam, image, *, boxes, points, ambiguous):
         seen.append(len(points[0] if boxes is None else boxes))
         return decode(sam, image, boxes=boxes, points=points, ambiguous=ambiguous)
 
-    monkeypatch.setattr(predict, "decode_image", watched)
+    monkeypatch.setattr(predict, "decode_chosen_masks", watched)
     tiny(prompt_chunk_size=4, jitter_count=7, tiles="off").refine_image(image, PROMPTS)
     assert max(seen) == 4
     assert sum(seen) == (1 + 7 + 1) * (len(PROMPTS) - 2), "itself, those nearby, and its second pass"

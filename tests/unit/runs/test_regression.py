@@ -103,6 +103,11 @@ def nights(usual_nights: Nights, tmp_path: Path) -> Nights:
     return Nights(tmp_path, list(usual_nights.runs))
 
 
+def test_a_night_is_found_behind_any_number_of_later_commits(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stable_sam.runs.regression._COMMITS", 1)
+    assert compare_nights(nights.table, nights.runs[0], CONFIG).note.startswith("0 earlier nights")
+
+
 @pytest.mark.parametrize(
     ("tonight", "worse"),
     [

@@ -65,8 +65,8 @@ def test_no_reasons_to_refresh_are_none() -> None:
         ({"since": "yesterday"}, "^since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got 'yesterday'$"),
         ({"logical_date": "tonight"}, "^logical date: expected YYYY-MM-DD, got 'tonight'$"),
         ({"timezone": "Mars/Olympus"}, "^timezone: expected an IANA name such as Europe/Berlin, got 'Mars/Olympus'$"),
-        ({"config": {"models": "tiny"}}, "^configuration: models: Extra inputs are not permitted, got 'tiny'$"),
-        ({"config": "gone.yaml"}, "^gone.yaml: cannot read the configuration: No such file or directory$"),
+        ({"config": {"models": "tiny"}}, "^config: models: unknown key, got 'tiny'$"),
+        ({"config": "gone.yaml"}, "^gone.yaml: cannot read the config: No such file or directory$"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(given_wrong: dict[str, Any], message: str) -> None:

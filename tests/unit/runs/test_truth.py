@@ -12,7 +12,7 @@ import pytest
 from stable_sam.errors import AnnotationError
 from stable_sam.records import Prompt
 from stable_sam.runs.manifest import ShardPlan
-from stable_sam.runs.truth import TrueMask, cut_truth, load_truth, match, read_truth
+from stable_sam.runs.truth import TrueMask, cut_truth, load_truth, match, read_stored_truth
 from stable_sam.runs.truth_score import average_precision
 
 
@@ -98,7 +98,7 @@ def test_true_masks_go_with_the_shards_of_their_images(connection: duckdb.DuckDB
     ]
     known = cut_truth(connection, shards, uri)
     assert [shard.truth for shard in known] == [2, 1, 0, 0]
-    first, second = (read_truth(shard).to_pylist() for shard in known[:2])
+    first, second = (read_stored_truth(shard).to_pylist() for shard in known[:2])
     # The longer name is the nearer one: b/one.jpg, and not one.jpg.
     assert [(row["annotation_id"], row["category"], row["iscrowd"]) for row in first] == [
         ("1", "cat", False),
@@ -107,7 +107,7 @@ def test_true_masks_go_with_the_shards_of_their_images(connection: duckdb.DuckDB
     assert [row["mask_size"] for row in first] == [[20, 30]] * 2
     # An image that the truth knows to be empty.
     assert [(row["image_uri"], row["mask_counts"]) for row in second] == [("s3://a/two.jpg", None)]
-    assert read_truth(known[2]).num_rows == 0
+    assert read_stored_truth(known[2]).num_rows == 0
 
 
 def test_the_digest_is_of_what_counts(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
