@@ -52,8 +52,8 @@ def query(
     out: Annotated[
         str | None,
         typer.Option(
-            help="File to write the rows to (path or URI), such as rows.csv, rows.json or rows.parquet. By default they "
-            "are printed."
+            help="File to write the rows to (path or URI), such as rows.csv, rows.json or rows.parquet. By default "
+            "they are printed."
         ),
     ] = None,
     as_of: Annotated[
