@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Config, FileFormat, Model, Output, read_settings
+from flows.commands.options import Config, FileFormat, FollowLinks, Model, Output, read_settings
 from flows.commands.printed import print_summary
 from flows.prefect_setup import start_prefect
 
@@ -20,6 +20,7 @@ def backfill(
     model: Model = None,
     config: Config = None,
     file_format: FileFormat = None,
+    follow_links: FollowLinks = False,
     image_index: Annotated[str | None, typer.Option(help="As of refine; {date} stands for the logical date.")] = None,
 ) -> None:
     """Run one night for each logical date, oldest first; dates that the table already holds are passed over.
@@ -41,7 +42,7 @@ def backfill(
         raise ConfigError(
             f"backfill: expected {DATE} in --annotations or --images, else every date has the same source"
         )
-    settings = read_settings(config, model, file_format)
+    settings = read_settings(config, model, file_format, follow_links=follow_links)
     nights = {
         day: RunRequest.parse(
             annotations_uri=annotations.replace(DATE, day),
@@ -54,7 +55,7 @@ def backfill(
         for day in dates
     }
     for request in nights.values():
-        check_annotations(request.annotations_uri)
+        check_annotations(request.annotations_uri, follow_links=settings.source.follow_links)
     table = open_table(output)
     runs = [] if table is None else list_runs(table)
     console = Console(stderr=True)

@@ -21,20 +21,30 @@ FileFormat = Annotated[
     AnnotationFormat | None, typer.Option("--format", help="Of the annotations; overrides the file.")
 ]
 ImageIndex = Annotated[str | None, typer.Option(help="COCO JSON whose `images` name the files of the ids.")]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links out of the folders of images and annotations.")
+]
 Config = Annotated[str | None, typer.Option(help="Configuration (YAML), see configs/.")]
 Model = Annotated[str | None, typer.Option(help="nano (the default), vit_b, vit_l, vit_h or tiny; overrides the file.")]
 Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights; nano brings its own.")]
 Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; nano brings its own.")]
 
 
-def read_settings(config_path: str | None, model: str | None, file_format: AnnotationFormat | None = None) -> RunConfig:
-    """The configuration file, or the defaults, with `model` and `file_format` put in; raises `ConfigError`."""
+def read_settings(
+    config_path: str | None,
+    model: str | None,
+    file_format: AnnotationFormat | None = None,
+    *,
+    follow_links: bool = False,
+) -> RunConfig:
+    """The configuration file, or the defaults, with `model`, `file_format` and `follow_links` put in; raises
+    `ConfigError`."""
     from stable_sam.config import RunConfig
 
     settings = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
-    if file_format is not None:
-        source = settings.source.model_copy(update={"format": file_format})
-        settings = settings.model_copy(update={"source": source})
+    said = ({} if file_format is None else {"format": file_format}) | ({"follow_links": True} if follow_links else {})
+    if said:
+        settings = settings.model_copy(update={"source": settings.source.model_copy(update=said)})
     if model is None or model == settings.refiner.model:
         return settings
     if settings.refiner.checkpoint_uri or settings.refiner.plugin_uri or settings.refiner.hq_uri:

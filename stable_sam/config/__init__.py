@@ -200,6 +200,10 @@ class SourceConfig(Section):
     keypoints: bool = False
     """True: keypoints of COCO and YOLO-pose that are marked visible are points on the object, beside
     its box. Off: joints sit on borders and on what is in front, where a box alone gives the better mask."""
+    follow_links: bool = False
+    """True: links in local folders of images and annotations are followed wherever they lead, as data sets of DVC,
+    git-annex and Hugging Face's cache need it. Off: only within the folder, because a stranger's folder may hold links
+    to anywhere."""
     class_names_uri: str | None = None
     """Names of YOLO's and Open Images' classes (data.yaml, obj.names, classes.txt, class-descriptions.csv). None: such
     a file in the annotations' folder, or in one of the two above it."""

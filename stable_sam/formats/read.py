@@ -78,8 +78,8 @@ def _prompts(chunks: Iterator[PromptChunk]) -> Iterator[Prompt]:
 def _open(
     annotations: str, images_uri: str, image_index_uri: str | None, rows: int, settings: SourceConfig
 ) -> Iterator[PromptChunk]:
-    sources = find_sources(annotations, settings.format)
-    folder = ImageFolder(images_uri)
+    sources = find_sources(annotations, settings.format, follow_links=settings.follow_links)
+    folder = ImageFolder(images_uri, follow_links=settings.follow_links)
     context = Context(
         folder=folder,
         rows=rows,
@@ -142,7 +142,7 @@ class _Reader:
                 raise AnnotationError(f"{file.uri}: expected a file like those before it, got one of {file_format}")
             stream.seek(0)
             context = self._context.with_class_names(file.uri.rpartition("/")[0], reader.class_names)
-            chunks = reader.read(stream, file.uri, context)
+            chunks = reader.read(stream, file, context)
             # From here on the file is closed where the chunks end.
             return _closing(_named(chunks, name), opened.pop_all())
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from stable_sam.errors import AnnotationError, ImageError, NotFoundError
 from stable_sam.formats.class_names import ClassNames, read_class_names
 from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.image_lookup import ImageLookup
 from stable_sam.formats.source_annotation import SourceAnnotation
 from stable_sam.images.size import image_size_of
 from stable_sam.storage import files as storage
@@ -88,6 +89,10 @@ class Context:
     image_index_uri: str | None = None
     """For COCO detection results: a COCO JSON whose `images` say which file an image_id is."""
     sizes: Sizes = field(default_factory=Sizes)
+
+    def images_of(self, file: AnnotationFile) -> ImageLookup:
+        """Finds the images that an annotation file names."""
+        return ImageLookup(self.folder, file.uri, file.name)
 
     @property
     def few_rows(self) -> int:

@@ -16,6 +16,7 @@ from datetime import datetime
 
 from stable_sam.errors import AnnotationError, NotFoundError, StorageError
 from stable_sam.formats.class_names import find_class_names
+from stable_sam.formats.image_folder import ALLOW_LINKS
 from stable_sam.formats.reading import AnnotationFile, AnnotationSource
 from stable_sam.formats.registry import READERS
 from stable_sam.storage import files as storage
@@ -41,14 +42,15 @@ def absolute_annotations(annotations: str) -> str:
     return ",".join((f"{name}=" if name else "") + storage.absolute_uri(uri) for name, uri in entries)
 
 
-def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
+def find_sources(annotations: str, file_format: str, *, follow_links: bool = False) -> list[AnnotationSource]:
     """The sources that `--annotations` names, in their order, with their files.
 
-    file_format: `auto`, or the format whose files are taken of folders. Raises `AnnotationError` when there is no such
-    file, a folder holds files of more than one kind, or two sources have one name; `StorageError`.
+    file_format: `auto`, or the format whose files are taken of folders. follow_links: as in `SourceConfig`. Raises
+    `AnnotationError` when there is no such file, a folder holds files of more than one kind or an annotation file that
+    is a link which is not followed, or two sources have one name; `StorageError`.
     """
     entries = [_named(entry) for entry in _entries(annotations)]
-    sources = [_source(name, uri, len(entries) > 1, file_format) for name, uri in entries]
+    sources = [_source(name, uri, len(entries) > 1, file_format, follow_links) for name, uri in entries]
     labels = [source.label for source in sources if source.label is not None]
     for label in labels:
         if labels.count(label) > 1:
@@ -59,30 +61,30 @@ def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
     return sources
 
 
-def annotations_version(annotations: str) -> str | None:
+def annotations_version(annotations: str, *, follow_links: bool = False) -> str | None:
     """What changes when a file of the sources, or of their class names, changes, comes or goes; None when one of the
     sources is not there."""
     try:
-        return ",".join(_version(uri) for _, uri in map(_named, _entries(annotations)))
+        return ",".join(_version(uri, follow_links) for _, uri in map(_named, _entries(annotations)))
     except NotFoundError:
         return None
 
 
-def annotations_modified_since(annotations: str, moment: datetime) -> bool:
+def annotations_modified_since(annotations: str, moment: datetime, *, follow_links: bool = False) -> bool:
     """Whether a file of the sources was modified at `moment` or later."""
     for _, uri in map(_named, _entries(annotations)):
         if _WILD.search(uri):
-            if any(file.modified >= moment for file in _listed(uri)[1]):
+            if any(file.modified >= moment for file in _listed(uri, follow_links)[1]):
                 return True
-        elif storage.modified_since(uri, moment):
+        elif storage.modified_since(uri, moment, follow_links=follow_links):
             return True
     return False
 
 
-def check_annotations(annotations: str) -> None:
+def check_annotations(annotations: str, *, follow_links: bool = False) -> None:
     """Raise `AnnotationError` when a source is not there at all."""
     for _, uri in map(_named, _entries(annotations)):
-        there = any(True for _ in _listed(uri)[1]) if _WILD.search(uri) else storage.exists(uri)
+        there = any(True for _ in _listed(uri, follow_links)[1]) if _WILD.search(uri) else storage.exists(uri)
         if not there:
             raise AnnotationError(f"{uri}: no such annotation file")
 
@@ -112,7 +114,7 @@ def _is_there(uri: str) -> bool:
     return False
 
 
-def _source(name: str | None, uri: str, several: bool, file_format: str) -> AnnotationSource:
+def _source(name: str | None, uri: str, several: bool, file_format: str, follow_links: bool) -> AnnotationSource:
     try:
         folder = bool(_WILD.search(uri)) or storage.is_folder(uri)
     except NotFoundError as error:
@@ -121,8 +123,9 @@ def _source(name: str | None, uri: str, several: bool, file_format: str) -> Anno
         folder_uri, _, own_name = uri.rpartition("/")
         label = name or (AnnotationFile(uri=uri, name=own_name).stem if several else None)
         return AnnotationSource(entry=uri, folder_uri=folder_uri, label=label, alone=True, names=(own_name,))
-    base, listed = _listed(uri)
-    names = _wanted(uri, [file.path for file in listed], file_format)
+    base, listed = _listed(uri, follow_links)
+    names = _wanted(uri, base, [file.path for file in listed], file_format)
+    _check_links(uri, base, follow_links, found_any=bool(names))
     if not names:
         raise AnnotationError(f"{uri}: expected annotation files, found none{_of(file_format)}")
     label = name or (base.rstrip("/").rpartition("/")[2] if several else None)
@@ -133,9 +136,22 @@ def _of(file_format: str) -> str:
     return "" if file_format == "auto" else f" of format {file_format} ({', '.join(READERS[file_format].endings)})"
 
 
-def _version(uri: str) -> str:
+def _check_links(uri: str, folder: str, follow_links: bool, *, found_any: bool) -> None:
+    """Raise `AnnotationError` for a link to an annotation file that is not followed, and where nothing was found, for
+    one to a folder."""
+    endings = [ending for kind in _KINDS for ending in kind]
+    pattern = _pattern_below(uri)
+    for link in storage.links_left_out(folder, follow_links=follow_links):
+        wanted = pattern is None or pattern.fullmatch(link.path)
+        annotations = wanted and _of_interest([link.path]) and (pattern or _with_endings([link.path], tuple(endings)))
+        if annotations or (link.folder and not found_any):
+            said = "to nothing: fetch the file that it stands for" if link.broken else f"out of it: {ALLOW_LINKS}"
+            raise AnnotationError(f"{uri}: expected annotation files, got {link.path}, a link that leads {said}")
+
+
+def _version(uri: str, follow_links: bool) -> str:
     if _WILD.search(uri) or storage.is_folder(uri):
-        folder, files = _listed(uri)
+        folder, files = _listed(uri, follow_links)
         endings = set()
         total = 0
         for file in files:
@@ -152,15 +168,23 @@ def _version(uri: str) -> str:
     return version
 
 
-def _listed(uri: str) -> tuple[str, Iterator[StoredFile]]:
+def _listed(uri: str, follow_links: bool) -> tuple[str, Iterator[StoredFile]]:
     """The folder that an entry means, and the files that it means there."""
-    if not _WILD.search(uri):
-        return uri, storage.iter_files(uri)
-    fixed = _WILD.split(uri, maxsplit=1)[0]
-    base, slash, _ = fixed.rpartition("/")
-    pattern = _pattern(uri[len(base) + len(slash) :])
+    pattern = _pattern_below(uri)
+    if pattern is None:
+        return uri, storage.iter_files(uri, follow_links=follow_links)
+    base, slash, _ = _WILD.split(uri, maxsplit=1)[0].rpartition("/")
     folder = base or ("/" if slash else ".")
-    return folder, (file for file in storage.iter_files(folder) if pattern.fullmatch(file.path))
+    files = storage.iter_files(folder, follow_links=follow_links)
+    return folder, (file for file in files if pattern.fullmatch(file.path))
+
+
+def _pattern_below(uri: str) -> re.Pattern[str] | None:
+    """What the paths of a pattern's files are like, below its folder; None of what is no pattern."""
+    if not _WILD.search(uri):
+        return None
+    base, slash, _ = _WILD.split(uri, maxsplit=1)[0].rpartition("/")
+    return _pattern(uri[len(base) + len(slash) :])
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -169,9 +193,9 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
 
 
-def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
+def _wanted(uri: str, folder: str, found: list[str], file_format: str) -> list[str]:
     """The annotation files among those of a folder; all that a pattern finds."""
-    of_interest = [name for name in found if not _NO_ANNOTATIONS.fullmatch(name.rpartition("/")[2])]
+    of_interest = _of_interest(found)
     if _WILD.search(uri):
         return of_interest or found
     if file_format != "auto":
@@ -184,6 +208,10 @@ def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
             "pattern such as *.xml"
         )
     return next(iter(kinds.values()), [])
+
+
+def _of_interest(names: list[str]) -> list[str]:
+    return [name for name in names if not _NO_ANNOTATIONS.fullmatch(name.rpartition("/")[2])]
 
 
 def _with_endings(names: list[str], endings: tuple[str, ...]) -> list[str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from stable_sam.formats.image_lookup import beside, find_image
 from stable_sam.formats.reading import Context, SmallFile, bounds
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, image_size
 from stable_sam.formats.xml_elements import children, number, whole_number
@@ -43,8 +42,8 @@ def read_voc(file: SmallFile, context: Context) -> list[SourceAnnotation]:
         else:
             header.setdefault(element.tag, (element.text or "").strip())
     name, folder = header.get("filename"), header.get("folder")
-    names = [*beside(file.stem, name), *([f"{folder}/{name}"] if name and folder else [])]
-    image = find_image(context.folder, name, names)
+    in_folder = [f"{folder}/{name}"] if name and folder else []
+    image = context.images_of(file.file).find(name, last=[*in_folder, file.stem])
     return [
         SourceAnnotation(
             prompt_id=f"{file.stem}:{place}",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from stable_sam.storage import s3
 
@@ -27,13 +27,44 @@ class StoredFile:
     """What changes when the content changes: the etag of an object; modification time (ns) and size of a local file."""
 
 
-def local_files(root: str, *, links: bool) -> Iterator[StoredFile]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutLink:
+    """A local link that a listing leaves out."""
+
+    path: str
+    """Below the folder that was listed, with slashes."""
+    folder: bool
+    """It leads to a folder."""
+    broken: bool
+    """It leads to nothing."""
+
+
+Links = Literal["none", "inside", "all"]
+"""Which links a listing follows: those that lead to a place inside the folder, or all that lead somewhere."""
+
+
+def local_files(root: str, *, links: Links) -> Iterator[StoredFile]:
     """The files below a local folder, none when it is missing.
 
-    A stranger's folder may hold `links` to anywhere: those that lead nowhere or out of `root` are left out, and below a
-    linked folder no further linked folder is entered, so that links in a circle end. Pipes and devices never end, and
-    names that are no Unicode can stand in no annotation file: they are left out, too.
+    A stranger's folder may hold links to anywhere: unless all `links` are wanted, those that lead out of `root` are
+    left out. Below a linked folder no further linked folder is entered, so that links in a circle end. Pipes and
+    devices never end, and names that are no Unicode can stand in no annotation file: they are left out, too.
     """
+    for path, entry in _entries(root, links):
+        if not isinstance(entry, LeftOutLink):
+            with suppress(FileNotFoundError):
+                found = entry.stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield local_file(path, found)
+
+
+def local_links_left_out(root: str, *, links: Links) -> Iterator[LeftOutLink]:
+    """The links that `local_files` leaves out."""
+    return (entry for _, entry in _entries(root, links) if isinstance(entry, LeftOutLink))
+
+
+def _entries(root: str, links: Links) -> Iterator[tuple[str, os.DirEntry[str] | LeftOutLink]]:
+    """What is below `root` and no folder, by its path: files, pipes and devices, and links that are left out."""
     inside = os.path.realpath(root) + os.sep
     folders = [("", False)]
     while folders:
@@ -44,17 +75,16 @@ def local_files(root: str, *, links: bool) -> Iterator[StoredFile]:
             continue
         with entries:
             for entry in entries:
-                link = entry.is_symlink()
-                if not _is_unicode(entry.name) or (link and not (links and _leads_inside(entry.path, inside))):
+                if not _is_unicode(entry.name):
                     continue
-                if entry.is_dir():
-                    if not (link and linked):
-                        folders.append((f"{folder}{entry.name}/", link or linked))
-                    continue
-                with suppress(FileNotFoundError):
-                    found = entry.stat()
-                    if stat.S_ISREG(found.st_mode):
-                        yield local_file(folder + entry.name, found)
+                path, link = folder + entry.name, entry.is_symlink()
+                if link and not _followed(entry.path, links, inside):
+                    broken = not os.path.exists(entry.path)
+                    yield path, LeftOutLink(path=path, folder=not broken and entry.is_dir(), broken=broken)
+                elif not entry.is_dir():
+                    yield path, entry
+                elif not (link and linked):
+                    folders.append((f"{path}/", link or linked))
 
 
 def objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
@@ -99,8 +129,10 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _leads_inside(path: str, folder: str) -> bool:
-    return (os.path.realpath(path) + os.sep).startswith(folder)
+def _followed(path: str, links: Links, inside: str) -> bool:
+    if links == "all":
+        return os.path.exists(path)
+    return links == "inside" and os.path.exists(path) and (os.path.realpath(path) + os.sep).startswith(inside)
 
 
 def _s3_pages(filesystem: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,8 +6,8 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-from stable_sam.errors import AnnotationError, ImageError
-from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.errors import AnnotationError
+from stable_sam.formats.image_lookup import ImageLookup
 from stable_sam.formats.source_annotation import id_text, image_size
 
 MAX_CATEGORIES = 1_000_000
@@ -25,9 +25,9 @@ class Image:
 class Catalogue:
     """The `images` and `categories` of a COCO file; an image takes some 200 bytes."""
 
-    def __init__(self, name: str, folder: ImageFolder) -> None:
+    def __init__(self, name: str, images: ImageLookup) -> None:
         """Begins empty. `name` is the file's, for messages."""
-        self._name, self._folder = name, folder
+        self._name, self._images = name, images
         self._numbers: dict[str, int] = {}
         self._file_names: list[Any] = []
         self._sides = array("i")
@@ -44,7 +44,7 @@ class Catalogue:
             raise AnnotationError(f"{self._name}: images[{position}]: expected an object with an id, got {entry!r:.80}")
         file_name = entry.get("file_name")
         if file_name is None:
-            file_name = self._of_url(entry.get("coco_url"))
+            file_name = entry.get("coco_url")  # LVIS names no files
         number = self._numbers.setdefault(image_id, len(self._numbers))
         if number == len(self._file_names):
             self._file_names.append(file_name)
@@ -53,13 +53,6 @@ class Catalogue:
             self._twice.setdefault(
                 image_id, f"stands for two files: {self._file_names[number]!r:.200} and {file_name!r:.200}"
             )
-
-    def _of_url(self, url: Any) -> Any:
-        """LVIS names no files: `http://.../train2017/000000000042.jpg`, in a folder of its subset or without one."""
-        if not isinstance(url, str):
-            return None
-        *_, subset, name = ["", *url.split("/")]
-        return f"{subset}/{name}" if self._folder.number(f"{subset}/{name}") is not None else name
 
     def add_category(self, category: Any) -> None:
         """Take in an element of `categories`."""
@@ -71,15 +64,20 @@ class Catalogue:
         """The number of an image below `len`, None when there is none."""
         return self._numbers.get(image_id)
 
-    def image(self, image_id: str) -> Image:
-        """The image with this id; its `problem` is set when there is none."""
+    def image(self, image_id: str, file_name: Any = None) -> Image:
+        """The image with this id, or one not listed that is called `file_name`; its `problem` is set when there is
+        none."""
         number = self._numbers.get(image_id)
+        if number is None and file_name is not None:
+            found = self._images.find(file_name)
+            return Image(uri=found.uri, problem=found.problem)
         if number is None:
             return Image(problem=f"image {image_id} is not among the images of {self._name}")
         if image_id in self._twice:
             return Image(problem=f"image id {image_id} {self._twice[image_id]}")
         height, width = self._sides[2 * number : 2 * number + 2]
-        return _located(self._file_names[number], self._folder, (height, width) if height else None)
+        found = self._images.find(self._file_names[number])
+        return Image(uri=found.uri, problem=found.problem, size_hw=(height, width) if height else None)
 
     def category(self, category_id: Any) -> str | None:
         """The name of a category, None when the file has none for this id."""
@@ -88,11 +86,11 @@ class Catalogue:
 
 
 class CocoFileNames:
-    """Stands in for a catalogue where there is none: COCO's own file names."""
+    """Stands in for a catalogue where there is none: detections name their images, or have COCO's own file names."""
 
-    def __init__(self, folder: ImageFolder) -> None:
-        """`folder` holds the pictures."""
-        self._folder = folder
+    def __init__(self, images: ImageLookup) -> None:
+        """`images` finds the pictures."""
+        self._images = images
 
     def __len__(self) -> int:
         return 0
@@ -100,24 +98,22 @@ class CocoFileNames:
     def number(self, image_id: str) -> None:
         """Ids are not known before."""
 
-    def image(self, image_id: str) -> Image:
-        """Image 42 is 000000000042.jpg."""
-        if not (image_id.isascii() and image_id.isdecimal()):
-            return Image(problem=f"image {image_id!r:.200} has no COCO file name, expected a number or an image index")
-        found = _located(f"{image_id:>012}.jpg", self._folder, None)
+    def image(self, image_id: str, file_name: Any = None) -> Image:
+        """The image called `file_name`; without one, image 42 is 000000000042.jpg or 42.*, and image `cat` is cat.*"""
+        if file_name is not None:
+            found = self._images.find(file_name)
+            return Image(uri=found.uri, problem=found.problem)
+        if image_id.isascii() and image_id.isdecimal():
+            found = self._images.find(f"{image_id:>012}.jpg", last=[image_id])
+        else:
+            missing = f"image {image_id!r:.200} has no COCO file name, expected a number, a file_name or an image index"
+            found = self._images.find(image_id, missing=missing)
         if found.problem:
             return Image(problem=f"{found.problem} (without an image index, COCO's file names are assumed)")
-        return found
+        return Image(uri=found.uri)
 
     def category(self, category_id: Any) -> None:
         """Names are not known."""
 
 
 AnyCatalogue = Catalogue | CocoFileNames
-
-
-def _located(file_name: Any, folder: ImageFolder, size_hw: tuple[int, int] | None) -> Image:
-    try:
-        return Image(uri=folder.find(file_name), size_hw=size_hw)
-    except ImageError as error:
-        return Image(problem=str(error), size_hw=size_hw)

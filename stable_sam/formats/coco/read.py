@@ -6,8 +6,9 @@ unless they are asked for: then the visible ones are points on the object.
 
 LVIS is the same without file names: an image is the end of its `coco_url`.
 
-Detection results: a list of `{"image_id", "bbox", "score", "category_id"}`. They do not name their pictures: an index
-does (any COCO JSON with `images`), or else COCO's own file names (image 42 is `000000000042.jpg`).
+Detection results: a list of `{"image_id", "bbox", "score", "category_id"}`. Which picture an id means is said by an
+index (any COCO JSON with `images`), or by a `file_name` beside the id; otherwise image 42 is `000000000042.jpg` as in
+COCO, or `42.*`, and image `cat` is `cat.*`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stable_sam.errors import AnnotationError
 from stable_sam.formats.coco.catalogue import AnyCatalogue, Catalogue, CocoFileNames
 from stable_sam.formats.coco.records import CocoFile, record_chunk
 from stable_sam.formats.columns.check import Chunk, PlaceCounter
-from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.image_lookup import ImageLookup
 from stable_sam.formats.reading import open_annotations
 from stable_sam.storage.json_stream import JsonStream
 
@@ -28,7 +29,7 @@ LISTS = ("images", "categories", "annotations")
 
 
 def read_instances(
-    file: BinaryIO, *, name: str, folder: ImageFolder, rows: int, keypoints: bool = False
+    file: BinaryIO, *, name: str, images: ImageLookup, rows: int, keypoints: bool = False
 ) -> Iterator[Chunk]:
     """Chunks of at most `rows` of the document's `annotations`; prompt_id is the annotation's id.
 
@@ -38,7 +39,7 @@ def read_instances(
     the categories, nothing is known of them when the annotations pass. The first time is now, and raises
     `AnnotationError` for what is no JSON.
     """
-    stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
+    stream, catalogue = JsonStream(file, name), Catalogue(name, images)
     offset = _read_catalogue(stream, name, catalogue, need_annotations=True)
     source = CocoFile(name=name, kind="annotation", catalogue=catalogue, keypoints=keypoints)
     if offset is None:
@@ -54,9 +55,9 @@ def read_detections(
     return _read(_detections(JsonStream(file, name)), source, rows)
 
 
-def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
+def read_index(file: BinaryIO, *, name: str, images: ImageLookup) -> Catalogue:
     """The catalogue of any COCO file that has images; raises `AnnotationError`."""
-    stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
+    stream, catalogue = JsonStream(file, name), Catalogue(name, images)
     if stream.peek() == "{":
         _read_catalogue(stream, name, catalogue, need_annotations=False)
     if not len(catalogue):
@@ -64,12 +65,13 @@ def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
     return catalogue
 
 
-def catalogue_of(image_index_uri: str | None, folder: ImageFolder) -> AnyCatalogue:
-    """The images of an index, or without one COCO's own file names; raises `AnnotationError` and `StorageError`."""
+def catalogue_of(image_index_uri: str | None, images: ImageLookup) -> AnyCatalogue:
+    """The images of an index, or without one those that detections name themselves; raises `AnnotationError` and
+    `StorageError`."""
     if image_index_uri is None:
-        return CocoFileNames(folder)
+        return CocoFileNames(images)
     with open_annotations(image_index_uri) as file:
-        return read_index(file, name=image_index_uri, folder=folder)
+        return read_index(file, name=image_index_uri, images=images)
 
 
 def _read_catalogue(stream: JsonStream, name: str, catalogue: Catalogue, *, need_annotations: bool) -> int | None:

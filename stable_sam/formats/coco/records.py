@@ -42,22 +42,37 @@ class CocoFile:
 def record_chunk(given: Sequence[Any], source: CocoFile, places: PlaceCounter, position: int) -> Chunk:
     """Records that follow each other, the first at `position` of its list, with the places of those before them."""
     records = [record if isinstance(record, dict) else {} for record in given]
-    image_ids, which = different([id_text(record.get("image_id")) or "" for record in records])
-    images = [source.catalogue.image(image_id) if image_id else NO_IMAGE for image_id in image_ids]
-    place = places.of_chunk(image_ids, which)
+    image_ids, of_image = different([id_text(record.get("image_id")) or "" for record in records])
+    place = places.of_chunk(image_ids, of_image)
+    # Detections may name their images, each its own.
+    file_names = [_file_name(record) if source.kind == "detection" else None for record in records]
+    known: dict[tuple[int, str | None], int] = {}
+    which = np.array(
+        [known.setdefault(key, len(known)) for key in zip(of_image.tolist(), file_names, strict=True)], np.int64
+    )
+    images = [
+        source.catalogue.image(image_ids[number], name) if image_ids[number] else NO_IMAGE for number, name in known
+    ]
 
     def read(rows: NDArray[np.int64]) -> list[Prompt]:
         prompts = []
         for row in rows.tolist():
-            image_id, image = image_ids[which[row]], images[which[row]]
+            image_id, image = image_ids[of_image[row]], images[which[row]]
             place_id = f"{image_id}:{place[row]}" if image_id else f"record-{position + row}"
             prompts.append(_prompt(given[row], source, image_id, image, place_id))
         return prompts
 
     def columns() -> SourceColumns:
-        return _columns(records, source, pa.array(image_ids, pa.string()), images, which, place)
+        return _columns(
+            records, source, pa.array(image_ids, pa.string()).take(pa.array(of_image)), images, which, place
+        )
 
     return Chunk(length=len(given), read=read, columns=columns)
+
+
+def _file_name(record: Mapping[str, Any]) -> str | None:
+    given = record.get("file_name")
+    return given if isinstance(given, str) and given else None
 
 
 def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id: str) -> Prompt:
@@ -114,14 +129,12 @@ def _visible(keypoints: Any) -> list[Any]:
 def _columns(
     records: Sequence[Mapping[str, Any]],
     source: CocoFile,
-    image_ids: pa.Array,
+    image_id: pa.Array,
     images: Sequence[Image],
     which: NDArray[np.int64],
     place: NDArray[np.int64],
 ) -> SourceColumns:
-    """`which` of `image_ids` and `images` each record has, and its place among those of its image."""
-    taken = pa.array(which)
-    image_id = image_ids.take(taken)
+    """`image_id` of each record, `which` of `images` it has, and its place among those of its image."""
     plain = np.array([image.problem is None for image in images])[which]
     prompt_id = pc.binary_join_element_wise(image_id, pa.array(place).cast(pa.string()), ":")
     values: dict[str, pa.Array] = {}
@@ -148,7 +161,7 @@ def _columns(
         size_hw=np.array([image.size_hw or (0, 0) for image in images], np.float64)[which],
         prompt_id=prompt_id,
         image_id=image_id,
-        image_uri=pa.array([image.uri for image in images], pa.string()).take(taken),
+        image_uri=pa.array([image.uri for image in images], pa.string()).take(pa.array(which)),
         category=categories,
         attributes=pa.array(attributes, pa.string()),
         **values,

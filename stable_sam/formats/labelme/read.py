@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-import posixpath
 import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stable_sam.errors import AnnotationError, one_line
-from stable_sam.formats.image_lookup import FoundImage, beside, find_image
 from stable_sam.formats.reading import Context, SmallFile, bounds, union
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, id_text, image_size
-from stable_sam.storage.files import join
 
 OWN_FIELDS = frozenset({"label", "points", "score", "mask", "group_id"})
 BOXES = ("polygon", "rectangle", "rotation", "oriented_rectangle")
@@ -37,7 +34,7 @@ def read_labelme(file: SmallFile, context: Context) -> list[SourceAnnotation]:
     if not isinstance(shapes, list):
         raise AnnotationError(f"{file.uri}: expected LabelMe JSON with a list of shapes, got none")
     size = {"height": document.get("imageHeight"), "width": document.get("imageWidth")}
-    image = _image(file, document.get("imagePath"), context)
+    image = context.images_of(file.file).find(document.get("imagePath"), last=[file.stem])
     return [
         SourceAnnotation(
             prompt_id=f"{file.stem}:{place}",
@@ -106,15 +103,3 @@ def _around(points: Sequence[Any]) -> list[Any]:
 def _to_the_last_pixel(box: Any) -> Any:
     """A mask's corners are its first and last pixels."""
     return [box[0], box[1], box[2] + 1, box[3] + 1] if len(box) == 4 else box
-
-
-def _image(file: SmallFile, path: Any, context: Context) -> FoundImage:
-    """imagePath is relative to the file's own folder, and may leave that: into the image folder, nowhere else."""
-    names = list(beside(file.stem, path))
-    if isinstance(path, str):
-        scheme, separator, place = file.uri.rpartition("://")
-        target = scheme + separator + posixpath.normpath(join(posixpath.dirname(place), path.replace("\\", "/")))
-        base = join(context.folder.uri, "")
-        if target.startswith(base):
-            names.insert(0, target.removeprefix(base))
-    return find_image(context.folder, path, names)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stable_sam.errors import ImageError, without_credentials
 from stable_sam.formats.columns import convert as plain_columns
 from stable_sam.formats.columns.check import Chunk, PlaceCounter, SourceColumns, different
-from stable_sam.formats.image_folder import ImageFolder, relative_name
+from stable_sam.formats.image_lookup import ImageLookup, relative_name
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
 from stable_sam.records import Prompt
 
@@ -45,10 +45,10 @@ class TableChunk:
     """File and record, for messages, and the record."""
 
 
-def prompt_chunk(chunk: TableChunk, folder: ImageFolder, places: PlaceCounter, position: int) -> Chunk:
+def prompt_chunk(chunk: TableChunk, images: ImageLookup, places: PlaceCounter, position: int) -> Chunk:
     """The chunk as prompts: its first row is the table's `position`, `places` those of the rows before."""
     given, which = chunk.images
-    found = [_image(name, folder) for name in given]
+    found = [_image(name, images) for name in given]
     image_ids, of_image = different([image_id for image_id, _, _ in found])
     place = places.of_chunk(image_ids, of_image[which])
 
@@ -144,12 +144,12 @@ def _prompt(
     )
 
 
-def _image(given: Any, folder: ImageFolder) -> tuple[str, str, str | None]:
-    """image_id and image_uri of a row, and what is wrong with the image."""
-    try:
-        if isinstance(given, str) and "://" in given:
-            return given, folder.find_uri(given), None
-        return relative_name(given), folder.find(given), None
-    except ImageError as error:
-        name = id_text(given) or ""
-        return without_credentials(name), "", str(error)
+def _image(given: Any, images: ImageLookup) -> tuple[str, str, str | None]:
+    """image_id and image_uri of a row, and what is wrong with the image. The id is the name as it is given: it makes
+    that of a prompt without one."""
+    found = images.find(given)
+    name = without_credentials(id_text(given) or "")
+    if found.problem is None and "://" not in name:
+        with suppress(ImageError):
+            name = relative_name(given)
+    return name, found.uri, found.problem
