@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from stable_sam.errors import AnnotationError, one_line
 from stable_sam.formats.columns.check import PlaceCounter
 from stable_sam.formats.image_lookup import FoundImage, ImageLookup
-from stable_sam.formats.reading import AnnotationFile, Context, scaled
+from stable_sam.formats.reading import AnnotationFile, Context, in_order, scaled
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json
 from stable_sam.formats.xml_elements import number
 from stable_sam.storage.parallel import ahead
@@ -40,7 +40,7 @@ def read_openimages(stream: BinaryIO, file: AnnotationFile, context: Context) ->
             image = images[row["ImageID"]]
             size, unknown = sizes.get(image.uri, (None, None))
             own_id = row.get("BoxID") or places.next(image.image_id)
-            shares = [number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)]
+            shares = in_order([number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)])
             yield SourceAnnotation(
                 prompt_id=f"{row['ImageID'] or f'line-{line}'}:{own_id}",
                 where=f"{file.uri}: line {line}",

@@ -11,7 +11,7 @@ then it is one prompt with an error.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import islice
 from typing import BinaryIO
 
@@ -23,7 +23,7 @@ from stable_sam.formats.columns.chunks import NamedChunk, PromptChunk, record_ch
 from stable_sam.formats.image_folder import ImageFolder
 from stable_sam.formats.per_image import read_per_image
 from stable_sam.formats.reading import ROWS_ONE_BY_ONE, AnnotationFile, AnnotationSource, Context, open_annotations
-from stable_sam.formats.recognise import recognise
+from stable_sam.formats.recognise import WrongExport, recognise
 from stable_sam.formats.registry import READERS, Reader
 from stable_sam.formats.sources import find_sources
 from stable_sam.records import Prompt
@@ -149,8 +149,13 @@ class _Reader:
     def _format(self, stream: BinaryIO, uri: str) -> str:
         if self._configured == "auto":
             return recognise(stream, uri)
-        with suppress(AnnotationError):  # what cannot be told may still be read
+        try:
             found = recognise(stream, uri)
+        except WrongExport:
+            raise
+        except AnnotationError:  # what cannot be told may still be read
+            return self._configured
+        else:
             if found != {"lvis": "coco"}.get(self._configured, self._configured):
                 raise ConfigError(f"{uri}: expected format {self._configured}, got {found}")
         return self._configured

@@ -20,6 +20,18 @@ from stable_sam.storage import files as storage
 MAX_INTEGER = 2**1000
 ROWS_ONE_BY_ONE = 500
 """Annotations that are held for those who take prompts one by one, and may want only the first."""
+PACKED = {
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "an empty zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"(\xb5/\xfd": "a zstd file",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+}
+"""How such files begin: exports are downloaded as archives."""
+PACKED_BYTES = max(map(len, PACKED))
 MAX_SIZES = 100_000
 """Images whose size is remembered: files that are not sorted by image name each of them many times."""
 
@@ -110,11 +122,25 @@ class Context:
 
 
 def open_annotations(uri: str) -> BinaryIO:
-    """Open an annotation file; raises `AnnotationError` when there is none, `StorageError`."""
+    """Open an annotation file; raises `AnnotationError` when there is none or it is packed, `StorageError`."""
     try:
-        return storage.open_stream(uri)
+        file = storage.open_stream(uri)
     except NotFoundError as error:
         raise AnnotationError(f"{uri}: no such annotation file") from error
+    try:
+        check_unpacked(file.read(PACKED_BYTES), uri)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def check_unpacked(head: bytes, uri: str) -> None:
+    """Raise `AnnotationError` for a file that begins as archives and compressed files do."""
+    for beginning, kind in PACKED.items():
+        if head.startswith(beginning):
+            raise AnnotationError(f"{uri}: expected annotations, got {kind}: unpack it, and give what is inside")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +179,14 @@ def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
         return [points]
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def in_order(box: Sequence[Any]) -> list[Any]:
+    """XYXY of two opposite corners, which some tools write in the order in which they were drawn."""
+    x0, y0, x1, y1 = box
+    if not all(map(is_number, box)):
+        return list(box)
+    return [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
 
 
 def union(boxes: Sequence[Any]) -> Any:

@@ -6,8 +6,9 @@ from typing import Any, BinaryIO
 
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.prompt_table.read import PARQUET
+from stable_sam.formats.reading import open_annotations
 from stable_sam.formats.registry import READERS
-from stable_sam.formats.xml_elements import root_tag
+from stable_sam.formats.xml_elements import number, root_tag
 from stable_sam.storage.json_stream import JsonStream
 
 EXPECTED = (
@@ -20,8 +21,13 @@ _ROOTS = {reader.xml_root: name for name, reader in READERS.items() if reader.xm
 _KEYS = {key: name for name, reader in READERS.items() for key in reader.json_keys}
 
 
+class WrongExport(AnnotationError):
+    """A file of a tool that is read, in a form that is not."""
+
+
 def recognise(file: BinaryIO, uri: str) -> str:
-    """The name of the file's format, as in `SourceConfig.format`; raises `AnnotationError` for an unknown one."""
+    """The name of the file's format, as in `SourceConfig.format`; raises `AnnotationError` for an unknown one, and
+    `WrongExport` where another export of the same tool is read."""
     head = file.read(HEAD_BYTES)
     ending = uri.rpartition(".")[2].lower()
     if head.startswith(PARQUET):
@@ -54,12 +60,44 @@ def _of_list(stream: JsonStream, uri: str) -> str:
             return "detections"
         if isinstance(first, dict) and _is_task(first):
             return "labelstudio"
+        if isinstance(first, dict) and _is_json_min(first):
+            raise WrongExport(
+                f"{uri}: expected Label Studio's JSON, got JSON-MIN, which lacks the tasks: export as JSON"
+            )
         raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got a list that begins with {first!r:.80}")
     return "detections"
 
 
 def _is_task(record: dict[str, Any]) -> bool:
     return isinstance(record.get("data"), dict) or ("result" in record and isinstance(record.get("task"), dict))
+
+
+def _is_json_min(record: dict[str, Any]) -> bool:
+    """A task of Label Studio with its data and the answers of each control side by side."""
+    regions = (value[0] for value in record.values() if isinstance(value, list) and value)
+    return {"annotation_id", "annotator"} <= record.keys() or any(
+        isinstance(region, dict) and "original_width" in region for region in regions
+    )
+
+
+def holds_annotations(uri: str) -> bool:
+    """Whether a file is of a format that is read, also by what a text or CSV file holds; raises `StorageError`."""
+    try:
+        with open_annotations(uri) as file:
+            found = recognise(file, uri)
+            file.seek(0)
+            lines = file.read(HEAD_BYTES).decode(errors="replace").splitlines()
+    except WrongExport:
+        return True
+    except AnnotationError:
+        return False
+    if found == "yolo":
+        return any(_is_label(line.split()) for line in lines)
+    return found != "openimages" or "ImageID" in "".join(lines[:1])
+
+
+def _is_label(values: list[str]) -> bool:
+    return len(values) >= 5 and all(isinstance(number(value), float) for value in values)
 
 
 def _of_object(stream: JsonStream, uri: str) -> str:

@@ -18,6 +18,7 @@ from stable_sam.errors import AnnotationError, NotFoundError, StorageError
 from stable_sam.formats.class_names import find_class_names
 from stable_sam.formats.image_folder import ALLOW_LINKS
 from stable_sam.formats.reading import AnnotationFile, AnnotationSource
+from stable_sam.formats.recognise import holds_annotations
 from stable_sam.formats.registry import READERS
 from stable_sam.storage import files as storage
 from stable_sam.storage.listing import StoredFile
@@ -28,8 +29,12 @@ _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _WILD = re.compile(r"[*?]")
 _KINDS = (("json", "jsonl", "ndjson", "parquet"), ("xml",), ("txt",), ("csv",))
 """Endings of annotation files; those of one kind may lie in a folder together."""
+_PACKED_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|xml|txt|csv)\.(gz|bz2|xz|zst)$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(zip|gz|tgz|tar|bz2|xz|zst|7z|rar)$", re.IGNORECASE)
+SAMPLE_FILES = 64
+"""Of each kind, spread over a folder with more than one: looked into to tell which ones are annotations."""
 _NO_ANNOTATIONS = re.compile(
-    r"(readme|license|licence)\b.*|.*class-descriptions.*\.csv|.*imagelabels.*\.csv|.*image_?ids.*\.csv"
+    r"\._.*|(readme|license|licence)\b.*|.*class-descriptions.*\.csv|.*imagelabels.*\.csv|.*image_?ids.*\.csv"
     r"|.*images-with.*\.csv|.*object-segmentation.*\.csv|.*hierarchy.*\.json",
     re.IGNORECASE,
 )
@@ -124,8 +129,12 @@ def _source(name: str | None, uri: str, several: bool, file_format: str, follow_
         label = name or (AnnotationFile(uri=uri, name=own_name).stem if several else None)
         return AnnotationSource(entry=uri, folder_uri=folder_uri, label=label, alone=True, names=(own_name,))
     base, listed = _listed(uri, follow_links)
-    names = _wanted(uri, base, [file.path for file in listed], file_format)
+    found = [file.path for file in listed]
+    names = _wanted(uri, base, found, file_format)
     _check_links(uri, base, follow_links, found_any=bool(names))
+    packed = next((name for name in _of_interest(found) if _PACKED_FILE.search(name) or (not names and _ARCHIVE.search(name))), None)
+    if packed is not None:
+        raise AnnotationError(f"{uri}: expected annotation files, found {packed:.200}: unpack it")
     if not names:
         raise AnnotationError(f"{uri}: expected annotation files, found none{_of(file_format)}")
     label = name or (base.rstrip("/").rpartition("/")[2] if several else None)
@@ -202,12 +211,20 @@ def _wanted(uri: str, folder: str, found: list[str], file_format: str) -> list[s
         return _with_endings(of_interest, READERS[file_format].endings)
     kinds = {kind: names for kind in _KINDS if (names := _with_endings(of_interest, kind))}
     if len(kinds) > 1:
+        # Lists of images, notes and settings lie beside annotations.
+        kinds = {kind: names for kind, names in kinds.items() if _holds_annotations(folder, names)} or kinds
+    if len(kinds) > 1:
         examples = ", ".join(names[0] for names in kinds.values())
         raise AnnotationError(
             f"{uri}: expected annotation files of one format, found {examples:.300}: say which with --format, or by a "
             "pattern such as *.xml"
         )
     return next(iter(kinds.values()), [])
+
+
+def _holds_annotations(folder: str, names: list[str]) -> bool:
+    step = -(-len(names) // SAMPLE_FILES)
+    return any(holds_annotations(storage.join(folder, name)) for name in names[::step])
 
 
 def _of_interest(names: list[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """COCO files: instances JSON and detection results JSON.
 
 Instances: `bbox` is XYWH. As an extension, an annotation may carry `"points": [[x, y, label], ...]` (label 1 = on the
-object, 0 = background) with or without `bbox`. `segmentation` is no weak prompt and is ignored; so are `keypoints`,
-unless they are asked for: then the visible ones are points on the object.
+object, 0 = background) with or without `bbox`. `segmentation` is no weak prompt: only where there is neither `bbox` nor
+`points`, the box around it is. `keypoints` are ignored unless they are asked for: then the visible ones are points on
+the object.
 
 LVIS is the same without file names: an image is the end of its `coco_url`.
 

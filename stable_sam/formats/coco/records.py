@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stable_sam.errors import PromptError
 from stable_sam.formats.coco.catalogue import AnyCatalogue, Image
+from stable_sam.formats.coco.mask_box import mask_box_xywh
 from stable_sam.formats.columns import convert as plain_columns
 from stable_sam.formats.columns.check import Chunk, PlaceCounter, SourceColumns, different
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
@@ -79,6 +81,7 @@ def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id:
     record = given if isinstance(given, dict) else {}
     annotation_id = id_text(record.get("id")) if source.kind == "annotation" else None
     points, labels, points_problem = _split_points(record.get("points"))
+    box, box_problem = _box(record, image)
     if source.keypoints:
         visible = _visible(record.get("keypoints"))
         points, labels = points + visible, labels + [1] * len(visible)
@@ -95,8 +98,8 @@ def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id:
             image_id=image_id,
             image_uri=image.uri,
             size_hw=image.size_hw,
-            problem="; ".join(filter(None, (problem, points_problem))) or None,
-            box_xywh=record.get("bbox"),
+            problem="; ".join(filter(None, (problem, points_problem, box_problem))) or None,
+            box_xywh=box,
             points_xy=points,
             point_labels=labels,
             annotation_id=annotation_id,
@@ -107,6 +110,16 @@ def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id:
             attributes=attributes_json(record, OWN_FIELDS),
         )
     )
+
+
+def _box(record: Mapping[str, Any], image: Image) -> tuple[Any, str | None]:
+    """The record's box, or the one around its mask where that is all it has; and what is wrong with the mask."""
+    if record.get("bbox") not in (None, []) or record.get("points"):
+        return record.get("bbox"), None
+    try:
+        return mask_box_xywh(record.get("segmentation"), image.size_hw), None
+    except PromptError as error:
+        return None, str(error)
 
 
 def _split_points(given: Any) -> tuple[list[Any], list[Any], str | None]:

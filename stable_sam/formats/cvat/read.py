@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.columns.check import PlaceCounter
 from stable_sam.formats.image_lookup import ImageLookup
-from stable_sam.formats.reading import AnnotationFile, Context, bounds, union
+from stable_sam.formats.reading import AnnotationFile, Context, bounds, in_order, union
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, image_size
 from stable_sam.formats.xml_elements import children, number, whole_number
 
@@ -87,7 +87,7 @@ def _attributes(shape: Element) -> dict[str, Any]:
 def _geometry(shape: Element) -> dict[str, Any]:
     """`box` (XYXY), `points` or `problem`."""
     if shape.tag == "box":
-        corners = [number(shape.get(corner)) for corner in CORNERS]
+        corners = in_order([number(shape.get(corner)) for corner in CORNERS])
         return {"box": _turned(corners, number(shape.get("rotation")))}
     if shape.tag == "polygon":
         return {"box": bounds(_points(shape))}

@@ -14,10 +14,16 @@ import pytest
 from stable_sam.errors import AnnotationError, StableSamError, StorageError
 from stable_sam.formats.read import read_prompt_batches, read_prompts
 from stable_sam.records import Prompt
+from stable_sam.rle import encode_segmentation
 from stable_sam.storage import files as storage
 from stable_sam.table.schema import prompt_from_row
 
 NAN, INF = float("nan"), float("inf")
+
+
+def encode(polygons: list[list[float]]) -> dict[str, Any]:
+    mask = encode_segmentation(polygons, (80, 100))
+    return {"size": list(mask.size_hw), "counts": mask.counts}
 
 
 class Source:
@@ -100,6 +106,51 @@ def test_coco_box_or_points_alone(source: Source) -> None:
         (None, ((15, 25),), None),
         (None, ((15, 25),), None),
     ]
+
+
+SQUARE = [[10, 20, 30, 20, 30, 50, 10, 50]]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        (SQUARE, (10, 20, 30, 50)),
+        (SQUARE[0], (10, 20, 30, 50)),
+        ([[1.5, 2, 3, 2, 3, 4], *SQUARE], (1.5, 2, 30, 50)),
+        ({"size": [80, 100], "counts": [80 * 10 + 20, 30, 80 * 90 - 50]}, (10, 20, 11, 50)),
+        (encode(SQUARE), (10, 20, 30, 50)),
+    ],
+)
+def test_a_coco_mask_without_a_box_gives_its_box(
+    source: Source, segmentation: Any, expected: tuple[float, ...]
+) -> None:
+    for bbox in ({"bbox": None}, {"bbox": []}):
+        [prompt] = source.read(coco(annotation(segmentation=segmentation, **bbox)))
+        assert (prompt.box_xyxy, prompt.error) == (expected, None)
+    [prompt] = source.read([{"image_id": 42, "score": 0.5, "segmentation": segmentation}])
+    assert (prompt.box_xyxy, prompt.error) == (expected, None)
+    [prompt] = source.read(coco(annotation(segmentation=segmentation)))
+    assert prompt.box_xyxy == (10, 20, 40, 60), "a box goes before the mask"
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "problem"),
+    [
+        ([[1, 2, 3]], "expected polygons of at least 3 corners"),
+        ([[1, 2, 3, 4, 5, "6"]], "expected polygons"),
+        ({"size": [80, 100], "counts": [8000]}, "the mask is empty"),
+        ({"size": [8, 10], "counts": [30, 50]}, "expected a mask of [80, 100] pixels"),
+        ({"size": [80, 100], "counts": "zz"}, "run lengths"),
+        ({"size": [2**31, 2**31], "counts": "zz"}, "expected a mask of at most"),
+        ({"counts": "zz"}, "expected polygons, or run lengths with their size"),
+        ("mask.png", "expected polygons, or run lengths"),
+        (None, "expected a box, points, or both, got neither"),
+        ([], "expected a box, points, or both, got neither"),
+    ],
+)
+def test_a_coco_mask_that_gives_no_box_says_why(source: Source, segmentation: Any, problem: str) -> None:
+    [prompt] = source.read(coco(annotation(bbox=None, segmentation=segmentation)))
+    assert problem in (prompt.error or "")
 
 
 @pytest.mark.parametrize(
