@@ -37,9 +37,9 @@ def decode_bitmask(url: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     if pixels is None:
         raise PromptError("expected a bitmask, got a damaged PNG")
     half = np.iinfo(pixels.dtype).max // 2
-    layers: NDArray[np.bool_] = np.atleast_3d(pixels) > half
+    layers = np.greater(np.atleast_3d(pixels), half)
     transparent = layers.shape[2] == 4 and not layers[..., 3].all()
-    painted: NDArray[np.bool_] = layers[..., 3] if transparent else layers[..., :3].any(axis=2)
+    painted: NDArray[np.bool_] = layers[..., slice(3, 4) if transparent else slice(0, 3)].any(axis=2)
     return painted
 
 
