@@ -107,15 +107,13 @@ class ImageLookup:
                 yield inside
         path = posixpath.normpath(reading)
         yield from (f"{place}/{path}" if place else path for place in self._places)
-        if self._places[-1]:
-            yield path
         parent, _, rest = path.partition("/")
         if parent == self.folder.own_name:  # many files are written relative to the folder above
             yield rest
 
     def _by_end(self, reading: str) -> list[str]:
-        parts = _parts(reading)
-        fits: dict[str, tuple[int, bool, int]] = {}
+        parts = path_parts(reading)
+        fits: dict[str, tuple[int, bool, bool, int]] = {}
         for region in dict.fromkeys((self._places[0], "")):
             at_home = region == self._places[0]
             for name in self._candidates(parts, region):
@@ -124,8 +122,9 @@ class ImageLookup:
                 whole_given = at_home and _say_nothing(parts[: len(parts) - shared])
                 whole_own = _say_nothing(own[: len(own) - shared])
                 if shared and (whole_own or whole_given):
-                    fits.setdefault(name, (shared, at_home, _spelling(parts, own, shared)))
-        best = [name for name, fit in fits.items() if fit == max(fits.values())]
+                    fits.setdefault(name, (shared, at_home, shared == len(own), _spelling(parts, own, shared)))
+        most = max(fits.values(), default=None)
+        best = [name for name, fit in fits.items() if fit == most]
         said = [name for name in best if not self._words.isdisjoint(name.split("/")[:-1])]
         return said if len(said) == 1 else best
 
@@ -163,7 +162,7 @@ class ImageLookup:
         link = self.folder.link(name)
         if link is not None:
             return f"{problem} ({link})"
-        parts = _parts(name)
+        parts = path_parts(name)
         near = (path for path in self._candidates(parts, "") if same_image(parts[-1], path.rpartition("/")[2]))
         other = next(near, None)
         return problem if other is None else f"{problem} ({other} has its name, but another path)"
@@ -213,8 +212,9 @@ def _uploads(paths: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     return (parts for path in paths if UPLOAD_PREFIX.match((parts := path.rpartition("/"))[2]))
 
 
-def _parts(reading: str) -> list[str]:
-    return [part for part in posixpath.normpath(reading).split("/") if part not in ("", ".", "..")]
+def path_parts(path: str) -> list[str]:
+    """The parts of a path, also of one with backslashes, without what leads up."""
+    return [part for part in posixpath.normpath(path.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
 
 
 def _places(folder: ImageFolder, file_uri: str, file_name: str) -> list[str]:

@@ -6,6 +6,7 @@ import unicodedata
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ class ImageNames:
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._by_end: dict[int, tuple[NDArray[np.int64], NDArray[np.int32]]] = {}
         self._holding: dict[str, bool] = {}
+        self._lock = Lock()  # threads that need the same index wait for it, and do not make one each
 
     def __len__(self) -> int:
         return len(self._names)
@@ -46,10 +48,11 @@ class ImageNames:
 
     def holds_images(self, folder: str) -> bool:
         """Whether an image lies below `folder`, at any depth."""
-        if folder not in self._holding:
-            first, behind = self._range(folder)
-            self._holding[folder] = any(has_ending(self._names[number]) for number in range(first, behind))
-        return self._holding[folder]
+        with self._lock:
+            if folder not in self._holding:
+                first, behind = self._range(folder)
+                self._holding[folder] = any(has_ending(self._names[number]) for number in range(first, behind))
+            return self._holding[folder]
 
     def candidates(self, parts: Sequence[str], folder: str) -> list[str]:
         """The names below `folder` that may have the last part of `parts`: `same_image` says which of them do.
@@ -76,7 +79,8 @@ class ImageNames:
 
     def _with_end(self, end: Sequence[str], first: int, behind: int) -> NDArray[np.int32]:
         """The numbers from `first` to `behind` of names with this end, rising."""
-        hashes, numbers = self._index(len(end))
+        with self._lock:
+            hashes, numbers = self._index(len(end))
         key = np.int64(hash(_end_key(end)))
         found = numbers[np.searchsorted(hashes, key) : np.searchsorted(hashes, key, side="right")]
         start, stop = np.searchsorted(found, (first, behind))

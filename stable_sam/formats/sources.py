@@ -29,6 +29,7 @@ _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _WILD = re.compile(r"[*?]")
 _KINDS = (("json", "jsonl", "ndjson", "parquet"), ("xml",), ("txt",), ("csv",))
 """Endings of annotation files; those of one kind may lie in a folder together."""
+_CLASS_NAMES = frozenset(name for reader in READERS.values() for name in reader.class_names)
 _PACKED_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|xml|txt|csv)\.(gz|bz2|xz|zst)$", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(zip|gz|tgz|tar|bz2|xz|zst|7z|rar)$", re.IGNORECASE)
 SAMPLE_FILES = 64
@@ -131,8 +132,11 @@ def _source(name: str | None, uri: str, several: bool, file_format: str, follow_
     base, listed = _listed(uri, follow_links)
     found = [file.path for file in listed]
     names = _wanted(uri, base, found, file_format)
-    _check_links(uri, base, follow_links, found_any=bool(names))
-    packed = next((name for name in _of_interest(found) if _PACKED_FILE.search(name) or (not names and _ARCHIVE.search(name))), None)
+    _check_links(uri, base, names, follow_links)
+    packed = next(
+        (name for name in _of_interest(found) if _PACKED_FILE.search(name) or (not names and _ARCHIVE.search(name))),
+        None,
+    )
     if packed is not None:
         raise AnnotationError(f"{uri}: expected annotation files, found {packed:.200}: unpack it")
     if not names:
@@ -145,15 +149,15 @@ def _of(file_format: str) -> str:
     return "" if file_format == "auto" else f" of format {file_format} ({', '.join(READERS[file_format].endings)})"
 
 
-def _check_links(uri: str, folder: str, follow_links: bool, *, found_any: bool) -> None:
-    """Raise `AnnotationError` for a link to an annotation file that is not followed, and where nothing was found, for
-    one to a folder."""
-    endings = [ending for kind in _KINDS for ending in kind]
+def _check_links(uri: str, folder: str, names: list[str], follow_links: bool) -> None:
+    """Raise `AnnotationError` for a link beside `names` that is not followed and that looks like one of them; where
+    there are none, for one to a folder or to a file that may hold annotations."""
     pattern = _pattern_below(uri)
+    kinds = {name.rpartition(".")[2].lower() for name in names} or {ending for kind in _KINDS for ending in kind}
     for link in storage.links_left_out(folder, follow_links=follow_links):
-        wanted = pattern is None or pattern.fullmatch(link.path)
-        annotations = wanted and _of_interest([link.path]) and (pattern or _with_endings([link.path], tuple(endings)))
-        if annotations or (link.folder and not found_any):
+        alike = _of_interest([link.path]) and link.path.rpartition(".")[2].lower() in kinds
+        wanted = pattern.fullmatch(link.path) if pattern else alike and link.path.rpartition("/")[2] not in _CLASS_NAMES
+        if wanted or (link.folder and not names):
             said = "to nothing: fetch the file that it stands for" if link.broken else f"out of it: {ALLOW_LINKS}"
             raise AnnotationError(f"{uri}: expected annotation files, got {link.path}, a link that leads {said}")
 

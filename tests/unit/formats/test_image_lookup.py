@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stable_sam.errors import NotFoundError
+from stable_sam.errors import AnnotationError, NotFoundError
 from stable_sam.formats.image_folder import ImageFolder
 from stable_sam.formats.image_lookup import ImageLookup
 from tests.unit.formats.dataset import Dataset, only, voc, voc_object
@@ -79,6 +79,9 @@ def test_a_whole_path_goes_before_the_end_of_another_one(tmp_path: Path) -> None
     assert found(folder, "b/x.jpg") == "b/x.jpg"
     assert found(folder, "/data/c/b/x.jpg") == "c/b/x.jpg"
     assert found(folder, "c/../x.jpg") == "x.jpg"
+    assert found(folder, "/data/x.jpg") == "x.jpg"
+    folder = fill(tmp_path / "frames", "frame_1.PNG", "old/frame_1.PNG")
+    assert found(folder, "frame_1") == "frame_1.PNG"
 
 
 def test_two_images_that_fit_are_a_problem_that_names_both(tmp_path: Path) -> None:
@@ -220,9 +223,14 @@ def test_annotation_files_that_are_links_are_not_passed_over(data: Dataset) -> N
     data.write("labels/a.xml", voc(voc_object()))
     data.write("store/ff00", voc(voc_object(), name="b.jpg"))
     Path(data.uri("labels/b.xml")).symlink_to("../store/ff00")
-    with pytest.raises(Exception, match="got b.xml, a link that leads out of it: --follow-links"):
+    with pytest.raises(AnnotationError, match="got b.xml, a link that leads out of it: --follow-links"):
         data.read("labels")
     assert [prompt.error for prompt in data.read("labels", follow_links=True)] == [None, None]
+    Path(data.uri("labels/b.xml")).rename(data.uri("labels/notes.txt"))
+    assert only(data.read("labels")).prompt_id == "a:0"
+    Path(data.uri("labels/a.xml")).unlink()
+    with pytest.raises(AnnotationError, match="got notes.txt, a link that leads out of it"):
+        data.read("labels")
 
 
 def test_json_lines_find_images_for_rows_without_ids_by_the_name_as_given(data: Dataset) -> None:
