@@ -72,7 +72,8 @@ def catalogue_of(image_index_uri: str | None, images: ImageLookup) -> AnyCatalog
     if image_index_uri is None:
         return CocoFileNames(images)
     with open_annotations(image_index_uri) as file:
-        return read_index(file, name=image_index_uri, images=images)
+        beside_index = ImageLookup(images.folder, image_index_uri, image_index_uri.rpartition("/")[2])
+        return read_index(file, name=image_index_uri, images=beside_index)
 
 
 def _read_catalogue(stream: JsonStream, name: str, catalogue: Catalogue, *, need_annotations: bool) -> int | None:

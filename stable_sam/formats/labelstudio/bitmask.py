@@ -39,8 +39,7 @@ def decode_bitmask(url: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     half = np.iinfo(pixels.dtype).max // 2
     layers = np.greater(np.atleast_3d(pixels), half)
     transparent = layers.shape[2] == 4 and not layers[..., 3].all()
-    painted: NDArray[np.bool_] = layers[..., slice(3, 4) if transparent else slice(0, 3)].any(axis=2)
-    return painted
+    return np.asarray(layers[..., slice(3, 4) if transparent else slice(0, 3)].any(axis=2), np.bool_)
 
 
 def bitmask_box(url: Any, size_hw: tuple[int, int]) -> list[int] | None:

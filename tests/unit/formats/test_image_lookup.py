@@ -12,6 +12,7 @@ import pytest
 from stable_sam.errors import AnnotationError, NotFoundError
 from stable_sam.formats.image_folder import ImageFolder
 from stable_sam.formats.image_lookup import ImageLookup
+from stable_sam.formats.read import read_prompts
 from tests.unit.formats.dataset import Dataset, only, voc, voc_object
 
 
@@ -180,6 +181,15 @@ def test_detections_name_their_images_themselves_or_by_an_id_without_ending(data
     assert [prompt.image_uri for prompt in prompts] == [*(data.uri(f"images/{name}") for name in names), ""]
     assert [prompt.prompt_id for prompt in prompts] == ["x:0", "7:0", "7:1", "b:0", "1:0", "nowhere:0"]
     assert "image 'nowhere' has no COCO file name" in (prompts[-1].error or "")
+
+
+def test_an_image_index_names_images_beside_itself(data: Dataset) -> None:
+    for split in ("train", "valid"):
+        data.write(f"ds/{split}/index.json", coco("shot.jpg"))
+        data.write(f"ds/{split}/shot.jpg", Path(data.uri("images/a.jpg")).read_bytes())
+    detections = data.write("found.json", [{"image_id": 0, "bbox": [1, 2, 30, 40]}])
+    where = {"images_uri": data.uri("ds"), "image_index_uri": data.uri("ds/valid/index.json")}
+    assert only(list(read_prompts(detections, **where))).image_uri == data.uri("ds/valid/shot.jpg")
 
 
 def test_links_out_of_the_folder_are_followed_when_that_is_allowed(tmp_path: Path) -> None:
