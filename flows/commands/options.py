@@ -33,6 +33,9 @@ ImageIndex = Annotated[
     str | None,
     typer.Option(help="COCO JSON that gives the file name of each image id, for annotations that name only ids."),
 ]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links that lead out of the folders of images and annotations.")
+]
 Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ has examples.")]
 Model = Annotated[
     str | None,
@@ -42,17 +45,23 @@ Checkpoint = Annotated[str | None, typer.Option(help="URI of the base's weights;
 Plugin = Annotated[str | None, typer.Option(help="URI of the plugin's weights; those bundled with nano by default.")]
 
 
-def read_config(config_path: str | None, model: str | None, file_format: AnnotationFormat | None = None) -> RunConfig:
-    """Read the config file, or take the defaults, and put `model` and `file_format` in where they are given.
+def read_config(
+    config_path: str | None,
+    model: str | None,
+    file_format: AnnotationFormat | None = None,
+    *,
+    follow_links: bool = False,
+) -> RunConfig:
+    """Read the config file, or take the defaults, and put in `model`, `file_format` and `follow_links` where given.
 
     Raises `ConfigError`, also for another `model` than that of a config that names weights.
     """
     from stable_sam.config import RunConfig
 
     config = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
-    if file_format is not None:
-        source = config.source.model_copy(update={"format": file_format})
-        config = config.model_copy(update={"source": source})
+    given = ({} if file_format is None else {"format": file_format}) | ({"follow_links": True} if follow_links else {})
+    if given:
+        config = config.model_copy(update={"source": config.source.model_copy(update=given)})
     if model is None or model == config.refiner.model:
         return config
     if config.refiner.checkpoint_uri or config.refiner.plugin_uri or config.refiner.hq_uri:

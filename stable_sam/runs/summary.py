@@ -114,8 +114,8 @@ def describe(changes: Changes) -> str:
     line = f"Prompts: {', '.join(parts)}."
     if changes.image_moved:
         line += (
-            " Images at another path count as other images unless their versions are equal; `stable-sam move-images` says "
-            "that they are the same."
+            " Images at another path count as other images unless their versions are equal; `stable-sam move-images` "
+            "says that they are the same."
         )
     if changes.reviewed:
         line += f" Of the unchanged, {changes.reviewed} would have been refined if they were not reviewed."
