@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Config, FileFormat, Model, Output, read_config
+from flows.commands.options import Config, FileFormat, FollowLinks, Model, Output, read_config
 from flows.commands.printed import print_summary
 from flows.prefect_setup import resumable, start_prefect
 
@@ -24,6 +24,7 @@ def backfill(
     model: Model = None,
     config: Config = None,
     file_format: FileFormat = None,
+    follow_links: FollowLinks = False,
     image_index: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +52,7 @@ def backfill(
         raise ConfigError(
             f"backfill: expected {DATE} in --annotations or --images, because otherwise every date has the same source"
         )
-    run_config = read_config(config, model, file_format)
+    run_config = read_config(config, model, file_format, follow_links=follow_links)
     nights = {
         day: RunRequest.parse(
             annotations_uri=annotations.replace(DATE, day),
@@ -64,7 +65,7 @@ def backfill(
         for day in dates
     }
     for request in nights.values():
-        check_annotations(request.annotations_uri)
+        check_annotations(request.annotations_uri, follow_links=run_config.source.follow_links)
     table = open_table(output)
     runs = [] if table is None else list_runs(table)
     console = Console(stderr=True)

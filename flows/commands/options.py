@@ -34,6 +34,9 @@ ImageIndex = Annotated[
         help="COCO JSON (path or URI) that gives the file name of each image id, for annotations that name only ids."
     ),
 ]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links that lead out of the folders of images and annotations.")
+]
 Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ of the repository has examples.")]
 Model = Annotated[
     str | None,
@@ -52,6 +55,7 @@ def read_config(
     model: str | None,
     file_format: AnnotationFormat | None = None,
     *,
+    follow_links: bool = False,
     checkpoint: str | None = None,
     plugin: str | None = None,
 ) -> RunConfig:
@@ -63,9 +67,9 @@ def read_config(
     from stable_sam.config import RunConfig
 
     config = RunConfig() if config_path is None else RunConfig.from_yaml(config_path)
-    if file_format is not None:
-        source = config.source.model_copy(update={"format": file_format})
-        config = config.model_copy(update={"source": source})
+    source = ({} if file_format is None else {"format": file_format}) | ({"follow_links": True} if follow_links else {})
+    if source:
+        config = config.model_copy(update={"source": config.source.model_copy(update=source)})
     refiner = config.refiner
     other = model is not None and model != refiner.model
     if other and checkpoint is None and (refiner.checkpoint_uri or refiner.plugin_uri or refiner.hq_uri):

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Annotations, Config, FileFormat, ImageIndex, Images, Model, Output, read_config
+from flows.commands.options import (
+    Annotations,
+    Config,
+    FileFormat,
+    FollowLinks,
+    ImageIndex,
+    Images,
+    Model,
+    Output,
+    read_config,
+)
 from flows.commands.printed import print_plan, print_profile, print_summary
 from flows.prefect_setup import resumable, start_prefect
 from stable_sam.errors import ConfigError
@@ -19,6 +29,7 @@ def refine(
     model: Model = None,
     config: Config = None,
     file_format: FileFormat = None,
+    follow_links: FollowLinks = False,
     image_index: ImageIndex = None,
     logical_date: Annotated[
         str | None, typer.Option(help="Date of the night that this run stands for, YYYY-MM-DD; none by default.")
@@ -63,7 +74,7 @@ def refine(
 
     if profile is not None and dry_run:
         raise ConfigError("--profile: expected a run to profile, got --dry-run, which runs nothing")
-    run_config = read_config(config, model, file_format)
+    run_config = read_config(config, model, file_format, follow_links=follow_links)
     if truth is not None:
         run_config = run_config.model_copy(update={"truth_uri": truth})
     request = RunRequest.parse(

@@ -209,6 +209,10 @@ class SourceConfig(Section):
     """True adds the keypoints of COCO and YOLO-pose that are marked visible to an object's box, as points on the
     object. False is the default because joints lie on borders and behind other objects, where a box alone gives the
     better mask."""
+    follow_links: bool = False
+    """True follows links in local folders of images and annotations wherever they lead, which data sets of DVC,
+    git-annex and Hugging Face's cache need. False follows only those that stay within the folder, because a folder of
+    unknown origin may hold links to anywhere."""
     class_names_uri: str | None = None
     """File with the names of YOLO's or Open Images' classes (data.yaml, obj.names, classes.txt,
     class-descriptions.csv). None looks for such a file in the annotations' folder and in the two folders above it."""

@@ -1,98 +1,97 @@
-"""Finds the images that annotation files name, by one listing of the folder instead of one request for each name."""
+"""The folder that the images lie in, listed once instead of asked for each name."""
 
 from __future__ import annotations
 
-import re
-from pathlib import PurePosixPath
-from typing import Any
+from functools import cached_property
 
-from stable_sam.errors import ImageError, NotFoundError
+from stable_sam.errors import NotFoundError
+from stable_sam.formats.image_names import ImageNames, same_image
 from stable_sam.storage import files as storage
+from stable_sam.storage.listing import LeftOutLink
 
-WINDOWS_DRIVE = re.compile(r"[A-Za-z]:")
-PLAIN_NAME = re.compile(r"[^/.\\: \t\n][^/\\:]*(/[^/.\\:][^/\\:]*)*")
-"""Names that are paths as they stand. All others are normalised by pathlib, which takes ten times as long."""
 FILE_URI = "file://"
+ALLOW_LINKS = "--follow-links (source.follow_links) allows them"
 
 
 class ImageFolder:
-    """The files below a folder, at any depth: the only images that annotations may name.
+    """The files below a folder, at any depth: the only images that annotations may name."""
 
-    A name takes about 150 bytes of memory. Every name has a number, so that callers can keep facts about it in arrays.
-    """
+    def __init__(self, uri: str, *, follow_links: bool = False) -> None:
+        """List the folder; raises `NotFoundError` when it holds no file, `StorageError` when it cannot be listed.
 
-    def __init__(self, uri: str) -> None:
-        """List the folder; raises `NotFoundError` when it holds no file, `StorageError` when it cannot be listed."""
+        follow_links: whether links that lead out of the folder are images of it.
+        """
         self.uri = uri.rstrip("/") if not uri.endswith("://") else uri
-        names = (name for name, _ in storage.iter_versions(uri))
-        self._numbers = {name: number for number, name in enumerate(names)}
-        if not self._numbers:
-            raise NotFoundError(f"{uri}: expected a folder of images, found no file there")
-        self._base = storage.join(self.uri, "")
-        self._own_name = self.uri.rpartition("/")[2]
+        self._follow_links = follow_links
+        self.names = ImageNames(name for name, _ in storage.iter_versions(uri, follow_links=follow_links))
+        self.base = storage.join(self.uri, "")
+        self.own_name = self.uri.rpartition("/")[2]
+        if not self.names:
+            raise NotFoundError(f"{uri}: expected a folder of images, found {self._nothing()}")
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.names)
 
     def number(self, name: str) -> int | None:
         """Return the number of the file at this path below the folder, from 0; None when there is no such file."""
-        return self._numbers.get(name)
+        return self.names.number(name)
 
-    def find(self, name: Any) -> str:
-        """Return the URI of the image that an annotation file calls `name`.
+    def inside(self, uri: str) -> str | None:
+        """Return the path below the folder that `uri`, or an absolute path, stands for; None when it leads elsewhere.
 
-        A name is a path below the folder. It may begin with the folder's own name, because many annotation files are
-        written relative to the folder above (`images/cat.jpg` with the folder `.../images`). Raises `ImageError` when
-        the image is not in the folder.
+        The file need not exist.
         """
-        uri = self.look_up(name)
-        if uri is None:
-            raise ImageError(f"image file {name!r:.200} is not below {self.uri}{self._links()}")
-        return uri
+        bare, base = bare_path(uri), bare_path(self.base)
+        return bare.removeprefix(base) if bare.startswith(base) else None
 
-    def look_up(self, name: Any) -> str | None:
-        """Return what `find` returns, or None when the image is not in the folder.
+    def link(self, name: str) -> str | None:
+        """Return the message about the link because of which an image is missing; None when there is no such link.
 
-        Raises `ImageError` for a name that is no path or leads out of the folder.
+        `name` is a path below the folder, as an annotation gives it.
         """
-        relative = relative_name(name)
-        if relative in self._numbers:
-            return self._base + relative
-        parent, _, rest = relative.partition("/")
-        return self._base + rest if parent == self._own_name and rest in self._numbers else None
+        link, parts = self.left_out(name), name.split("/")
+        if link is None:
+            alike = (path for path in self._links.candidates(parts, "") if same_image(parts[-1], path.split("/")[-1]))
+            link = next(alike, None)
+        if link is not None and link in self._broken:
+            return f"{link} is a link to nothing: fetch the file that it stands for"
+        if link is not None:
+            return f"{link} is a link, and links that lead out of it are not followed: {ALLOW_LINKS}"
+        folder = next((link.path for link in self._left_out if link.folder), None)
+        return (
+            folder and f"{folder} is a link to a folder, and links that lead out of it are not followed: {ALLOW_LINKS}"
+        )
 
-    def find_uri(self, uri: str) -> str:
-        """Return the URI of the image that a full URI names; raises `ImageError` when it is not in the folder."""
-        inside = _bare(self._base)
-        if not _bare(uri).startswith(inside):
-            raise ImageError(f"expected an image file below the image folder {self.uri}, got {uri!r:.200}")
-        name = _bare(uri).removeprefix(inside)
-        if name not in self._numbers:
-            raise ImageError(f"image file {uri!r:.200} does not exist{self._links()}")
-        return self._base + name
+    def left_out(self, name: str) -> str | None:
+        """Return the link that is not followed and is the path `name` below the folder, or a folder of this path."""
+        parts = name.split("/")
+        above = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return next((path for path in above if path in self._links), None)
 
-    def _links(self) -> str:
-        return " (links that lead out of it are not followed)" if "://" not in _bare(self.uri) else ""
+    @cached_property
+    def _left_out(self) -> list[LeftOutLink]:
+        """Return the links that the listing leaves out, listed only when an image is not where its name says."""
+        return list(storage.links_left_out(self.uri, follow_links=self._follow_links))
 
+    @cached_property
+    def _links(self) -> ImageNames:
+        return ImageNames(link.path for link in self._left_out)
 
-def relative_name(name: Any) -> str:
-    """Return `name` with forward slashes and without a leading `./`.
+    @cached_property
+    def _broken(self) -> frozenset[str]:
+        return frozenset(link.path for link in self._left_out if link.broken)
 
-    Raises `ImageError` unless it is a relative path without `..`.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise ImageError(f"expected the name of an image file, got {name!r:.80}")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ImageError(f"expected the name of an image file in valid Unicode, got {name!r:.80}") from None
-    if PLAIN_NAME.fullmatch(name):
-        return name
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or not path.parts or ".." in path.parts or WINDOWS_DRIVE.match(name):
-        raise ImageError(f"expected an image file below the image folder, got {name!r:.200}, which leads out of it")
-    return path.as_posix()
+    def _nothing(self) -> str:
+        if storage.exists(self.uri) and not storage.is_folder(self.uri):
+            return "a file: images that lie in an archive must be unpacked"
+        first = next(iter(self._left_out), None)
+        if first is None:
+            return "no file there"
+        if first.broken:
+            return f"only links, and {first.path} is one to nothing: fetch the files that they stand for"
+        return f"only links that lead out of it, such as {first.path}: {ALLOW_LINKS}"
 
 
-def _bare(uri: str) -> str:
+def bare_path(uri: str) -> str:
+    """Return `uri` without `file://`."""
     return uri.removeprefix(FILE_URI)

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from stable_sam.errors import AnnotationError, one_line
 from stable_sam.formats.columns.check import PlaceCounter
-from stable_sam.formats.image_lookup import FoundImage, find_image, with_endings
-from stable_sam.formats.reading import Context, scaled
+from stable_sam.formats.image_lookup import FoundImage, ImageLookup
+from stable_sam.formats.reading import AnnotationFile, Context, in_order, scaled
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json
 from stable_sam.formats.xml_elements import number
 from stable_sam.storage.parallel import ahead
@@ -24,28 +24,27 @@ from stable_sam.storage.parallel import ahead
 BOXES = ("XMin", "YMin", "XMax", "YMax")
 SEGMENTS = tuple(f"Box{name}" for name in BOXES)
 OWN_COLUMNS = frozenset({"ImageID", "Confidence", *BOXES, *SEGMENTS})
-SUBSETS = ("train", "validation", "test")
 ROWS = 500
 MAX_LINE = 2**20
 TOO_MANY = "values without a column"
 
 
-def read_openimages(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
+def read_openimages(stream: BinaryIO, file: AnnotationFile, context: Context) -> Iterator[SourceAnnotation]:
     """Yield one annotation for each row; raises `AnnotationError` for a file that is not such a CSV."""
-    rows = _rows(file, uri)
+    rows, lookup = _rows(stream, file.uri), context.images_of(file)
     places = PlaceCounter(len(context.folder), context.folder.number)
     while chunk := list(islice(rows, ROWS)):
-        images = {image_id: _image(image_id, context) for image_id in dict.fromkeys(row["ImageID"] for _, row in chunk)}
+        images = {image_id: _image(image_id, lookup) for image_id in dict.fromkeys(row["ImageID"] for _, row in chunk)}
         uris = list(dict.fromkeys(image.uri for image in images.values() if image.uri))
         sizes = dict(zip(uris, ahead(context.sizes.of, uris), strict=True))
         for line, row in chunk:
             image = images[row["ImageID"]]
             size, unknown = sizes.get(image.uri, (None, None))
             own_id = row.get("BoxID") or places.next(image.image_id)
-            fractions = [number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)]
+            fractions = in_order([number(row[column]) for column in (BOXES if "XMin" in row else SEGMENTS)])
             yield SourceAnnotation(
                 prompt_id=f"{row['ImageID'] or f'line-{line}'}:{own_id}",
-                where=f"{uri}: line {line}",
+                where=f"{file.uri}: line {line}",
                 image_id=image.image_id,
                 image_uri=image.uri,
                 size_hw=size,
@@ -95,9 +94,5 @@ def _problem(fractions: list[Any]) -> str | None:
     return None if good else f"expected fractions of the image's size, from 0 to 1, got {fractions!r:.80}"
 
 
-def _image(image_id: str, context: Context) -> FoundImage:
-    stems = [image_id, *(f"{subset}/{image_id}" for subset in SUBSETS)] if image_id else []
-    found = find_image(context.folder, None, (name for stem in stems for name in with_endings(stem)))
-    if found.problem is None:
-        return found
-    return FoundImage(image_id=image_id, problem=f"no image file {image_id}.* is below {context.folder.uri}")
+def _image(image_id: str, lookup: ImageLookup) -> FoundImage:
+    return lookup.find(image_id, missing=f"no image file {image_id}.* is below {lookup.folder.uri}")

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stable_sam.errors import AnnotationError, NotFoundError
-from stable_sam.formats.reading import AnnotationFile, AnnotationSource, Context, SmallFile, unreadable
+from stable_sam.formats.reading import (
+    PACKED_BYTES,
+    AnnotationFile,
+    AnnotationSource,
+    Context,
+    SmallFile,
+    check_unpacked,
+    unreadable,
+)
 from stable_sam.formats.registry import Reader
 from stable_sam.formats.source_annotation import SourceAnnotation
 from stable_sam.storage import files as storage
@@ -55,4 +63,5 @@ def _content(file: AnnotationFile) -> SmallFile:
         raise AnnotationError(f"{file.uri}: no such annotation file") from None
     if len(content) > MAX_BYTES:
         raise AnnotationError(f"{file.uri}: expected at most {MAX_BYTES} bytes, got a larger file")
+    check_unpacked(content[:PACKED_BYTES], file.uri)
     return SmallFile(file=file, content=content)

@@ -11,7 +11,7 @@ error.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import islice
 from typing import BinaryIO
 
@@ -30,7 +30,7 @@ from stable_sam.formats.reading import (
     Sizes,
     open_annotations,
 )
-from stable_sam.formats.recognise import recognise
+from stable_sam.formats.recognise import WrongExport, recognise
 from stable_sam.formats.registry import READERS, Reader
 from stable_sam.formats.sources import find_sources
 from stable_sam.formats.stored_frame import upright
@@ -88,8 +88,8 @@ def _prompts(chunks: Iterator[PromptChunk]) -> Iterator[Prompt]:
 def _open(
     annotations: str, images_uri: str, image_index_uri: str | None, rows: int, config: SourceConfig
 ) -> Iterator[PromptChunk]:
-    sources = find_sources(annotations, config.format)
-    folder = ImageFolder(images_uri)
+    sources = find_sources(annotations, config.format, follow_links=config.follow_links)
+    folder = ImageFolder(images_uri, follow_links=config.follow_links)
     context = Context(
         folder=folder,
         rows=rows,
@@ -155,15 +155,20 @@ class _Reader:
                 )
             stream.seek(0)
             context = self._context.with_class_names(file.uri.rpartition("/")[0], reader.class_names)
-            chunks = reader.read(stream, file.uri, context)
+            chunks = reader.read(stream, file, context)
             # The file stays open when this function returns, and is closed when the chunks end.
             return _closing(_named(chunks, name), opened.pop_all())
 
     def _format(self, stream: BinaryIO, uri: str) -> str:
         if self._configured == "auto":
             return recognise(stream, uri)
-        with suppress(AnnotationError):  # a file that is not recognised may be readable in the configured format
+        try:
             found = recognise(stream, uri)
+        except WrongExport:
+            raise
+        except AnnotationError:  # what cannot be told may still be read
+            return self._configured
+        else:
             if found != {"lvis": "coco"}.get(self._configured, self._configured):
                 raise ConfigError(f"{uri}: expected format {self._configured}, got {found}")
         return self._configured

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal
 from stable_sam.errors import AnnotationError, ImageError, NotFoundError
 from stable_sam.formats.class_names import ClassNames, read_class_names
 from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.image_lookup import ImageLookup
 from stable_sam.formats.source_annotation import SourceAnnotation
 from stable_sam.images.orientation import turned_hw
 from stable_sam.images.size import stored_size_of
@@ -20,6 +21,18 @@ from stable_sam.storage import files as storage
 MAX_INTEGER = 2**1000
 ROWS_ONE_BY_ONE = 500
 """Annotations of a chunk for callers that take prompts one by one and may want only the first."""
+PACKED = {
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "an empty zip archive",
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"(\xb5/\xfd": "a zstd file",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+}
+"""The first bytes of archives and compressed files, because many exports are downloaded as such."""
+PACKED_BYTES = max(map(len, PACKED))
 MAX_SIZES = 100_000
 """Number of images whose size is kept, because files that are not sorted by image name each image many times."""
 
@@ -107,6 +120,10 @@ class Context:
     sizes: Sizes = field(default_factory=Sizes)
     """Sizes of the images, for formats whose coordinates are fractions of the image."""
 
+    def images_of(self, file: AnnotationFile) -> ImageLookup:
+        """Return the lookup of the images that an annotation file names."""
+        return ImageLookup(self.folder, file.uri, file.name)
+
     @property
     def few_rows(self) -> int:
         """Rows of a chunk in formats where reading a prompt means reading a file or the header of an image."""
@@ -124,11 +141,25 @@ class Context:
 
 
 def open_annotations(uri: str) -> BinaryIO:
-    """Open an annotation file; raises `AnnotationError` when it does not exist, and `StorageError`."""
+    """Open an annotation file; raises `AnnotationError` when it does not exist or is packed, and `StorageError`."""
     try:
-        return storage.open_stream(uri)
+        file = storage.open_stream(uri)
     except NotFoundError as error:
         raise AnnotationError(f"{uri}: no such annotation file") from error
+    try:
+        check_unpacked(file.read(PACKED_BYTES), uri)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def check_unpacked(head: bytes, uri: str) -> None:
+    """Raise `AnnotationError` when the first bytes of a file are those of an archive or a compressed file."""
+    for beginning, kind in PACKED.items():
+        if head.startswith(beginning):
+            raise AnnotationError(f"{uri}: expected annotations, got {kind}: unpack it and give its content")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +202,17 @@ def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
         return [points]
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def in_order(box: Sequence[Any]) -> list[Any]:
+    """Return the box (XYXY) with two opposite corners, which some tools write in the order they were drawn in.
+
+    When one of the 4 values is not a number, they are returned as they are.
+    """
+    x0, y0, x1, y1 = box
+    if not all(map(is_number, box)):
+        return list(box)
+    return [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
 
 
 def union(boxes: Sequence[Any]) -> Any:

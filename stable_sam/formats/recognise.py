@@ -6,8 +6,9 @@ from typing import Any, BinaryIO
 
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.prompt_table.read import PARQUET
+from stable_sam.formats.reading import open_annotations
 from stable_sam.formats.registry import READERS
-from stable_sam.formats.xml_elements import root_tag
+from stable_sam.formats.xml_elements import number, root_tag
 from stable_sam.storage.json_stream import JsonStream
 
 EXPECTED = (
@@ -20,8 +21,15 @@ _ROOTS = {reader.xml_root: name for name, reader in READERS.items() if reader.xm
 _KEYS = {key: name for name, reader in READERS.items() for key in reader.json_keys}
 
 
+class WrongExport(AnnotationError):
+    """A file is an export of a tool whose other exports can be read, while this one cannot."""
+
+
 def recognise(file: BinaryIO, uri: str) -> str:
-    """Return the file's format, named as in `SourceConfig.format`; raises `AnnotationError` for an unknown one."""
+    """Return the file's format, named as in `SourceConfig.format`; raises `AnnotationError` for an unknown one.
+
+    Raises `WrongExport` when only another export of the same tool can be read.
+    """
     head = file.read(HEAD_BYTES)
     ending = uri.rpartition(".")[2].lower()
     if head.startswith(PARQUET):
@@ -54,12 +62,47 @@ def _of_list(stream: JsonStream, uri: str) -> str:
             return "detections"
         if isinstance(first, dict) and _is_task(first):
             return "labelstudio"
+        if isinstance(first, dict) and _is_json_min(first):
+            raise WrongExport(
+                f"{uri}: expected Label Studio's JSON, got JSON-MIN, which does not hold the tasks: export as JSON"
+            )
         raise AnnotationError(f"{uri}: unknown format: {EXPECTED}, got a list that begins with {first!r:.80}")
     return "detections"
 
 
 def _is_task(record: dict[str, Any]) -> bool:
     return isinstance(record.get("data"), dict) or ("result" in record and isinstance(record.get("task"), dict))
+
+
+def _is_json_min(record: dict[str, Any]) -> bool:
+    """Whether a record is a Label Studio task whose data and results of each control stand side by side."""
+    regions = (value[0] for value in record.values() if isinstance(value, list) and value)
+    return {"annotation_id", "annotator"} <= record.keys() or any(
+        isinstance(region, dict) and "original_width" in region for region in regions
+    )
+
+
+def holds_annotations(uri: str) -> bool:
+    """Whether a file holds annotations of a known format; the lines of text and CSV files are checked, too.
+
+    Raises `StorageError`.
+    """
+    try:
+        with open_annotations(uri) as file:
+            found = recognise(file, uri)
+            file.seek(0)
+            lines = file.read(HEAD_BYTES).decode(errors="replace").splitlines()
+    except WrongExport:
+        return True
+    except AnnotationError:
+        return False
+    if found == "yolo":
+        return any(_is_label(line.split()) for line in lines)
+    return found != "openimages" or "ImageID" in "".join(lines[:1])
+
+
+def _is_label(values: list[str]) -> bool:
+    return len(values) >= 5 and all(isinstance(number(value), float) for value in values)
 
 
 def _of_object(stream: JsonStream, uri: str) -> str:

@@ -31,7 +31,7 @@ from stable_sam.formats.openimages import read_openimages
 from stable_sam.formats.png.review import review_png
 from stable_sam.formats.png.write import write_png
 from stable_sam.formats.prompt_table.read import read_prompt_table
-from stable_sam.formats.reading import Context, SmallFile
+from stable_sam.formats.reading import AnnotationFile, Context, SmallFile
 from stable_sam.formats.review_files import Files
 from stable_sam.formats.review_records import ReviewedImage
 from stable_sam.formats.source_annotation import SourceAnnotation
@@ -47,8 +47,8 @@ class Reader:
 
     endings: tuple[str, ...]
     """Endings of the format's files, in lower case, by which they are chosen from a folder."""
-    read: Callable[[BinaryIO, str, Context], Iterator[PromptChunk]] | None = None
-    """Yields the prompts of an open file, given with its URI, chunk by chunk; raises `AnnotationError`."""
+    read: Callable[[BinaryIO, AnnotationFile, Context], Iterator[PromptChunk]] | None = None
+    """Yields the prompts of an open annotation file chunk by chunk; raises `AnnotationError`."""
     read_small: Callable[[SmallFile, Context], list[SourceAnnotation]] | None = None
     """Returns the annotations of a file that holds those of one image; raises `AnnotationError`."""
     class_names: tuple[str, ...] = ()
@@ -60,13 +60,18 @@ class Reader:
     with None for a value of any kind."""
 
 
-def _instances(file: BinaryIO, uri: str, context: Context) -> Iterator[PromptChunk]:
-    return read_instances(file, name=uri, folder=context.folder, rows=context.rows, keypoints=context.keypoints)
+def _instances(stream: BinaryIO, file: AnnotationFile, context: Context) -> Iterator[PromptChunk]:
+    images = context.images_of(file)
+    return read_instances(stream, name=file.uri, images=images, rows=context.rows, keypoints=context.keypoints)
 
 
-def _detections(file: BinaryIO, uri: str, context: Context) -> Iterator[PromptChunk]:
-    catalogue = catalogue_of(context.image_index_uri, context.folder)
-    return read_detections(file, name=uri, catalogue=catalogue, rows=context.rows, keypoints=context.keypoints)
+def _detections(stream: BinaryIO, file: AnnotationFile, context: Context) -> Iterator[PromptChunk]:
+    catalogue = catalogue_of(context.image_index_uri, context.images_of(file))
+    return read_detections(stream, name=file.uri, catalogue=catalogue, rows=context.rows, keypoints=context.keypoints)
+
+
+def _table(stream: BinaryIO, file: AnnotationFile, context: Context) -> Iterator[PromptChunk]:
+    return read_prompt_table(stream, name=file.uri, images=context.images_of(file), rows=context.rows)
 
 
 READERS: Mapping[str, Reader] = {
@@ -75,7 +80,7 @@ READERS: Mapping[str, Reader] = {
     "detections": Reader(endings=("json",), read=_detections),
     "table": Reader(
         endings=("jsonl", "ndjson", "parquet"),
-        read=lambda file, uri, context: read_prompt_table(file, name=uri, folder=context.folder, rows=context.rows),
+        read=_table,
         json_keys=(("image", None),),
     ),
     "voc": Reader(endings=("xml",), read_small=read_voc, xml_root="annotation"),
@@ -83,17 +88,17 @@ READERS: Mapping[str, Reader] = {
     "labelme": Reader(endings=("json",), read_small=read_labelme, json_keys=(("shapes", "["),)),
     "labelstudio": Reader(
         endings=("json",),
-        read=lambda file, uri, context: record_chunks(read_labelstudio(file, uri, context), context.few_rows),
+        read=lambda stream, file, context: record_chunks(read_labelstudio(stream, file, context), context.few_rows),
         json_keys=(("data", "{"), ("result", "[")),
     ),
     "cvat": Reader(
         endings=("xml",),
-        read=lambda file, uri, context: record_chunks(read_cvat(file, uri, context), context.rows),
+        read=lambda stream, file, context: record_chunks(read_cvat(stream, file, context), context.rows),
         xml_root="annotations",
     ),
     "openimages": Reader(
         endings=("csv",),
-        read=lambda file, uri, context: record_chunks(read_openimages(file, uri, context), context.few_rows),
+        read=lambda stream, file, context: record_chunks(read_openimages(stream, file, context), context.few_rows),
         class_names=OPEN_IMAGES_FILES,
     ),
 }

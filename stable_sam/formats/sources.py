@@ -17,7 +17,9 @@ from datetime import datetime
 
 from stable_sam.errors import AnnotationError, ConfigError, NotFoundError, StorageError
 from stable_sam.formats.class_names import find_class_names
+from stable_sam.formats.image_folder import ALLOW_LINKS
 from stable_sam.formats.reading import AnnotationFile, AnnotationSource
+from stable_sam.formats.recognise import holds_annotations
 from stable_sam.formats.registry import READERS
 from stable_sam.storage import files as storage
 from stable_sam.storage.listing import StoredFile
@@ -28,8 +30,13 @@ _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _WILD = re.compile(r"[*?]")
 _KINDS = (("json", "jsonl", "ndjson", "parquet"), ("xml",), ("txt",), ("csv",))
 """Endings of annotation files; those of one kind may lie in a folder together."""
+_CLASS_NAMES = frozenset(name for reader in READERS.values() for name in reader.class_names)
+_PACKED_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|xml|txt|csv)\.(gz|bz2|xz|zst)$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(zip|gz|tgz|tar|bz2|xz|zst|7z|rar)$", re.IGNORECASE)
+SAMPLE_FILES = 64
+"""Number of files of each kind that are opened, in a folder with several kinds, to find the kind with annotations."""
 _NO_ANNOTATIONS = re.compile(
-    r"(readme|license|licence)\b.*|.*class-descriptions.*\.csv|.*imagelabels.*\.csv|.*image_?ids.*\.csv"
+    r"\._.*|(readme|license|licence)\b.*|.*class-descriptions.*\.csv|.*imagelabels.*\.csv|.*image_?ids.*\.csv"
     r"|.*images-with.*\.csv|.*object-segmentation.*\.csv|.*hierarchy.*\.json",
     re.IGNORECASE,
 )
@@ -50,14 +57,15 @@ def annotation_places(annotations: str) -> list[str]:
     ]
 
 
-def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
+def find_sources(annotations: str, file_format: str, *, follow_links: bool = False) -> list[AnnotationSource]:
     """Return the sources that `annotations` names, in this order, with their files.
 
-    `file_format` is the format whose files are chosen from folders, or `auto`. Raises `AnnotationError` when a file
-    does not exist, a folder holds files of more than one kind, or two sources have one name, and `StorageError`.
+    `file_format` is the format whose files are chosen from folders, or `auto`; `follow_links` is as in `SourceConfig`.
+    Raises `AnnotationError` when a file does not exist, a folder holds files of more than one kind or an annotation
+    file that is a link and is not followed, or two sources have one name, and `StorageError`.
     """
     entries = [_named(entry) for entry in _entries(annotations)]
-    sources = [_source(name, uri, len(entries) > 1, file_format) for name, uri in entries]
+    sources = [_source(name, uri, len(entries) > 1, file_format, follow_links) for name, uri in entries]
     labels = [source.label for source in sources if source.label is not None]
     for label in labels:
         if labels.count(label) > 1:
@@ -68,32 +76,32 @@ def find_sources(annotations: str, file_format: str) -> list[AnnotationSource]:
     return sources
 
 
-def annotations_version(annotations: str) -> str | None:
+def annotations_version(annotations: str, *, follow_links: bool = False) -> str | None:
     """Return a version that changes when a file of the sources or of their class names is changed, added or removed.
 
     Returns None when one of the sources does not exist. Raises `StorageError`.
     """
     try:
-        return ",".join(_version(uri) for _, uri in map(_named, _entries(annotations)))
+        return ",".join(_version(uri, follow_links) for _, uri in map(_named, _entries(annotations)))
     except NotFoundError:
         return None
 
 
-def annotations_modified_since(annotations: str, moment: datetime) -> bool:
+def annotations_modified_since(annotations: str, moment: datetime, *, follow_links: bool = False) -> bool:
     """Whether a file of the sources was modified at `moment` or later."""
     for _, uri in map(_named, _entries(annotations)):
         if _WILD.search(uri):
-            if any(file.modified >= moment for file in _listed(uri)[1]):
+            if any(file.modified >= moment for file in _listed(uri, follow_links)[1]):
                 return True
-        elif storage.modified_since(uri, moment):
+        elif storage.modified_since(uri, moment, follow_links=follow_links):
             return True
     return False
 
 
-def check_annotations(annotations: str) -> None:
+def check_annotations(annotations: str, *, follow_links: bool = False) -> None:
     """Raise `AnnotationError` when a source does not exist or its pattern matches no file."""
     for _, uri in map(_named, _entries(annotations)):
-        there = any(True for _ in _listed(uri)[1]) if _WILD.search(uri) else storage.exists(uri)
+        there = any(True for _ in _listed(uri, follow_links)[1]) if _WILD.search(uri) else storage.exists(uri)
         if not there:
             raise AnnotationError(f"{uri}: no such annotation file")
 
@@ -142,7 +150,7 @@ def _is_there(uri: str) -> bool:
     return False
 
 
-def _source(name: str | None, uri: str, several: bool, file_format: str) -> AnnotationSource:
+def _source(name: str | None, uri: str, several: bool, file_format: str, follow_links: bool) -> AnnotationSource:
     try:
         folder = bool(_WILD.search(uri)) or storage.is_folder(uri)
     except NotFoundError as error:
@@ -151,8 +159,16 @@ def _source(name: str | None, uri: str, several: bool, file_format: str) -> Anno
         folder_uri, _, own_name = uri.rpartition("/")
         label = name or (AnnotationFile(uri=uri, name=own_name).stem if several else None)
         return AnnotationSource(entry=uri, folder_uri=folder_uri, label=label, alone=True, names=(own_name,))
-    base, listed = _listed(uri)
-    names = _wanted(uri, [file.path for file in listed], file_format)
+    base, listed = _listed(uri, follow_links)
+    found = [file.path for file in listed]
+    names = _wanted(uri, base, found, file_format)
+    _check_links(uri, base, names, follow_links)
+    packed = next(
+        (name for name in _of_interest(found) if _PACKED_FILE.search(name) or (not names and _ARCHIVE.search(name))),
+        None,
+    )
+    if packed is not None:
+        raise AnnotationError(f"{uri}: expected annotation files, found {packed:.200}: unpack it")
     if not names:
         raise AnnotationError(f"{uri}: expected annotation files, found none{_of(file_format)}")
     label = name or (base.rstrip("/").rpartition("/")[2] if several else None)
@@ -163,9 +179,24 @@ def _of(file_format: str) -> str:
     return "" if file_format == "auto" else f" of format {file_format} ({', '.join(READERS[file_format].endings)})"
 
 
-def _version(uri: str) -> str:
+def _check_links(uri: str, folder: str, names: list[str], follow_links: bool) -> None:
+    """Raise `AnnotationError` for a link that is not followed and has the ending of one of the files `names`.
+
+    Without `names`, a link to a folder, or to a file that may hold annotations, raises it.
+    """
+    pattern = _pattern_below(uri)
+    kinds = {name.rpartition(".")[2].lower() for name in names} or {ending for kind in _KINDS for ending in kind}
+    for link in storage.links_left_out(folder, follow_links=follow_links):
+        alike = _of_interest([link.path]) and link.path.rpartition(".")[2].lower() in kinds
+        wanted = pattern.fullmatch(link.path) if pattern else alike and link.path.rpartition("/")[2] not in _CLASS_NAMES
+        if wanted or (link.folder and not names):
+            said = "to nothing: fetch the file that it stands for" if link.broken else f"out of it: {ALLOW_LINKS}"
+            raise AnnotationError(f"{uri}: expected annotation files, got {link.path}, a link that leads {said}")
+
+
+def _version(uri: str, follow_links: bool) -> str:
     if _WILD.search(uri) or storage.is_folder(uri):
-        folder, files = _listed(uri)
+        folder, files = _listed(uri, follow_links)
         endings = set()
         total = 0
         for file in files:
@@ -182,15 +213,23 @@ def _version(uri: str) -> str:
     return version
 
 
-def _listed(uri: str) -> tuple[str, Iterator[StoredFile]]:
+def _listed(uri: str, follow_links: bool) -> tuple[str, Iterator[StoredFile]]:
     """Return the folder of an entry that is a folder or a pattern, and the files that it names there."""
-    if not _WILD.search(uri):
-        return uri, storage.iter_files(uri)
-    fixed = _WILD.split(uri, maxsplit=1)[0]
-    base, slash, _ = fixed.rpartition("/")
-    pattern = _pattern(uri[len(base) + len(slash) :])
+    pattern = _pattern_below(uri)
+    if pattern is None:
+        return uri, storage.iter_files(uri, follow_links=follow_links)
+    base, slash, _ = _WILD.split(uri, maxsplit=1)[0].rpartition("/")
     folder = base or ("/" if slash else ".")
-    return folder, (file for file in storage.iter_files(folder) if pattern.fullmatch(file.path))
+    files = storage.iter_files(folder, follow_links=follow_links)
+    return folder, (file for file in files if pattern.fullmatch(file.path))
+
+
+def _pattern_below(uri: str) -> re.Pattern[str] | None:
+    """Return the regular expression for the paths of a pattern below its folder; None when `uri` is no pattern."""
+    if not _WILD.search(uri):
+        return None
+    base, slash, _ = _WILD.split(uri, maxsplit=1)[0].rpartition("/")
+    return _pattern(uri[len(base) + len(slash) :])
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -199,14 +238,17 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
 
 
-def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
+def _wanted(uri: str, folder: str, found: list[str], file_format: str) -> list[str]:
     """Return the annotation files among the files of a folder, or those that a pattern matches."""
-    of_interest = [name for name in found if not _NO_ANNOTATIONS.fullmatch(name.rpartition("/")[2])]
+    of_interest = _of_interest(found)
     if _WILD.search(uri):
         return of_interest or found
     if file_format != "auto":
         return _with_endings(of_interest, READERS[file_format].endings)
     kinds = {kind: names for kind in _KINDS if (names := _with_endings(of_interest, kind))}
+    if len(kinds) > 1:
+        # Lists of images, notes and config files may lie beside annotations.
+        kinds = {kind: names for kind, names in kinds.items() if _holds_annotations(folder, names)} or kinds
     if len(kinds) > 1:
         examples = ", ".join(names[0] for names in kinds.values())
         raise AnnotationError(
@@ -214,6 +256,15 @@ def _wanted(uri: str, found: list[str], file_format: str) -> list[str]:
             "the files by a pattern such as *.xml"
         )
     return next(iter(kinds.values()), [])
+
+
+def _holds_annotations(folder: str, names: list[str]) -> bool:
+    step = -(-len(names) // SAMPLE_FILES)
+    return any(holds_annotations(storage.join(folder, name)) for name in names[::step])
+
+
+def _of_interest(names: list[str]) -> list[str]:
+    return [name for name in names if not _NO_ANNOTATIONS.fullmatch(name.rpartition("/")[2])]
 
 
 def _with_endings(names: list[str], endings: tuple[str, ...]) -> list[str]:

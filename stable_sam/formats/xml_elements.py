@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -15,6 +17,7 @@ from stable_sam.errors import AnnotationError, one_line
 
 MAX_ELEMENT_BYTES = 16 * 2**20
 """Largest child of the document's root. It is held as a whole, and as Python objects it is about 20 times as big."""
+_DECLARATION = re.compile(rb"""(\s*<\?xml[^>]{0,100}?encoding\s*=\s*["'])([A-Za-z][\w.-]{0,40})""")
 MAX_DEPTH = 100
 """Deepest nesting of elements; no supported format nests deeper than 10."""
 
@@ -83,9 +86,16 @@ class _Limited:
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name, self._read = file, name, 0
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._started = False
 
     def read(self, length: int = -1) -> bytes:
         data = self._file.read(length)
+        if not self._started:
+            self._started = True
+            data = self._declared(data)
+        elif self._decoder is not None:
+            data = self._decoder.decode(data, final=not data).encode()
         self._read += len(data)
         if self._read > MAX_ELEMENT_BYTES:
             raise AnnotationError(
@@ -95,3 +105,18 @@ class _Limited:
 
     def taken(self) -> None:
         self._read = 0
+
+    def _declared(self, data: bytes) -> bytes:
+        """Return the beginning of the file, in UTF-8 if it declares a multi-byte encoding other than a Unicode one.
+
+        The parser does not know such encodings, for example GB2312 and Shift_JIS.
+        """
+        found = _DECLARATION.match(data)
+        if found is None:
+            return data
+        encoding = codecs.lookup(found[2].decode("ascii")).name  # a LookupError is reported as invalid XML
+        if encoding.startswith("utf") or len(bytes(range(128, 256)).decode(encoding, "replace")) == 128:
+            return data
+        # GB18030 contains GB2312 and GBK, and many files that declare one of these need it.
+        self._decoder = codecs.getincrementaldecoder("gb18030" if encoding in ("gb2312", "gbk") else encoding)()
+        return self._decoder.decode(found[1] + b"utf-8" + data[found.end(2) :]).encode()

@@ -155,11 +155,13 @@ class _Files:
 def _look_at(connection: duckdb.DuckDBPyConnection, request: RunRequest, code_version: str) -> _Files:
     annotations_uri, images_uri, index_uri = request.annotations_uri, request.images_uri, request.image_index_uri
     since, source = request.since, request.config.source
-    sources = [annotations_version(annotations_uri)]
+    links = source.follow_links
+    sources = [annotations_version(annotations_uri, follow_links=links)]
     sources += [_version(uri) for uri in (index_uri, source.class_names_uri) if uri is not None]
-    source_looked_at = since is None or annotations_modified_since(annotations_uri, since)
-    looked_at = None if since is None else modified_since(images_uri, since)
-    image_versions = compare.load_versions(connection, images_uri, iter_versions(images_uri), looked_at)
+    source_looked_at = since is None or annotations_modified_since(annotations_uri, since, follow_links=links)
+    looked_at = None if since is None else modified_since(images_uri, since, follow_links=links)
+    listing = iter_versions(images_uri, follow_links=links)
+    image_versions = compare.load_versions(connection, images_uri, listing, looked_at)
     uris = (annotations_uri, index_uri, images_uri)
     version = json_sha256([*uris, *sources, image_versions, code_version, source.model_dump()])
     return _Files(

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
 from stable_sam.errors import AnnotationError, StorageError
+from stable_sam.formats.image_lookup import path_parts
 from stable_sam.formats.source_annotation import id_text, image_size
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.rle import encode_segmentation, rle, rle_iou
@@ -217,7 +218,7 @@ def _image(item: Any, where: str) -> dict[str, Any]:
     name = item.get("file_name") or str(item.get("coco_url") or "").rpartition("/")[2]
     if not isinstance(name, str) or not name:
         raise AnnotationError(f"{where}: expected an image with id, file_name, height and width, got {item!r:.80}")
-    return {"image_id": image_id, "file_name": name.removeprefix("./"), "height": size[0], "width": size[1]}
+    return {"image_id": image_id, "file_name": "/".join(path_parts(name)), "height": size[0], "width": size[1]}
 
 
 def _category(item: Any, where: str) -> dict[str, Any]:

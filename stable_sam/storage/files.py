@@ -28,7 +28,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stable_sam.errors import ConfigError, StorageError, without_credentials
 from stable_sam.storage import s3
-from stable_sam.storage.listing import StoredFile, local_file, local_files, objects, stored_object
+from stable_sam.storage.listing import (
+    LeftOutLink,
+    Links,
+    StoredFile,
+    local_file,
+    local_files,
+    local_links_left_out,
+    objects,
+    stored_object,
+)
 from stable_sam.storage.storage_errors import explained, explained_file
 
 PARTIAL_SUFFIX = ".stable-sam-partial"
@@ -204,18 +213,27 @@ def list_versions(uri: str) -> dict[str, str]:
     return {f"{base}/{name}": version for name, version in iter_versions(uri)}
 
 
-def iter_versions(uri: str) -> Iterator[tuple[str, str]]:
+def iter_versions(uri: str, *, follow_links: bool = False) -> Iterator[tuple[str, str]]:
     """Yield (path below the folder, version) of all files below a folder, at any depth, in no particular order.
 
     One listing is passed on page by page (S3: a request for every 1,000 objects). In a local folder, links that lead
-    out of it are left out.
+    out of it are left out unless `follow_links` is true.
     """
-    return ((file.path, file.version) for file in iter_files(uri))
+    return ((file.path, file.version) for file in iter_files(uri, follow_links=follow_links))
 
 
-def iter_files(uri: str) -> Iterator[StoredFile]:
+def iter_files(uri: str, *, follow_links: bool = False) -> Iterator[StoredFile]:
     """Yield the files that `iter_versions` lists, with all that the listing says about them."""
-    return (file for file in _files(uri, links=True) if not file.path.endswith(PARTIAL_SUFFIX))
+    files = _files(uri, links="all" if follow_links else "inside")
+    return (file for file in files if not file.path.endswith(PARTIAL_SUFFIX))
+
+
+def links_left_out(uri: str, *, follow_links: bool = False) -> Iterator[LeftOutLink]:
+    """Yield the links below a local folder that `iter_files` leaves out; object stores have no links."""
+    with explained(uri, "list"):
+        filesystem, path = _open(uri)
+        if isinstance(filesystem, LocalFileSystem):
+            yield from local_links_left_out(path, links="all" if follow_links else "inside")
 
 
 def file_version(uri: str) -> str:
@@ -226,7 +244,7 @@ def file_version(uri: str) -> str:
         return (local_file(path, os.stat(path)) if local else stored_object(path, filesystem.info(path))).version
 
 
-def modified_since(uri: str, moment: datetime) -> frozenset[str]:
+def modified_since(uri: str, moment: datetime, *, follow_links: bool = False) -> frozenset[str]:
     """Return the URIs of the files below a folder, or of the file `uri` itself, that were modified since `moment`.
 
     Leaves out the files that `iter_versions` leaves out. In a store without modification times all files count as
@@ -238,12 +256,13 @@ def modified_since(uri: str, moment: datetime) -> frozenset[str]:
         info = filesystem.info(path)
         if info["type"] == "file":
             return frozenset([base] if stored_object(path, info).modified >= moment else [])
-    return frozenset(f"{base}/{file.path}" for file in iter_files(uri) if file.modified >= moment)
+    files = iter_files(uri, follow_links=follow_links)
+    return frozenset(f"{base}/{file.path}" for file in files if file.modified >= moment)
 
 
 def list_stored(uri: str) -> Iterator[StoredFile]:
     """Yield every file below a folder, also the partial files of killed writers; links are left out."""
-    return _files(uri, links=False)
+    return _files(uri, links="none")
 
 
 def remove_files(uri: str, paths: Sequence[str]) -> None:
@@ -308,7 +327,7 @@ def _open(uri: str) -> tuple[Any, str]:
     return filesystem, filesystem._strip_protocol(uri)
 
 
-def _files(uri: str, *, links: bool) -> Iterator[StoredFile]:
+def _files(uri: str, *, links: Links) -> Iterator[StoredFile]:
     with explained(uri, "list"):
         filesystem, path = _open(uri)
         local = isinstance(filesystem, LocalFileSystem)

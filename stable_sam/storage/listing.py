@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from stable_sam.storage import s3
 
@@ -27,14 +27,45 @@ class StoredFile:
     """A text that changes with the content: an object's etag, or a local file's modification time (ns) and size."""
 
 
-def local_files(root: str, *, links: bool) -> Iterator[StoredFile]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutLink:
+    """A local link that a listing leaves out."""
+
+    path: str
+    """Path below the listed folder, with forward slashes."""
+    folder: bool
+    """Whether it leads to a folder."""
+    broken: bool
+    """Whether it leads to nothing."""
+
+
+Links = Literal["none", "inside", "all"]
+"""Which links a listing follows: none, those that lead to a place inside the folder, or all that lead to something."""
+
+
+def local_files(root: str, *, links: Links) -> Iterator[StoredFile]:
     """Yield the files below a local folder, none when it is missing.
 
-    links: whether links are followed. Links that lead nowhere or out of `root` are always left out, and below a linked
-    folder no further linked folder is entered, so that circular links end.
+    links: which links are followed. Links that lead nowhere are always left out, and below a linked folder no further
+    linked folder is entered, so that circular links end.
     Pipes and devices are left out because reading them may never end. Names that are not valid Unicode are left out
     because no annotation file can contain them.
     """
+    for path, entry in _entries(root, links):
+        if not isinstance(entry, LeftOutLink):
+            with suppress(FileNotFoundError):
+                found = entry.stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield local_file(path, found)
+
+
+def local_links_left_out(root: str, *, links: Links) -> Iterator[LeftOutLink]:
+    """Yield the links that `local_files` leaves out."""
+    return (entry for _, entry in _entries(root, links) if isinstance(entry, LeftOutLink))
+
+
+def _entries(root: str, links: Links) -> Iterator[tuple[str, os.DirEntry[str] | LeftOutLink]]:
+    """Yield all entries below `root` that are not folders, each with its path; links that are left out included."""
     inside = os.path.realpath(root) + os.sep
     folders = [("", False)]
     while folders:
@@ -45,17 +76,16 @@ def local_files(root: str, *, links: bool) -> Iterator[StoredFile]:
             continue
         with entries:
             for entry in entries:
-                link = entry.is_symlink()
-                if not _is_unicode(entry.name) or (link and not (links and _leads_inside(entry.path, inside))):
+                if not _is_unicode(entry.name):
                     continue
-                if entry.is_dir():
-                    if not (link and linked):
-                        folders.append((f"{folder}{entry.name}/", link or linked))
-                    continue
-                with suppress(FileNotFoundError):
-                    found = entry.stat()
-                    if stat.S_ISREG(found.st_mode):
-                        yield local_file(folder + entry.name, found)
+                path, link = folder + entry.name, entry.is_symlink()
+                if link and not _followed(entry.path, links, inside):
+                    broken = not os.path.exists(entry.path)
+                    yield path, LeftOutLink(path=path, folder=not broken and entry.is_dir(), broken=broken)
+                elif not entry.is_dir():
+                    yield path, entry
+                elif not (link and linked):
+                    folders.append((f"{path}/", link or linked))
 
 
 def objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
@@ -100,8 +130,10 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _leads_inside(path: str, folder: str) -> bool:
-    return (os.path.realpath(path) + os.sep).startswith(folder)
+def _followed(path: str, links: Links, inside: str) -> bool:
+    if links == "all":
+        return os.path.exists(path)
+    return links == "inside" and os.path.exists(path) and (os.path.realpath(path) + os.sep).startswith(inside)
 
 
 def _s3_pages(filesystem: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,8 +6,8 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-from stable_sam.errors import AnnotationError, ImageError
-from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.errors import AnnotationError
+from stable_sam.formats.image_lookup import ImageLookup
 from stable_sam.formats.source_annotation import id_text, image_size
 
 MAX_CATEGORIES = 1_000_000
@@ -28,9 +28,9 @@ class Image:
 class Catalogue:
     """The `images` and `categories` of a COCO file; an image takes about 200 bytes of memory."""
 
-    def __init__(self, name: str, folder: ImageFolder) -> None:
-        """Create an empty catalogue. `name` is the COCO file's name for messages, `folder` holds its images."""
-        self._name, self._folder = name, folder
+    def __init__(self, name: str, images: ImageLookup) -> None:
+        """Create an empty catalogue. `name` is the COCO file's name for messages, `images` finds its images."""
+        self._name, self._images = name, images
         self._numbers: dict[str, int] = {}
         self._file_names: list[Any] = []
         self._sides = array("i")
@@ -47,7 +47,7 @@ class Catalogue:
             raise AnnotationError(f"{self._name}: images[{position}]: expected an object with an id, got {entry!r:.80}")
         file_name = entry.get("file_name")
         if file_name is None:
-            file_name = self._of_url(entry.get("coco_url"))
+            file_name = entry.get("coco_url")  # LVIS states this URL instead
         number = self._numbers.setdefault(image_id, len(self._numbers))
         if number == len(self._file_names):
             self._file_names.append(file_name)
@@ -56,16 +56,6 @@ class Catalogue:
             self._twice.setdefault(
                 image_id, f"stands for two files: {self._file_names[number]!r:.200} and {file_name!r:.200}"
             )
-
-    def _of_url(self, url: Any) -> Any:
-        """Return the file that a `coco_url` names, such as `http://.../train2017/000000000042.jpg`.
-
-        LVIS states this URL instead of a `file_name`. The file lies in a folder of its subset, or in the image folder.
-        """
-        if not isinstance(url, str):
-            return None
-        *_, subset, name = ["", *url.split("/")]
-        return f"{subset}/{name}" if self._folder.number(f"{subset}/{name}") is not None else name
 
     def add_category(self, category: Any) -> None:
         """Add an element of `categories`; one that is no object is ignored, and so are those above `MAX_CATEGORIES`."""
@@ -77,15 +67,22 @@ class Catalogue:
         """Return the image's number, from 0 and below the length of the catalogue; None for an unknown id."""
         return self._numbers.get(image_id)
 
-    def image(self, image_id: str) -> Image:
-        """Return the image with this id, which has a `problem` when it cannot be found."""
+    def image(self, image_id: str, file_name: Any = None) -> Image:
+        """Return the image with this id, which has a `problem` when it cannot be found.
+
+        `file_name` is the name of an image that the catalogue does not list.
+        """
         number = self._numbers.get(image_id)
+        if number is None and file_name is not None:
+            found = self._images.find(file_name)
+            return Image(uri=found.uri, problem=found.problem)
         if number is None:
             return Image(problem=f"image {image_id} is not among the images of {self._name}")
         if image_id in self._twice:
             return Image(problem=f"image id {image_id} {self._twice[image_id]}")
         height, width = self._sides[2 * number : 2 * number + 2]
-        return _located(self._file_names[number], self._folder, (height, width) if height else None)
+        found = self._images.find(self._file_names[number])
+        return Image(uri=found.uri, problem=found.problem, size_hw=(height, width) if height else None)
 
     def category(self, category_id: Any) -> str | None:
         """Return the name of a category, None for an unknown id."""
@@ -94,11 +91,14 @@ class Catalogue:
 
 
 class CocoFileNames:
-    """Takes the place of a `Catalogue` without an image index: it finds images by COCO's own file names."""
+    """Takes the place of a `Catalogue` without an image index.
 
-    def __init__(self, folder: ImageFolder) -> None:
-        """Use the images in `folder`."""
-        self._folder = folder
+    It finds images by the names that detections give, or else by COCO's own file names.
+    """
+
+    def __init__(self, images: ImageLookup) -> None:
+        """`images` finds the images."""
+        self._images = images
 
     def __len__(self) -> int:
         return 0
@@ -106,24 +106,25 @@ class CocoFileNames:
     def number(self, image_id: str) -> None:
         """Return None, because no id is known in advance."""
 
-    def image(self, image_id: str) -> Image:
-        """Return the image that COCO's own file names give this id: image 42 is `000000000042.jpg`."""
-        if not (image_id.isascii() and image_id.isdecimal()):
-            return Image(problem=f"expected a number as image_id or an image index, got image_id {image_id!r:.200}")
-        found = _located(f"{image_id:>012}.jpg", self._folder, None)
+    def image(self, image_id: str, file_name: Any = None) -> Image:
+        """Return the image called `file_name`, or without one the image that is named by its id.
+
+        Image 42 is `000000000042.jpg`, as COCO's own files are called, or `42.*`; image `cat` is `cat.*`.
+        """
+        if file_name is not None:
+            found = self._images.find(file_name)
+            return Image(uri=found.uri, problem=found.problem)
+        if image_id.isascii() and image_id.isdecimal():
+            found = self._images.find(f"{image_id:>012}.jpg", last=[image_id])
+        else:
+            missing = f"expected a number as image_id, a file_name or an image index, got image_id {image_id!r:.200}"
+            found = self._images.find(image_id, missing=missing)
         if found.problem:
             return Image(problem=f"{found.problem} (without an image index, COCO's file names are assumed)")
-        return found
+        return Image(uri=found.uri)
 
     def category(self, category_id: Any) -> None:
         """Return None, because category names are not known."""
 
 
 AnyCatalogue = Catalogue | CocoFileNames
-
-
-def _located(file_name: Any, folder: ImageFolder, size_hw: tuple[int, int] | None) -> Image:
-    try:
-        return Image(uri=folder.find(file_name), size_hw=size_hw)
-    except ImageError as error:
-        return Image(problem=str(error), size_hw=size_hw)

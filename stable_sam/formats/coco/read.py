@@ -1,13 +1,15 @@
 """Reads COCO files: instances JSON and detection results JSON.
 
 In instances, `bbox` is XYWH in pixels. As an extension, an annotation may have `"points": [[x, y, label], ...]` (label
-1 = on the object, 0 = background) with or without `bbox`. `segmentation` is not a weak prompt and is ignored.
-`keypoints` are ignored unless the config asks for them; then the visible ones become points on the object.
+1 = on the object, 0 = background) with or without `bbox`. `segmentation` is not a weak prompt: only an annotation with
+neither `bbox` nor `points` gets the box around it. `keypoints` are ignored unless the config asks for them; then the
+visible ones become points on the object.
 
 LVIS instances have no `file_name`: the end of `coco_url` names the image.
 
-Detection results are a list of `{"image_id", "bbox", "score", "category_id"}`. They do not name their images. An image
-index does (any COCO JSON with `images`), or else COCO's own file names are used (image 42 is `000000000042.jpg`).
+Detection results are a list of `{"image_id", "bbox", "score", "category_id"}`. Which image an id means is said by an
+image index (any COCO JSON with `images`), or by a `file_name` beside the id. Without both, image 42 is
+`000000000042.jpg`, as COCO's own files are called, or `42.*`, and image `cat` is `cat.*`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from stable_sam.errors import AnnotationError
 from stable_sam.formats.coco.catalogue import AnyCatalogue, Catalogue, CocoFileNames
 from stable_sam.formats.coco.records import CocoFile, record_chunk
 from stable_sam.formats.columns.check import Chunk, PlaceCounter
-from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.image_lookup import ImageLookup
 from stable_sam.formats.reading import open_annotations
 from stable_sam.storage.json_stream import JsonStream
 
@@ -28,7 +30,7 @@ LISTS = ("images", "categories", "annotations")
 
 
 def read_instances(
-    file: BinaryIO, *, name: str, folder: ImageFolder, rows: int, keypoints: bool = False
+    file: BinaryIO, *, name: str, images: ImageLookup, rows: int, keypoints: bool = False
 ) -> Iterator[Chunk]:
     """Return chunks of at most `rows` of the document's `annotations`; prompt_id is the annotation's id.
 
@@ -38,7 +40,7 @@ def read_instances(
     the categories at the end. The first reading happens in this call, which raises `AnnotationError` for a file that is
     not valid JSON or not COCO.
     """
-    stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
+    stream, catalogue = JsonStream(file, name), Catalogue(name, images)
     offset = _read_catalogue(stream, name, catalogue, need_annotations=True)
     source = CocoFile(name=name, kind="annotation", catalogue=catalogue, keypoints=keypoints)
     if offset is None:
@@ -57,9 +59,9 @@ def read_detections(
     return _read(_detections(JsonStream(file, name)), source, rows)
 
 
-def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
+def read_index(file: BinaryIO, *, name: str, images: ImageLookup) -> Catalogue:
     """Read the catalogue of any COCO file that has images; raises `AnnotationError` when it has none."""
-    stream, catalogue = JsonStream(file, name), Catalogue(name, folder)
+    stream, catalogue = JsonStream(file, name), Catalogue(name, images)
     if stream.peek() == "{":
         _read_catalogue(stream, name, catalogue, need_annotations=False)
     if not len(catalogue):
@@ -67,15 +69,16 @@ def read_index(file: BinaryIO, *, name: str, folder: ImageFolder) -> Catalogue:
     return catalogue
 
 
-def catalogue_of(image_index_uri: str | None, folder: ImageFolder) -> AnyCatalogue:
-    """Read the images of an index; without an index, use COCO's own file names.
+def catalogue_of(image_index_uri: str | None, images: ImageLookup) -> AnyCatalogue:
+    """Read the images of an index; without an index, use the names in the detections or COCO's own file names.
 
     Raises `AnnotationError` and `StorageError`.
     """
     if image_index_uri is None:
-        return CocoFileNames(folder)
+        return CocoFileNames(images)
     with open_annotations(image_index_uri) as file:
-        return read_index(file, name=image_index_uri, folder=folder)
+        beside_index = ImageLookup(images.folder, image_index_uri, image_index_uri.rpartition("/")[2])
+        return read_index(file, name=image_index_uri, images=beside_index)
 
 
 def _read_catalogue(stream: JsonStream, name: str, catalogue: Catalogue, *, need_annotations: bool) -> int | None:

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stable_sam.errors import PromptError
 from stable_sam.formats.coco.catalogue import AnyCatalogue, Image
+from stable_sam.formats.coco.mask_box import mask_box_xywh
 from stable_sam.formats.columns import convert as plain_columns
 from stable_sam.formats.columns.check import Chunk, PlaceCounter, SourceColumns, different
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
@@ -45,28 +47,44 @@ def record_chunk(given: Sequence[Any], source: CocoFile, places: PlaceCounter, p
     `places` has counted the records before them, image by image, and counts these too.
     """
     records = [record if isinstance(record, dict) else {} for record in given]
-    image_ids, which = different([id_text(record.get("image_id")) or "" for record in records])
-    images = [source.catalogue.image(image_id) if image_id else NO_IMAGE for image_id in image_ids]
-    place = places.of_chunk(image_ids, which)
+    image_ids, of_image = different([id_text(record.get("image_id")) or "" for record in records])
+    place = places.of_chunk(image_ids, of_image)
+    # A detection may name its image itself.
+    file_names = [_file_name(record) if source.kind == "detection" else None for record in records]
+    known: dict[tuple[int, str | None], int] = {}
+    which = np.array(
+        [known.setdefault(key, len(known)) for key in zip(of_image.tolist(), file_names, strict=True)], np.int64
+    )
+    images = [
+        source.catalogue.image(image_ids[number], name) if image_ids[number] else NO_IMAGE for number, name in known
+    ]
 
     def read(rows: NDArray[np.int64]) -> list[Prompt]:
         prompts = []
         for row in rows.tolist():
-            image_id, image = image_ids[which[row]], images[which[row]]
+            image_id, image = image_ids[of_image[row]], images[which[row]]
             place_id = f"{image_id}:{place[row]}" if image_id else f"record-{position + row}"
             prompts.append(_prompt(given[row], source, image_id, image, place_id))
         return prompts
 
     def columns() -> SourceColumns:
-        return _columns(records, source, pa.array(image_ids, pa.string()), images, which, place)
+        return _columns(
+            records, source, pa.array(image_ids, pa.string()).take(pa.array(of_image)), images, which, place
+        )
 
     return Chunk(length=len(given), read=read, columns=columns)
+
+
+def _file_name(record: Mapping[str, Any]) -> str | None:
+    given = record.get("file_name")
+    return given if isinstance(given, str) and given else None
 
 
 def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id: str) -> Prompt:
     record = given if isinstance(given, dict) else {}
     annotation_id = id_text(record.get("id")) if source.kind == "annotation" else None
     points, labels, points_problem = _split_points(record.get("points"))
+    box, box_problem = _box(record, image)
     if source.keypoints:
         visible = _visible(record.get("keypoints"))
         points, labels = points + visible, labels + [1] * len(visible)
@@ -83,8 +101,8 @@ def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id:
             image_id=image_id,
             image_uri=image.uri,
             size_hw=image.size_hw,
-            problem="; ".join(filter(None, (problem, points_problem))) or None,
-            box_xywh=record.get("bbox"),
+            problem="; ".join(filter(None, (problem, points_problem, box_problem))) or None,
+            box_xywh=box,
             points_xy=points,
             point_labels=labels,
             annotation_id=annotation_id,
@@ -95,6 +113,16 @@ def _prompt(given: Any, source: CocoFile, image_id: str, image: Image, place_id:
             attributes=attributes_json(record, OWN_FIELDS),
         )
     )
+
+
+def _box(record: Mapping[str, Any], image: Image) -> tuple[Any, str | None]:
+    """Return the record's box, or the box around its mask when it has nothing else, and what is wrong with the mask."""
+    if record.get("bbox") not in (None, []) or record.get("points"):
+        return record.get("bbox"), None
+    try:
+        return mask_box_xywh(record.get("segmentation"), image.size_hw), None
+    except PromptError as error:
+        return None, str(error)
 
 
 def _split_points(given: Any) -> tuple[list[Any], list[Any], str | None]:
@@ -117,17 +145,16 @@ def _visible(keypoints: Any) -> list[Any]:
 def _columns(
     records: Sequence[Mapping[str, Any]],
     source: CocoFile,
-    image_ids: pa.Array,
+    image_id: pa.Array,
     images: Sequence[Image],
     which: NDArray[np.int64],
     place: NDArray[np.int64],
 ) -> SourceColumns:
     """Return the records as columns.
 
-    `which` is the index in `image_ids` and `images` of each record's image, `place` its place among those of its image.
+    `image_id` holds the image id of each record, `which` the index in `images` of its image, `place` its place among
+    those of its image.
     """
-    taken = pa.array(which)
-    image_id = image_ids.take(taken)
     plain = np.array([image.problem is None for image in images])[which]
     prompt_id = pc.binary_join_element_wise(image_id, pa.array(place).cast(pa.string()), ":")
     values: dict[str, pa.Array] = {}
@@ -154,7 +181,7 @@ def _columns(
         size_hw=np.array([image.size_hw or (0, 0) for image in images], np.float64)[which],
         prompt_id=prompt_id,
         image_id=image_id,
-        image_uri=pa.array([image.uri for image in images], pa.string()).take(taken),
+        image_uri=pa.array([image.uri for image in images], pa.string()).take(pa.array(which)),
         category=categories,
         attributes=pa.array(attributes, pa.string()),
         **values,

@@ -18,8 +18,8 @@ from xml.etree.ElementTree import Element
 
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.columns.check import PlaceCounter
-from stable_sam.formats.image_lookup import find_image
-from stable_sam.formats.reading import Context, bounds, union
+from stable_sam.formats.image_lookup import ImageLookup
+from stable_sam.formats.reading import AnnotationFile, Context, bounds, in_order, union
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, image_size
 from stable_sam.formats.xml_elements import children, number, whole_number
 
@@ -29,20 +29,22 @@ GEOMETRY = frozenset({"label", "points", *CORNERS, "cx", "cy", "rx", "ry", "rle"
 FLAGS = ("occluded", "z_order", "outside")
 
 
-def read_cvat(file: BinaryIO, uri: str, context: Context) -> Iterator[SourceAnnotation]:
+def read_cvat(stream: BinaryIO, file: AnnotationFile, context: Context) -> Iterator[SourceAnnotation]:
     """Yield one annotation for each object; raises `AnnotationError` for a file that is not such XML."""
-    places = PlaceCounter(len(context.folder), context.folder.number)
-    for image in children(file, uri, "annotations"):
+    places, lookup = PlaceCounter(len(context.folder), context.folder.number), context.images_of(file)
+    for image in children(stream, file.uri, "annotations"):
         if image.tag == "track":
-            raise AnnotationError(f"{uri}: expected CVAT for images, got CVAT for video: export it as CVAT for images")
+            raise AnnotationError(
+                f"{file.uri}: expected CVAT for images, got CVAT for video: export it as CVAT for images"
+            )
         if image.tag == "image":
-            yield from _shapes(image, uri, context, places)
+            yield from _shapes(image, file.uri, lookup, places)
 
 
-def _shapes(image: Element, uri: str, context: Context, places: PlaceCounter) -> Iterator[SourceAnnotation]:
+def _shapes(image: Element, uri: str, lookup: ImageLookup, places: PlaceCounter) -> Iterator[SourceAnnotation]:
     name, subset = image.get("name"), image.get("subset")
     # In the export of a project, CVAT writes the images of each subset into a folder of its own.
-    found = find_image(context.folder, name, [f"{subset}/{name}", f"{subset}/{name}".lower()] if subset else [])
+    found = lookup.find(name, first=[f"{subset}/{name}", f"{subset}/{name}".lower()] if subset else [])
     size = image_size({side: whole_number(image.get(side)) for side in ("height", "width")})
     image_id = found.image_id or f"image-{image.get('id')}"
     for parts in _objects(image):
@@ -88,7 +90,7 @@ def _attributes(shape: Element) -> dict[str, Any]:
 def _geometry(shape: Element) -> dict[str, Any]:
     """Return the `box` (XYXY pixels), the `points` (XY pixels) or the `problem` of a shape."""
     if shape.tag == "box":
-        corners = [number(shape.get(corner)) for corner in CORNERS]
+        corners = in_order([number(shape.get(corner)) for corner in CORNERS])
         return {"box": _turned(corners, number(shape.get("rotation")))}
     if shape.tag == "polygon":
         return {"box": bounds(_points(shape))}

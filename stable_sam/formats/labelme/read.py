@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-import posixpath
 import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stable_sam.errors import AnnotationError, one_line
-from stable_sam.formats.image_lookup import FoundImage, beside, find_image
 from stable_sam.formats.reading import Context, SmallFile, bounds, union
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, id_text, image_size
-from stable_sam.storage.files import join
 
 OWN_FIELDS = frozenset({"label", "points", "score", "mask", "group_id"})
 BOXES = ("polygon", "rectangle", "rotation", "oriented_rectangle")
@@ -38,7 +35,7 @@ def read_labelme(file: SmallFile, context: Context) -> list[SourceAnnotation]:
     if not isinstance(shapes, list):
         raise AnnotationError(f"{file.uri}: expected LabelMe JSON with a list of shapes, got none")
     size = {"height": document.get("imageHeight"), "width": document.get("imageWidth")}
-    image = _image(file, document.get("imagePath"), context)
+    image = context.images_of(file.file).find(document.get("imagePath"), last=[file.stem])
     return [
         SourceAnnotation(
             prompt_id=f"{file.stem}:{place}",
@@ -107,15 +104,3 @@ def _around(points: Sequence[Any]) -> list[Any]:
 def _to_the_last_pixel(box: Any) -> Any:
     """Return the box (XYXY) of a mask, whose corners in the file are its first and its last pixel."""
     return [box[0], box[1], box[2] + 1, box[3] + 1] if len(box) == 4 else box
-
-
-def _image(file: SmallFile, path: Any, context: Context) -> FoundImage:
-    """Find the image at `path`, relative to the annotation file's folder, as long as it is in the image folder."""
-    names = list(beside(file.stem, path))
-    if isinstance(path, str):
-        scheme, separator, place = file.uri.rpartition("://")
-        target = scheme + separator + posixpath.normpath(join(posixpath.dirname(place), path.replace("\\", "/")))
-        base = join(context.folder.uri, "")
-        if target.startswith(base):
-            names.insert(0, target.removeprefix(base))
-    return find_image(context.folder, path, names)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from stable_sam.errors import AnnotationError, StableSamError, one_line
 from stable_sam.formats.columns import convert
 from stable_sam.formats.columns.check import Chunk, PlaceCounter, different
-from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.image_lookup import ImageLookup
 from stable_sam.formats.prompt_table.rows import (
     OWN_COLUMNS,
     PROMPT_COLUMNS,
@@ -56,14 +56,14 @@ BUFFER_BYTES = 2**22
 """Bytes of a column that are read at a time, whatever the size of a row group."""
 
 
-def read_prompt_table(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+def read_prompt_table(file: BinaryIO, *, name: str, images: ImageLookup, rows: int) -> Iterator[Chunk]:
     """Read Parquet or JSON Lines, whichever the file is; raises what `read_parquet` and `read_json_lines` raise."""
     is_parquet = file.read(len(PARQUET)) == PARQUET
     file.seek(0)
-    return (read_parquet if is_parquet else read_json_lines)(file, name=name, folder=folder, rows=rows)
+    return (read_parquet if is_parquet else read_json_lines)(file, name=name, images=images, rows=rows)
 
 
-def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+def read_parquet(file: BinaryIO, *, name: str, images: ImageLookup, rows: int) -> Iterator[Chunk]:
     """Return chunks of at most `rows` rows.
 
     Raises `AnnotationError` for a damaged file, for missing columns, and for a column that appears twice.
@@ -75,10 +75,10 @@ def read_parquet(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -
         raise AnnotationError(f"{name}: {EXPECTED}, got {', '.join(columns):.200}")
     if len(set(columns)) < len(columns):
         raise AnnotationError(f"{name}: expected every column once, got {', '.join(columns):.200}")
-    return _read(_parquet_chunks(parquet, name, rows), folder)
+    return _read(_parquet_chunks(parquet, name, rows), images)
 
 
-def read_json_lines(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int) -> Iterator[Chunk]:
+def read_json_lines(file: BinaryIO, *, name: str, images: ImageLookup, rows: int) -> Iterator[Chunk]:
     """Return chunks of at most `rows` lines that are not blank.
 
     Raises `AnnotationError` for a first line without an image and for a line that is not a JSON object.
@@ -86,7 +86,7 @@ def read_json_lines(file: BinaryIO, *, name: str, folder: ImageFolder, rows: int
     _, first = next(_json_rows(file, name), ("", {}))
     if "image" not in first:
         raise AnnotationError(f"{name}: {EXPECTED}, got a first line with {', '.join(first):.200}")
-    return _read(_json_chunks(_json_rows(file, name), rows), folder)
+    return _read(_json_chunks(_json_rows(file, name), rows), images)
 
 
 def _parquet_chunks(file: pq.ParquetFile, name: str, rows: int) -> Iterator[TableChunk]:
@@ -194,8 +194,8 @@ def _json_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
         yield f"{name}: line {number}", row
 
 
-def _read(chunks: Iterator[TableChunk], folder: ImageFolder) -> Iterator[Chunk]:
-    places, position = PlaceCounter(len(folder), folder.number), 0
+def _read(chunks: Iterator[TableChunk], images: ImageLookup) -> Iterator[Chunk]:
+    places, position = PlaceCounter(len(images.folder), images.folder.number), 0
     for chunk in chunks:
-        yield prompt_chunk(chunk, folder, places, position)
+        yield prompt_chunk(chunk, images, places, position)
         position += chunk.length

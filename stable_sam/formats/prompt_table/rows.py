@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stable_sam.errors import ImageError, without_credentials
 from stable_sam.formats.columns import convert as plain_columns
 from stable_sam.formats.columns.check import Chunk, PlaceCounter, SourceColumns, different
-from stable_sam.formats.image_folder import ImageFolder, relative_name
+from stable_sam.formats.image_lookup import ImageLookup, relative_name
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
 from stable_sam.records import Prompt
 
@@ -47,13 +47,13 @@ class TableChunk:
     """Returns the rows with these numbers as records, each after its file and place, for messages."""
 
 
-def prompt_chunk(chunk: TableChunk, folder: ImageFolder, places: PlaceCounter, position: int) -> Chunk:
+def prompt_chunk(chunk: TableChunk, images: ImageLookup, places: PlaceCounter, position: int) -> Chunk:
     """Return the rows as a chunk of prompts; its first row has the number `position` in the table.
 
     `places` has counted the rows before them, image by image, and counts these too.
     """
     given, which = chunk.images
-    found = [_image(name, folder) for name in given]
+    found = [_image(name, images) for name in given]
     image_ids, of_image = different([image_id for image_id, _, _ in found])
     place = places.of_chunk(image_ids, of_image[which])
 
@@ -152,12 +152,14 @@ def _prompt(
     )
 
 
-def _image(given: Any, folder: ImageFolder) -> tuple[str, str, str | None]:
-    """Return the image_id and image_uri of a row, and what is wrong with the image."""
-    try:
-        if isinstance(given, str) and "://" in given:
-            return given, folder.find_uri(given), None
-        return relative_name(given), folder.find(given), None
-    except ImageError as error:
-        name = id_text(given) or ""
-        return without_credentials(name), "", str(error)
+def _image(given: Any, images: ImageLookup) -> tuple[str, str, str | None]:
+    """Return the image_id and image_uri of a row, and what is wrong with the image.
+
+    The image_id is the name that the row gives, because it is part of the id of a prompt that has none of its own.
+    """
+    found = images.find(given)
+    name = without_credentials(id_text(given) or "")
+    if found.problem is None and "://" not in name:
+        with suppress(ImageError):
+            name = relative_name(given)
+    return name, found.uri, found.problem

@@ -16,7 +16,7 @@ from typing import Any
 
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.class_names import ClassNames
-from stable_sam.formats.image_lookup import FoundImage, find_image, with_endings
+from stable_sam.formats.image_lookup import FoundImage
 from stable_sam.formats.reading import Context, SmallFile, bounds, scaled
 from stable_sam.formats.source_annotation import SourceAnnotation
 from stable_sam.formats.xml_elements import number
@@ -26,7 +26,6 @@ NORMALISED = (-0.5, 1.5)
 LISTS = frozenset({"classes", "labels", "labelmap", "train", "val", "valid", "test", "trainval", "requirements"})
 """Names of other text files that lie among the labels; a file of such a name is read only when it has an image."""
 VISIBLE = 2
-FOLDERS = {"labels": "images", "Labels": "Images", "annotations": "images", "Annotations": "Images"}
 
 
 def read_yolo(file: SmallFile, context: Context) -> list[SourceAnnotation]:
@@ -105,12 +104,5 @@ def _visible(values: Sequence[Any], each: int) -> Iterator[list[Any]]:
 
 
 def _image(file: SmallFile, context: Context) -> FoundImage:
-    stem, own = file.stem, file.uri.rpartition("/")[0].removesuffix("/" + file.stem.rpartition("/")[0])
-    parts = stem.split("/")
-    stems = [stem, "/".join(FOLDERS.get(part, part) for part in parts), f"{own.rpartition('/')[2]}/{stem}"]
-    if parts[0] in FOLDERS:
-        stems.append("/".join(parts[1:]))
-    found = find_image(context.folder, None, (name for each in dict.fromkeys(stems) for name in with_endings(each)))
-    if found.problem is None:
-        return found
-    return FoundImage(image_id=stem, problem=f"no image file {stem}.* is below {context.folder.uri}")
+    missing = f"no image file {file.stem}.* is below {context.folder.uri}"
+    return context.images_of(file.file).find(file.stem, missing=missing)

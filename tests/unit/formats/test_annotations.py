@@ -14,10 +14,16 @@ import pytest
 from stable_sam.errors import AnnotationError, StableSamError, StorageError
 from stable_sam.formats.read import read_prompt_batches, read_prompts
 from stable_sam.records import Prompt
+from stable_sam.rle import encode_segmentation
 from stable_sam.storage import files as storage
 from stable_sam.table.schema import prompt_from_row
 
 NAN, INF = float("nan"), float("inf")
+
+
+def encode(polygons: list[list[float]]) -> dict[str, Any]:
+    mask = encode_segmentation(polygons, (80, 100))
+    return {"size": list(mask.size_hw), "counts": mask.counts}
 
 
 class Source:
@@ -100,6 +106,51 @@ def test_coco_box_or_points_alone(source: Source) -> None:
         (None, ((15, 25),), None),
         (None, ((15, 25),), None),
     ]
+
+
+SQUARE = [[10, 20, 30, 20, 30, 50, 10, 50]]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        (SQUARE, (10, 20, 30, 50)),
+        (SQUARE[0], (10, 20, 30, 50)),
+        ([[1.5, 2, 3, 2, 3, 4], *SQUARE], (1.5, 2, 30, 50)),
+        ({"size": [80, 100], "counts": [80 * 10 + 20, 30, 80 * 90 - 50]}, (10, 20, 11, 50)),
+        (encode(SQUARE), (10, 20, 30, 50)),
+    ],
+)
+def test_a_coco_mask_without_a_box_gives_its_box(
+    source: Source, segmentation: Any, expected: tuple[float, ...]
+) -> None:
+    for bbox in ({"bbox": None}, {"bbox": []}):
+        [prompt] = source.read(coco(annotation(segmentation=segmentation, **bbox)))
+        assert (prompt.box_xyxy, prompt.error) == (expected, None)
+    [prompt] = source.read([{"image_id": 42, "score": 0.5, "segmentation": segmentation}])
+    assert (prompt.box_xyxy, prompt.error) == (expected, None)
+    [prompt] = source.read(coco(annotation(segmentation=segmentation)))
+    assert prompt.box_xyxy == (10, 20, 40, 60), "a box goes before the mask"
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "problem"),
+    [
+        ([[1, 2, 3]], "expected polygons of at least 3 corners"),
+        ([[1, 2, 3, 4, 5, "6"]], "expected polygons"),
+        ({"size": [80, 100], "counts": [8000]}, "the mask is empty"),
+        ({"size": [8, 10], "counts": [30, 50]}, "expected a mask of its image's size [80, 100]"),
+        ({"size": [80, 100], "counts": "zz"}, "run lengths"),
+        ({"size": [2**31, 2**31], "counts": "zz"}, "expected a mask of at most"),
+        ({"counts": "zz"}, "expected polygons, or run lengths with their size"),
+        ("mask.png", "expected polygons, or run lengths"),
+        (None, "expected a box, points, or both, got neither"),
+        ([], "expected a box, points, or both, got neither"),
+    ],
+)
+def test_a_coco_mask_that_gives_no_box_says_why(source: Source, segmentation: Any, problem: str) -> None:
+    [prompt] = source.read(coco(annotation(bbox=None, segmentation=segmentation)))
+    assert problem in (prompt.error or "")
 
 
 @pytest.mark.parametrize(
@@ -245,8 +296,8 @@ def test_image_names_that_begin_with_the_folder_also_work_from_above(source: Sou
         *(
             "missing.jpg",
             "a.jp",
-            "other/a.jpg",
-            "s3://bucket/a.jpg",
+            "other/c.jpg",
+            "s3://bucket/secret.jpg",
             "\ud800.jpg",
             "",
             " ",
@@ -256,7 +307,7 @@ def test_image_names_that_begin_with_the_folder_also_work_from_above(source: Sou
             7,
             ["a.jpg"],
         ),
-        *("../secret.jpg", "deep/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "C:\\a.jpg"),
+        *("../secret.jpg", "deep/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "C:\\secret.jpg"),
     ],
 )
 def test_image_names_that_are_missing_or_lead_out_fail(source: Source, file_name: Any) -> None:
@@ -335,7 +386,9 @@ def test_detections_by_coco_file_names(source: Source) -> None:
     assert prompts[0].image_uri == source.uri("images/000000000042.jpg")
     assert prompts[0].error is None
     assert "'000000000009.jpg' is not below" in (prompts[2].error or "")
-    assert "expected a number as image_id or an image index, got image_id 'cat'" in (prompts[4].error or "")
+    assert "expected a number as image_id, a file_name or an image index, got image_id 'cat'" in (
+        prompts[4].error or ""
+    )
 
 
 ROWS: list[dict[str, Any]] = [
@@ -393,11 +446,10 @@ def test_tables(source: Source, write: Any) -> None:
     assert prompts[9].prompt_id == "row-9"
 
 
-def test_rows_may_name_images_by_a_uri_below_the_folder(source: Source) -> None:
+def test_rows_may_name_images_by_a_uri_or_an_absolute_path_below_the_folder(source: Source) -> None:
     uri, absolute = f"file://{source.uri('images/a.jpg')}", source.uri("images/a.jpg")
-    by_uri, by_path = source.read(json_lines([{"image": name, "bbox_xywh": [1, 2, 3, 4]} for name in (uri, absolute)]))
-    assert (by_uri.image_uri, by_uri.error) == (absolute, None)
-    assert "leads out of it" in (by_path.error or "")
+    prompts = source.read(json_lines([{"image": name, "bbox_xywh": [1, 2, 3, 4]} for name in (uri, absolute)]))
+    assert [(prompt.image_id, prompt.image_uri) for prompt in prompts] == [(uri, absolute), (absolute, absolute)]
 
 
 def test_a_uri_below_the_image_folder_is_checked(source: Source) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stable_sam.formats.labelstudio.brush_rle import encode_brush
 from tests.unit.formats.dataset import HEIGHT, WIDTH, Dataset, only
@@ -130,3 +133,140 @@ def test_label_studio_without_sizes_reads_the_header(data: Dataset) -> None:
     data.write("tasks.json", [task({"type": "rectangle", "value": {"x": 10, "y": 25, "width": 20, "height": 50}})])
     prompt = only(data.read("tasks.json"))
     assert (prompt.prompt_id, prompt.box_xyxy, prompt.image_size) == ("5:7:0", (10, 20, 30, 60), (80, 100))
+
+
+BOX = {"x": 10, "y": 25, "width": 20, "height": 50}
+
+
+def several(data: Any, *results: Any) -> list[dict[str, Any]]:
+    return [{"id": 5, "data": data, "annotations": [{"id": 7, "result": list(results)}]}]
+
+
+@pytest.mark.parametrize(
+    ("data_of_task", "results", "names"),
+    [
+        (
+            {"before": "a.jpg", "after": "b.jpg"},
+            [{"to_name": "img_after"}, {"to_name": "img_before"}],
+            ["b.jpg", "a.jpg"],
+        ),
+        ({"image_before": "a.jpg", "image_after": "b.jpg"}, [{"to_name": "img-After"}], ["b.jpg"]),
+        ({"image": "a.jpg", "image2": "b.jpg"}, [{"to_name": "img"}, {"to_name": "img_2"}], ["a.jpg", "b.jpg"]),
+        ({"image": "a.jpg", "thumb": "b.jpg"}, [{"to_name": "image"}], ["a.jpg"]),
+        ({"pages": ["a.jpg", "b.jpg"]}, [{"to_name": "img", "item_index": 1}, {"item_index": 0}], ["b.jpg", "a.jpg"]),
+        ({"pages": [{"url": "a.jpg"}, {"url": "b.jpg"}]}, [{"to_name": "page_1"}], ["b.jpg"]),
+        ({"pages": ["b.jpg"], "text": "x"}, [{"to_name": "img"}], ["b.jpg"]),
+    ],
+)
+def test_regions_of_a_task_with_several_images_are_on_their_own(
+    data: Dataset, data_of_task: Any, results: list[Any], names: list[str]
+) -> None:
+    regions = [region("rectangle", BOX, id=f"r{n}") | result for n, result in enumerate(results)]
+    data.write("tasks.json", several(data_of_task, *regions))
+    prompts = data.read("tasks.json")
+    assert [(prompt.image_uri, prompt.error) for prompt in prompts] == [(data.uri(f"images/{n}"), None) for n in names]
+
+
+@pytest.mark.parametrize(
+    ("data_of_task", "result", "problem"),
+    [
+        ({"one": "a.jpg", "two": "b.jpg"}, {"to_name": "img"}, "got 'img' where the task has one, two"),
+        ({"left": "a.jpg", "right": "b.jpg"}, {"to_name": "left_right"}, "got 'left_right' where"),
+        ({"one": "a.jpg", "two": "b.jpg"}, {}, "got None where"),
+        ({"pages": ["a.jpg", "b.jpg"]}, {"to_name": "img"}, "expected item_index from 0 to 1 for the pages of pages"),
+        ({"pages": ["a.jpg", "b.jpg"]}, {"item_index": 2}, "got 2"),
+        ({"text": "a story"}, {"to_name": "img"}, "expected a task with an image"),
+    ],
+)
+def test_a_region_of_several_images_that_does_not_say_which_fails(
+    data: Dataset, data_of_task: Any, result: Any, problem: str
+) -> None:
+    data.write("tasks.json", several(data_of_task, region("rectangle", BOX) | result))
+    prompt = only(data.read("tasks.json"))
+    assert prompt.image_uri == ""
+    assert problem in (prompt.error or "")
+
+
+def test_a_region_id_that_comes_again_on_another_image_is_another_region(data: Dataset) -> None:
+    results = [
+        region("rectangle", BOX, to_name="img_one"),
+        region("rectangle", BOX, to_name="img_two"),
+        region("choices", {"choices": ["good"]}, to_name="img_one", from_name="mood"),
+    ]
+    data.write("tasks.json", several({"one": "a.jpg", "two": "b.jpg"}, *results))
+    prompts = data.read("tasks.json")
+    assert [(p.prompt_id, p.image_id) for p in prompts] == [("5:7:r", "a.jpg"), ("5:7:r-1", "b.jpg")]
+    assert prompts[0].attributes == '{"mood": ["good"]}'
+
+
+def test_shapes_of_one_region_are_one_prompt(data: Dataset) -> None:
+    data.write(
+        "tasks.json", [task(region("rectangle", BOX), region("rectangle", BOX | {"x": 50}), region("keypoint", BOX))]
+    )
+    prompt = only(data.read("tasks.json"))
+    assert (prompt.box_xyxy, prompt.points_xy, prompt.error) == ((10, 20, 70, 60), ((10, 20),), None)
+
+
+def png(mode: str, painted: Any, rest: Any) -> str:
+    image = Image.new(mode, (WIDTH, HEIGHT), rest)
+    image.paste(painted, (30, 10, 60, 20))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("mode", "painted", "rest"),
+    [
+        ("L", 255, 0),
+        ("1", 1, 0),
+        ("RGB", (255, 0, 0), (0, 0, 0)),
+        ("RGBA", (0, 0, 0, 255), (0, 0, 0, 0)),
+        ("RGBA", (255, 255, 255, 255), (0, 0, 0, 255)),
+    ],
+)
+def test_a_bitmask_gives_the_box_around_what_is_painted(data: Dataset, mode: str, painted: Any, rest: Any) -> None:
+    value = {"imageDataURL": png(mode, painted, rest), "bitmasklabels": ["lid"]}
+    data.write("tasks.json", [task(region("bitmasklabels", value))])
+    prompt = only(data.read("tasks.json"))
+    assert (prompt.box_xyxy, prompt.category, prompt.error) == ((30, 10, 60, 20), "lid", None)
+
+
+def test_vectors_and_magic_wands_give_the_box_around_them(data: Dataset) -> None:
+    square = [{"x": 10, "y": 25}, {"x": 30, "y": 25}, {"x": 30, "y": 75}, {"x": 10, "y": 75}]
+    bent = [
+        {**square[0], "isBezier": True, "controlPoint2": {"x": 10, "y": 5}},
+        square[1] | {"controlPoint1": {"x": 30, "y": 5}},
+    ]
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[10:20, 30:60] = True
+    results = [
+        region("vectorlabels", {"vertices": square, "closed": True, "vectorlabels": ["a"]}, id="a"),
+        region("vector", {"vertices": [*bent, *square[2:]], "closed": True}, id="b"),
+        region("magicwand", {"format": "rle", "rle": encode_brush(mask)}, id="c"),
+    ]
+    data.write("tasks.json", [task(*results)])
+    straight, curved, wand = data.read("tasks.json")
+    assert (straight.box_xyxy, straight.category) == ((10, 20, 30, 60), "a")
+    assert curved.box_xyxy == pytest.approx((10, 8, 30, 60))
+    assert wand.box_xyxy == (30, 10, 60, 20)
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (region("vector", {"vertices": [{"x": 1, "y": 2}], "closed": False}), "an open vector is a line"),
+        (region("vector", {"vertices": [{"x": 1}], "closed": True}), "expected a vector with vertices"),
+        (region("bitmask", {"imageDataURL": "data:image/png;base64,AAAA"}), "of 100 x 80 pixels, got no PNG"),
+        (region("bitmask", {"imageDataURL": "https://host/a.png"}), "expected a bitmask as data:image/png"),
+        (region("bitmask", {"imageDataURL": png("L", 0, 0)}), "got neither"),
+        (region("videorectangle", {"sequence": [{"frame": 1}]}), "a region of type 'videorectangle' is not read"),
+        (region("cuboid", {"x": 1, "y": 2, "z": 3}), "a region of type 'cuboid' is not read"),
+        (region("skeletonlabels", {"points": [[1, 2]]}), "a region of type 'skeletonlabels' is not read"),
+    ],
+)
+def test_a_region_of_a_kind_that_is_not_read_is_a_failed_prompt(data: Dataset, result: Any, problem: str) -> None:
+    data.write("tasks.json", [task(result, region("rectangle", BOX, id="other"))])
+    bad, good = data.read("tasks.json")
+    assert good.error is None
+    assert problem in (bad.error or "")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stable_sam.errors import AnnotationError
-from stable_sam.formats.image_folder import ImageFolder
+from stable_sam.formats.image_lookup import ImageLookup
 from tests.unit.formats.dataset import Dataset, only
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
@@ -86,8 +86,8 @@ def test_images_that_are_not_there_cost_no_message_for_each_name_they_might_have
     rows = [f"x{n},xclick,/m/1,1,0,1,0,1,0,0,0,0,0" for n in range(50) for _ in range(2)]
     data.write("boxes.csv", "\n".join([HEADER, *rows]))
     asked: list[object] = []
-    find = ImageFolder.find
-    monkeypatch.setattr(ImageFolder, "find", lambda folder, name: asked.append(name) or find(folder, name))
+    find = ImageLookup.find
+    monkeypatch.setattr(ImageLookup, "find", lambda images, *name, **k: asked.append(name) or find(images, *name, **k))
     prompts = data.read("boxes.csv")
     assert all("no image file" in (prompt.error or "") for prompt in prompts)
     assert len(prompts) == 100

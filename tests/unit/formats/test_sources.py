@@ -88,6 +88,34 @@ def test_names_with_commas_and_equal_signs_are_names(data: Dataset, monkeypatch:
     assert prompt.prompt_id == "1"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("export.json", b"PK\3\4...", "a zip archive"),
+        ("export.zip", b"PK\3\4...", "a zip archive"),
+        ("export.json.gz", b"\x1f\x8b...", "a gzip file"),
+        ("a.xml", b"\x1f\x8b...", "a gzip file"),
+        ("a.txt", b"PK\3\4...", "a zip archive"),
+    ],
+)
+def test_archives_are_told_and_not_taken_for_annotations(data: Dataset, name: str, content: bytes, kind: str) -> None:
+    data.write(f"in/{name}", content)
+    with pytest.raises(AnnotationError, match=f"expected annotations, got {kind}: unpack it"):
+        data.read(f"in/{name}")
+    for config in ({}, {"format": "voc"}):
+        with pytest.raises(AnnotationError, match=r"unpack it"):
+            data.read("in" if name.count(".") > 1 or name.endswith("zip") else f"in/{name}", **config)
+
+
+def test_label_studios_json_min_is_told(data: Dataset) -> None:
+    region = {"x": 1, "y": 2, "width": 3, "height": 4, "original_width": 100, "original_height": 80}
+    task = {"id": 1, "image": "/data/upload/3/a.jpg", "label": [region], "annotator": 1, "annotation_id": 1}
+    data.write("min.json", [task])
+    for config in ({}, {"format": "labelstudio"}):
+        with pytest.raises(AnnotationError, match=r"min\.json: .* got JSON-MIN, .*: export as JSON"):
+            data.read("min.json", **config)
+
+
 def test_an_empty_format_is_told(data: Dataset) -> None:
     data.write("labels/a.txt", "\n")
     with pytest.raises(AnnotationError, match=r"labels: expected at least one annotation, got none"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stable_sam.errors import AnnotationError
@@ -44,6 +46,48 @@ def test_xml_in_another_encoding(data: Dataset) -> None:
     assert only(data.read("a.xml")).category == "K\u00e4fer"
 
 
+@pytest.mark.parametrize("encoding", ["gb2312", "GBK", "Shift_JIS", "euc-kr", "big5", "windows-1252", "iso-8859-15"])
+def test_xml_in_the_encoding_that_it_declares(data: Dataset, encoding: str) -> None:
+    word = {"euc-kr": "\uace0\uc591\uc774", "windows-1252": "K\u00e4fer", "iso-8859-15": "\u20ac"}.get(
+        encoding, "\u82b1"
+    )
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + voc(voc_object(name=word), *[voc_object()] * 500)
+    data.write("xml/a.xml", text.encode(encoding))
+    prompts = data.read("xml")
+    assert (len(prompts), prompts[0].category, prompts[0].error) == (501, word, None)
+
+
+def test_voc_corners_may_be_swapped_and_boxes_turned(data: Dataset) -> None:
+    turned = "".join(
+        f"<{n}>{v}</{n}>" for n, v in zip(("cx", "cy", "w", "h", "angle"), (50, 40, 40, 20, 1.5707963), strict=True)
+    )
+    polygon = "".join(f"<x{n}>{x}</x{n}><y{n}>{y}</y{n}>" for n, (x, y) in enumerate(((5, 6), (9, 2), (7, 20)), 1))
+    data.write(
+        "xml/a.xml",
+        voc(
+            voc_object("30 40 1 2"),
+            f"<object><type>robndbox</type><name>cat</name><robndbox>{turned}</robndbox></object>",
+            f"<object><name>cat</name><polygon>{polygon}</polygon></object>",
+        ),
+    )
+    swapped, upright, around = data.read("xml")
+    assert swapped.box_xyxy == (0, 1, 30, 40)
+    assert upright.box_xyxy == pytest.approx((40, 20, 60, 60), abs=1e-4)
+    assert around.box_xyxy == (5, 2, 9, 20)
+
+
+def test_a_voc_root_is_told_from_the_lists_and_notes_beside_it(data: Dataset) -> None:
+    data.write("VOC/Annotations/a.xml", voc(voc_object()))
+    data.write("VOC/JPEGImages/a.jpg", Path(data.uri("images/a.jpg")).read_bytes())
+    for name in ("ImageSets/Main/train.txt", "ImageSets/Main/cat_train.txt", "notes.txt", "labelmap.txt"):
+        data.write(f"VOC/{name}", "2007_000032  1\n")
+    data.write("VOC/.meta.json", {"made": "by hand"})
+    data.write("VOC/sizes.csv", "name,size\na,1\n")
+    data.write("VOC/Annotations/._a.xml", b"\0\5\x16\7")
+    prompt = only(data.read("VOC", "VOC"))
+    assert (prompt.prompt_id, prompt.image_id, prompt.error) == ("Annotations/a:0", "JPEGImages/a.jpg", None)
+
+
 def test_labelmes_older_xml(data: Dataset) -> None:
     points = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in ((5, 6), (9, 2), (7, 20)))
     polygon = f"<object><name>a</name><deleted>0</deleted><polygon>{points}</polygon></object>"
@@ -64,7 +108,8 @@ def test_labelmes_older_xml(data: Dataset) -> None:
         (voc(voc_object("1 2 x 40")), "expected a box of 4 numbers (XYXY)"),
         (voc("<object><name>cat</name></object>"), "expected a box, points, or both, got neither"),
         (voc(voc_object("1 2 nan 40")), "expected a box of 4 numbers"),
-        (voc(voc_object("50 2 30 40")), "the box is inverted"),
+        (voc(voc_object("30 2 x 40")), "expected a box of 4 numbers"),
+        (voc("<object><robndbox><cx>1</cx><w>2</w><h>3</h><angle>0</angle></robndbox></object>"), "4 numbers"),
     ],
 )
 def test_a_bad_voc_object_is_a_failed_prompt(data: Dataset, content: str, problem: str) -> None:
