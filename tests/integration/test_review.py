@@ -303,7 +303,7 @@ def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch:
     printed, _ = run(*arguments)
     assert printed == "Nothing to import: 7 unchanged, 2 already in the table, 1 not imported.\n"
     for wrong, message in {
-        ("--format", "voc"): "error: format: expected coco,",
+        ("--format", "voc"): "error: --format: expected coco,",
         ("--from", join(job.root, "nothing")): "error: ",
         ("--from", join(out, "images")): "error: ",
     }.items():
