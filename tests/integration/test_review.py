@@ -217,7 +217,7 @@ def test_half_a_file_is_refused(job: Job) -> None:
     job.night()
     out = job.export()
     edit(join(out, "instances.json"), lambda document: document["annotations"].clear())
-    with pytest.raises(InputError, match="got deletions of 30; nothing was imported"):
+    with pytest.raises(InputError, match="got deletions of 30; nothing was imported; .* set --max-rejected"):
         import_review(job.table, out, "coco")
     assert import_review(job.table, out, "coco", max_rejected_fraction=1).rejected == 30
 
