@@ -217,7 +217,7 @@ def test_half_a_file_is_refused(job: Job) -> None:
     job.night()
     out = job.export()
     edit(join(out, "instances.json"), lambda document: document["annotations"].clear())
-    with pytest.raises(InputError, match="got deletions of 30; nothing was imported"):
+    with pytest.raises(InputError, match="got deletions of 30; nothing was imported; .* set --max-rejected"):
         import_review(job.table, out, "coco")
     assert import_review(job.table, out, "coco", max_rejected_fraction=1).rejected == 30
 
@@ -336,7 +336,7 @@ def test_the_commands(job: Job, capsys: pytest.CaptureFixture[str], monkeypatch:
     printed, _ = run(*arguments)
     assert printed == "Nothing to import: 7 unchanged, 2 already in the table, 1 not imported.\n"
     for wrong, message in {
-        ("--format", "voc"): "error: format: expected coco,",
+        ("--format", "voc"): "error: --format: expected coco,",
         ("--from", join(job.root, "nothing")): "error: ",
         ("--from", join(out, "images")): "error: ",
     }.items():
