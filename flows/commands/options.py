@@ -74,9 +74,10 @@ def read_config(
     other = model is not None and model != refiner.model
     if other and checkpoint is None and (refiner.checkpoint_uri or refiner.plugin_uri or refiner.hq_uri):
         raise ConfigError(f"--model {model}: {config_path} names weights for {refiner.model}; change the model there")
-    options = {"model": model, "checkpoint_uri": checkpoint, "plugin_uri": plugin}
-    given = {key: value for key, value in options.items() if value is not None}
+    options = {"model": model, "checkpoint": checkpoint, "plugin": plugin}
+    given = {name: value for name, value in options.items() if value is not None}
     if not given:
         return config
     raw = config.model_dump(mode="json")
-    return RunConfig.from_dict({**raw, "refiner": {**raw["refiner"], **given}}, source="options")
+    raw["refiner"] |= {name if name == "model" else f"{name}_uri": value for name, value in given.items()}
+    return RunConfig.from_dict(raw, source=" ".join(f"--{name}" for name in given))

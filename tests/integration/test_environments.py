@@ -101,7 +101,7 @@ def test_a_command_that_is_ended_leaves_no_server_and_says_that_it_can_be_run_ag
     with (tmp_path / "said.txt").open("w") as said, subprocess.Popen(
         refine, env=environment, stdout=said, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as run:  # fmt: skip
-        while not any(line.startswith("ray::") for _, line in processes(environment)):
+        while not any(line.startswith("ray::ShardActor") for _, line in processes(environment)):
             assert run.poll() is None, "it ended before an actor was there"
             time.sleep(0.1)
         run.send_signal(number)

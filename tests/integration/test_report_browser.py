@@ -187,7 +187,7 @@ def test_keys_lead_through_gallery_and_large_view(open_page: OpenPage) -> None:
     assert focused(page) == order[6], "the next key goes on from there"
     page.keyboard.press("?")
     assert "next and previous prompt" in page.get_by_role("dialog").inner_text()
-    page.get_by_label("letters and digits act as keys").uncheck()
+    page.get_by_label("letters, digits and signs act as keys").uncheck()
     page.keyboard.press("?")
     assert page.get_by_role("dialog").is_visible()
     page.keyboard.press("Escape")

@@ -115,7 +115,7 @@ def test_one_image_s_commands_refuse_it_too_unless_other_weights_are_given(comma
 
 
 def test_model_option_refuses_unknown_models() -> None:
-    with pytest.raises(ConfigError, match="options: refiner.model: .* got 'sam3'"):
+    with pytest.raises(ConfigError, match="--model: refiner.model: .* got 'sam3'"):
         read_config(None, "sam3")
 
 

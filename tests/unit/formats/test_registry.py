@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import get_args, get_type_hints
 
@@ -39,4 +40,5 @@ def test_the_help_of_a_command_lists_its_formats(command: Callable[..., None], n
     helps = [option.help for hint in get_type_hints(command, include_extras=True).values()
              for option in getattr(hint, "__metadata__", ()) if option.help]  # fmt: skip
     [listed] = [text for text in helps if text.startswith(("Format to write: ", "Format of the files: "))]
-    assert set(listed.partition(": ")[2].rstrip(".").replace(" or ", ", ").split(", ")) == set(names)
+    words = re.sub(r" \(.*?\)", "", listed).partition(": ")[2].rstrip(".")
+    assert set(words.replace(" or ", ", ").split(", ")) == set(names)
