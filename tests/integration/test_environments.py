@@ -99,7 +99,8 @@ def test_a_command_that_is_ended_leaves_no_server_and_says_that_it_can_be_run_ag
     number: signal.Signals, refine: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     with (tmp_path / "said.txt").open("w") as said, subprocess.Popen(
-        refine, env=environment, stdout=said, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        refine, env=environment, stdout=said, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=_takes_interrupts,
     ) as run:  # fmt: skip
         while not any(line.startswith("ray::ShardActor") for _, line in processes(environment)):
             assert run.poll() is None, "it ended before an actor was there"
@@ -112,6 +113,11 @@ def test_a_command_that_is_ended_leaves_no_server_and_says_that_it_can_be_run_ag
     if number == signal.SIGINT:
         assert lines[-1].endswith("run the same command again and it continues")
     assert not any("Traceback" in line for line in lines)
+
+
+def _takes_interrupts() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 SERVERS = ("prefect", "gcs_server", "raylet/raylet")
