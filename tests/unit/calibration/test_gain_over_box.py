@@ -18,12 +18,13 @@ from stable_sam.calibration.features import LabelledMasks
 from stable_sam.calibration.gain import expected_gain, fit_gain, some_worse
 from stable_sam.calibration.labels import RECORDS_SCHEMA, box_labels, labelled, read_records
 from stable_sam.config import RefinerConfig, RoutingConfig
-from stable_sam.config.calibration import BOX_INPUTS, INPUTS, Calibration, Curve, GainOverBox, Promise, scores_of
+from stable_sam.config.calibration import BOX_INPUTS, INPUTS, Calibration, Curve, GainOverBox, scores_of
 from stable_sam.errors import ConfigError
 from stable_sam.identity import ModelIdentity, bundled_path, model_identity
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refining.routing import route, routed
 from stable_sam.rle import encode_mask
+from tests.unit.calibration.made_up import calibration as without_gain
 
 MODEL = ModelIdentity(model_id="nano+plugin", weights_sha256="abc", dtype="float32")
 BOX = Prompt(prompt_id="p", image_id="i", image_uri="i.jpg", box_xyxy=(0, 0, 5, 5))
@@ -101,20 +102,9 @@ def test_accepted_masks_of_no_size_are_worse_than_their_boxes() -> None:
 
 
 def calibration(**changes: object) -> Calibration:
-    promise = {"precision": 0.95, "confidence": 0.95, "masks": 1, "kept": 1, "checked": 1}
     gain = {"intercept": 0.5, "curves": {"mask_to_box_area": Curve(x=(0.0, 1.0), y=(0.0, -1.0))}, "threshold": 0.1}
-    plain = {
-        "target_iou": 0.75,
-        "intercept": 0.0,
-        "curves": {"predicted_iou": Curve(x=(0.0, 1.0), y=(-4.0, 4.0))},
-        "accept": Promise(route="accept", threshold=0.9, **promise),  # type: ignore[arg-type]
-        "reject": Promise(route="reject", threshold=0.1, **promise),  # type: ignore[arg-type]
-        "gain_over_box": GainOverBox.model_validate({**gain, "masks": 300, "error": 0.1, "spearman": 0.5}),
-        "weights_sha256": "abc",
-        "jitter_count": 8,
-        "jitter_scale": 0.1,
-    }
-    return Calibration.model_validate(plain | changes)
+    known = GainOverBox.model_validate({**gain, "masks": 300, "error": 0.1, "spearman": 0.5})
+    return without_gain(**{"gain_over_box": known, **changes})
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from stable_sam.errors import AnnotationError, StableSamError, StorageError
-from stable_sam.formats.read import read_prompt_batches, read_prompts
+from stable_sam.formats.read import read_prompts
 from stable_sam.records import Prompt
 from stable_sam.rle import encode_segmentation
-from stable_sam.storage import files as storage
-from stable_sam.table.schema import prompt_from_row
+from tests.unit.formats.weak_source import DETECTIONS, ROWS, Source, annotation, coco, parquet
 
 NAN, INF = float("nan"), float("inf")
 
@@ -24,46 +20,6 @@ NAN, INF = float("nan"), float("inf")
 def encode(polygons: list[list[float]]) -> dict[str, Any]:
     mask = encode_segmentation(polygons, (80, 100))
     return {"size": list(mask.size_hw), "counts": mask.counts}
-
-
-class Source:
-    """A folder of (empty) image files and one annotation file beside it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for name in ("a.jpg", "b.jpg", "000000000042.jpg", "deep/c.jpg"):
-            storage.write_bytes(str(root / "images" / name), b"")
-        storage.write_bytes(str(root / "secret.jpg"), b"")
-
-    def uri(self, name: str) -> str:
-        return str(self.root / name)
-
-    def write(self, content: Any, name: str = "annotations.json") -> str:
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        storage.write_bytes(self.uri(name), data)
-        return self.uri(name)
-
-    def read(self, content: Any, *, index: Any = None, images: str = "images") -> list[Prompt]:
-        index_uri = None if index is None else self.write(index, "index.json")
-        where: dict[str, Any] = {"images_uri": self.uri(images), "image_index_uri": index_uri}
-        prompts = list(read_prompts(self.write(content), **where))
-        batches = read_prompt_batches(self.uri("annotations.json"), **where)
-        assert [prompt_from_row(row) for batch in batches for row in batch.to_pylist()] == prompts
-        return prompts
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    return Source(tmp_path)
-
-
-def coco(*annotations: Any, **image: Any) -> dict[str, Any]:
-    entry = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 80} | image
-    return {"images": [entry], "annotations": list(annotations), "categories": [{"id": 3, "name": "cat"}]}
-
-
-def annotation(**fields: Any) -> dict[str, Any]:
-    return {"id": 7, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40], "iscrowd": 0} | fields
 
 
 def test_coco_instance_with_everything(source: Source) -> None:
@@ -268,67 +224,6 @@ def test_all_that_is_wrong_is_told_at_once(source: Source) -> None:
     assert "; expected point labels 1" in prompt.error
 
 
-@pytest.mark.parametrize(
-    ("file_name", "expected"),
-    [
-        ("a.jpg", "images/a.jpg"),
-        ("images/a.jpg", "images/a.jpg"),
-        ("./a.jpg", "images/a.jpg"),
-        ("deep/c.jpg", "images/deep/c.jpg"),
-        ("images\\deep\\c.jpg", "images/deep/c.jpg"),
-    ],
-)
-def test_image_names_are_found_below_the_folder(source: Source, file_name: str, expected: str) -> None:
-    [prompt] = source.read(coco(annotation(), file_name=file_name))
-    assert (prompt.image_uri, prompt.error) == (source.uri(expected), None)
-
-
-def test_image_names_that_begin_with_the_folder_also_work_from_above(source: Source) -> None:
-    document = coco(annotation(), file_name="images/a.jpg")
-    [prompt] = source.read(document, images=".")
-    assert prompt.error is None
-    assert prompt.image_uri.endswith("images/a.jpg")
-
-
-@pytest.mark.parametrize(
-    "file_name",
-    [
-        *(
-            "missing.jpg",
-            "a.jp",
-            "other/c.jpg",
-            "s3://bucket/secret.jpg",
-            "\ud800.jpg",
-            "",
-            " ",
-            ".",
-            "./",
-            None,
-            7,
-            ["a.jpg"],
-        ),
-        *("../secret.jpg", "deep/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "C:\\secret.jpg"),
-    ],
-)
-def test_image_names_that_are_missing_or_lead_out_fail(source: Source, file_name: Any) -> None:
-    [prompt] = source.read(coco(annotation(), file_name=file_name))
-    assert prompt.image_uri == ""
-    assert prompt.error is not None
-    assert "image file" in prompt.error
-
-
-def test_an_absolute_name_fails_even_if_it_exists(source: Source) -> None:
-    [prompt] = source.read(coco(annotation(), file_name=source.uri("secret.jpg")))
-    assert "leads out of it" in (prompt.error or "")
-
-
-def test_an_image_id_that_stands_for_two_files_fails(source: Source) -> None:
-    document = coco(annotation())
-    document["images"].append({"id": 1, "file_name": "b.jpg"})
-    [prompt] = source.read(document)
-    assert "image id 1 stands for two files: 'a.jpg' and 'b.jpg'" in (prompt.error or "")
-
-
 def test_ids_as_text_or_number_are_one(source: Source) -> None:
     [prompt] = source.read(coco(annotation(image_id="1", id=7.0)))
     assert (prompt.error, prompt.image_id, prompt.prompt_id) == (None, "1", "7")
@@ -357,114 +252,6 @@ def test_text_that_no_table_can_hold_is_escaped(source: Source) -> None:
     for text in (prompt.prompt_id, prompt.category, prompt.attributes):
         assert text is not None
         text.encode()
-
-
-DETECTIONS = [
-    {"image_id": 42, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.9},
-    {"image_id": 42, "category_id": 3, "bbox": [5, 6, 7, 8], "score": 0.8},
-    {"image_id": 9, "category_id": 3, "bbox": [5, 6, 7, 8], "score": 0.7},
-    {"image_id": 42, "category_id": 4, "bbox": [9, 9, 9, 9], "score": 0.6},
-]
-
-
-def test_detections_with_an_index(source: Source) -> None:
-    index = {
-        "images": [{"id": 42, "file_name": "a.jpg", "width": 6, "height": 80}, {"id": 9, "file_name": "b.jpg"}],
-        "categories": [{"id": 3, "name": "cat"}],
-    }
-    prompts = source.read(DETECTIONS, index=index)
-    assert [prompt.prompt_id for prompt in prompts] == ["42:0", "42:1", "9:0", "42:2"]
-    assert [prompt.category for prompt in prompts] == ["cat", "cat", "cat", None]
-    assert [prompt.score for prompt in prompts] == [0.9, 0.8, 0.7, 0.6]
-    assert prompts[1].box_xyxy == (5, 6, 6, 14)
-    assert prompts[2].image_uri == source.uri("images/b.jpg")
-    assert "outside the image" in (prompts[3].error or "")
-
-
-def test_detections_by_coco_file_names(source: Source) -> None:
-    prompts = source.read([*DETECTIONS, {"image_id": "cat", "bbox": [1, 2, 3, 4]}])
-    assert prompts[0].image_uri == source.uri("images/000000000042.jpg")
-    assert prompts[0].error is None
-    assert "'000000000009.jpg' is not below" in (prompts[2].error or "")
-    assert "expected a number as image_id, a file_name or an image index, got image_id 'cat'" in (
-        prompts[4].error or ""
-    )
-
-
-ROWS: list[dict[str, Any]] = [
-    {"prompt_id": "p1", "image": "a.jpg", "box_xyxy": [1.0, 2.0, 30.0, 40.0], "category": "cat", "score": 0.5},
-    {"prompt_id": None, "image": "deep/c.jpg", "bbox_xywh": [1.0, 2.0, 30.0, 40.0], "iscrowd": 1, "source": "yolo"},
-    {"prompt_id": None, "image": "deep/c.jpg", "points_xy": [[5.0, 6.0], [7.0, 8.0]], "point_labels": [1, 0]},
-    {"prompt_id": "p4", "image": "images/b.jpg", "points_xy": [[5.0, 6.0]], "attributes": '{"a": 1}'},
-    {"prompt_id": "p11", "image": "a.jpg", "box_xyxy": [1.0, 2.0, 3.0, 4.0], "attributes": "not JSON"},
-    {"prompt_id": "p5", "image": "a.jpg", "box_xyxy": [1.0, 2.0, 3.0, 4.0], "bbox_xywh": [1.0, 2.0, 3.0, 4.0]},
-    {"prompt_id": "p6", "image": "a.jpg", "points_xy": [[5.0, 6.0]], "point_labels": [1, 1]},
-    {"prompt_id": "p7", "image": "a.jpg", "point_labels": [1]},
-    {"prompt_id": "p8", "image": "../secret.jpg", "box_xyxy": [1.0, 2.0, 30.0, 40.0]},
-    {"prompt_id": None, "image": None, "box_xyxy": [1.0, 2.0, 30.0, 40.0]},
-    {"prompt_id": "p10", "image": "a.jpg", "box_xyxy": [30.0, 2.0, 3.0, 40.0]},
-]
-
-
-def json_lines(rows: list[dict[str, Any]]) -> bytes:
-    return b"\xef\xbb\xbf\n" + b"\n\n".join(json.dumps(row).encode() for row in rows) + b"\n"
-
-
-def parquet(rows: list[dict[str, Any]]) -> bytes:
-    columns = sorted({column for row in rows for column in row})
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({column: [row.get(column) for row in rows] for column in columns}), sink)
-    return bytes(sink.getvalue())
-
-
-@pytest.mark.parametrize("write", [json_lines, parquet])
-def test_tables(source: Source, write: Any) -> None:
-    prompts = source.read(write(ROWS))
-    assert len(prompts) == len(ROWS)
-    good = prompts[:5]
-    assert [prompt.error for prompt in good] == [None] * 5
-    assert [prompt.prompt_id for prompt in prompts[:4]] == ["p1", "deep/c.jpg:0", "deep/c.jpg:1", "p4"]
-    assert good[0].box_xyxy == (1, 2, 30, 40)
-    assert (good[0].category, good[0].score, good[0].image_id) == ("cat", 0.5, "a.jpg")
-    assert good[1].box_xyxy == (1, 2, 31, 42)
-    assert good[1].iscrowd
-    assert good[1].attributes == '{"source": "yolo"}'
-    assert (good[2].points_xy, good[2].point_labels) == (((5, 6), (7, 8)), (1, 0))
-    assert (good[3].point_labels, good[3].attributes) == ((1,), '{"a": 1}')
-    assert good[3].image_uri == source.uri("images/b.jpg")
-    assert good[4].attributes == '{"attributes": "not JSON"}'
-    reasons = [
-        "got both",
-        "expected 1 point labels",
-        "got no points",
-        "leads out of it",
-        "expected the name of an image",
-    ]
-    reasons += ["the box is inverted"]
-    for prompt, reason in zip(prompts[5:], reasons, strict=True):
-        assert reason in (prompt.error or ""), prompt
-    assert prompts[9].prompt_id == "row-9"
-
-
-def test_rows_may_name_images_by_a_uri_or_an_absolute_path_below_the_folder(source: Source) -> None:
-    uri, absolute = f"file://{source.uri('images/a.jpg')}", source.uri("images/a.jpg")
-    prompts = source.read(json_lines([{"image": name, "bbox_xywh": [1, 2, 3, 4]} for name in (uri, absolute)]))
-    assert [(prompt.image_id, prompt.image_uri) for prompt in prompts] == [(uri, absolute), (absolute, absolute)]
-
-
-def test_a_uri_below_the_image_folder_is_checked(source: Source) -> None:
-    folder = Path(source.uri("images")).as_uri()
-    uri = source.write(
-        json_lines([{"image": f"{folder}/{name}", "bbox_xywh": [1, 2, 3, 4]} for name in ("a.jpg", "x")])
-    )
-    found, missing = read_prompts(uri, images_uri=folder)
-    assert found.error is None
-    assert "does not exist" in (missing.error or "")
-
-
-def test_a_table_of_one_line(source: Source) -> None:
-    [prompt] = source.read({"image": "a.jpg", "box_xyxy": [1, 2, 30, 40]})
-    assert (prompt.prompt_id, prompt.error) == ("a.jpg:0", None)
 
 
 @pytest.mark.parametrize(

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
-import resource
-import struct
-import subprocess
-import sys
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
 
-from stable_sam.config import RefinerConfig
-from stable_sam.errors import AnnotationError, ImageError, StorageError, WeightsError, shown
+from stable_sam.errors import AnnotationError
 from stable_sam.formats.prompt_table import read as prompt_table
 from stable_sam.formats.prompt_table import rows as prompt_rows
-from stable_sam.formats.read import read_prompt_batches, read_prompts
-from stable_sam.images.decode import decode_image
-from stable_sam.modeling.load import load_model
+from stable_sam.formats.read import read_prompt_batches
 from stable_sam.records import Prompt
 from stable_sam.storage import files as storage
 from stable_sam.storage.json_stream import MAX_ELEMENT_CHARS
-
-KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "images" / "deep").mkdir(parents=True)
-    (tmp_path / "images" / "a.jpg").write_bytes(b"")
-    (tmp_path / "images" / "deep" / "b.jpg").write_bytes(b"")
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "private.jpg").write_bytes(b"")
-    return tmp_path
-
-
-def read(root: Path, content: Any, name: str = "x.json") -> list[Prompt]:
-    (root / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return list(read_prompts(str(root / name), images_uri=str(root / "images")))
-
-
-def coco(file_name: Any = "a.jpg", **fields: Any) -> dict[str, Any]:
-    record = {"id": 1, "image_id": 1, "bbox": [1, 2, 30, 40]} | fields
-    return {"images": [{"id": 1, "file_name": file_name}], "annotations": [record], "categories": []}
-
+from tests.unit.formats.hostile import coco, read
 
 OUTSIDE = [
     "../outside/private.jpg",
@@ -260,162 +225,3 @@ def test_damaged_column_metadata_do_not_end_the_process(root: Path) -> None:
     for position in texts:
         with suppress(AnnotationError):
             read(root, data[:position] + b"\0" + data[position + 1 :])  # a column of booleans
-
-
-def png(width: int, height: int, body: bytes, *extra: tuple[bytes, bytes]) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    others = b"".join(chunk(*part) for part in extra)
-    return b"\x89PNG\r\n\x1a\n" + header + others + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        png(20_000, 20_000, b""),
-        png(10_001, 10_000, zlib.compress(b"\0")),
-        png(16, 16, b"", (b"zTXt", b"a\0\0" + zlib.compress(b"x" * 50_000_000))),
-        png(16, 16, b"", (b"iCCP", b"a\0\0" + zlib.compress(b"x" * 50_000_000))),
-        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0),
-        b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b",",
-        b"P6 20000 20000 255\n",
-        b"P1 99999999999999999999 1\n",
-    ],
-    ids=["20000^2", "a row above the limit", "text", "profile", "bmp", "gif", "ppm", "digits"],
-)
-def test_bombs_are_refused_in_little_memory(data: bytes) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ImageError) as raised:
-        decode_image(data, name="bomb", max_pixels=100_000_000)
-    assert str(raised.value).isprintable()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
-
-
-def test_pixels_beyond_the_header_are_never_unpacked() -> None:
-    data = png(16, 16, zlib.compress(bytes(50_000_000)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert decode_image(data, name="x", max_pixels=1000).shape == (16, 16, 3)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024
-
-
-def tiff(tile_side: int) -> bytes:
-    """9 x 7 pixels in one tile."""
-    tile = zlib.compress(bytes(1000))
-    tags = {256: 9, 257: 7, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile_side, 323: tile_side, 324: 134, 325: len(tile)}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + tile
-
-
-def test_a_tile_larger_than_its_image_is_never_unpacked() -> None:
-    assert decode_image(tiff(16), name="x", max_pixels=1000).shape == (7, 9, 3)
-    with pytest.raises(ImageError, match="expected tiles of at most 1000000 pixels, got 16384 x 16384 for an image of"):
-        decode_image(tiff(16384), name="x", max_pixels=1_000_000)
-
-
-DECODE = """
-import resource, sys
-from stable_sam.images.decode import decode_image
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-pixels = decode_image(open(sys.argv[1], "rb").read(), name="x", max_pixels=100_000_000)
-assert pixels.shape == (10_000, 10_000, 3)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-
-
-def test_a_hundred_megapixels_take_bounded_memory(tmp_path: Path) -> None:
-    path = tmp_path / "big.jpg"
-    Image.new("RGB", (10_000, 10_000), "teal").save(path, quality=50)
-    done = subprocess.run([sys.executable, "-c", DECODE, str(path)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 900, "MiB: 300 of the result, 400 of Pillow's own"
-
-
-def test_strips_make_the_same_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
-    for mode in ("RGBA", "RGB", "L", "LA", "CMYK", "P"):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).convert("RGB" if mode == "CMYK" else mode).convert(mode).save(buffer, "TIFF")
-        whole = decode_image(buffer.getvalue(), name="x", max_pixels=10_000)
-        monkeypatch.setattr("stable_sam.images.decode.STRIP_PIXELS", 100)
-        np.testing.assert_array_equal(decode_image(buffer.getvalue(), name="x", max_pixels=10_000), whole)
-        monkeypatch.undo()
-
-
-def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(b"12345")
-    assert storage.read_bytes(str(path), max_bytes=5) == b"12345"
-    with pytest.raises(StorageError, match="x: cannot read: expected at most 4 bytes, got a larger file"):
-        storage.read_bytes(str(path), max_bytes=4)
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        f"s3://{KEY_ID}:{SECRET}@bucket/x.json",
-        f"https://user:{SECRET}@example.invalid/x.json",
-        f"https://example.invalid/x.json?X-Amz-Credential={KEY_ID}%2F2025&X-Amz-Signature={SECRET}",
-        f"https://example.invalid/x.json?sv=1&sig={SECRET}",
-        f"https://example.invalid/x.json?access_token={SECRET}#frag",
-    ],
-)
-def test_credentials_in_a_uri_are_refused_and_not_repeated(root: Path, uri: str) -> None:
-    for act in (storage.read_bytes, storage.open_stream, storage.list_files, storage.check_output, storage.exists):
-        with pytest.raises(StorageError, match="expected a URI without credentials") as raised:
-            act(uri)
-        assert SECRET not in str(raised.value)
-        assert KEY_ID not in str(raised.value)
-    [by_coco] = read(root, coco(uri))
-    [by_table] = read(root, {"image": uri, "box_xyxy": [1, 2, 30, 40]})
-    assert SECRET not in f"{by_coco} {by_table}"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            f"<Code>X</Code><AWSAccessKeyId>{KEY_ID}</AWSAccessKeyId>",
-            "<Code>X</Code><AWSAccessKeyId>***</AWSAccessKeyId>",
-        ),
-        (f"aws_secret_access_key='{SECRET}'", "aws_secret_access_key='***'"),
-        (f'{{"AccessKeyId": "{KEY_ID}", "SessionToken": "{SECRET}"}}', '{"AccessKeyId": "***", "SessionToken": "***"}'),
-        ("s3://bucket/key=5/part@2.parquet", "s3://bucket/key=5/part@2.parquet"),
-        ("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",) * 2,
-        ("tab\there", "tab\\there"),
-        ("x" * 5000, "x" * 1999 + "…"),
-    ],
-)
-def test_what_is_shown_has_no_credentials(text: str, expected: str) -> None:
-    assert shown(text) == expected
-    assert str(StorageError(text)) == expected
-
-
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("which", ["checkpoint_uri", "hq_uri"])
-@pytest.mark.parametrize("archive", [True, False])
-def test_weights_execute_no_code(tmp_path: Path, which: str, archive: bool) -> None:
-    bad, executed = tmp_path / "bad.pth", tmp_path / "executed"
-    if archive:
-        torch.save({"weight": torch.zeros(1), "more": Payload(executed)}, bad)
-    else:
-        bad.write_bytes(pickle.dumps(Payload(executed), protocol=2))
-    model = {"model": "vit_b"} if which == "checkpoint_uri" else {"model": "tiny"}
-    with pytest.raises(WeightsError, match="bad.pth: expected"):
-        load_model(RefinerConfig.from_dict({**model, which: str(bad), "device": "cpu"}))
-    assert not executed.exists()
-
-
-def test_a_pickle_is_no_safetensors_file(tmp_path: Path) -> None:
-    bad, executed = tmp_path / "plugin.safetensors", tmp_path / "executed"
-    bad.write_bytes(pickle.dumps(Payload(executed), protocol=2))
-    with pytest.raises(WeightsError, match="expected a safetensors file"):
-        load_model(RefinerConfig(model="nano", plugin_uri=str(bad), device="cpu"))
-    assert not executed.exists()
