@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 Ring = NDArray[np.float64]
 """Corners (N, 2) of a closed line, XY pixels, float64; N >= 3, and the first corner is not repeated at the end."""
@@ -53,6 +52,8 @@ def one_ring(parts: list[Part]) -> Ring:
     The line goes from its nearest corner to each further ring, around that ring, and back by the same way. Such a
     bridge encloses no area. Programs that also draw the line itself paint the bridge one pixel wide.
     """
+    from scipy.spatial import cKDTree  # planning imports this module and draws nothing
+
     line, *others = [ring for part in parts for ring in (part.outer, *part.holes)]
     for ring in others:
         distances, corners = cKDTree(ring).query(line)

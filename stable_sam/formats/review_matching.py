@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from scipy.optimize import linear_sum_assignment
 
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask, rle, rle_iou
 
@@ -36,6 +35,8 @@ def match(masks: Sequence[EncodedMask], sent: Mapping[str, str]) -> dict[str, Ma
     Each mask goes to one sent mask at most: first those that are equal, then those whose parts add up to a sent mask,
     then by the highest total IoU. A further mask that makes such a match more like the sent mask is a part of it, too.
     """
+    from scipy.optimize import linear_sum_assignment  # planning imports this module and matches nothing
+
     if not masks or not sent:
         return {}
     found: dict[str, Match] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import get_args, get_type_hints
 
@@ -42,3 +44,8 @@ def test_the_help_of_a_command_lists_its_formats(command: Callable[..., None], n
     [listed] = [text for text in helps if text.startswith(("Format to write: ", "Format of the files: "))]
     words = re.sub(r" \(.*?\)", "", listed).partition(": ")[2].rstrip(".")
     assert set(words.replace(" or ", ", ").split(", ")) == set(names)
+
+
+def test_planning_does_not_wait_for_what_only_exports_and_reviews_need() -> None:
+    code = "import sys, stable_sam.formats.read; sys.exit('scipy' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
