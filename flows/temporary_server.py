@@ -1,6 +1,6 @@
-"""A Prefect server for the time of a command: on loopback only, and gone with the process that started it.
+"""A temporary Prefect server for one command, which listens on loopback only and ends with the command's process.
 
-Prefect's own temporary server stays behind when its process is killed, and tells nothing of why it does not start.
+Prefect's own temporary server stays behind when its process is killed, and does not say why it cannot start.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from stable_sam.errors import StableSamError, one_line
 from stable_sam.storage.machine import too_busy
 
 _LOOK_EVERY_S = 0.1
-_LAST_BREATH_S = 5.0
-"""For a server that was asked to end: afterwards it is killed."""
+_STOP_S = 5.0
+"""Seconds that a server has to end after it was asked to; then it is killed."""
 
 
 def start_server(home: Path, timeout_s: float) -> str:
-    """URL of the API of a server with its database in `home`; it ends when this process does.
+    """Start a server with its database in `home`, which ends when this process does, and return the URL of its API.
 
     Raises `StableSamError` with the reason when the server does not answer within `timeout_s`.
     """
@@ -67,7 +67,7 @@ def start_server(home: Path, timeout_s: float) -> str:
 
 
 def serve(listening: int) -> None:
-    """Be the server, on a socket that was handed over, until the standard input is closed."""
+    """Run the server on the socket with the file descriptor `listening` until the standard input is closed."""
     import uvicorn
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -78,7 +78,7 @@ def serve(listening: int) -> None:
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_LAST_BREATH_S)
+    time.sleep(_STOP_S)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,7 +98,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     assert server.stdin is not None, "a pipe"
     server.stdin.close()
     try:
-        server.wait(2 * _LAST_BREATH_S)
+        server.wait(2 * _STOP_S)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
