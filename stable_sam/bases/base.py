@@ -1,0 +1,40 @@
+"""What the project knows of a base model without loading it: its size, its licence and where its weights are from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedFile:
+    """A file of weights as its authors publish it."""
+
+    name: str
+    """Name of the file, also in the cache folder."""
+    url: str
+    size: int
+    """Size in bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A base model, which `RefinerConfig.model` names."""
+
+    name: str
+    title: str
+    """Name of the model in its paper."""
+    family: str
+    """Module of `stable_sam.modeling.bases` that builds and loads it."""
+    parameters: int
+    """Number of parameters, the image encoder's, prompt encoder's and mask decoder's together."""
+    input_side: int
+    """Side of the square input in pixels; a cell of the image embedding is 16 pixels wide."""
+    licence: str
+    """Licence of the weights, as an SPDX identifier."""
+    file: PublishedFile | None = None
+    """The published weights; None for a base that comes with this package."""
+    hq_file: PublishedFile | None = None
+    """The published HQ-SAM of this base, if there is one."""
+    extra: str | None = None
+    """Extra of this package that installs what the base needs; None when it needs nothing more."""
