@@ -23,7 +23,6 @@ from stable_sam.evaluation.averages import WHOLE_SLICE
 from stable_sam.evaluation.by_object import ALL_SETS
 from stable_sam.evaluation.evaluate import evaluate
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
-from stable_sam.modeling.build import set_input_size
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel, load_model
@@ -113,7 +112,7 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         | {**change, "plugin": default["plugin"] | change.get("plugin", {})}
     )
     base = load_model(RefinerConfig(model="nano", plugin=False))
-    set_input_size(base.sam, options.size)
+    base.sam.set_input_side(options.size)
     with tempfile.TemporaryDirectory() as folder:
         file = train_plugin(base, options.data, Path(folder), settings, cache_dir=options.out / "embeddings")
         found, _ = evaluate(
@@ -144,7 +143,7 @@ def _run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def _decoder_ratio(model: LoadedModel, size: int, prompts: int = 8, rounds: int = 15) -> float:
     """Time of the decoder with the plugin to that without, median of rounds in which both take their turn."""
-    set_input_size(model.sam, size)
+    model.sam.set_input_side(size)
     cells = size // 16
     features = ImageFeatures(torch.randn(1, 256, cells, cells, generator=torch.Generator().manual_seed(0)))
     boxes = torch.tensor([[0.2, 0.2, 0.7, 0.8]]).expand(prompts, -1) * size

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,11 @@ from gpu_models import BusyLock, build, photographs
 from gpu_report import Report
 from model_path import some_boxes
 from PIL import Image
-from segment_anything.modeling import Sam
 
 import stable_sam.refining.predict
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.modeling.fast.compiled import CompiledPasses
-from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import LoadedModel
-from stable_sam.modeling.nano import NanoImageEncoder
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refining.image_job import ImageJob, refine_job
 from stable_sam.refining.predict import PromptArrays, embed_image, predict
@@ -185,12 +182,6 @@ def measure(
         }
 
 
-def usual_encode(sam: Sam, image: torch.Tensor) -> ImageFeatures:
-    """The encoder's own pass; of nano with its fine features."""
-    encoder = sam.image_encoder
-    return encoder.features(image) if isinstance(encoder, NanoImageEncoder) else ImageFeatures(encoder(image))
-
-
 @contextmanager
 def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
     """A refiner that runs `model` as `step` says, with K = `jitter`."""
@@ -205,13 +196,14 @@ def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
         refiner = Refiner(config, RoutingConfig(calibration_uri=None))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if step.tf32 else "highest")
-    reference = (
-        mock.patch.multiple(stable_sam.refining.predict, encode=usual_encode, can_decode=lambda *_: False)
-        if step.reference
-        else nullcontext()
-    )
+    kind = type(model.sam)
     try:
-        with reference:
+        with ExitStack() as reference:
+            if step.reference:
+                reference.enter_context(mock.patch.object(kind, "fast_features", kind.features))
+                reference.enter_context(
+                    mock.patch.object(stable_sam.refining.predict, "can_decode", return_value=False)
+                )
             yield refiner
     finally:
         torch.set_float32_matmul_precision(before)

@@ -13,9 +13,10 @@ from PIL import Image
 from skimage import data
 from torch import nn
 
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig
 from stable_sam.identity import ModelIdentity
-from stable_sam.modeling.build import build_model
+from stable_sam.modeling.bases import build_base
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 
@@ -25,14 +26,14 @@ def build(name: str, device: str) -> LoadedModel:
     if name in ("nano", "tiny"):
         return load_model(RefinerConfig(model=name, device=device))  # type: ignore[arg-type]
     torch.manual_seed(0)
-    sam = build_model(name)
+    sam = build_base(name)
     for key, parameter in sam.image_encoder.named_parameters():
         if "pos" in key:
             nn.init.normal_(parameter, std=0.02)  # zeros before training
     host = attach_plugin(sam, StableSamPlugin(sam.prompt_encoder.embed_dim))
     sam.requires_grad_(False).eval().to(device)
     identity = ModelIdentity(model_id=f"{name}+plugin", weights_sha256="random", dtype="float32")
-    return LoadedModel(sam=sam, host=host, identity=identity, device=torch.device(device))
+    return LoadedModel(base=BASES[name], sam=sam, host=host, identity=identity, device=torch.device(device))
 
 
 def photographs(folder: Path, megapixels: list[float]) -> dict[float, list[Path]]:

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from stable_sam.bases import BASES
 from stable_sam.evaluation.evaluation_config import BASELINE, METHODS
 from stable_sam.evaluation.methods import count_method, select_method
 from stable_sam.identity import ModelIdentity
-from stable_sam.modeling.build import MODELS, build_model, set_input_size
+from stable_sam.modeling.bases import build_base
 from stable_sam.modeling.decoder import decode_prompts
-from stable_sam.modeling.fast import encoder
 from stable_sam.modeling.hq import attach_hq, build_hq, encode_with_early
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=sorted(MODELS), default="nano")
+    parser.add_argument("--model", choices=sorted(BASES), default="nano")
     parser.add_argument("--size", type=int, help="side of nano's input")
     parser.add_argument("--prompts", type=int, default=8, help="boxes in one decoder pass")
     parser.add_argument("--rounds", type=int, default=30)
@@ -66,28 +66,29 @@ def _options() -> argparse.Namespace:
 
 def _model(options: argparse.Namespace, device: torch.device) -> LoadedModel:
     torch.manual_seed(0)
-    sam = build_model(options.model)
+    sam = build_base(options.model)
     if options.size is not None:
-        set_input_size(sam, options.size)
+        sam.set_input_side(options.size)
     host = attach_plugin(sam, StableSamPlugin(sam.prompt_encoder.embed_dim))
     hq = attach_hq(sam, build_hq(sam))
     sam.requires_grad_(False).eval().to(device)
     identity = ModelIdentity(model_id=options.model, weights_sha256="", dtype="float32")
-    return LoadedModel(sam=sam, host=host, hq=hq, identity=identity, device=device)
+    return LoadedModel(base=BASES[options.model], sam=sam, host=host, hq=hq, identity=identity, device=device)
 
 
 @torch.inference_mode()
 def _measure(model: LoadedModel, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of every round, by what was measured and method."""
-    side = int(model.sam.image_encoder.img_size)
+    side = model.sam.input_side
     image = torch.randn(1, 3, side, side, device=model.device)
     features = encode_with_early(model.sam, image)
     corners = torch.rand(options.prompts, 2, 2, device=model.device).sort(dim=1).values * (side - 2)
     boxes = (corners + torch.tensor([[0.0], [2.0]], device=model.device)).flatten(1)
 
     def encode(method: str) -> Callable[[], object]:
-        run = encode_with_early if method == "hq-sam" else encoder.encode
-        return lambda: run(model.sam, image)
+        if method == "hq-sam":
+            return lambda: encode_with_early(model.sam, image)
+        return lambda: model.sam.fast_features(image)
 
     def decode(method: str, count: int) -> Callable[[], object]:
         own = features if method == "hq-sam" else replace(features, early=None)

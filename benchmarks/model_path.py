@@ -30,8 +30,8 @@ from skimage import data
 
 from benchmarks.timing import Seconds, add_outputs, cell, spread, timed, write
 from stable_sam.config import RefinerConfig
-from stable_sam.modeling.build import build_model
-from stable_sam.modeling.nano import NanoSam
+from stable_sam.modeling.bases import build_base
+from stable_sam.modeling.bases.nano import NanoSam
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refining.refiner import Refiner
@@ -81,7 +81,7 @@ def load_refiner(options: argparse.Namespace) -> Refiner:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "random.pth")
-        torch.save(build_model(options.model).state_dict(), checkpoint)
+        torch.save(build_base(options.model).state_dict(), checkpoint)
         config = RefinerConfig(
             model=options.model,
             checkpoint_uri=str(checkpoint),

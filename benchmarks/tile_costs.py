@@ -27,7 +27,7 @@ from benchmarks.stage_cases import jpeg, photograph
 from benchmarks.timing import timed
 from stable_sam.config import RefinerConfig
 from stable_sam.images.tiles import CELL, INPUT_SIDES, TilePlan, tile_rule
-from stable_sam.modeling.build import build_model
+from stable_sam.modeling.bases import build_base
 from stable_sam.records import Prompt
 from stable_sam.refining import predict as predict_module
 from stable_sam.refining import refiner as refiner_module
@@ -134,7 +134,7 @@ def _print_by_rule(models: list[str]) -> None:
 def _one_pass(model: str, side: int) -> float:
     """Seconds of an encoder with random weights."""
     with torch.inference_mode():
-        encoder = build_model(model).image_encoder.eval()
+        encoder = build_base(model).image_encoder.eval()
         (_, seconds), _ = timed(lambda: encoder(torch.zeros(1, 3, side, side)))
     return seconds
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from segment_anything.modeling import Sam
 from torch import nn
 
+from stable_sam.modeling.bases.base import BaseSam
 from stable_sam.modeling.plugin import ImageStreamHost, PluginHost
 
 
-def detach_plugin(sam: Sam) -> None:
+def detach_plugin(sam: BaseSam) -> None:
     """Give `sam` its own attentions back; nothing happens when it hosts no plugin."""
     for block in sam.mask_decoder.transformer.layers:
         if isinstance(block.cross_attn_token_to_image, PluginHost):

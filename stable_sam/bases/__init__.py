@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from stable_sam.bases.base import Base, PublishedFile
+from stable_sam.bases.base import Base, Fit, PublishedFile
+
+__all__ = ["BASES", "Base", "Fit", "PublishedFile"]
 
 SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything/"
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Fit = Literal["pad", "stretch"]
+"""How an image fits into the model's square input: `pad` keeps its proportions and pads it below or to the right, as
+SAM does; `stretch` fills the square, as SAM 2 does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +35,7 @@ class Base:
     """Number of parameters, the image encoder's, prompt encoder's and mask decoder's together."""
     input_side: int
     """Side of the square input in pixels; a cell of the image embedding is 16 pixels wide."""
+    fit: Fit = "pad"
     licence: str
     """Licence of the weights, as an SPDX identifier."""
     file: PublishedFile | None = None

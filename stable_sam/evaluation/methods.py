@@ -11,7 +11,6 @@ from torch import nn
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import bundled_path, read_weights
-from stable_sam.modeling.build import set_input_size
 from stable_sam.modeling.load import LoadedModel, load_model
 
 BUNDLED_HQ = "nano_hq.safetensors"
@@ -70,10 +69,10 @@ def load_methods(
     if "stable-sam" in methods and model.host is None:
         raise ConfigError(f"methods: stable-sam needs a plugin, and model {config.model!r} was loaded without one")
     if size is not None:
-        set_input_size(model.sam, size)
+        model.sam.set_input_side(size)
     facts = ModelFacts(
         model=config.model,
-        input_size=int(model.sam.image_encoder.img_size),
+        input_size=model.sam.input_side,
         weights_sha256=hashes,
         parameters={method: count_method(model, method) for method in methods},
     )

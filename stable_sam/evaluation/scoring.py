@@ -39,6 +39,7 @@ from stable_sam.images.tile_pixels import TilePixels
 from stable_sam.images.tiles import CELL, TilePlan, TileRule, tile_rule
 from stable_sam.modeling.load import LoadedModel
 from stable_sam.records import Prompt, View, Window
+from stable_sam.refining.predict import frame_of
 from stable_sam.refining.refiner import Encoded, ask_views
 
 DECODER_CHUNK = 8
@@ -266,7 +267,7 @@ def _tile_rule(config: RefinerConfig, input_side: int) -> TileRule | None:
 
 def _open_image(model: LoadedModel, image: TruthImage, max_pixels: int) -> _OpenImage:
     """Decode an image; raises `ImageError` for a file that cannot be read or has another size than its true masks."""
-    side = int(model.sam.image_encoder.img_size)
+    side = model.sam.input_side
     try:
         data = image.path.read_bytes()
     except OSError as error:
@@ -275,7 +276,7 @@ def _open_image(model: LoadedModel, image: TruthImage, max_pixels: int) -> _Open
     decoded = decode_for_input(data, name=name, max_pixels=max_pixels, side=side)
     if problem := size_problem(image.size_hw, decoded.original_hw, decoded.orientation):
         raise ImageError(f"{image.path}: {problem}")
-    whole = Frame(decoded.original_hw, side)
+    whole = frame_of(model, decoded.original_hw)
     pixels = resize_image(decoded.pixels, whole, decoded.scale)
     tiles = TilePixels(decoded, file=data, name=name, max_pixels=max_pixels)
 

@@ -34,9 +34,6 @@ from stable_sam.rle import decode_mask
 if TYPE_CHECKING:  # for types only, because stable_sam.modeling has to be the first to import segment_anything
     from segment_anything.modeling.transformer import Attention
 
-FIRST_MASK_TOKEN = 1
-"""Index of the first mask token among the output tokens; token 0 is the IoU token."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedMask:
@@ -119,7 +116,7 @@ def explain(
         stable_sam=stable_sam,
         alpha=(alpha_1, alpha_2),
         offsets=trace.offsets[0].float().cpu().numpy(),
-        frame=Frame(frame.region_hw, frame.side),
+        frame=Frame(frame.region_hw, frame.side, fit=frame.fit),
     )
 
 
@@ -150,7 +147,7 @@ def _answer(
         host.enabled = was_enabled
     if refined.mask_size is None or refined.mask_counts is None:
         raise PromptError(str(refined.error))
-    row = weights[0][0, :, FIRST_MASK_TOKEN + int(prediction.token[0])].mean(dim=0)
+    row = weights[0][0, :, refiner.model.sam.iou_token + 1 + int(prediction.token[0])].mean(dim=0)
     side = isqrt(len(row))
     return ExplainedMask(
         refined=replace(refined, view=name),

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from stable_sam.bases import Fit
 from stable_sam.records import BoxXYXY, Window
 
 Span = tuple[int, int]
@@ -22,8 +23,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One view of an image in the model's square: resized so that its longest side is `side`, placed in the top left
-    corner, and padded below or to the right."""
+    """One view of an image in the model's square, padded or stretched as `fit` says."""
 
     original_hw: tuple[int, int]
     """(height, width) of the whole image in original pixels."""
@@ -31,6 +31,7 @@ class Frame:
     """Side of the model's input in pixels."""
     window_xywh: Window | None = None
     """The part of the image that is in the square; None for the whole image."""
+    fit: Fit = "pad"
 
     @property
     def region_xywh(self) -> Window:
@@ -46,6 +47,8 @@ class Frame:
     @property
     def resized_hw(self) -> tuple[int, int]:
         """(height, width) of the view inside the square, rounded as SAM does but at least 1 for a very long image."""
+        if self.fit == "stretch":
+            return self.side, self.side
         height, width = self.region_hw
         scale = self.side / max(height, width)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

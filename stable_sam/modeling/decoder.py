@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling import MaskDecoder
 from torch import Tensor
 
+from stable_sam.modeling.bases.base import BaseSam, Points
 from stable_sam.modeling.features import FineFeatures, ImageFeatures
-from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, PluginTrace
 
 
@@ -32,11 +32,11 @@ class DecoderOutput:
 
 
 def decode_prompts(
-    sam: Sam,
+    sam: BaseSam,
     features: ImageFeatures,
     *,
     boxes: Tensor | None = None,
-    points: tuple[Tensor, Tensor] | None = None,
+    points: Points | None = None,
 ) -> DecoderOutput:
     """Predict the masks of P prompts.
 
@@ -50,22 +50,24 @@ def decode_prompts(
     if early is not None and isinstance(host, PluginHost) and host.enabled:
         raise ValueError("expected HQ-SAM or the plugin, got both: disable one")
     decoder = sam.mask_decoder
-    output_tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]  # (5, C); with HQ-SAM (6, C)
+    output_tokens = sam.output_tokens
     if early is not None:
-        output_tokens.append(sam.hq.hf_token.weight)
-    source, position, tokens = decoder_inputs(sam, features.embedding, torch.cat(output_tokens), boxes, points)
+        output_tokens = torch.cat((output_tokens, sam.hq.hf_token.weight))
+    source, position, tokens = decoder_inputs(sam, features.embedding, output_tokens, boxes, points)
     tokens_out, source_out = decoder.transformer(source, position, tokens)
 
-    logits, upscaled = read_masks(decoder, tokens_out, source_out, features.fine)
-    iou = decoder.iou_prediction_head(tokens_out[:, 0])
+    masks_from = sam.iou_token + 1
+    masks_to = masks_from + decoder.num_mask_tokens
+    logits, upscaled = read_masks(decoder, tokens_out[:, masks_from:masks_to], source_out, features.fine)
+    iou = sam.predicted_iou(tokens_out[:, sam.iou_token])
     hq_logits = None
     if early is not None:
-        hq_logits = sam.hq(features.embedding, early, upscaled, tokens_out[:, 1 + decoder.num_mask_tokens])
+        hq_logits = sam.hq(features.embedding, early, upscaled, tokens_out[:, masks_to])
 
     return DecoderOutput(logits, iou, host.trace if isinstance(host, PluginHost) else None, hq_logits)
 
 
-def trace_prompts(sam: Sam, features: ImageFeatures, boxes: Tensor) -> PluginTrace:
+def trace_prompts(sam: BaseSam, features: ImageFeatures, boxes: Tensor) -> PluginTrace:
     """Compute the trace that `decode_prompts` returns for P boxes, at half the cost: the decoder stops at the plugin.
 
     boxes: (P, 4) XYXY in pixels of the model's square input. Only the plugin gets gradients. Raises `ValueError` unless
@@ -75,10 +77,8 @@ def trace_prompts(sam: Sam, features: ImageFeatures, boxes: Tensor) -> PluginTra
     host = second.cross_attn_token_to_image
     if not isinstance(host, PluginHost) or isinstance(first.cross_attn_token_to_image, PluginHost):
         raise ValueError("expected a plugin in decoder layer 2 alone")
-    decoder = sam.mask_decoder
     with torch.no_grad():
-        output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-        source, position, tokens = decoder_inputs(sam, features.embedding, output_tokens, boxes, None)
+        source, position, tokens = decoder_inputs(sam, features.embedding, sam.output_tokens, boxes, None)
         keys, key_pe = source.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2)
         queries, keys = first(queries=tokens, keys=keys, query_pe=tokens, key_pe=key_pe)
         queries_pe = queries + tokens
@@ -87,12 +87,12 @@ def trace_prompts(sam: Sam, features: ImageFeatures, boxes: Tensor) -> PluginTra
 
 
 def read_masks(
-    decoder: MaskDecoder, tokens: Tensor, source: Tensor, fine: FineFeatures | None
+    decoder: MaskDecoder, mask_tokens: Tensor, source: Tensor, fine: FineFeatures | None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (P, 4, h, w) of SAM's masks, and the upscaled features (P, C/8, h, w) they are read from.
 
-    tokens: (P, T, C), and source: (P, HW, C) on a square grid; both are outputs of the transformer. fine: fine features
-    of P images, or of the one image that all prompts share; they are added inside the upscaling, as in SAM 2.
+    mask_tokens: (P, 4, C), and source: (P, HW, C) on a square grid; both are outputs of the transformer. fine: fine
+    features of P images, or of the one image that all prompts share; they are added inside the upscaling, as in SAM 2.
     """
     side = int(source.shape[1] ** 0.5)
     grid = source.transpose(1, 2).reshape(source.shape[0], source.shape[2], side, side)
@@ -101,7 +101,6 @@ def read_masks(
     else:
         first, norm, activation, second, last_activation = decoder.output_upscaling
         upscaled = last_activation(second(activation(norm(first(grid) + fine[1]))) + fine[0])
-    mask_tokens = tokens[:, 1 : 1 + decoder.num_mask_tokens]
     kernels = torch.stack(
         [mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
     )  # (P, 4, C/8)
@@ -109,22 +108,18 @@ def read_masks(
 
 
 def decoder_inputs(
-    sam: Sam,
+    sam: BaseSam,
     embeddings: Tensor,
     output_tokens: Tensor,
     boxes: Tensor | None,
-    points: tuple[Tensor, Tensor] | None,
+    points: Points | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the transformer's inputs for P prompts.
 
     They are the features with the mask prompt added (P, C, H, W), their positional encoding (P, C, H, W) and the output
     tokens followed by the prompt tokens (P, T + N, C). Boxes and points are those of `decode_prompts`.
     """
-    masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) and sam.drawn > 0 else None
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-    if masks is not None and sam.drawn < 1:
-        shown = torch.rand(len(dense), 1, 1, 1, generator=sam.draws) < sam.drawn
-        dense = torch.where(shown.to(dense.device), dense, sam.prompt_encoder.no_mask_embed.weight[:, :, None, None])
+    sparse, dense = sam.embed_prompts(boxes, points)
     prompts = sparse.shape[0]
     position = sam.prompt_encoder.get_dense_pe().expand(prompts, -1, -1, -1)
     tokens = torch.cat((output_tokens.expand(prompts, -1, -1), sparse), dim=1)

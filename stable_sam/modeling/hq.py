@@ -10,16 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
+from stable_sam.modeling.bases.base import EMBEDDING_STRIDE, BaseSam
 from stable_sam.modeling.features import ImageFeatures
-from stable_sam.modeling.nano import STAGE_CHANNELS, NanoImageEncoder
-
-EMBEDDING_STRIDE = 16
-"""Side, in input pixels, of a cell of the image embedding; it is the same for all models."""
 
 
 class HqBranch(nn.Module):
@@ -70,13 +66,13 @@ def _upscaling(channels: int, hidden: int, out_channels: int, factor: int = 2) -
     )
 
 
-def build_hq(sam: Sam) -> HqBranch:
-    """Build an untrained branch that fits `sam`, which may be any model of the registry, without attaching it."""
-    _, channels, stride = _early_layer(sam.image_encoder)
-    return HqBranch(sam.prompt_encoder.embed_dim, channels, stride)
+def build_hq(sam: BaseSam) -> HqBranch:
+    """Build an untrained branch that fits `sam` without attaching it; raises `ConfigError` for a base without one."""
+    early = sam.early_layer
+    return HqBranch(sam.prompt_encoder.embed_dim, early.channels, early.stride)
 
 
-def attach_hq(sam: Sam, branch: HqBranch) -> HqBranch:
+def attach_hq(sam: BaseSam, branch: HqBranch) -> HqBranch:
     """Freeze `sam`, set `sam.hq` to `branch`, whose parameters alone learn, and return `branch`."""
     sam.requires_grad_(False)
     branch.requires_grad_(True).train(sam.training)
@@ -84,31 +80,16 @@ def attach_hq(sam: Sam, branch: HqBranch) -> HqBranch:
     return branch
 
 
-def encode_with_early(sam: Sam, images: Tensor) -> ImageFeatures:
-    """Run the image encoder once and keep the early features that HQ-SAM fuses.
+def encode_with_early(sam: BaseSam, images: Tensor) -> ImageFeatures:
+    """Run the image encoder once and keep the early features (B, E, h, w) that HQ-SAM fuses.
 
-    images: (B, 3, S, S), normalised. The early features (B, E, h, w) of a ViT are the output of its first block with
-    global attention, at stride 16; those of `nano` are the output of the backbone's stage at stride 8.
+    images: (B, 3, S, S), normalised.
     """
     kept: list[Tensor] = []
-    layer, _, _ = _early_layer(sam.image_encoder)
-    handle = layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
+    early = sam.early_layer
+    handle = early.layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
     try:
-        encoder = sam.image_encoder
-        nano = isinstance(encoder, NanoImageEncoder)
-        features = encoder.features(images) if nano else ImageFeatures(encoder(images))
+        features = sam.features(images)
     finally:
         handle.remove()
-    early = kept[0]
-    return replace(features, early=early.permute(0, 3, 1, 2) if isinstance(encoder, ImageEncoderViT) else early)
-
-
-def _early_layer(encoder: nn.Module) -> tuple[nn.Module, int, int]:
-    """Return the layer whose output is the early features, its channels and its stride in input pixels."""
-    if isinstance(encoder, ImageEncoderViT):
-        block = next(block for block in encoder.blocks if block.window_size == 0)
-        return block, block.norm1.normalized_shape[0], EMBEDDING_STRIDE
-    if isinstance(encoder, NanoImageEncoder):
-        return encoder.backbone.stage2, STAGE_CHANNELS[1], 8
-    patches = cast(nn.Conv2d, encoder.patches)  # `tiny` has this one layer
-    return patches, patches.out_channels, EMBEDDING_STRIDE
+    return replace(features, early=kept[0].permute(0, 3, 1, 2) if early.channels_last else kept[0])

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from stable_sam.modeling.bases.base import BaseSam
 from stable_sam.modeling.deformable_sampling import DeformableSampling, sample_tokens
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.plugin_spec import PluginSpec
@@ -109,10 +109,13 @@ class PluginHost(nn.Module):
     routing's first Linear absorbs the constant.
     """
 
-    def __init__(self, attention: nn.Module, plugin: StableSamPlugin) -> None:
+    def __init__(self, attention: nn.Module, plugin: StableSamPlugin, iou_token: int = 0) -> None:
+        """`iou_token` is the index of the IoU token among the decoder's tokens."""
         super().__init__()
         self.attention = attention
         self.plugin = plugin
+        self.routing_token = iou_token + plugin.spec.routing_token
+        """Index of the routing's token t_o among the decoder's tokens."""
         self.trace: PluginTrace | None = None
         self.change: Tensor | None = None
         """Change (B, HW, C) that the plugin made to the features in the current pass; None when it is disabled."""
@@ -147,7 +150,7 @@ class PluginHost(nn.Module):
         The arguments are those of `forward`.
         """
         features, positions = _as_grid(v), _as_grid(k - v)
-        calibrated, moved, trace = self.plugin(features, positions, q[:, self.plugin.spec.routing_token])
+        calibrated, moved, trace = self.plugin(features, positions, q[:, self.routing_token])
         return (
             (calibrated - features).flatten(2).transpose(1, 2),
             (moved - positions).flatten(2).transpose(1, 2),
@@ -176,7 +179,7 @@ class ImageStreamHost(nn.Module):
         return self.attention(q=q + change, k=k, v=v) + change  # type: ignore[no-any-return]
 
 
-def attach_plugin(sam: Sam, plugin: StableSamPlugin) -> PluginHost:
+def attach_plugin(sam: BaseSam, plugin: StableSamPlugin) -> PluginHost:
     """Freeze `sam`, host `plugin` in its decoder in place and return layer 2's host; only the plugin learns.
 
     Raises `ValueError` when `sam` hosts a plugin already.
@@ -186,7 +189,7 @@ def attach_plugin(sam: Sam, plugin: StableSamPlugin) -> PluginHost:
         raise ValueError("this Sam already hosts a plugin: detach it first")
     sam.requires_grad_(False)
     for block in layers if plugin.spec.layers == "both" else [layers[PLUGIN_LAYER]]:
-        host = PluginHost(block.cross_attn_token_to_image, plugin)
+        host = PluginHost(block.cross_attn_token_to_image, plugin, sam.iou_token)
         block.cross_attn_token_to_image = host
         if plugin.spec.calibrates == "stream":
             block.cross_attn_image_to_token = ImageStreamHost(block.cross_attn_image_to_token, host)

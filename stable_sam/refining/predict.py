@@ -15,7 +15,6 @@ from stable_sam.images.resize import resize_image
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast.compiled import COMPILED_TOKENS
 from stable_sam.modeling.fast.decoder import ImageSide, can_decode, decode_chosen_masks, image_side
-from stable_sam.modeling.fast.encoder import encode
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
@@ -95,8 +94,13 @@ class Prediction:
 def embed_image(model: LoadedModel, image: NDArray[np.uint8] | DecodedImage) -> ImageView:
     """Run the encoder on an upright RGB image (H, W, 3) in the dtype of the model's identity."""
     decoded = image if isinstance(image, DecodedImage) else DecodedImage(image, (image.shape[0], image.shape[1]))
-    frame = Frame(decoded.original_hw, int(model.sam.image_encoder.img_size))
+    frame = frame_of(model, decoded.original_hw)
     return embed_resized(model, resize_image(decoded.pixels, frame, decoded.scale), frame)
+
+
+def frame_of(model: LoadedModel, original_hw: tuple[int, int]) -> Frame:
+    """Return the frame of an image of (height, width) original pixels in the square input of `model`."""
+    return Frame(original_hw, model.sam.input_side, fit=model.base.fit)
 
 
 @torch.inference_mode()
@@ -109,7 +113,8 @@ def embed_resized(model: LoadedModel, resized: NDArray[np.uint8], frame: Frame) 
         if model.hq is not None:
             features = encode_with_early(model.sam, square)
         else:
-            features = (encode if model.compiled is None else model.compiled.encode)(model.sam, square)
+            compiled = model.compiled
+            features = model.sam.fast_features(square) if compiled is None else compiled.encode(model.sam, square)
         if model.device.type == "cuda" and keeps_spans():
             torch.cuda.synchronize(model.device)
     features = features.map(torch.Tensor.float)

@@ -53,7 +53,7 @@ class Refiner:
     @property
     def input_side(self) -> int:
         """Side of the model's square input in pixels."""
-        return int(self.model.sam.image_encoder.img_size)
+        return self.model.sam.input_side
 
     def refine_image(self, image: NDArray[np.uint8] | Image.Image, prompts: Sequence[Prompt]) -> list[RefinedMask]:
         """Return one mask for each of `prompts`, in their order; that of an unusable prompt has status "failed".

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.images.decode import DecodedImage
 from stable_sam.images.frames import Frame
@@ -104,7 +105,7 @@ def prepare(
     tiles: the pixels of the same image's tiles. cut_ahead: cut the tiles of boxes now, not in the model's process.
     Raises `ImageError` when a tile cannot be cut.
     """
-    frame = Frame(decoded.original_hw, side)
+    frame = Frame(decoded.original_hw, side, fit=BASES[config.model].fit)
     asked = tuple(checked(prompt, decoded.original_hw) for prompt in prompts)
     resized = np.empty((0, 0, 3), np.uint8)
     if any(prompt.error is None for prompt in asked):

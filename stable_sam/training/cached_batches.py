@@ -15,9 +15,10 @@ from torch import Tensor
 from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.prompts import tight_box
 from stable_sam.images.frames import Frame
+from stable_sam.modeling.bases.base import MASK_STRIDE
 from stable_sam.modeling.features import ImageFeatures, stack_features
-from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
+from stable_sam.refining.predict import frame_of
 from stable_sam.training.dataset import TrainingImage, cut_window, set_share
 from stable_sam.training.embeddings import EmbeddingCache
 from stable_sam.training.training_config import FrozenBaseTraining
@@ -82,7 +83,7 @@ class EmbeddedBatches:
 
         An image with fewer than M objects repeats them, with other points.
         """
-        frame = Frame(item.size_hw, self.cache.size)
+        frame = frame_of(self.cache.model, item.size_hw)
         order = rng.permutation(len(item.rles))[: self.config.objects]
         masks = {index: coco_mask.decode(item.rles[index]) for index in order}
         chosen = [masks[order[n % len(order)]] for n in range(self.config.objects)]

@@ -22,7 +22,7 @@ from stable_sam.evaluation.prompts import tight_box
 from stable_sam.evaluation.true_masks import image_path
 from stable_sam.images.orientation import size_problem
 from stable_sam.images.size import stored_size_of
-from stable_sam.modeling.nano import MASK_STRIDE
+from stable_sam.modeling.bases.base import MASK_STRIDE
 from stable_sam.prompt_noise import random_points
 from stable_sam.records import Window
 from stable_sam.rle import checked_counts

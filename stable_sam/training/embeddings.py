@@ -39,7 +39,7 @@ class EmbeddingCache:
     def __init__(self, folder: Path, model: LoadedModel) -> None:
         """`model` is the base without a plugin; if it has HQ-SAM's branch, early features are stored and read, too."""
         self.model, self.early = model, model.hq is not None
-        self.size = int(model.sam.image_encoder.img_size)
+        self.size = model.sam.input_side
         """S, the side of the model's input in pixels."""
         identity = model.identity
         self.folder = folder / f"{identity.model_id}-{self.size}-{identity.dtype}-{identity.weights_sha256[:16]}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from stable_sam.modeling.bases.base import MASK_STRIDE, BaseSam
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, trace_prompts
 from stable_sam.modeling.features import ImageFeatures
-from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost
 from stable_sam.training.cached_batches import EmbeddedBatch
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
@@ -24,7 +23,7 @@ HARM = 2.0
 
 
 def plugin_loss(
-    sam: Sam, config: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, progress: float
+    sam: BaseSam, config: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator, progress: float
 ) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss of a step and the figures to log.
 
@@ -54,7 +53,7 @@ class PromptBatch:
         self.boxes, self.points = boxes, points
         self.ambiguous = points is not None and points[0].shape[1] == 1
 
-    def decode(self, sam: Sam) -> DecoderOutput:
+    def decode(self, sam: BaseSam) -> DecoderOutput:
         """Run the decoder on the prompts."""
         return decode_prompts(sam, self.features, boxes=self.boxes, points=self.points)
 
@@ -66,7 +65,7 @@ class PromptBatch:
         return mask_iou(output.logits[torch.arange(len(chosen)), chosen], self.coverage)
 
     @torch.no_grad()
-    def gain(self, sam: Sam, output: DecoderOutput) -> Tensor:
+    def gain(self, sam: BaseSam, output: DecoderOutput) -> Tensor:
         """Return the gain (P,): the IoU of the deformed path's masks, `output`, minus that of SAM's own masks."""
         host = plugin_host(sam)
         host.enabled = False
@@ -76,10 +75,10 @@ class PromptBatch:
 
 
 def drawn_prompts(
-    sam: Sam, config: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator
+    sam: BaseSam, config: PluginTraining, batch: EmbeddedBatch, generator: torch.Generator
 ) -> tuple[PromptBatch, PromptBatch]:
     """Draw the prompts of a step: a noisy box for every object, and points for the first object of each image."""
-    objects, size = batch.boxes.shape[1], sam.image_encoder.img_size
+    objects, size = batch.boxes.shape[1], sam.input_side
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
     true_boxes = batch.boxes.flatten(0, 1)
     boxes = mixed_boxes(true_boxes, config.noise_scales, size, generator)
@@ -97,7 +96,7 @@ def drawn_prompts(
     return by_box, by_points
 
 
-def plugin_host(sam: Sam) -> PluginHost:
+def plugin_host(sam: BaseSam) -> PluginHost:
     """Return the plugin's host in decoder layer 2; raises `ValueError` when `sam` hosts no plugin."""
     host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     if not isinstance(host, PluginHost):
@@ -151,7 +150,7 @@ def routing_loss(alpha: Tensor, gain: Tensor) -> Tensor:
     return (error * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
-def _calibration_loss(sam: Sam, prompts: PromptBatch, config: PluginTraining) -> tuple[Tensor, dict[str, float]]:
+def _calibration_loss(sam: BaseSam, prompts: PromptBatch, config: PluginTraining) -> tuple[Tensor, dict[str, float]]:
     output, name = prompts.decode(sam), prompts.name
     trace = output.trace
     if trace is None:

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Iterable
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam.modeling.bases.base import BaseSam
 from stable_sam.modeling.plugin import StableSamPlugin
 from stable_sam.training.cached_batches import EmbeddedBatch
 from stable_sam.training.loop import Figures
@@ -32,7 +32,7 @@ ACCURATE = 0.99
 
 
 def teach_routing(
-    sam: Sam, plugin: StableSamPlugin, config: PluginTraining, batches: Iterable[EmbeddedBatch]
+    sam: BaseSam, plugin: StableSamPlugin, config: PluginTraining, batches: Iterable[EmbeddedBatch]
 ) -> Figures:
     """Teach the routing of `plugin`, which `sam` hosts, the gains of the prompts of `batches`; nothing else changes.
 
@@ -77,7 +77,7 @@ def teach_routing(
 
 @torch.no_grad()
 def _measured(
-    sam: Sam, plugin: StableSamPlugin, config: PluginTraining, batches: Iterable[EmbeddedBatch]
+    sam: BaseSam, plugin: StableSamPlugin, config: PluginTraining, batches: Iterable[EmbeddedBatch]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Measure N prompts of `batches`: the routing's input (N, C), the gain (N,) and the quality (N,)."""
     assert plugin.routing is not None, "expected a plugin with routing"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from stable_sam.errors import WeightsError
-from stable_sam.modeling.build import build_nano, set_input_size
+from stable_sam.modeling.bases.base import MASK_STRIDE, BaseSam
+from stable_sam.modeling.bases.nano import build_nano
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
-from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.modeling.weights import read_safetensors, save_weights
 from stable_sam.storage.files import read_bytes
 from stable_sam.training.dataset import Batch, read_training_sets
@@ -60,7 +59,7 @@ def train_base(
 
     def loss(batch: Batch, step: int) -> tuple[Tensor, Figures]:
         size = batch.images.shape[-1]
-        set_input_size(sam, size)
+        sam.set_input_side(size)
         sam.drawn, sam.draws = config.stage_of(step).drawn, torch.Generator().manual_seed(config.seed + step)
         value, figures = base_loss(sam, batch, torch.Generator().manual_seed(config.seed * 1_000_003 + step))
         return value, {"size": size, **figures}
@@ -75,13 +74,13 @@ def train_base(
     return loop.run(batches.__getitem__, loss)
 
 
-def base_loss(sam: Sam, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def base_loss(sam: BaseSam, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss of a step and the figures to log.
 
     Every object is asked for by its slightly jittered box, and the first object of each image also by points.
     """
     objects = batch.boxes.shape[1]
-    size = sam.image_encoder.img_size
+    size = sam.input_side
     features = sam.image_encoder.features((batch.images.float() - sam.pixel_mean) / sam.pixel_std)
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 

@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam.modeling.bases.base import MASK_STRIDE, BaseSam
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.hq import attach_hq, build_hq
 from stable_sam.modeling.load import LoadedModel
-from stable_sam.modeling.nano import MASK_STRIDE
 from stable_sam.training.cached_batches import EmbeddedBatch
 from stable_sam.training.frozen import train_frozen
 from stable_sam.training.losses import mask_iou, mask_loss, near_cells
@@ -46,7 +45,7 @@ def train_hq(
 
 
 def hq_loss(
-    sam: Sam, batch: EmbeddedBatch, config: FrozenBaseTraining, generator: torch.Generator
+    sam: BaseSam, batch: EmbeddedBatch, config: FrozenBaseTraining, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss of a step and the figures to log.
 
@@ -56,7 +55,7 @@ def hq_loss(
     if batch.features.early is None:
         raise ValueError("expected a batch with early features, got none")
     objects = batch.boxes.shape[1]
-    size = sam.image_encoder.img_size
+    size = sam.input_side
     near = near_cells(batch.boxes, size // MASK_STRIDE, MASK_STRIDE)
 
     boxes = mixed_boxes(batch.boxes.flatten(0, 1), config.noise_scales, size, generator)

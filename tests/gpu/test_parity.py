@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stable_sam.config import RefinerConfig
-from stable_sam.modeling.build import build_tiny
+from stable_sam.modeling.bases.tiny import build_tiny
 from stable_sam.modeling.fast import encoder
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.refining.predict import PromptArrays, embed_image, predict

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from segment_anything import SamPredictor
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import WeightsError
-from stable_sam.modeling import build
-from stable_sam.modeling.build import build_model
+from stable_sam.modeling.bases import build_base
+from stable_sam.modeling.bases.parts import sam_parts
 from stable_sam.modeling.hq import build_hq
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.refining.predict import PromptArrays, embed_image, predict
@@ -57,7 +57,7 @@ def shapes_of(state: dict[str, Tensor]) -> Shapes:
 @pytest.mark.parametrize("model", MODELS)
 def test_models_have_exactly_the_published_tensors(model):
     with torch.device("meta"):
-        sam = build_model(model)
+        sam = build_base(model)
         branch = build_hq(sam)
     assert shapes_of(sam.state_dict()) == published_shapes(model)
     hq = {f"mask_decoder.{name}": value for name, value in branch.state_dict().items()}
@@ -100,25 +100,13 @@ def build_small_vit() -> Sam:
         img_size=256, embed_dim=32, depth=3, num_heads=2, out_chans=256, qkv_bias=True, use_rel_pos=True,
         window_size=6, global_attn_indexes=(1, 2),
     )  # fmt: skip
-    sam = Sam(
-        image_encoder=encoder,
-        prompt_encoder=PromptEncoder(
-            embed_dim=256, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=16
-        ),
-        mask_decoder=MaskDecoder(
-            transformer_dim=256,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048),
-        ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-    )
-    return sam.eval()
+    return Sam(encoder, *sam_parts(256)).eval()
 
 
 @pytest.fixture
 def small_vit(monkeypatch) -> dict[str, Tensor]:
     """`vit_b` without its 360 MB: the registry's entry is exchanged, its reading of files is not. Random weights."""
-    monkeypatch.setitem(build.MODELS, "vit_b", build_small_vit)
+    monkeypatch.setitem(sam_model_registry, "vit_b", lambda checkpoint: build_small_vit())
     return random_state(build_small_vit())
 
 

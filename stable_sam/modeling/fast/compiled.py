@@ -1,7 +1,6 @@
 """The fast encoder and decoder under `torch.compile`, limited to few shapes, because each shape is compiled anew.
 
-The references are `fast.encoder.encode` and `fast.decoder.decode_chosen_masks`, which are the functions that it
-compiles.
+The references are `BaseSam.fast_features` and `fast.decoder.decode_chosen_masks`, which it compiles.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
+from stable_sam.modeling.bases.base import BaseSam, Points
 from stable_sam.modeling.fast.decoder import ChosenMasks, ImageSide, decode_chosen_masks
-from stable_sam.modeling.fast.encoder import encode
 from stable_sam.modeling.features import ImageFeatures
 
 COMPILED_TOKENS = 2
@@ -28,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class CompiledPasses:
-    """Runs `encode` and `decode_chosen_masks`, compiled at the first call of each shape, in a thread of its own.
+    """Runs `fast_features` and `decode_chosen_masks`, compiled at the first call of each shape, in a thread of its own.
 
     It has its own thread because torch keeps CUDA graphs for each thread. The results are copies, because the next pass
     overwrites a graph's outputs. The caller must let only one pass run at a time.
@@ -39,12 +37,12 @@ class CompiledPasses:
         `torch.compile`."""
         mode = "reduce-overhead" if graphs else None
         self._graphs = graphs
-        self._encode = torch.compile(encode, dynamic=False, mode=mode, backend=backend)
+        self._encode = torch.compile(_encode, dynamic=False, mode=mode, backend=backend)
         self._decode = torch.compile(decode_chosen_masks, dynamic=False, mode=mode, backend=backend)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compiled")
 
-    def encode(self, sam: Sam, images: Tensor) -> ImageFeatures:
-        """Run `fast.encoder.encode` under the caller's autocast, and return a copy of the features."""
+    def encode(self, sam: BaseSam, images: Tensor) -> ImageFeatures:
+        """Run `sam.fast_features` under the caller's autocast, and return a copy of the features."""
         device = images.device.type
         half = torch.is_autocast_enabled(device)
 
@@ -56,11 +54,11 @@ class CompiledPasses:
 
     def decode(
         self,
-        sam: Sam,
+        sam: BaseSam,
         image: ImageSide,
         *,
         boxes: Tensor | None = None,
-        points: tuple[Tensor, Tensor] | None = None,
+        points: Points | None = None,
         ambiguous: bool = False,
     ) -> ChosenMasks:
         """Run `fast.decoder.decode_chosen_masks` on the prompts, padded to the next power of two.
@@ -90,6 +88,10 @@ class CompiledPasses:
                 return call()
 
         return self._thread.submit(run).result()
+
+
+def _encode(sam: BaseSam, images: Tensor) -> ImageFeatures:
+    return sam.fast_features(images)
 
 
 def bucket(count: int) -> int:

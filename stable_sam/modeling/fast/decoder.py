@@ -4,7 +4,7 @@
 reference's by rounding. This module, for inference only, saves work as follows:
 
 - Layer 1 reads the same image for every prompt, so its projections of the image are computed once (`image_side`). A
-  prompt that a `NanoSam` draws adds only a few channels to them.
+  prompt that a base draws as a mask prompt adds only a few channels to them.
 - Layer 1 adds to the image's features what its tokens write: for each cell a weighted sum of some 70 vectors. So the
   plugin's projection of the sum is that of the image, computed once, plus the weighted sum of the projected vectors.
 - In layer 2 the projections move from the image's many cells to the few tokens: q.(W x) = (W'q).x, and
@@ -22,15 +22,14 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from segment_anything.modeling import Sam
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
+from stable_sam.modeling.bases.base import BaseSam, Points
 from stable_sam.modeling.fast.attention import asked_of_cells, per_head, per_token, read_cells, written_to_cells
 from stable_sam.modeling.fast.mask_logits import mask_kernels, mask_logits, quarters_of
 from stable_sam.modeling.fast.prompt_tokens import prompt_tokens
 from stable_sam.modeling.features import FineFeatures, ImageFeatures
-from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost, StableSamPlugin
 
 MOST_TOKENS = 16
@@ -43,7 +42,8 @@ class ImageSide:
     """The decoder's tensors that all prompts of an image share: N cells, h heads of D channels."""
 
     features: Tensor
-    """Image embedding (N, C) with what SAM adds for "no mask prompt"; for `NanoSam` without the drawn prompt."""
+    """Image embedding (N, C) with what SAM adds for "no mask prompt"; for a base that draws prompts, without the
+    drawn prompt."""
     position: Tensor
     """Positional encoding (N, C)."""
     keys: Tensor
@@ -98,10 +98,10 @@ class _Drawn:
     """Weight (C, M) of that last layer."""
 
 
-def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
+def image_side(sam: BaseSam, image: ImageFeatures) -> ImageSide:
     """Compute what `decode_chosen_masks` needs of the features of one image, once for all of its prompts."""
     encoder, layer = sam.prompt_encoder, sam.mask_decoder.transformer.layers[0]
-    constant = encoder.mask_downscaling[-1].bias if _draws(sam) else encoder.no_mask_embed.weight[0]
+    constant = encoder.mask_downscaling[-1].bias if sam.draws_prompts else encoder.no_mask_embed.weight[0]
     features = image.embedding[0].flatten(1).T + constant
     position = encoder.get_dense_pe()[0].flatten(1).T.contiguous()
     read, written = _own(layer.cross_attn_token_to_image), _own(layer.cross_attn_image_to_token)
@@ -121,19 +121,19 @@ def image_side(sam: Sam, image: ImageFeatures) -> ImageSide:
     return ImageSide(features, position, keys.mT, values, queries.mT, projected, fine)
 
 
-def can_decode(sam: Sam, tokens: int) -> bool:
+def can_decode(sam: BaseSam, tokens: int) -> bool:
     """Tell whether `decode_chosen_masks` supports the plugin of `sam` and is cheaper for prompts of `tokens` tokens."""
     host = _host(sam)
     known = host is None or (host.plugin.spec.layers == "second" and not host.plugin.spec.move_positions)
-    return known and 1 + sam.mask_decoder.num_mask_tokens + tokens <= MOST_TOKENS
+    return known and len(sam.output_tokens) + tokens <= MOST_TOKENS
 
 
 def decode_chosen_masks(
-    sam: Sam,
+    sam: BaseSam,
     image: ImageSide,
     *,
     boxes: Tensor | None = None,
-    points: tuple[Tensor, Tensor] | None = None,
+    points: Points | None = None,
     ambiguous: bool = False,
 ) -> ChosenMasks:
     """Predict one mask for each of P prompts of one image.
@@ -143,27 +143,27 @@ def decode_chosen_masks(
     and points are in pixels of the model's square input.
     """
     decoder, host = sam.mask_decoder, _host(sam)
-    sparse = prompt_tokens(sam.prompt_encoder, boxes, points)
-    output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-    tokens = torch.cat((output_tokens.expand(len(sparse), -1, -1), sparse), dim=1)
-    drawn = _drawn(sam, sam.drawn_prompts(boxes, points)) if _draws(sam) else None
+    sparse = prompt_tokens(sam.prompt_encoder, boxes, sam.padded_points(boxes, points))
+    tokens = torch.cat((sam.output_tokens.expand(len(sparse), -1, -1), sparse), dim=1)
+    masks = sam.mask_prompts(boxes, points)
+    drawn = None if masks is None else _drawn(sam, masks)
 
     transformer = decoder.transformer
     first = _first_layer(transformer.layers[0], image, tokens, drawn)
     projected = None if host is None else _projected(transformer.layers[0].norm4, host.plugin, image, first)
     queries, features, alpha = _second_layer(transformer.layers[1], first, projected, image.position, tokens, host)
-    used = slice(0, 1 + decoder.num_mask_tokens if ambiguous else 2)  # the IoU token, then the mask tokens
+    used = slice(sam.iou_token, sam.iou_token + 1 + (decoder.num_mask_tokens if ambiguous else 1))
     queries, tokens = queries[:, used], tokens[:, used]
     read = read_cells(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
     queries = transformer.norm_final_attn(queries + read)
 
-    iou = decoder.iou_prediction_head(queries[:, 0])
+    iou = sam.predicted_iou(queries[:, 0])
     chosen = iou[:, 1:].argmax(dim=1) + 1 if ambiguous else torch.zeros_like(iou[:, 0], dtype=torch.long)
     logits = mask_logits(decoder, features, image.fine, mask_kernels(decoder, queries[:, 1:], chosen))
     return ChosenMasks(logits, iou.gather(1, chosen[:, None])[:, 0], chosen, alpha)
 
 
-def _host(sam: Sam) -> PluginHost | None:
+def _host(sam: BaseSam) -> PluginHost | None:
     host = sam.mask_decoder.transformer.layers[PLUGIN_LAYER].cross_attn_token_to_image
     return host if isinstance(host, PluginHost) and host.enabled else None
 
@@ -173,12 +173,7 @@ def _own(attention: nn.Module) -> Attention:
     return cast(Attention, attention.attention if isinstance(attention, PluginHost | ImageStreamHost) else attention)
 
 
-def _draws(sam: Sam) -> bool:
-    """Whether `sam` draws prompts as mask prompts."""
-    return isinstance(sam, NanoSam) and sam.drawn > 0
-
-
-def _drawn(sam: NanoSam, masks: Tensor) -> _Drawn:
+def _drawn(sam: BaseSam, masks: Tensor) -> _Drawn:
     layers = sam.prompt_encoder.mask_downscaling
     return _Drawn(layers[:-1](masks).flatten(2), layers[-1].weight.flatten(1))
 
@@ -246,8 +241,8 @@ def _second_layer(
     calibrated, alpha = features, None
     if host is not None:
         assert projected is not None, "expected projected features, which the plugin samples"
-        token = host.plugin.spec.routing_token
-        calibrated, alpha = host.plugin.calibrate_tokens(features, projected, queries[:, token] + tokens[:, token])
+        token = queries[:, host.routing_token] + tokens[:, host.routing_token]
+        calibrated, alpha = host.plugin.calibrate_tokens(features, projected, token)
     positioned = calibrated + position
     read = read_cells(_own(layer.cross_attn_token_to_image), queries + tokens, positioned, calibrated)
     queries = layer.norm2(queries + read)

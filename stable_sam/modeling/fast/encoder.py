@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import (
     Attention,
     Block,
@@ -21,9 +21,6 @@ from segment_anything.modeling.image_encoder import (
     window_unpartition,
 )
 from torch import Tensor
-
-from stable_sam.modeling.features import ImageFeatures
-from stable_sam.modeling.nano import NanoImageEncoder
 
 SCORES_AT_A_TIME = 2**21
 """Largest number of scores whose relative positions are in memory at a time: 8 MB."""
@@ -33,20 +30,15 @@ Tables = tuple[Tensor, Tensor]
 """SAM's relative positions (H, H, D) for each pair of rows, of the query and the key, and (W, W, D) of columns."""
 
 
-def encode(sam: Sam, images: Tensor) -> ImageFeatures:
-    """Compute the features of normalised images (B, 3, S, S) with the image encoder of any `sam` of the registry."""
-    encoder = sam.image_encoder
-    if isinstance(encoder, NanoImageEncoder):
-        return encoder.features(images)
-    if not isinstance(encoder, ImageEncoderViT):
-        return ImageFeatures(encoder(images))
+def encode_vit(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
+    """Compute `encoder(images)`, the embedding (B, 256, S/16, S/16) of normalised images (B, 3, S, S)."""
     x = encoder.patch_embed(images)
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     for block in encoder.blocks:
         x = x + _attended(block, block.norm1(x))
         x = x + block.mlp(block.norm2(x))
-    return ImageFeatures(encoder.neck(x.permute(0, 3, 1, 2)))
+    return cast(Tensor, encoder.neck(x.permute(0, 3, 1, 2)))
 
 
 def _attended(block: Block, x: Tensor) -> Tensor:

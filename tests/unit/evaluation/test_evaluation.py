@@ -102,12 +102,12 @@ def test_methods_differ_by_the_plugin_alone(data: Path) -> None:
 def test_hq_sam_is_measured_on_the_same_base(data: Path, tmp_path: Path) -> None:
     import hashlib
 
-    from stable_sam.modeling.build import build_model
+    from stable_sam.modeling.bases import build_base
     from stable_sam.modeling.hq import build_hq
     from stable_sam.modeling.weights import save_weights
 
     base = {"base_sha256": hashlib.sha256(b"tiny").hexdigest()}
-    file = save_weights(build_hq(build_model("tiny")), tmp_path / "hq.safetensors", base)
+    file = save_weights(build_hq(build_base("tiny")), tmp_path / "hq.safetensors", base)
     three = run(
         data,
         refiner=RefinerConfig(model="tiny", hq_uri=str(file)),

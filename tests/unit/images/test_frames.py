@@ -5,7 +5,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from stable_sam.images.frames import Frame
-from stable_sam.modeling.build import build_tiny
+from stable_sam.modeling.bases.tiny import build_tiny
 
 SIZES = [(100, 150), (151, 100), (64, 64), (13, 700), (40, 31), (301, 222)]
 

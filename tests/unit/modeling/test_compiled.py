@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.images.frames import Frame
-from stable_sam.modeling.build import build_nano, build_tiny
+from stable_sam.modeling.bases.nano import build_nano
+from stable_sam.modeling.bases.tiny import build_tiny
 from stable_sam.modeling.fast import compiled
 from stable_sam.modeling.fast.compiled import CompiledPasses, bucket
 from stable_sam.modeling.fast.prompt_tokens import prompt_tokens

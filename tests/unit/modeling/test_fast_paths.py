@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 
@@ -14,12 +14,13 @@ from stable_sam import rle
 from stable_sam.config import RefinerConfig
 from stable_sam.images.frames import Frame
 from stable_sam.images.resize import resize_image
-from stable_sam.modeling.build import build_nano, build_tiny
+from stable_sam.modeling.bases.base import BaseSam
+from stable_sam.modeling.bases.nano import ChannelNorm, build_nano
+from stable_sam.modeling.bases.tiny import build_tiny
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.fast import encoder
 from stable_sam.modeling.fast.decoder import MOST_TOKENS, can_decode, decode_chosen_masks, image_side
 from stable_sam.modeling.features import ImageFeatures
-from stable_sam.modeling.nano import ChannelNorm
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from stable_sam.refining import stability
@@ -52,12 +53,12 @@ SIZES = [(100, 150), (151, 100), (64, 64), (13, 700), (40, 31), (301, 222), (480
 
 
 @pytest.fixture(scope="module")
-def models() -> list[Sam]:
+def models() -> list[BaseSam]:
     torch.manual_seed(0)
     return [build_tiny(), build_nano(64)]
 
 
-def features_of(sam: Sam) -> ImageFeatures:
+def features_of(sam: BaseSam) -> ImageFeatures:
     """With fine features also where the encoder makes none, and not those of an untrained nano, which are 0."""
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(1, 3, 64, 64, generator=generator) * 255
@@ -70,7 +71,7 @@ def features_of(sam: Sam) -> ImageFeatures:
         return ImageFeatures(sam.image_encoder(sam.preprocess(image)), fine)
 
 
-def random_plugin(sam: Sam, spec: PluginSpec) -> StableSamPlugin:
+def random_plugin(sam: BaseSam, spec: PluginSpec) -> StableSamPlugin:
     torch.manual_seed(5)
     plugin = StableSamPlugin(sam.prompt_encoder.embed_dim, spec)
     for parameter in plugin.parameters():
@@ -180,41 +181,39 @@ def test_predict_takes_the_fast_path_where_it_can(points):
     assert np.array_equal(fast.logits, reference.logits) == (points == 11)
 
 
-def some_transformer(seed: int, heads: int) -> Sam:
+def some_transformer(seed: int, heads: int) -> ImageEncoderViT:
     """5 x 5 cells, in windows of 4 and all with all, whose relative positions count."""
     torch.manual_seed(seed)
-    sam = build_tiny()
-    sam.image_encoder = ImageEncoderViT(
+    transformer = ImageEncoderViT(
         img_size=80, embed_dim=12, depth=2, num_heads=heads, out_chans=32, window_size=4, global_attn_indexes=(1,),
         use_rel_pos=True,
     ).eval()  # fmt: skip
-    for block in sam.image_encoder.blocks:
+    for block in transformer.blocks:
         for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
             nn.init.normal_(table)
-    return sam
+    return transformer
 
 
 @pytest.mark.parametrize("scores", [1, 4**4 * 2 * 3, 2**21])
 def test_the_vision_transformer_is_sams(monkeypatch, scores):
     """Within 1e-5, whatever the parts: one row of cells, three windows, all at once."""
-    sam, images = some_transformer(0, heads=2), torch.randn(2, 3, 80, 80)
+    transformer, images = some_transformer(0, heads=2), torch.randn(2, 3, 80, 80)
     monkeypatch.setattr(encoder, "SCORES_AT_A_TIME", scores)
     with torch.no_grad():
-        torch.testing.assert_close(
-            encoder.encode(sam, images).embedding, sam.image_encoder(images), rtol=1e-5, atol=1e-5
-        )
+        found = encoder.encode_vit(transformer, images)
+        torch.testing.assert_close(found, transformer(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_the_vision_transformer_of_a_gpu_is_sams(monkeypatch, heads):
     """Within 1e-4, and in bfloat16 as near to float32 as SAM's own."""
-    sam, images = some_transformer(1, heads), torch.randn(2, 3, 80, 80)
+    transformer, images = some_transformer(1, heads), torch.randn(2, 3, 80, 80)
     monkeypatch.setattr(encoder, "read_in_parts", encoder.read_by_channels)
     with torch.no_grad():
-        expected = sam.image_encoder(images)
-        torch.testing.assert_close(encoder.encode(sam, images).embedding, expected, rtol=1e-4, atol=1e-4)
+        expected = transformer(images)
+        torch.testing.assert_close(encoder.encode_vit(transformer, images), expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", torch.bfloat16):
-            half, sams_half = encoder.encode(sam, images).embedding, sam.image_encoder(images)
+            half, sams_half = encoder.encode_vit(transformer, images), transformer(images)
     assert not torch.equal(half, expected)
     assert (half - expected).abs().mean() <= 1.2 * (sams_half - expected).abs().mean()
 
@@ -232,7 +231,7 @@ def test_the_attention_of_a_gpu_has_heads_that_its_kernels_take(monkeypatch, hal
     monkeypatch.setattr(encoder, "read_in_parts", encoder.read_by_channels)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        encoder.encode(some_transformer(0, heads=2), torch.randn(1, 3, 80, 80))
+        encoder.encode_vit(some_transformer(0, heads=2), torch.randn(1, 3, 80, 80))
     assert seen == [(16, 16, 16 if half else 6, None)] * 2  # 6 + 4 + 4 in windows, 6 + 5 + 5 of all
 
 

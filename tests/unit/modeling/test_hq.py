@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import WeightsError
-from stable_sam.modeling.build import build_nano, build_tiny
+from stable_sam.modeling.bases.base import BaseSam
+from stable_sam.modeling.bases.nano import NanoSam, build_nano
+from stable_sam.modeling.bases.parts import sam_parts
+from stable_sam.modeling.bases.sam import VitSam
+from stable_sam.modeling.bases.tiny import build_tiny
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.hq import HqBranch, attach_hq, build_hq, encode_with_early
 from stable_sam.modeling.load import LoadedModel, load_model
-from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.weights import save_weights
 from stable_sam.refining.predict import PromptArrays, embed_image, predict
@@ -29,7 +32,7 @@ PROMPTS = {"boxes": {"boxes": BOXES}, "points": {"points": POINTS}, "both": {"bo
 TINY_SHA256 = hashlib.sha256(b"tiny").hexdigest()
 
 
-def random_branch(sam: Sam) -> HqBranch:
+def random_branch(sam: BaseSam) -> HqBranch:
     torch.manual_seed(7)
     branch = build_hq(sam)
     for parameter in branch.parameters():
@@ -38,7 +41,7 @@ def random_branch(sam: Sam) -> HqBranch:
 
 
 @pytest.fixture(scope="module", params=[build_tiny, lambda: build_nano(64)], ids=["tiny", "nano"])
-def built(request) -> Sam:
+def built(request) -> BaseSam:
     torch.manual_seed(0)
     model = request.param()
     attach_hq(model, random_branch(model))
@@ -46,19 +49,19 @@ def built(request) -> Sam:
 
 
 @pytest.fixture
-def sam(built) -> Sam:
+def sam(built) -> BaseSam:
     return copy.deepcopy(built)
 
 
-def features_of(sam: Sam) -> ImageFeatures:
-    size = sam.image_encoder.img_size
+def features_of(sam: BaseSam) -> ImageFeatures:
+    size = sam.input_side
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2)) * 255
     with torch.no_grad():
         return encode_with_early(sam, sam.preprocess(image))
 
 
 @torch.no_grad()
-def by_this_project(sam: Sam, features: ImageFeatures, prompts: dict) -> DecoderOutput:
+def by_this_project(sam: BaseSam, features: ImageFeatures, prompts: dict) -> DecoderOutput:
     return decode_prompts(sam, features, **prompts)
 
 
@@ -67,7 +70,7 @@ def without_early(features: ImageFeatures) -> ImageFeatures:
 
 
 @torch.no_grad()
-def as_published(sam: Sam, features: ImageFeatures, boxes=None, points=None) -> tuple[Tensor, Tensor, Tensor]:
+def as_published(sam: BaseSam, features: ImageFeatures, boxes=None, points=None) -> tuple[Tensor, Tensor, Tensor]:
     """segment_anything's own decoder with a fifth mask token, the HQ one, as HQ-SAM's `MaskDecoderHQ` has it.
 
     It knows no fine features; those of an untrained nano are 0.
@@ -137,8 +140,7 @@ def test_early_features_of_a_vit_are_those_of_its_first_global_block():
     encoder = ImageEncoderViT(
         img_size=64, embed_dim=12, depth=4, num_heads=2, out_chans=32, window_size=2, global_attn_indexes=(1, 3)
     )
-    sam = build_tiny()
-    sam.image_encoder = encoder.eval()
+    sam = VitSam(encoder.eval(), *sam_parts(64, channels=32, mlp_dim=64, heads=4)).eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         early = encode_with_early(sam, image).early

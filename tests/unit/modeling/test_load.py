@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, save
+from segment_anything import sam_model_registry
 
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
-from stable_sam.modeling import build
-from stable_sam.modeling.build import build_nano, build_tiny
+from stable_sam.modeling.bases.nano import build_nano
+from stable_sam.modeling.bases.tiny import build_tiny
 from stable_sam.modeling.load import load_model, resolve_device
 from stable_sam.modeling.plugin import PluginHost, StableSamPlugin
 from stable_sam.modeling.plugin_spec import PluginSpec
@@ -36,7 +37,7 @@ def plugin_file(nano_file, tmp_path) -> Path:
 @pytest.fixture
 def tiny_vit(monkeypatch) -> None:
     """`vit_b` without its 360 MB: the registry's entry is exchanged, its reading of official checkpoints is not."""
-    monkeypatch.setitem(build.MODELS, "vit_b", build_tiny)
+    monkeypatch.setitem(sam_model_registry, "vit_b", lambda checkpoint: build_tiny())
 
 
 def nano(checkpoint: Path, **settings) -> RefinerConfig:
@@ -46,7 +47,7 @@ def nano(checkpoint: Path, **settings) -> RefinerConfig:
 def test_nano_is_loaded_in_float32_frozen_at_the_size_its_file_names(nano_file):
     loaded = load_model(nano(nano_file))
     assert loaded.host is None
-    assert loaded.sam.image_encoder.img_size == 128
+    assert loaded.sam.input_side == 128
     assert loaded.identity.weights_sha256 == hashlib.sha256(nano_file.read_bytes()).hexdigest()
     state = loaded.sam.state_dict()
     stored = load(nano_file.read_bytes())

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from stable_sam.modeling.build import build_nano, build_tiny
+from stable_sam.modeling.bases.base import BaseSam
+from stable_sam.modeling.bases.nano import NanoSam, build_nano
+from stable_sam.modeling.bases.tiny import build_tiny
 from stable_sam.modeling.decoder import DecoderOutput, decode_prompts, trace_prompts
 from stable_sam.modeling.deformable_sampling import DeformableSampling, bilinear_sample
 from stable_sam.modeling.dynamic_routing import DynamicRouting
 from stable_sam.modeling.features import ImageFeatures
-from stable_sam.modeling.nano import NanoSam
 from stable_sam.modeling.plugin import PLUGIN_LAYER, PluginHost, StableSamPlugin, attach_plugin
 from stable_sam.modeling.plugin_spec import PluginSpec
 from tests.model_parts import count_parameters, detach_plugin
@@ -46,15 +46,15 @@ def random_plugin(channels: int, spec: PluginSpec | None = None) -> StableSamPlu
     return plugin
 
 
-def embedding_of(sam: Sam) -> Tensor:
-    size = sam.image_encoder.img_size
+def embedding_of(sam: BaseSam) -> Tensor:
+    size = sam.input_side
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2)) * 255
     with torch.no_grad():
         return sam.image_encoder(sam.preprocess(image))
 
 
 @torch.no_grad()
-def by_segment_anything(sam: Sam, embedding: Tensor, boxes=None, points=None) -> tuple[Tensor, Tensor]:
+def by_segment_anything(sam: BaseSam, embedding: Tensor, boxes=None, points=None) -> tuple[Tensor, Tensor]:
     # What a user of segment_anything would give its prompt encoder: nano wants the box as a mask prompt, too.
     masks = sam.drawn_prompts(boxes, points) if isinstance(sam, NanoSam) else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
@@ -62,17 +62,17 @@ def by_segment_anything(sam: Sam, embedding: Tensor, boxes=None, points=None) ->
 
 
 @torch.no_grad()
-def by_this_project(sam: Sam, embedding: Tensor, boxes=None, points=None) -> DecoderOutput:
+def by_this_project(sam: BaseSam, embedding: Tensor, boxes=None, points=None) -> DecoderOutput:
     return decode_prompts(sam, ImageFeatures(embedding), boxes=boxes, points=points)
 
 
 @pytest.fixture
-def sam() -> Sam:
+def sam() -> BaseSam:
     return build_tiny()
 
 
 @pytest.fixture(scope="module")
-def nano() -> Sam:
+def nano() -> BaseSam:
     torch.manual_seed(0)
     return build_nano(64)
 

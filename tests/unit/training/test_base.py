@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from stable_sam.errors import NotFoundError, WeightsError
-from stable_sam.modeling.build import build_nano
+from stable_sam.modeling.bases.nano import Backbone, build_nano
 from stable_sam.modeling.load import load_model
-from stable_sam.modeling.nano import Backbone
 from stable_sam.modeling.weights import save_weights
 from stable_sam.training import train_base as base
 from stable_sam.training.train_base import jitter_boxes, train_base
@@ -20,7 +19,7 @@ def test_a_trained_base_loads_strictly(whole_run):
     file, seen = whole_run
     loaded = load_model(nano(file))
     assert loaded.host is None
-    assert loaded.sam.image_encoder.img_size == 64
+    assert loaded.sam.input_side == 64
     assert [tuple(batch.images.shape) for batch in seen] == [(1, 3, 96, 96), (2, 3, 64, 64), (2, 3, 64, 64)]
     assert not torch.equal(seen[1].images, seen[2].images)
     metadata = metadata_of(file)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stable_sam.errors import AnnotationError, ConfigError, ImageError
-from stable_sam.modeling.build import build_tiny
+from stable_sam.modeling.bases.tiny import build_tiny
 from stable_sam.training.dataset import TrainingBatches, read_training_sets
 from stable_sam.training.train_base import train_base
 from stable_sam.training.training_config import BaseTraining

@@ -12,7 +12,7 @@ import torch
 
 from flows import cli
 from stable_sam.errors import WeightsError
-from stable_sam.modeling.build import build_nano
+from stable_sam.modeling.bases.nano import build_nano
 from stable_sam.modeling.decoder import decode_prompts
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.load import load_model

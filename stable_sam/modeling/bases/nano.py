@@ -1,4 +1,4 @@
-"""The image encoder of `nano`: a small convolutional network instead of SAM's vision transformer."""
+"""`nano`: SAM behind a small convolutional image encoder, trained by this project and bundled with it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import Sam
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.models import shufflenet_v2_x1_0
 
+from stable_sam.errors import ConfigError, WeightsError
+from stable_sam.modeling.bases.base import EMBEDDING_STRIDE, MASK_STRIDE, BaseSam, EarlyLayer, Points
+from stable_sam.modeling.bases.parts import sam_parts
 from stable_sam.modeling.features import FineFeatures, ImageFeatures
+from stable_sam.modeling.weights import load_strictly, read_safetensors
 
-MASK_STRIDE = 4
-"""Side, in input pixels, of a cell of SAM's mask prompts and mask logits."""
+NANO_SIDE = 384
+"""Side of the square input in pixels, unless the metadata of the weights name another one."""
+EMBED_DIM = 256
 SPOT_SIGMA = 8.0
 """Standard deviation of a drawn point in input pixels: half a cell of the image embedding."""
 STAGE_CHANNELS = (24, 116, 232, 464)
 """Channels of the backbone's outputs at stride 4, 8, 16 and 32."""
 
 
-class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
+class NanoSam(BaseSam):
     """A Sam whose boxes and points enter its prompt encoder twice: as tokens, and drawn as a mask prompt.
 
     With tokens alone a small base would need far longer training than a CPU allows before its masks lie where their
@@ -33,7 +37,49 @@ class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
     draws: torch.Generator | None = None
     """Generator that chooses the drawn prompts in training, where `drawn` may lie between 0 and 1."""
 
-    def drawn_prompts(self, boxes: Tensor | None, points: tuple[Tensor, Tensor] | None) -> Tensor:
+    def set_input_side(self, side: int) -> None:
+        """Set the side of the square input in pixels.
+
+        No weight changes, because the encoder is convolutional and SAM's prompt encoder takes positions relative to the
+        input's side. Raises `ConfigError` unless `side` is a positive multiple of 32.
+        """
+        if side <= 0 or side % 32:
+            raise ConfigError(f"size: expected a positive multiple of 32 pixels, got {side}")
+        grid = side // EMBEDDING_STRIDE
+        self.image_encoder.img_size = side
+        self.prompt_encoder.input_image_size = (side, side)
+        self.prompt_encoder.image_embedding_size = (grid, grid)
+        self.prompt_encoder.mask_input_size = (side // MASK_STRIDE, side // MASK_STRIDE)
+
+    def features(self, images: Tensor) -> ImageFeatures:
+        """Compute the embedding and, if the encoder has them, the fine features."""
+        return cast(ImageFeatures, self.image_encoder.features(images))
+
+    @property
+    def early_layer(self) -> EarlyLayer:
+        """The backbone's stage at stride 8."""
+        return EarlyLayer(self.image_encoder.backbone.stage2, STAGE_CHANNELS[1], stride=8)
+
+    def embed_prompts(self, boxes: Tensor | None, points: Points | None) -> tuple[Tensor, Tensor]:
+        """Embed the prompts as tokens, and a share `drawn` of them also as drawn mask prompts."""
+        masks = self.mask_prompts(boxes, points)
+        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=masks)
+        if masks is not None and self.drawn < 1:
+            shown = torch.rand(len(dense), 1, 1, 1, generator=self.draws) < self.drawn
+            undrawn = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+            dense = torch.where(shown.to(dense.device), dense, undrawn)
+        return sparse, dense
+
+    @property
+    def draws_prompts(self) -> bool:
+        """Whether the weights were trained with drawn prompts."""
+        return self.drawn > 0
+
+    def mask_prompts(self, boxes: Tensor | None, points: Points | None) -> Tensor | None:
+        """Draw the prompts as `drawn_prompts` does, unless the weights were trained without."""
+        return self.drawn_prompts(boxes, points) if self.draws_prompts else None
+
+    def drawn_prompts(self, boxes: Tensor | None, points: Points | None) -> Tensor:
         """Draw P prompts as mask prompts (P, 1, S/4, S/4) with values from -1 (background) to 1 (object).
 
         boxes: (P, 4) XYXY, drawn as 1 inside, -1 outside and values between on cells that an edge cuts; without a box
@@ -41,7 +87,7 @@ class NanoSam(Sam):  # type: ignore[misc]  # segment_anything has no types
         point is a Gaussian spot laid over the box. Boxes and points are in pixels of the model's square input.
         Raises `ValueError` when neither is given.
         """
-        side = self.image_encoder.img_size // MASK_STRIDE
+        side = self.input_side // MASK_STRIDE
         given = boxes if points is None else points[0]
         if given is None:
             raise ValueError("expected boxes, points or both")
@@ -199,3 +245,30 @@ def _fold(module: nn.Module) -> None:
             setattr(module, name, folded)
         else:
             _fold(child)
+
+
+def build_nano(side: int = NANO_SIDE, *, fine: bool = True) -> NanoSam:
+    """Build an untrained `nano` for a square input of `side` pixels.
+
+    fine: whether the encoder makes fine features, which version 0.2.0 did not have.
+    """
+    sam: NanoSam = NanoSam(NanoImageEncoder(side, EMBED_DIM, fine=fine), *sam_parts(side)).eval()
+    return sam
+
+
+def build(name: str) -> BaseSam:
+    """Build `nano`, the only base of this family."""
+    return build_nano()
+
+
+def load(name: str, data: bytes, file: str) -> BaseSam:
+    """Load `nano` as the metadata of its weights describe it; weights without metadata are of version 0.2.0."""
+    tensors, metadata = read_safetensors(data, file)
+    sam = build_nano(fine=metadata.get("fine") == "1")
+    try:
+        sam.set_input_side(int(metadata.get("size", NANO_SIDE)))
+        sam.drawn = float(metadata.get("drawn", 1))
+    except (ValueError, ConfigError) as error:
+        raise WeightsError(f"{file}: metadata: {error}") from None
+    load_strictly(sam, tensors, file, name)
+    return sam
