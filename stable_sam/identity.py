@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
+from stable_sam.arithmetic import fixed_dtype
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.scores import ScoreSource
@@ -24,7 +25,7 @@ class ModelIdentity:
     weights_sha256: str
     """SHA-256 of the base's file, continued over the file of the plugin or of HQ-SAM when one of them is used."""
     dtype: str
-    """Arithmetic of the image encoder: `float32` or `bfloat16`."""
+    """Arithmetic of the image encoder and the mask decoder: `float32` or `bfloat16`."""
 
     def score_source(self, config: RefinerConfig) -> ScoreSource:
         """Return what the scores of this model's masks depend on when it is prompted as `config` says."""
@@ -75,7 +76,7 @@ def identify(config: RefinerConfig, weights: WeightFiles) -> ModelIdentity:
     elif weights.plugin is not None:
         digest.update(weights.plugin)
         model_id += "+plugin"
-    return ModelIdentity(model_id=model_id, weights_sha256=digest.hexdigest(), dtype=config.dtype)
+    return ModelIdentity(model_id=model_id, weights_sha256=digest.hexdigest(), dtype=fixed_dtype(config).dtype)
 
 
 def read_weights(config: RefinerConfig) -> WeightFiles:

@@ -31,8 +31,11 @@ class RefinerConfig(Section):
     branch trained for the base (safetensors), any fsspec URI."""
     device: str = "auto"
     """Device of the model: `cpu`, `cuda`, `cuda:1`, or `auto` for the GPU when there is one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the image encoder. The mask decoder always runs in float32, so that masks depend little on this."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Arithmetic of the image encoder and the mask decoder. `bfloat16` takes half the time or less where the machine
+    has matrix units for it (AMX, or an NVIDIA GPU since Ampere) and more time elsewhere; coordinates, positions and
+    scores stay in float32. `auto` takes it where such units are. Masks and scores differ a little (docs/results.md), so
+    the default is the same everywhere, and the bundled calibration holds for it."""
     compile: bool = False
     """True compiles the encoder and the decoder of boxes and single points with `torch.compile`, on a GPU with CUDA
     graphs. Masks change only by rounding. Each actor compiles for one or several minutes at its first image, and

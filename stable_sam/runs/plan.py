@@ -12,6 +12,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 import stable_sam
+from stable_sam.arithmetic import fixed_run_dtype
 from stable_sam.config import RunConfig
 from stable_sam.errors import AnnotationError, ConservationError, NotFoundError
 from stable_sam.formats.sources import annotations_modified_since, annotations_version
@@ -83,8 +84,9 @@ def plan_request(
     Raises `AnnotationError` for no prompts, for a repeated prompt_id and (unless `dry_run`) as `check_withdrawn` does;
     `ConfigError` for a calibration of another model; `StorageError`, and whatever reading the source raises.
     """
-    model = model or model_identity(request.config.refiner)
-    request = replace(request, config=calibrated_run(request.config, model))
+    config = fixed_run_dtype(request.config)
+    model = model or model_identity(config.refiner)
+    request = replace(request, config=calibrated_run(config, model))
     maker = _maker(request.config, model)
     parent = newest_run(request.output_uri)
     table = None if parent is None else open_table(request.output_uri)
