@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+
+from stable_sam.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,7 @@ class Base:
     family: str
     """Module of `stable_sam.modeling.bases` that builds and loads it."""
     parameters: int
-    """Number of parameters, the image encoder's, prompt encoder's and mask decoder's together."""
+    """Number of parameters that segment an image: the image encoder's, prompt encoder's and mask decoder's."""
     input_side: int
     """Side of the square input in pixels; a cell of the image embedding is 16 pixels wide."""
     licence: str
@@ -37,4 +40,16 @@ class Base:
     hq_file: PublishedFile | None = None
     """The published HQ-SAM of this base, if there is one."""
     extra: str | None = None
-    """Extra of this package that installs what the base needs; None when it needs nothing more."""
+    """Extra of this package that installs what the base needs, named as the module that it brings; None when it needs
+    nothing more."""
+
+    def check_extra(self) -> None:
+        """Raise `ConfigError` with the command that installs it when the package that the base needs is missing.
+
+        The package is looked for and not imported.
+        """
+        if self.extra is not None and find_spec(self.extra) is None:
+            raise ConfigError(
+                f"model: {self.name} needs {self.extra}, which is not installed; run: "
+                f"pip install 'stable-sam[{self.extra}]'"
+            )
