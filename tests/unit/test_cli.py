@@ -28,6 +28,7 @@ COMMANDS = (
     "demo-images",
     "evaluate",
     "explain",
+    "models",
     "query",
     "refine",
     "refine-image",
