@@ -30,13 +30,14 @@ Progress = Callable[[int, int], None]
 def download(published: PublishedFile, on_progress: Progress = lambda done, total: None) -> Path:
     """Return the path of a published file in the cache folder, and download it first unless it is there whole.
 
-    The file has its name only once its size and SHA-256 are those of the published one; until then it ends in
-    `.partial`. The proxies of the environment (`https_proxy` and the like) are used.
+    The SHA-256 is checked in both cases. A download gets the name of the file when its content has been checked; until
+    then it ends in `.partial`. The proxies of the environment (`https_proxy` and the like) are used.
     Raises `StorageError`: no room, the folder cannot be written, no or another answer, another size or hash, or
     another process downloads the same file.
     """
     path = cached_path(published)
     if cached_file(published) is not None:
+        _check_content(published, path)
         return path
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     with _explained(published.url, path.parent), _opened_alone(partial) as file:
@@ -79,21 +80,21 @@ def _fetch(published: PublishedFile, file: BinaryIO, there: int, on_progress: Pr
     file.flush()
 
 
-def _check_content(published: PublishedFile, partial: Path) -> None:
+def _check_content(published: PublishedFile, path: Path) -> None:
     """Raise `StorageError`, and remove the file when its bytes are not those of the published one."""
-    size = partial.stat().st_size
+    size = path.stat().st_size
     if size < published.size:
         raise StorageError(
             f"{published.url}: the download ended after {size} of {published.size} bytes; run the command again to "
             "continue"
         )
-    with open(partial, "rb") as file:
+    with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != published.sha256:
-        partial.unlink()
+        path.unlink()
         raise StorageError(
-            f"{published.url}: expected the SHA-256 {published.sha256}, got {found}; the download was removed; run the "
-            "command again, and if this stays, the published file has changed"
+            f"{path}: expected the SHA-256 {published.sha256} for {published.url}, got {found}; the file was removed; "
+            "run the command again, and if this stays, the published file has changed"
         )
 
 

@@ -77,8 +77,16 @@ def test_a_partial_file_that_is_whole_or_too_long_is_no_obstacle(
 
 
 def test_another_hash_removes_the_download(server: FileServer, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="base.pth: expected the SHA-256 0000, got [0-9a-f]{64}; the download was"):
+    with pytest.raises(StorageError, match="expected the SHA-256 0000 for http.*, got [0-9a-f]{64}; the file was"):
         download(server.published(sha256="0000"))
+    assert files(tmp_path) == []
+
+
+def test_a_file_that_somebody_put_there_is_checked(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base.pth").write_bytes(b"?" * len(CONTENT))
+    with pytest.raises(StorageError, match="base.pth: expected the SHA-256 "):
+        download(server.published())
     assert files(tmp_path) == []
 
 
