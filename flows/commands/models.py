@@ -38,19 +38,13 @@ def models(
 
     from stable_sam.bases.cache import cache_folder
 
-    console = Console()
-    console.print(_table(list(BASES.values())))
-    console.print(
-        "\nhere, plugin: on this machine. HQ-SAM: the download of --hq. input: pixels.\n"
-        f"stable-sam models get NAME downloads a base to {cache_folder()}",
-        highlight=False, soft_wrap=True, markup=False,
-    )  # fmt: skip
-    for extra in {base.extra: None for base in BASES.values() if base.extra and _lacks_extra(base)}:
-        names = ", ".join(base.name for base in BASES.values() if base.extra == extra)
-        console.print(
-            f"{names} need one package more: pip install 'stable-sam[{extra}]'",
-            highlight=False, soft_wrap=True, markup=False,
-        )  # fmt: skip
+    Console().print(_table(list(BASES.values())))
+    typer.echo("\nhere, plugin: on this machine. HQ-SAM: the download of --hq. input: pixels.")
+    typer.echo(f"stable-sam models get NAME downloads a base to {cache_folder()}")
+    lacking = {base.name: base.lacks for base in BASES.values() if base.lacks is not None}
+    for command in dict.fromkeys(lacking.values()):
+        names = ", ".join(name for name, needed in lacking.items() if needed == command)
+        typer.echo(f"{names} need one package more: {command}")
 
 
 @app.command("get")
@@ -69,8 +63,8 @@ def get(name: Name, hq: Hq = False) -> None:
     with _progress(published.name) as show:
         path = download(published, show)
     typer.echo(f"{path}: {file_size(published.size)}, {base.licence}, SHA-256 {published.sha256[:16]} as published")
-    if _lacks_extra(base):
-        typer.echo(f"{name} needs one package more: pip install 'stable-sam[{base.extra}]'")
+    if base.lacks is not None:
+        typer.echo(f"{name} needs one package more: {base.lacks}")
 
 
 @app.command("path")
@@ -101,29 +95,13 @@ def _base(name: str) -> Base:
 def _facts(base: Base) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from stable_sam.bases.cache import cached_file
+    from stable_sam.bases.cache import cached_file, cached_plugin
 
     return asdict(base) | {
         "here": base.file is None or cached_file(base.file) is not None,
-        "plugin": _has_plugin(base),
+        "plugin": base.file is None or cached_plugin(base) is not None,
         "hq_here": base.hq_file is not None and cached_file(base.hq_file) is not None,
     }
-
-
-def _has_plugin(base: Base) -> bool:
-    from stable_sam.bases.cache import cached_plugin
-
-    return base.file is None or cached_plugin(base) is not None
-
-
-def _lacks_extra(base: Base) -> bool:
-    from stable_sam.errors import ConfigError
-
-    try:
-        base.check_extra()
-    except ConfigError:
-        return True
-    return False
 
 
 def _table(bases: list[Base]) -> Table:

@@ -43,13 +43,12 @@ class Base:
     """Extra of this package that installs what the base needs, named as the module that it brings; None when it needs
     nothing more."""
 
-    def check_extra(self) -> None:
-        """Raise `ConfigError` with the command that installs it when the package that the base needs is missing.
+    @property
+    def lacks(self) -> str | None:
+        """The command that installs the package that the base needs, or None when it is there. Nothing is imported."""
+        return None if self.extra is None or find_spec(self.extra) else f"pip install 'stable-sam[{self.extra}]'"
 
-        The package is looked for and not imported.
-        """
-        if self.extra is not None and find_spec(self.extra) is None:
-            raise ConfigError(
-                f"model: {self.name} needs {self.extra}, which is not installed; run: "
-                f"pip install 'stable-sam[{self.extra}]'"
-            )
+    def check_extra(self) -> None:
+        """Raise `ConfigError` when the package that the base needs is not installed."""
+        if self.lacks is not None:
+            raise ConfigError(f"model: {self.name} needs {self.extra}, which is not installed; run: {self.lacks}")

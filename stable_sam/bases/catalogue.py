@@ -1,5 +1,8 @@
-"""The table of all bases. The READMEs of the authors give the addresses; the sizes and SHA-256 are those of git-lfs
-pointers in several copies that agree."""
+"""The table of all bases.
+
+The addresses are those of the authors' READMEs, which state no SHA-256. Sizes and SHA-256 are those of the git-lfs
+pointers of several copies, which agree.
+"""
 
 from __future__ import annotations
 
