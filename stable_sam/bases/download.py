@@ -38,6 +38,7 @@ def download(published: PublishedFile, on_progress: Progress = lambda done, tota
     path = cached_path(published)
     if cached_file(published) is not None:
         _check_content(published, path)
+        on_progress(published.size, published.size)
         return path
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     with _explained(published.url, path.parent), _opened_alone(partial) as file:
