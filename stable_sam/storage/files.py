@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
-from aiohttp import ClientTimeout
 from botocore.exceptions import BotoCoreError
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
@@ -324,6 +323,8 @@ def _open(uri: str) -> tuple[Any, str]:
         filesystem = fsspec.filesystem("s3", **s3.s3fs_options())
         filesystem.retries = S3_ROUNDS
     elif protocol in ("http", "https"):
+        from aiohttp import ClientTimeout  # takes a third of a second, which only these addresses need
+
         # Proxies of the environment; no limit for a whole file, which fsspec would set to five minutes.
         options = {"trust_env": True, "timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
         filesystem = fsspec.filesystem(protocol, client_kwargs=options)
