@@ -56,7 +56,7 @@ lint: $(STAMP)
 
 lock: $(STAMP)
 	@echo "==> Resolving versions"
-	@$(BIN)/uv pip compile pyproject.toml --extra demo --group dev --universal --python-version 3.11 --upgrade --quiet \
+	@$(BIN)/uv pip compile pyproject.toml --extra demo --extra timm --group dev --universal --python-version 3.11 --upgrade --quiet \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --output-file requirements.lock
 
 clean:

@@ -188,7 +188,7 @@ def running(model: LoadedModel, step: Step, jitter: int) -> Iterator[Refiner]:
     identity = replace(model.identity, dtype=step.dtype)
     compiled = model.compiled if step.compiled else None
     config = RefinerConfig(
-        model=model.identity.model_id.partition("+")[0], checkpoint_uri=None, device=str(model.device),  # type: ignore[arg-type]
+        model=model.identity.model_id.partition("+")[0], checkpoint_uri=None, device=str(model.device),
         dtype=step.dtype, prompt_chunk_size=64, jitter_count=jitter, second_pass="off",  # type: ignore[arg-type]
     )  # fmt: skip
     loaded = replace(model, identity=identity, compiled=compiled)

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from benchmarks.stage_cases import jpeg, photograph
 from benchmarks.timing import timed
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig
-from stable_sam.images.tiles import CELL, INPUT_SIDES, TilePlan, tile_rule
+from stable_sam.images.tiles import CELL, TilePlan, tile_rule
 from stable_sam.modeling.bases import build_base
 from stable_sam.records import Prompt
 from stable_sam.refining import predict as predict_module
@@ -117,7 +118,7 @@ def _print_by_rule(models: list[str]) -> None:
     print(f"| model | one pass | {columns} |")
     print(f"|{'---|' * 8}")
     for model in models:
-        side = INPUT_SIDES[model]
+        side = BASES[model].input_side
         seconds = _one_pass(model, side)
         for count in BOXES:
             for where in (_scattered, _side_by_side):
@@ -158,7 +159,7 @@ def _print_aerial(config: RefinerConfig) -> None:
         path.write_bytes(jpeg(AERIAL_HW))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             print(pool.submit(_aerial, path, config, torch.get_num_threads()).result(), flush=True)
-    free, _ = _planned(_aerial_prompts(), AERIAL_HW, INPUT_SIDES[config.model], max_tiles=10**9)
+    free, _ = _planned(_aerial_prompts(), AERIAL_HW, BASES[config.model].input_side, max_tiles=10**9)
     print(f"\nWithout a bound they would take {free} tiles; `max_tiles` is {config.max_tiles}.")
 
 

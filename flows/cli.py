@@ -19,6 +19,7 @@ from flows.commands import (
     explain,
     export,
     import_review,
+    models,
     move_images,
     query,
     refine,
@@ -54,6 +55,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("automations")(automations.automations)
 app.command("demo-images")(demo_images.demo_images)
+app.add_typer(models.app, name="models")
 app.add_typer(train.app, name="train")
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from stable_sam.arithmetic import fixed_dtype
+from stable_sam.bases import BASES
+from stable_sam.bases.cache import PUBLISHED, cached_plugin, needed_file
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.scores import ScoreSource
@@ -86,14 +88,14 @@ def read_weights(config: RefinerConfig) -> WeightFiles:
     """
     if config.model == "tiny":
         return _tiny(config)
-    base_uri, plugin_uri = weight_uris(config)
+    base_uri, plugin_uri, hq_uri = weight_uris(config)
     return WeightFiles(
         base_name=base_uri,
         base=read_bytes(base_uri),
         plugin_name=plugin_uri,
         plugin=None if plugin_uri is None else read_bytes(plugin_uri),
-        hq_name=config.hq_uri,
-        hq=None if config.hq_uri is None else read_bytes(config.hq_uri),
+        hq_name=hq_uri,
+        hq=None if hq_uri is None else read_bytes(hq_uri),
     )
 
 
@@ -105,31 +107,46 @@ def bundled_path(name: str) -> str:
     return str(path)
 
 
-def weight_uris(config: RefinerConfig) -> tuple[str, str | None]:
-    """Return where the weights of the base and of the plugin are, None for no plugin; `tiny` has no files.
+def weight_uris(config: RefinerConfig) -> tuple[str, str | None, str | None]:
+    """Return where the weights of the base, of the plugin and of HQ-SAM are, None for none. `tiny` has no base file.
 
-    Raises `ConfigError` for a base without the URI of its checkpoint, and `WeightsError`.
+    Raises `ConfigError` with the command that downloads a published file that is not on this machine, and
+    `WeightsError`.
     """
-    if config.model != "nano" and config.checkpoint_uri is None:
-        raise ConfigError(f"checkpoint_uri: {config.model} needs the URI of its SAM checkpoint (.pth), got none")
-    base = config.checkpoint_uri or bundled_path(BUNDLED_BASE)
+    base = config.checkpoint_uri or _found_base(config.model)
     if not config.plugin:
-        return base, None
+        return base, None, _hq_uri(config)
     if config.plugin_uri is None and config.checkpoint_uri is None:
-        return base, bundled_path(BUNDLED_PLUGIN)
-    # The bundled plugin fits the bundled base only: any other base needs its own plugin or has none.
-    return base, config.plugin_uri
+        return base, _found_plugin(config.model), _hq_uri(config)
+    # A plugin fits one base only: a base of the user's own needs its own plugin or has none.
+    return base, config.plugin_uri, _hq_uri(config)
+
+
+def _found_base(model: str) -> str:
+    return bundled_path(BUNDLED_BASE) if model == "nano" else str(needed_file(BASES[model]))
+
+
+def _found_plugin(model: str) -> str | None:
+    if model == "nano":
+        return bundled_path(BUNDLED_PLUGIN)
+    path = cached_plugin(BASES[model])
+    return None if path is None else str(path)
+
+
+def _hq_uri(config: RefinerConfig) -> str | None:
+    return str(needed_file(BASES[config.model], hq=True)) if config.hq_uri == PUBLISHED else config.hq_uri
 
 
 def _tiny(config: RefinerConfig) -> WeightFiles:
     if config.checkpoint_uri is not None or config.plugin_uri is not None:
         raise ConfigError("model: tiny is random and takes no checkpoint_uri or plugin_uri")
     plugin = b"plugin" if config.plugin else None
+    hq_uri = _hq_uri(config)
     return WeightFiles(
         base_name="tiny",
         base=b"tiny",
         plugin_name="tiny plugin" if plugin else None,
         plugin=plugin,
-        hq_name=config.hq_uri,
-        hq=None if config.hq_uri is None else read_bytes(config.hq_uri),
+        hq_name=hq_uri,
+        hq=None if hq_uri is None else read_bytes(hq_uri),
     )

@@ -19,6 +19,9 @@ from hypothesis import settings
 # made tests of the model eight times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What a developer has downloaded changes no test.
+os.environ["STABLE_SAM_MODELS"] = "/nowhere/models"
+
 # How long an example takes says something of the machine, not of the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Config, FileFormat, FollowLinks, Model, Output, read_config
+from flows.commands.options import (
+    Checkpoint,
+    Config,
+    FileFormat,
+    FollowLinks,
+    Model,
+    Output,
+    Plugin,
+    read_config,
+)
 from flows.commands.printed import print_summary
 from flows.prefect_setup import resumable, start_prefect
 
@@ -22,6 +31,8 @@ def backfill(
     ],
     output: Output,
     model: Model = None,
+    checkpoint: Checkpoint = None,
+    plugin: Plugin = None,
     config: Config = None,
     file_format: FileFormat = None,
     follow_links: FollowLinks = False,
@@ -52,7 +63,9 @@ def backfill(
         raise ConfigError(
             f"backfill: expected {DATE} in --annotations or --images, because otherwise every date has the same source"
         )
-    run_config = read_config(config, model, file_format, follow_links=follow_links)
+    run_config = read_config(
+        config, model, file_format, follow_links=follow_links, checkpoint=checkpoint, plugin=plugin
+    )
     nights = {
         day: RunRequest.parse(
             annotations_uri=annotations.replace(DATE, day),

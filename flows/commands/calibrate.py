@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands.options import Checkpoint, Model, Plugin, read_config
 from stable_sam.scores import GOOD_IOU
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def calibrate(
     save_records: Annotated[
         str | None, typer.Option(help="Parquet file to write the labelled masks to (path or URI).")
     ] = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    plugin: Plugin = None,
     config: Annotated[str | None, typer.Option(help="Config (YAML) of the runs that the calibration is for.")] = None,
     prompts: Annotated[
         str, typer.Option(help="Kinds of weak prompts that are drawn for each object, as for `stable-sam evaluate`.")
@@ -90,7 +94,6 @@ def calibrate(
     """
     from rich.console import Console
 
-    from flows.commands.options import read_config
     from stable_sam.calibration.calibrate import CalibrationConfig, held_by_set
     from stable_sam.calibration.calibrate import calibrate as fit
     from stable_sam.calibration.drawing import chart as draw_chart
@@ -121,7 +124,7 @@ def calibrate(
         },
         source="options",
     )
-    refiner = read_config(config, None).refiner
+    refiner = read_config(config, model, checkpoint=checkpoint, plugin=plugin).refiner
     with _image_bar(shown=bool(data or test)) as on_image:
         labels = gather_labels(sources, refiner, lambda own: _load(own, threads), on_image)
     for line in (line for of_table in labels.reviewed for line in of_table.lines()):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import Checkpoint, Plugin
+from flows.commands.options import Checkpoint, ModelWithoutConfig, Plugin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +34,7 @@ def evaluate(
     records: Annotated[
         str | None, typer.Option(help="Parquet file to write one row for each mask to (path or URI), to query in SQL.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Base model: nano, vit_b, vit_l or vit_h.")] = "nano",
+    model: ModelWithoutConfig = "nano",
     methods: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +75,11 @@ def evaluate(
     checkpoint: Checkpoint = None,
     plugin: Plugin = None,
     hq: Annotated[
-        str | None, typer.Option(help="Weights of HQ-SAM (path or URI); those bundled with nano by default.")
+        str | None,
+        typer.Option(
+            help="Weights of HQ-SAM (path or URI). By default the bundled ones of nano, or what `stable-sam models get "
+            "--hq` downloaded."
+        ),
     ] = None,
     tiles: Annotated[
         str,

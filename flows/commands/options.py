@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stable_sam.bases import BASES
 from stable_sam.errors import ConfigError
 from stable_sam.records import AnnotationFormat
 
@@ -38,15 +39,22 @@ FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Follow links that lead out of the folders of images and annotations.")
 ]
 Config = Annotated[str | None, typer.Option(help="Config file (YAML); configs/ of the repository has examples.")]
-Model = Annotated[
-    str | None,
-    typer.Option(help="Base model: nano, vit_b, vit_l, vit_h or tiny. By default that of the config, else nano."),
-]
+_BASES = f"Base model, which `stable-sam models` describes: {', '.join(BASES)}."
+Model = Annotated[str | None, typer.Option(help=f"{_BASES} By default that of the config, else nano.")]
+ModelWithoutConfig = Annotated[str, typer.Option("--model", help=_BASES)]
 Checkpoint = Annotated[
-    str | None, typer.Option(help="Weights of the base (path or URI); those bundled with nano by default.")
+    str | None,
+    typer.Option(
+        help="Weights of the base (path or URI). By default the bundled ones of nano, or what `stable-sam models get` "
+        "downloaded."
+    ),
 ]
 Plugin = Annotated[
-    str | None, typer.Option(help="Weights of the plugin (path or URI); those bundled with nano by default.")
+    str | None,
+    typer.Option(
+        help="Weights of the plugin (path or URI). By default the bundled ones of nano, or those beside the "
+        "downloaded base."
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ import typer
 
 from flows.commands.options import (
     Annotations,
+    Checkpoint,
     Config,
     FileFormat,
     FollowLinks,
@@ -15,6 +16,7 @@ from flows.commands.options import (
     Images,
     Model,
     Output,
+    Plugin,
     read_config,
 )
 from flows.commands.printed import print_plan, print_profile, print_summary
@@ -27,6 +29,8 @@ def refine(
     images: Images,
     output: Output,
     model: Model = None,
+    checkpoint: Checkpoint = None,
+    plugin: Plugin = None,
     config: Config = None,
     file_format: FileFormat = None,
     follow_links: FollowLinks = False,
@@ -74,7 +78,9 @@ def refine(
 
     if profile is not None and dry_run:
         raise ConfigError("--profile: expected a run to profile, got --dry-run, which runs nothing")
-    run_config = read_config(config, model, file_format, follow_links=follow_links)
+    run_config = read_config(
+        config, model, file_format, follow_links=follow_links, checkpoint=checkpoint, plugin=plugin
+    )
     if truth is not None:
         run_config = run_config.model_copy(update={"truth_uri": truth})
     request = RunRequest.parse(

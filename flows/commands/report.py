@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.commands.options import Table
+from flows.commands.options import Checkpoint, Model, Plugin, Table, read_config
 
 
 def report(
@@ -31,18 +30,23 @@ def report(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the random quarter and its order.")] = 0,
-    config: Annotated[
-        Path | None, typer.Option(help="Config file (YAML) that refine was given, for --explain.")
-    ] = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    plugin: Plugin = None,
+    config: Annotated[str | None, typer.Option(help="Config file (YAML) that refine was given, for --explain.")] = None,
 ) -> None:
     """Write one self-contained HTML page with figures of the whole table and a gallery of its masks."""
-    from stable_sam.config import RunConfig
     from stable_sam.report.write import write_report
     from stable_sam.storage.files import absolute_uri
     from stable_sam.wording import counted
 
-    run = None if config is None else RunConfig.from_yaml(config)
     shown = write_report(
-        absolute_uri(table), out, limit=limit, images_max=images_max, explain=explain, seed=seed, config=run
+        absolute_uri(table),
+        out,
+        limit=limit,
+        images_max=images_max,
+        explain=explain,
+        seed=seed,
+        config=read_config(config, model, checkpoint=checkpoint, plugin=plugin),
     )
     typer.echo(f"{counted(shown, 'prompt')} in the gallery of {out}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.options import Checkpoint
+from flows.commands.options import Checkpoint, ModelWithoutConfig
 
 if TYPE_CHECKING:
     from stable_sam.modeling.load import LoadedModel
@@ -28,7 +28,6 @@ Config = Annotated[
     Path, typer.Option(help="Training config (YAML); by default that in configs/ in a checkout of this repository.")
 ]
 FrozenConfig = Annotated[Path | None, typer.Option(help="Training config (YAML); one epoch by default.")]
-Model = Annotated[str, typer.Option(help="Base model: nano, vit_b, vit_l or vit_h.")]
 Cache = Annotated[
     Path | None,
     typer.Option(help="Folder of the image embeddings, which several trainings may share; OUT/embeddings by default."),
@@ -61,7 +60,7 @@ def train_plugin_command(
     data: Data,
     out: Out,
     config: FrozenConfig = None,
-    model: Model = "nano",
+    model: ModelWithoutConfig = "nano",
     checkpoint: Checkpoint = None,
     cache: Cache = None,
     steps: Steps = None,
@@ -81,7 +80,7 @@ def train_hq_command(
     data: Data,
     out: Out,
     config: FrozenConfig = None,
-    model: Model = "nano",
+    model: ModelWithoutConfig = "nano",
     checkpoint: Checkpoint = None,
     cache: Cache = None,
     steps: Steps = None,

@@ -8,7 +8,9 @@ import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from stable_sam.bases import BASES
 from stable_sam.config.calibration import Calibration
 from stable_sam.config.section import Section
 from stable_sam.records import AnnotationFormat
@@ -17,18 +19,21 @@ from stable_sam.records import AnnotationFormat
 class RefinerConfig(Section):
     """The model and how it is prompted."""
 
-    model: Literal["nano", "tiny", "vit_b", "vit_l", "vit_h"] = "nano"
-    """`nano` comes with its weights; `vit_*` need `checkpoint_uri`; `tiny` is random and for tests only."""
+    model: str = "nano"
+    """A base that `stable-sam models` lists (docs/bases.md). `nano` comes with its weights, `tiny` is random and for
+    tests only, and `stable-sam models get` downloads the others."""
     checkpoint_uri: str | None = None
-    """SAM checkpoint, any fsspec URI. None takes the bundled weights, which only `nano` has."""
+    """Weights of the base, any fsspec URI, also https. None takes those that come with this package or that
+    `stable-sam models get` downloaded to this machine; a run never downloads them by itself."""
     plugin_uri: str | None = None
-    """Stable-SAM plugin (safetensors), any fsspec URI. None takes the bundled plugin with the bundled weights, and no
-    plugin with any other base."""
+    """Stable-SAM plugin (safetensors), any fsspec URI. When this and `checkpoint_uri` are None, the plugin that comes
+    with the base or lies beside the downloaded base is taken, if there is one."""
     plugin: bool = True
     """False switches the Stable-SAM plugin off, which leaves plain SAM."""
     hq_uri: str | None = None
     """HQ-SAM's weights, which take the place of the plugin: a published `sam_hq_vit_*.pth` of the same base, or a
-    branch trained for the base (safetensors), any fsspec URI."""
+    branch trained for the base (safetensors), any fsspec URI. `published` takes the file that `stable-sam models get
+    NAME --hq` downloaded."""
     device: str = "auto"
     """Device of the model: `cpu`, `cuda`, `cuda:1`, or `auto` for the GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
@@ -66,8 +71,8 @@ class RefinerConfig(Section):
     encoder; prompts of similar size that lie together share a tile. `off` uses the whole image for every prompt."""
     tile_below_cells: float = Field(default=3.0, gt=0)
     """An object is small when its longer side spans fewer cells than this in the whole image's embedding, which has 24
-    cells a side for `nano` and 64 for `vit_*`. With `nano`, masks of boxes under 1.5 cells gain 0.09 to 0.11 of IoU and
-    those up to 3 cells 0.02 to 0.06; for larger boxes no gain is certain (docs/results.md)."""
+    cells a side for `nano` and 64 for the others. With `nano`, masks of boxes under 1.5 cells gain 0.09 to 0.11 of IoU
+    and those up to 3 cells 0.02 to 0.06; for larger boxes no gain is certain (docs/results.md)."""
     tile_scale: float = Field(default=3.0, ge=2)
     """A tile is at least this many times as wide as the longer side of its object, and usually less than twice that.
     Narrower tiles show too little of the object's surroundings, wider ones too little detail of the object."""
@@ -80,6 +85,13 @@ class RefinerConfig(Section):
     """Logit offset of SAM's stability_score; 1.0 is SAM's own default."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
     """An image with more pixels is refused before it is decoded, because a decompression bomb must not end the run."""
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_base(cls, name: str) -> str:
+        if name not in BASES:
+            raise PydanticCustomError("base", "expected one of {names}", {"names": ", ".join(BASES)})
+        return name
 
     @field_validator("second_pass", "tiles", mode="before")
     @classmethod

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from stable_sam.bases import BASES
+from stable_sam.bases.cache import PUBLISHED
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.identity import bundled_path, read_weights
@@ -32,8 +34,8 @@ class ModelFacts:
 def method_config(config: RefinerConfig, methods: Sequence[str]) -> RefinerConfig:
     """Return `config` with the weights that `methods` need, and no others.
 
-    HQ-SAM on the bundled base takes the bundled branch, when the package has one. Raises `ConfigError` when HQ-SAM has
-    no weights.
+    HQ-SAM without `hq_uri` takes the bundled branch on the bundled base, and the downloaded one on a downloaded base.
+    Raises `ConfigError` when HQ-SAM has no weights.
     """
     changes: dict[str, object] = {}
     if "stable-sam" not in methods:
@@ -41,6 +43,8 @@ def method_config(config: RefinerConfig, methods: Sequence[str]) -> RefinerConfi
     if "hq-sam" not in methods:
         changes["hq_uri"] = None
     elif config.hq_uri is None:
+        if config.checkpoint_uri is None and BASES[config.model].hq_file is not None:
+            return config.model_copy(update=changes | {"hq_uri": PUBLISHED})
         if config.model != "nano" or config.checkpoint_uri is not None:
             raise ConfigError(f"methods: hq-sam needs the URI of its weights for {config.model} (--hq), got none")
         try:

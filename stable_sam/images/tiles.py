@@ -25,6 +25,7 @@ from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING
 
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig
 from stable_sam.records import BoxXYXY, Prompt, View, Window
 
@@ -75,19 +76,15 @@ class TileRule:
         return x, y, width, height
 
 
-INPUT_SIDES = {"nano": 384, "tiny": 64, "vit_b": 1024, "vit_l": 1024, "vit_h": 1024}
-"""Side of each model's square input in pixels, for planning, which does not load the model."""
-
-
 def tile_rule(config: RefinerConfig, input_side: int | None = None) -> TileRule | None:
     """Return the tile rule of a config, or None when tiles are off.
 
-    input_side: side of the model's square input in pixels; None takes the one in `INPUT_SIDES`.
+    input_side: side of the model's square input in pixels; None takes that of the config's base.
     """
     if config.tiles == "off":
         return None
     return TileRule(
-        input_side=input_side or INPUT_SIDES[config.model],
+        input_side=input_side or BASES[config.model].input_side,
         below_cells=config.tile_below_cells,
         scale=config.tile_scale,
         max_tiles=config.max_tiles,

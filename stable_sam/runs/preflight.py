@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stable_sam.bases import BASES
 from stable_sam.config import RunConfig
 from stable_sam.errors import AnnotationError, WeightsError
 from stable_sam.identity import model_identity, weight_uris
@@ -26,14 +27,13 @@ def check_run(request: RunRequest, *, writes: bool = True) -> None:
 def check_weights(config: RunConfig) -> None:
     """Raise `ConfigError` or `WeightsError` when the model is not given whole or a weights file is missing.
 
-    Weights that the config names are not downloaded.
+    No weights are read or downloaded.
     """
     model = config.refiner
-    if model.model != "tiny":
-        weight_uris(model)
-    given = [uri for uri in (model.checkpoint_uri, model.plugin_uri, model.hq_uri) if uri is not None]
-    for uri in given:
-        if not exists(uri):
-            raise WeightsError(f"{uri}: no such weights file; correct its URI in the config")
-    if not given:
+    BASES[model.model].check_extra()
+    if model.model == "tiny":
         model_identity(model)
+        return
+    for uri in weight_uris(model):
+        if uri is not None and not exists(uri):
+            raise WeightsError(f"{uri}: no such weights file; correct its URI in the config")

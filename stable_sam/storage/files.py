@@ -322,6 +322,12 @@ def _open(uri: str) -> tuple[Any, str]:
     if s3.is_s3(uri):
         filesystem = fsspec.filesystem("s3", **s3.s3fs_options())
         filesystem.retries = S3_ROUNDS
+    elif protocol in ("http", "https"):
+        from aiohttp import ClientTimeout  # takes a third of a second, which only these addresses need
+
+        # Proxies of the environment; no limit for a whole file, which fsspec would set to five minutes.
+        options = {"trust_env": True, "timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
+        filesystem = fsspec.filesystem(protocol, client_kwargs=options)
     else:
         filesystem = fsspec.filesystem(protocol or "file")
     return filesystem, filesystem._strip_protocol(uri)

@@ -57,7 +57,7 @@ BEFORE_WORK: list[tuple[str, Callable[[Folder], Options], list[str]]] = [
     ("unknown key", lambda t: {"config": text(t / "c.yaml", "refiner: {modle: tiny}")}, ["c.yaml", "refiner.modle"]),
     ("bad value", lambda t: {"config": text(t / "c.yaml", "shard_images: 0")}, ["c.yaml", "shard_images", "got 0"]),
     ("unknown model", lambda t: {"model": "sam3"}, ["--model", "sam3", "vit_b"]),
-    ("no checkpoint", lambda t: {"model": "vit_b"}, ["vit_b", "checkpoint"]),
+    ("no checkpoint", lambda t: {"model": "vit_b"}, ["run: stable-sam models get vit_b", "checkpoint_uri"]),
     ("bad date", lambda t: {"logical-date": "today"}, ["YYYY-MM-DD", "'today'"]),
     (
         "unwritable",

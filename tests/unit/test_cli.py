@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from flows import cli
 from flows.commands.options import read_config
+from stable_sam.bases import BASES
 from stable_sam.calibration.calibrate import CalibrationConfig
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
@@ -28,6 +29,7 @@ COMMANDS = (
     "demo-images",
     "evaluate",
     "explain",
+    "models",
     "query",
     "refine",
     "refine-image",
@@ -112,6 +114,17 @@ def test_one_image_s_commands_refuse_it_too_unless_other_weights_are_given(comma
     with pytest.raises(ConfigError, match="--model vit_l: .* names weights for vit_b"):
         CliRunner().invoke(cli.app, [*arguments, "--model", "vit_l"], catch_exceptions=False)
     assert read_config(str(path), "vit_l", checkpoint="l.pth").refiner.checkpoint_uri == "l.pth"
+
+
+@pytest.mark.parametrize(
+    "command", ["backfill", "calibrate", "evaluate", "explain", "refine", "refine-image", "report"]
+)
+def test_the_weights_are_named_alike_in_every_command_that_loads_a_model(command: str) -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    helps = {parameter.name: parameter.help for parameter in commands[command].params}
+    assert ", ".join(BASES) in helps["model"]
+    assert "Weights of the base" in helps["checkpoint"]
+    assert "Weights of the plugin" in helps["plugin"]
 
 
 def test_model_option_refuses_unknown_models() -> None:

@@ -1,10 +1,12 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from stable_sam import identity
+from stable_sam.bases import BASES, PublishedFile
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, StorageError, WeightsError
 from stable_sam.identity import ModelIdentity, model_identity
@@ -45,10 +47,50 @@ def test_own_nano_base_does_not_take_the_bundled_plugin(files):
     assert model_identity(config).model_id == "nano"
 
 
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """A cache folder with small files in the places of vit_b, its HQ-SAM and its plugin."""
+    monkeypatch.setenv("STABLE_SAM_MODELS", str(tmp_path / "models"))
+    small = replace(
+        BASES["vit_b"],
+        file=PublishedFile(name="sam.pth", url="https://x.invalid/sam.pth", size=4, sha256=sha256(b"base")),
+        hq_file=PublishedFile(name="hq.pth", url="https://x.invalid/hq.pth", size=2, sha256=sha256(b"hq")),
+    )
+    monkeypatch.setitem(BASES, "vit_b", small)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "sam.pth").write_bytes(b"base")
+    (folder / "hq.pth").write_bytes(b"hq")
+    (folder / f"plugin_{sha256(b'base')[:16]}.safetensors").write_bytes(b"plug")
+
+
+@pytest.mark.parametrize(
+    ("settings", "model_id", "content"),
+    [
+        ({}, "vit_b+plugin", b"baseplug"),
+        ({"plugin": False}, "vit_b", b"base"),
+        ({"plugin": False, "hq_uri": "published"}, "vit_b+hq", b"basehq"),
+    ],
+)
+def test_a_downloaded_base_is_found_with_its_plugin_and_hq_sam(downloaded, settings, model_id, content):
+    found = model_identity(RefinerConfig(model="vit_b", **settings))
+    assert (found.model_id, found.weights_sha256) == (model_id, sha256(content))
+
+
+def test_a_downloaded_base_is_the_model_that_its_file_is_as_a_checkpoint(downloaded, files):
+    assert model_identity(RefinerConfig(model="vit_b")) == model_identity(RefinerConfig(model="vit_b", **files))
+
+
+def test_a_given_base_does_not_take_the_plugin_of_the_downloaded_one(downloaded, files):
+    config = RefinerConfig(model="vit_b", checkpoint_uri=files["checkpoint_uri"])
+    assert model_identity(config).model_id == "vit_b"
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"model": "vit_b"}, ConfigError, "checkpoint_uri: vit_b needs"),
+        ({"model": "vit_b"}, ConfigError, "run: stable-sam models get vit_b "),
+        ({"model": "nano", "hq_uri": "published"}, ConfigError, "expected a base with a published HQ-SAM, got nano"),
         ({"model": "vit_b", "checkpoint_uri": "/nowhere/sam.pth"}, StorageError, "/nowhere/sam.pth"),
         ({"model": "tiny", "checkpoint_uri": "x.pth"}, ConfigError, "tiny is random"),
     ],

@@ -61,7 +61,7 @@ def test_writes_the_refiners_mask_and_an_overlay_and_prints_the_scores(monkeypat
         (["--model", "tiny", "--box", "70", "5", "90", "30"], "expected a box in 60 x 40 pixels"),
         (["--model", "tiny", "--point", "5", "6"], "--point: expected X Y LABEL, three numbers, got"),
         (["--model", "huge", "--box", "5", "5", "40", "30"], "refiner.model"),
-        (["--model", "vit_b", "--box", "5", "5", "40", "30"], "checkpoint_uri: vit_b needs"),
+        (["--model", "vit_b", "--box", "5", "5", "40", "30"], "run: stable-sam models get vit_b"),
     ],
 )
 def test_mistakes_get_one_line(monkeypatch, capsys, photo, tmp_path, arguments, message):

@@ -36,7 +36,7 @@ CASES: list[tuple[str, str, Callable[[Path], dict[str, str]], list[str]]] = [
     ("missing data", "base", lambda t: {"data": str(t / "nowhere")}, ["nowhere: ", "<set>/instances.json"]),
     ("missing data", "plugin", lambda t: {"data": str(t / "nowhere"), "model": "tiny"}, ["nowhere: ", "instances"]),
     ("unknown model", "plugin", lambda t: {"model": "sam3"}, ["model: ", "'sam3'"]),
-    ("no checkpoint", "plugin", lambda t: {"model": "vit_b"}, ["checkpoint_uri: ", "vit_b"]),
+    ("no checkpoint", "plugin", lambda t: {"model": "vit_b"}, ["run: stable-sam models get vit_b ", "checkpoint_uri"]),
     ("missing base", "plugin", lambda t: {"checkpoint": str(t / "no.safetensors")}, ["no.safetensors: "]),
 ]
 

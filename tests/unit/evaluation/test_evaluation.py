@@ -21,6 +21,7 @@ from stable_sam.evaluation.averages import CELLS, PARTS, SHARES, WHOLE_SLICE, Ta
 from stable_sam.evaluation.by_object import ALL_SETS
 from stable_sam.evaluation.evaluate import Evaluation, SetCounts, evaluate, evaluation_of, read_sets
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
+from stable_sam.evaluation.methods import method_config
 from stable_sam.evaluation.metrics import ReferenceMask
 from stable_sam.evaluation.neighbours import Neighbours, find_neighbours
 from stable_sam.evaluation.prompts import PromptKind, prompt_rng
@@ -304,6 +305,14 @@ def test_kinds_of_prompts() -> None:
     points = PromptKind.parse("10-points").draw(mask, prompt_rng(0), 5)
     assert points.shape == (5, 10, 2)
     assert mask[points[..., 1].astype(int), points[..., 0].astype(int)].all()
+
+
+def test_hq_sam_of_a_published_base_is_the_published_one_unless_it_is_given() -> None:
+    methods = "sam", "hq-sam"
+    assert method_config(RefinerConfig(model="vit_b"), methods).hq_uri == "published"
+    assert method_config(RefinerConfig(model="vit_b", hq_uri="hq.pth"), methods).hq_uri == "hq.pth"
+    with pytest.raises(ConfigError, match=r"hq-sam needs the URI of its weights for vit_b \(--hq\), got none"):
+        method_config(RefinerConfig(model="vit_b", checkpoint_uri="mine.pth"), methods)
 
 
 def test_methods_and_sets_are_checked(data: Path) -> None:

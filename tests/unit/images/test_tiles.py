@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from stable_sam.config import RefinerConfig, RunConfig, tile_config
 from stable_sam.images.frames import Frame
-from stable_sam.images.tiles import INPUT_SIDES, MOST_ENLARGED, WIDEST, TilePlan, TileRule, prompt_in, tile_rule
-from stable_sam.modeling.bases import build_base
+from stable_sam.images.tiles import MOST_ENLARGED, WIDEST, TilePlan, TileRule, prompt_in, tile_rule
 from stable_sam.records import BoxXYXY, Window
 from stable_sam.rle import decode_mask, encode_patch
 from tests.unit.images.tile_prompts import HW, boxed, pointed
@@ -219,8 +218,3 @@ def test_the_settings_of_a_rule_in_words_have_that_rule(below_cells: float, scal
     rule = RefinerConfig(tile_below_cells=below_cells, tile_scale=scale).tile_rule
     assert RefinerConfig.from_dict(tile_config(rule)).tile_rule == rule
     assert RefinerConfig.from_dict(tile_config(None)).tile_rule is None
-
-
-@pytest.mark.parametrize("name", ["nano", "tiny", "vit_b"])
-def test_input_sides_are_the_models(name: str) -> None:
-    assert build_base(name).image_encoder.img_size == INPUT_SIDES[name]

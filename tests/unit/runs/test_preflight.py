@@ -14,7 +14,7 @@ from stable_sam.runs.preflight import check_weights
 def test_a_base_without_its_checkpoint_is_refused_although_its_plugin_is_there(tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.safetensors"
     plugin.write_bytes(b"weights")
-    with pytest.raises(ConfigError, match="^checkpoint_uri: vit_b needs the URI of its SAM checkpoint"):
+    with pytest.raises(ConfigError, match="^model: vit_b is not on this machine; run: stable-sam models get vit_b"):
         check_weights(RunConfig(refiner=RefinerConfig(model="vit_b", plugin_uri=str(plugin))))
 
 
