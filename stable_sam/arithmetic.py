@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stable_sam.config import RefinerConfig, RunConfig
 
+CPU_INFO = Path("/proc/cpuinfo")
 CPU_FLAG = "amx_bf16"
 """Flag of a CPU with matrix units for bfloat16: Intel's AMX."""
 FIRST_CAPABILITY = 8.0
@@ -44,7 +45,7 @@ def fixed_run_dtype(config: RunConfig) -> RunConfig:
 def cpu_has_units() -> bool:
     """Tell whether the CPU has matrix units for bfloat16; only Linux says so."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = CPU_INFO.read_text()
     except OSError:
         return False
     return any(line.startswith("flags") and CPU_FLAG in line.split() for line in text.splitlines())
