@@ -62,6 +62,9 @@ def train_plugin_command(
     config: FrozenConfig = None,
     model: ModelWithoutConfig = "nano",
     checkpoint: Checkpoint = None,
+    plugin: Annotated[
+        str | None, typer.Option(help="Plugin of the same base (path or URI) to continue from; a new one by default.")
+    ] = None,
     cache: Cache = None,
     steps: Steps = None,
 ) -> None:
@@ -72,7 +75,8 @@ def train_plugin_command(
 
     training = PluginTraining.from_file(config, steps=steps)
     log_to_console()
-    typer.echo(train_plugin(_frozen_base(model, checkpoint), data, out, training, cache_dir=cache))
+    base = _frozen_base(model, checkpoint)
+    typer.echo(train_plugin(base, data, out, training, cache_dir=cache, start_uri=plugin))
 
 
 @app.command("hq")

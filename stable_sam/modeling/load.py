@@ -56,7 +56,11 @@ def load_model(config: RefinerConfig) -> LoadedModel:
     hq = None if weights.hq is None else _read_hq(sam, weights, config.model)
     host = None
     if weights.plugin is not None:
-        plugin = _random_plugin(sam) if config.model == "tiny" else _read_plugin(sam, weights)
+        plugin = (
+            _random_plugin(sam)
+            if config.model == "tiny"
+            else read_plugin(sam, weights.plugin, str(weights.plugin_name), weights.base_sha256, weights.base_name)
+        )
         host = attach_plugin(sam, plugin)
     if hq is not None:
         attach_hq(sam, hq)
@@ -87,10 +91,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _read_plugin(sam: BaseSam, weights: WeightFiles) -> StableSamPlugin:
-    name = str(weights.plugin_name)
-    tensors, metadata = read_safetensors(weights.plugin or b"", name)
-    _check_base(metadata, weights, name, "plugin")
+def read_plugin(sam: BaseSam, data: bytes, name: str, base_sha256: str, base_name: str) -> StableSamPlugin:
+    """Build the plugin of a safetensors file without attaching it to `sam`, which must be the base that it was trained
+    on.
+
+    Raises `WeightsError`, which calls the file `name`, for a plugin of another base, other keys or other shapes.
+    """
+    tensors, metadata = read_safetensors(data, name)
+    _check_base(metadata, base_sha256, base_name, name, "plugin")
     try:
         spec = PluginSpec.model_validate_json(metadata["plugin"])
     except (KeyError, ValueError) as error:
@@ -101,11 +109,11 @@ def _read_plugin(sam: BaseSam, weights: WeightFiles) -> StableSamPlugin:
     return plugin
 
 
-def _check_base(metadata: Mapping[str, str], weights: WeightFiles, name: str, what: str) -> None:
-    if metadata.get("base_sha256") != weights.base_sha256:
+def _check_base(metadata: Mapping[str, str], base_sha256: str, base_name: str, name: str, what: str) -> None:
+    if metadata.get("base_sha256") != base_sha256:
         raise WeightsError(
             f"{name}: this {what} was trained on the base {metadata.get('base_sha256', 'unknown')[:16]}, "
-            f"got the base {weights.base_name} ({weights.base_sha256[:16]})"
+            f"got the base {base_name} ({base_sha256[:16]})"
         )
 
 
@@ -115,7 +123,7 @@ def _read_hq(sam: BaseSam, weights: WeightFiles, model: str) -> HqBranch:
     branch = build_hq(sam)
     if data[8:9] == b"{":  # a safetensors file starts with 8 bytes for its header's length, then the header in JSON
         tensors, metadata = read_safetensors(data, name)
-        _check_base(metadata, weights, name, "HQ-SAM branch")
+        _check_base(metadata, weights.base_sha256, weights.base_name, name, "HQ-SAM branch")
     else:
         tensors = _branch_of_checkpoint(sam, branch, read_checkpoint(data, name), name, weights.base_name)
     load_strictly(branch, tensors, name, f"HQ-SAM for {model}")

@@ -144,6 +144,21 @@ def test_the_plugins_file_says_how_it_came_about(plugin_run):
     assert {value.dtype for value in tensors_of(file).values()} == {torch.float32}
 
 
+def test_a_training_continues_from_a_plugin_with_its_architecture(plugin_run, whole_run, data, tmp_path):
+    """A learning rate of almost nothing leaves the plugin where it was, which a new one is not."""
+    loaded, start = load_model(nano(whole_run[0])), plugin_run[0]
+    settings = settings_of(PluginTraining, steps=1, learning_rate=1e-9)
+    file = train_plugin(loaded, data, tmp_path / "next", settings, start_uri=str(start))
+    assert PluginSpec.model_validate_json(metadata_of(file)["plugin"]) == SPEC
+    for key, value in tensors_of(file).items():
+        if key.startswith("sampling."):  # the routing is taught anew at the end
+            torch.testing.assert_close(value, tensors_of(start)[key], atol=1e-6, rtol=0)
+
+    other = save_weights(build_nano(64, fine=False), tmp_path / "other.safetensors", {"size": "64"})
+    with pytest.raises(WeightsError, match=r"plugin\.safetensors: this plugin was trained on the base"):
+        train_plugin(load_model(nano(other)), data, tmp_path / "refused", settings, start_uri=str(start))
+
+
 def test_a_checkpoint_of_another_base_is_refused(whole_run, data, tmp_path):
     """Also in the same folder and of the same shape, the plugin of another base is another run."""
     other = save_weights(build_nano(64, fine=False), tmp_path / "other.safetensors", {"size": "64"})
@@ -178,7 +193,7 @@ def test_train_plugin_from_the_command_line(data, tmp_path, monkeypatch, capsys)
     assert metadata_of(tmp_path / "one" / "plugin.safetensors")["step"] == "2"
     stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
     assert len(stored) == 6
-    again = ["--out", tmp_path / "two", *options, "--steps", 3]
+    again = ["--out", tmp_path / "two", *options, "--steps", 3, "--plugin", tmp_path / "one" / "plugin.safetensors"]
     assert run_cli(monkeypatch, capsys, "train", "plugin", *again)[0] == 0
     assert metadata_of(tmp_path / "two" / "plugin.safetensors")["step"] == "3"
     assert {file: file.stat().st_mtime_ns for file in stored} == stored
