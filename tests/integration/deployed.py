@@ -32,14 +32,14 @@ def prefect(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def deploy(folder: Path, name: str, schedule: dict[str, Any], parameters: dict[str, str]) -> None:
-    """Deploy deployments/prefect.yaml as `name` to a pool of the same name, with another schedule and parameters."""
+def deploy(folder: Path, name: str, parameters: dict[str, str], schedule: dict[str, Any], **changes: Any) -> None:
+    """Deploy deployments/prefect.yaml as `name`, to a pool of the same name, with another schedule."""
     document = yaml.safe_load(FILE.read_text())
     (deployment,) = document["deployments"]
     deployment["name"], deployment["work_pool"]["name"] = name, name
-    zone = deployment["schedules"][0]["timezone"]
-    deployment["schedules"] = [{"timezone": zone, "slug": name, **schedule}]
+    deployment["schedules"] = [{"slug": name, **schedule}]
     deployment["parameters"] |= parameters
+    deployment |= changes
     file = folder / "prefect.yaml"
     file.write_text(yaml.safe_dump(document))
     prefect("work-pool", "create", name, "--type", "process")

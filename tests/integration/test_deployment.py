@@ -48,7 +48,7 @@ def test_a_worker_runs_what_is_due_and_a_slot_that_comes_twice_adds_nothing(
 ) -> None:
     table, log = str(tmp_path / "table"), tmp_path / "worker.log"
     places = {"annotations_uri": str(annotations), "images_uri": str(tmp_path / "images"), "output_uri": table}
-    deploy(tmp_path, "every-minute", {"cron": "* * * * *"}, places)
+    deploy(tmp_path, "every-minute", places, {"cron": "* * * * *", "timezone": "Europe/Berlin"})
     # A worker may be started anywhere: the deployment knows the project's folder, and configs/ in it.
     with worker_of("every-minute", tmp_path):
         first = wait_for(lambda: next(iter(runs_of("every-minute", "Running", "Completed")), None), 300, log.read_text)

@@ -23,6 +23,7 @@ from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
+from flows import killed_runs
 from flows.refine import refine_dataset
 from stable_sam.errors import NotFoundError
 from stable_sam.table.query import query
@@ -67,15 +68,16 @@ class Nightly:
 
     def caught_at_work(self, table: str) -> UUID:
         """A run that has committed a shard, and has others to do."""
+        before = shards(table)
         run_id = self.fire(table)
-        wait_for(lambda: list(Path(table).rglob("commits/*")) or ended(run_id), LONG_S, self.log)
+        wait_for(lambda: shards(table) > before or ended(run_id), LONG_S, self.log)
         assert ended(run_id) is None, self.log()
         return run_id
 
     def check_nothing_is_left_of(self, table: str, mark: dict[str, str]) -> None:
         """Nothing but a worker runs, nothing is published, and the next run may start."""
         assert left_after(mark, 120, lambda line: "prefect worker" not in line) == []
-        assert len(list(Path(table).rglob("commits/*"))) < IMAGES, "caught too late for this test to mean anything"
+        assert shards(table) < IMAGES, "caught too late for this test to mean anything"
         with pytest.raises(NotFoundError):
             query(table, "SELECT * FROM masks")
         assert self.taken_slots() == 0
@@ -89,7 +91,7 @@ class Nightly:
 
 @pytest.fixture(scope="module")
 def nightly(prefect_server: str, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Nightly:
-    """The deployment, whose schedule is paused."""
+    """The deployment, paused."""
     folder = tmp_path_factory.mktemp("nightly")
     (folder / "images").mkdir()
     noise = np.random.default_rng(0)
@@ -105,12 +107,11 @@ def nightly(prefect_server: str, ray_local: None, tmp_path_factory: pytest.TempP
         "config": str(folder / "slow.yaml"),
         "timezone": ZONE,
     }
-    deploy(folder, NAME, {"interval": SLOT_S, "timezone": ZONE}, parameters)
+    deploy(folder, NAME, parameters, {"interval": SLOT_S, "timezone": ZONE}, paused=True)
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name(f"refine-dataset/{NAME}")
-        client.pause_deployment(deployment.id)
+        deployment_id = client.read_deployment_by_name(f"refine-dataset/{NAME}").id
     refine_dataset(**parameters)
-    return Nightly(deployment_id=deployment.id, folder=folder, undisturbed=parameters["output_uri"])
+    return Nightly(deployment_id=deployment_id, folder=folder, undisturbed=parameters["output_uri"])
 
 
 @pytest.fixture
@@ -138,6 +139,11 @@ def write_source(folder: Path, shift: int) -> None:
     (folder / "annotations.json").write_text(json.dumps(document))
 
 
+def shards(table: str) -> int:
+    """The number of committed shards, each of one image."""
+    return len(list(Path(table).rglob("commits/*")))
+
+
 def rows(table: str) -> list[dict[str, Any]]:
     columns = "prompt_id, status, error, box_xyxy, mask_counts, prompt_stability, route, fingerprint"
     found: list[dict[str, Any]] = query(table, f"SELECT {columns} FROM masks ORDER BY prompt_id").to_pylist()
@@ -158,30 +164,56 @@ def test_a_cancelled_run_ends_with_all_its_processes_and_the_next_one_continues(
         nightly.check_the_next_night(table)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_ends_with_its_worker_and_the_next_one_under_a_new_worker_continues(
-    number: signal.Signals, nightly: Nightly, mark: dict[str, str], table: str
+    nightly: Nightly, mark: dict[str, str], table: str
 ) -> None:
-    with worker_of(NAME, nightly.folder, mark) as worker:
-        run_id = nightly.caught_at_work(table)
-        worker.send_signal(number)
-        worker.wait(LONG_S)
-    run = nightly.end_of(run_id)
-    assert run.state_name == "Crashed", nightly.log()
-    nightly.check_nothing_is_left_of(table, mark)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with worker_of(NAME, nightly.folder, mark) as worker:
+            run_id = nightly.caught_at_work(table)
+            worker.send_signal(number)
+            worker.wait(LONG_S)
+        run = nightly.end_of(run_id)
+        assert run.state_name == "Crashed", nightly.log()
+        nightly.check_nothing_is_left_of(table, mark)
     with worker_of(NAME, nightly.folder, mark):
         nightly.check_the_next_night(table)
+
+
+@pytest.mark.parametrize(
+    ("before", "waited_s", "after"),
+    [
+        (StateType.RUNNING, 1.0, StateType.RUNNING),
+        (StateType.RUNNING, 15.0, StateType.CRASHED),
+        (StateType.CANCELLING, 15.0, StateType.CANCELLING),
+        (StateType.CANCELLING, 90.0, StateType.CANCELLED),
+        (StateType.COMPLETED, 90.0, StateType.COMPLETED),
+    ],
+)
+def test_the_worker_has_the_first_word_on_what_became_of_a_killed_run(
+    prefect_server: str, before: StateType, waited_s: float, after: StateType
+) -> None:
+    with get_client(sync_client=True) as client:
+        run_id = client.create_flow_run(refine_dataset, state=State(type=StateType.PENDING)).id
+        client.set_flow_run_state(run_id, State(type=before), force=True)
+        assert killed_runs._has_ended(run_id, waited_s) == (before is not after or before is StateType.COMPLETED)
+        assert client.read_flow_run(run_id).state_type is after
 
 
 @pytest.fixture
 def resumed(nightly: Nightly) -> Iterator[datetime]:
     """When the deployment was resumed, after it had been paused over some of its slots."""
     with get_client(sync_client=True) as client:
+
+        def paused() -> bool:
+            client.pause_deployment(nightly.deployment_id)
+            time.sleep(SLOT_S)
+            return not runs_of(NAME, "Scheduled", "Late")
+
         client.resume_deployment(nightly.deployment_id)
         wait_for(lambda: runs_of(NAME, "Scheduled"), LONG_S, lambda: "no run was scheduled")
-        client.pause_deployment(nightly.deployment_id)
-        assert runs_of(NAME, "Scheduled", "Late") == [], "pausing takes the slots to come away"
-        time.sleep(2 * SLOT_S)
+        # A scheduler that is at work at this moment still adds runs, which the next pause removes.
+        wait_for(paused, LONG_S, lambda: "the slots to come did not go away")
+        time.sleep(SLOT_S)
         again = datetime.now(UTC)
         client.resume_deployment(nightly.deployment_id)
         yield again
