@@ -6,10 +6,8 @@ import logging
 import os
 import re
 import secrets
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,22 +81,10 @@ def loopback_only() -> Iterator[None]:
             os.environ[_LOOPBACK_ONLY] = variable
 
 
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which Ray would replace by one that Prefect learns nothing from."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-
-
 def _connect(address: str) -> None:
     try:
         _reach(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
-        with _sigterm_kept():
-            ray.init(address=address, **_quiet())
+        ray.init(address=address, **_quiet())
     except (OSError, ValueError, RayError) as error:
         raise ConfigError(
             f"ray.address: expected a Ray cluster at {address}, found none: {one_line(error)[:300]}"
@@ -121,8 +107,7 @@ def _start_local(object_store_mb: int) -> None:
     }
     for attempt in range(_STARTS):
         try:
-            with _sigterm_kept():
-                ray.init("local", **options, **_quiet())
+            ray.init("local", **options, **_quiet())
         except Exception as error:  # a plain Exception is what Ray raises when its processes take too long
             ray.shutdown()
             if attempt == _STARTS - 1 or isinstance(error, OSError):

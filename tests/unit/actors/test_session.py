@@ -1,4 +1,3 @@
-import signal
 import socket
 
 import pytest
@@ -32,17 +31,3 @@ def test_an_address_that_is_none_is_an_error() -> None:
         ray_session(RayConfig(address="nowhere.invalid:6379")),
     ):
         pass
-
-
-def test_prefect_keeps_its_handler_of_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(*_: object, **__: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray does so where it starts in the main thread
-
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with ray_session(RayConfig()):
-            assert signal.getsignal(signal.SIGTERM) is before
-    finally:
-        signal.signal(signal.SIGTERM, before)
