@@ -88,7 +88,7 @@ def test_without_a_home_behind_a_proxy_and_in_a_long_temporary_folder_it_works_o
         signal.SIGKILL,
         pytest.param(
             signal.SIGTERM,
-            marks=pytest.mark.xfail(reason="nothing is left, but Ray may abort the command (SIGABRT, not exit code 130)"),
+            marks=pytest.mark.xfail(reason="nothing is left, but Ray may abort the command: SIGABRT, not 130"),
         ),
         signal.SIGINT,
     ],
