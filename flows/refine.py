@@ -12,6 +12,7 @@ from typing import Any
 
 from prefect import flow, runtime
 
+from flows.killed_runs import end_with_worker
 from flows.outcome import conclude
 from flows.prefect_setup import log_user_errors_in_one_line
 from stable_sam.errors import NotFoundError
@@ -63,6 +64,8 @@ def refine_dataset(
     `regression.fail` is set.
     """
     log_user_errors_in_one_line()
+    if runtime.deployment.id is not None:
+        end_with_worker(runtime.flow_run.id)
     request = RunRequest.parse(
         annotations_uri=annotations_uri,
         images_uri=images_uri,

@@ -131,6 +131,12 @@ def serve(pipe: int, parent: int) -> None:
             pool.submit(answer, number, job)
 
 
+def signal_when_parent_ends(number: signal.Signals) -> None:
+    """Have the system send a signal to this process when its parent ends; does nothing on systems other than Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
 def _answer(refiner: ImageRefiner | None, settings: ChildSettings, job: Job) -> Answer:
     match job:
         case ImageJob() if isinstance(settings.load, int):
@@ -157,7 +163,6 @@ def _die_with(parent: int) -> None:
 
     On systems other than Linux the process ends when it finds its pipe closed.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_when_parent_ends(signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the parent is gone")

@@ -37,7 +37,9 @@ TILES_OF_A_LIMIT = 4
 _DEATHS_THAT_CONDEMN = 2
 """Number of times that the child must end with an image before its prompts become failed rows."""
 _KILLS_THAT_CONDEMN = 3
-"""Number of such ends where a SIGKILL came from outside, which may have had nothing to do with the image."""
+"""Number of such ends where a signal came from outside, which may have had nothing to do with the image."""
+_FROM_OUTSIDE = -signal.SIGKILL, -signal.SIGTERM
+"""Exit codes of a process that the system, a person or systemd ended."""
 _STARTS = 3
 _WATCH_EVERY_S = 0.05
 _LAST_BREATH_S = 10.0
@@ -261,7 +263,7 @@ class _Child:
         if self._broken_limit is not None:
             return _Death(self._broken_limit, False)
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return _Death(f"refining this image ended the process ({how})", code == -signal.SIGKILL)
+        return _Death(f"refining this image ended the process ({how})", code in _FROM_OUTSIDE)
 
     def _watch(self) -> None:
         while not self._ended.wait(_WATCH_EVERY_S):

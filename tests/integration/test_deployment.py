@@ -6,11 +6,7 @@ A scheduler may run a slot twice, late or never; the table is right after the ne
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,38 +16,12 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 
 from flows.refine import refine_dataset
 from stable_sam.table.query import query
-
-ROOT = Path(__file__).parents[2]
-FILE = ROOT / "deployments" / "prefect.yaml"
-
-
-def prefect(*arguments: str) -> None:
-    """Run a command in the project's folder, as from a shell."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PWD": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def runs_of(deployment: str) -> list[FlowRun]:
-    named = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
-    with get_client(sync_client=True) as client:
-        return client.read_flow_runs(deployment_filter=named)
-
-
-def wait_for(what: Callable[[], Any], seconds: float, why: Callable[[], object]) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, why()
-        time.sleep(0.5)
-    return found
+from tests.integration.deployed import FILE, deploy, ended, nights, prefect, runs_of, wait_for, worker_of
 
 
 def test_the_date_is_taken_in_the_zone_of_the_schedule() -> None:
@@ -76,37 +46,20 @@ def test_the_night_is_scheduled(prefect_server: str) -> None:
 def test_a_worker_runs_what_is_due_and_a_slot_that_comes_twice_adds_nothing(
     prefect_server: str, annotations: Path, tmp_path: Path
 ) -> None:
-    document = yaml.safe_load(FILE.read_text())
-    (deployment,) = document["deployments"]
-    deployment["name"], deployment["work_pool"]["name"] = "every-minute", "every-minute"
-    deployment["schedules"][0]["cron"] = "* * * * *"
-    table = str(tmp_path / "table")
-    deployment["parameters"] |= {
-        "annotations_uri": str(annotations),
-        "images_uri": str(tmp_path / "images"),
-        "output_uri": table,
-    }
-    file = tmp_path / "prefect.yaml"
-    file.write_text(yaml.safe_dump(document))
-    prefect("work-pool", "create", "every-minute", "--type", "process")
-    prefect("deploy", "--prefect-file", str(file), "--all")
-
-    log = tmp_path / "worker.log"
+    table, log = str(tmp_path / "table"), tmp_path / "worker.log"
+    places = {"annotations_uri": str(annotations), "images_uri": str(tmp_path / "images"), "output_uri": table}
+    deploy(tmp_path, "every-minute", places, {"cron": "* * * * *", "timezone": "Europe/Berlin"})
     # A worker may be started anywhere: the deployment knows the project's folder, and configs/ in it.
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "every-minute"]
-    with log.open("w") as out, subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out) as worker:
-        try:
-            first = wait_for(lambda: next(iter(in_states("Running", "Completed")), None), 300, log.read_text)
-            with get_client(sync_client=True) as client:
-                client.pause_deployment(first.deployment_id)  # no further slot comes between
-            first = wait_for(lambda: ended(first.id), 300, log.read_text)
-            assert first.state_name == "Completed", log.read_text()
-            seen = nights(table)
-            again = fire_again(first)
-            second = wait_for(lambda: ended(again), 300, log.read_text)
-            assert second.state_name == "Completed", log.read_text()
-        finally:
-            worker.kill()  # no run is under way any more, and asked to end it may wait for ever
+    with worker_of("every-minute", tmp_path):
+        first = wait_for(lambda: next(iter(runs_of("every-minute", "Running", "Completed")), None), 300, log.read_text)
+        with get_client(sync_client=True) as client:
+            client.pause_deployment(first.deployment_id)  # no further slot comes between
+        first = wait_for(lambda: ended(first.id), 300, log.read_text)
+        assert first.state_name == "Completed", log.read_text()
+        seen = nights(table)
+        again = fire_again(first)
+        second = wait_for(lambda: ended(again), 300, log.read_text)
+        assert second.state_name == "Completed", log.read_text()
     assert first.auto_scheduled
     assert first.expected_start_time.second == 0
     assert first.parameters["config"] == "configs/nightly.yaml"
@@ -118,28 +71,12 @@ def test_a_worker_runs_what_is_due_and_a_slot_that_comes_twice_adds_nothing(
     assert nights(table) == seen
 
 
-def in_states(*states: str) -> list[FlowRun]:
-    return [run for run in runs_of("every-minute") if run.state_name in states]
-
-
-def ended(run_id: UUID) -> FlowRun | None:
-    """The run, when nothing more will happen to it."""
-    with get_client(sync_client=True) as client:
-        run = client.read_flow_run(run_id)
-    return run if run.state is not None and run.state.is_final() else None
-
-
 def fire_again(run: FlowRun) -> UUID:
     """What a scheduler does that fires a slot twice; by now this one is late, too."""
     assert run.deployment_id is not None
     with get_client(sync_client=True) as client:
         state = Scheduled(scheduled_time=run.expected_start_time)
         return client.create_flow_run_from_deployment(run.deployment_id, state=state).id
-
-
-def nights(table: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = query(table, "SELECT * FROM runs ORDER BY revision").to_pylist()
-    return found
 
 
 def write_source(annotations: Path, original: dict[str, Any], day: int) -> None:

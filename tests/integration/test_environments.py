@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from stable_sam.table.query import query
+from tests.integration.marked_processes import left_after, new_mark, processes
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -26,7 +25,7 @@ NOWHERE = "http://127.0.0.1:9"
 def environment(tmp_path: Path) -> dict[str, str]:
     """No Prefect server, no profile of the user, and a mark by which the processes of the command are known."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))}
-    return plain | {"PREFECT_HOME": str(tmp_path / "prefect"), "STABLE_SAM_TEST": uuid.uuid4().hex}
+    return plain | {"PREFECT_HOME": str(tmp_path / "prefect")} | new_mark()
 
 
 @pytest.fixture
@@ -34,17 +33,6 @@ def refine(annotations: Path, tmp_path: Path) -> list[str]:
     """The command, over three pictures."""
     arguments = [f"--annotations={annotations}", f"--images={tmp_path / 'images'}", f"--output={tmp_path / 'table'}"]
     return [*COMMAND, "refine", "--model=tiny", *arguments]
-
-
-def processes(environment: dict[str, str]) -> Iterator[tuple[int, str]]:
-    """Number and command line of every process that has the mark."""
-    mark = f"STABLE_SAM_TEST={environment['STABLE_SAM_TEST']}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
 
 
 def listening(pids: set[int]) -> set[str]:
@@ -94,8 +82,18 @@ def test_without_a_home_behind_a_proxy_and_in_a_long_temporary_folder_it_works_o
 
 
 @LINUX
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_command_that_is_ended_leaves_no_server_and_says_that_it_can_be_run_again(
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(
+            signal.SIGTERM,
+            marks=pytest.mark.xfail(reason="nothing is left, but Ray may abort the command: SIGABRT, not 130"),
+        ),
+        signal.SIGINT,
+    ],
+)
+def test_a_command_that_is_ended_leaves_no_process_and_says_that_it_can_be_run_again(
     number: signal.Signals, refine: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     with (tmp_path / "said.txt").open("w") as said, subprocess.Popen(
@@ -110,7 +108,7 @@ def test_a_command_that_is_ended_leaves_no_server_and_says_that_it_can_be_run_ag
         assert wait_until_gone(environment) == []
     lines = (tmp_path / "said.txt").read_text().splitlines()
     assert run.returncode == (-9 if number == signal.SIGKILL else 130), lines
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert lines[-1].endswith("run the same command again and it continues")
     assert not any("Traceback" in line for line in lines)
 
@@ -120,18 +118,13 @@ def _takes_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-SERVERS = ("prefect", "gcs_server", "raylet/raylet")
-"""Marks of what would stay for good; Ray's agents notice the end of the others after up to 90 s."""
+PARTS = ("prefect", "temporary_server", "gcs_server", "raylet/raylet", "ray::ShardActor", "tasks.actors.child")
+"""Marks of what would stay, or hold the model, for good; Ray's agents notice the end of the others after up to 90 s."""
 
 
 def wait_until_gone(environment: dict[str, str]) -> list[str]:
-    """The command lines of the servers that are still there after a while."""
-    end = time.monotonic() + 90
-    while True:
-        left = [line for _, line in processes(environment) if any(mark in line for mark in SERVERS)]
-        if not left or time.monotonic() > end:
-            return left
-        time.sleep(0.5)
+    """The command lines of the command's parts that are still there after a while."""
+    return left_after(environment, 90, lambda line: any(mark in line for mark in PARTS))
 
 
 @pytest.mark.parametrize("kind", [".env", "home of Prefect", "temporary folder", "full disk"])

@@ -45,6 +45,8 @@ def harm(kind: str) -> None:
             ctypes.CDLL(None).abort()
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "term":
+            os.kill(os.getpid(), signal.SIGTERM)
         case "exit":
             os._exit(3)
         case "hang":

@@ -126,9 +126,10 @@ def test_a_death_that_was_not_the_images_costs_no_row(shared: RefinerProcess, tm
     assert {mask.status for mask in masks} == {"ok"}
 
 
-def test_a_kill_from_outside_condemns_later_than_an_abort(shared: RefinerProcess) -> None:
-    (mask,) = refined(shared, job("kill"))
-    assert str(mask.error).endswith("(SIGKILL), 3 times")
+@pytest.mark.parametrize(("harm", "number"), [("kill", "SIGKILL"), ("term", "SIGTERM")])
+def test_a_kill_from_outside_condemns_later_than_an_abort(harm: str, number: str, shared: RefinerProcess) -> None:
+    (mask,) = refined(shared, job(harm))
+    assert str(mask.error).endswith(f"({number}), 3 times")
 
 
 def test_the_process_may_be_killed_while_nothing_happens(shared: RefinerProcess) -> None:
