@@ -65,7 +65,7 @@ def resumable() -> Iterator[None]:
     signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except (KeyboardInterrupt, TerminationSignal, SystemExit):  # SystemExit: Ray answers SIGTERM so
+    except (KeyboardInterrupt, TerminationSignal):
         typer.echo("interrupted: what is committed is kept; run the same command again and it continues", err=True)
         raise typer.Exit(130) from None
 

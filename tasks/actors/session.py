@@ -6,9 +6,11 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,19 +50,46 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without this, the workers would build the environment again under `uv run`.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if config.address is None:
-        with loopback_only():
-            _start_local(config.object_store_mb)
-            try:
-                yield
-            finally:
-                ray.shutdown()
-        return
-    _connect(config.address)
+    with _interrupted_by_sigterm() as after_start:
+        if config.address is None:
+            with loopback_only():
+                _start_local(config.object_store_mb)
+                after_start()
+                try:
+                    yield
+                finally:
+                    ray.shutdown()
+            return
+        _connect(config.address)
+        after_start()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM interrupt this process as Ctrl-C does, from the call of the yielded function to the end of the block.
+
+    Ray answers SIGTERM by an exit that may abort the process, and while it waits it swallows what any other handler
+    raises, except a KeyboardInterrupt. Only the main thread can have a handler.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    in_main = threading.current_thread() is threading.main_thread()
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def after_start() -> None:
+        if in_main:
+            signal.signal(signal.SIGTERM, interrupt)
+
     try:
-        yield
+        yield after_start
     finally:
-        ray.shutdown()
+        if in_main:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

@@ -82,17 +82,7 @@ def test_without_a_home_behind_a_proxy_and_in_a_long_temporary_folder_it_works_o
 
 
 @LINUX
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(
-            signal.SIGTERM,
-            marks=pytest.mark.xfail(reason="nothing is left, but Ray may abort the command: SIGABRT, not 130"),
-        ),
-        signal.SIGINT,
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_ended_leaves_no_process_and_says_that_it_can_be_run_again(
     number: signal.Signals, refine: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
