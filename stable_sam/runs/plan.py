@@ -95,7 +95,8 @@ def plan_request(
         if (prompts is None and same_files and not request.refresh) or not files.looked_at:
             return _unchanged(connection, request, parent, table)
         batches = request.prompt_batches() if prompts is None else _batches(iter(prompts))
-        compare.load_source(connection, batches, request.annotations_uri, request.places)
+        places_of = request.places_of if prompts is None else None
+        compare.load_source(connection, batches, request.annotations_uri, request.places, places_of)
         elsewhere = compare.load_elsewhere(connection, request.since)
         load_live(connection, table, maker)
         compare.load_moved(connection, request.images_uri)

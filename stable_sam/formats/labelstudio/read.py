@@ -60,7 +60,7 @@ def _regions(task: Any, place: int, uri: str, lookup: ImageLookup, context: Cont
         made_id = id_text(made.get("id")) or str(number)
         for position, (region_id, results) in enumerate(_by_region(made.get("result"))):
             prompt_id = f"{task_id}:{made_id}:{region_id or position}"
-            where = f"{uri}: task {task_id}, region {region_id or position}"
+            where = f"{uri}: task {task_id} at place {place}, region {region_id or position}"
             yield _annotation(results, prompt_id, where, images, context)
 
 

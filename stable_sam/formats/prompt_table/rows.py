@@ -75,7 +75,11 @@ def prompt_chunk(chunk: TableChunk, images: ImageLookup, places: PlaceCounter, p
         taken = pa.array(which)
         return _columns(chunk, ids.take(taken), uris.take(taken), np.array([not p for _, _, p in found])[which], place)
 
-    return Chunk(length=chunk.length, read=read, columns=columns)
+    def where(row: int) -> str:
+        [(place, _)] = chunk.records(np.array([row]))
+        return place
+
+    return Chunk(length=chunk.length, read=read, columns=columns, where=where)
 
 
 def attributes_of(row: Mapping[str, Any]) -> str | None:
