@@ -109,12 +109,16 @@ def plan_request(
             return plan
         check_withdrawn(plan)
         truth_uri = request.config.truth_uri
+        truth_digest = ""
+        if truth_uri and plan.shards:
+            truth_digest = truth.load_truth(connection, truth_uri)
+            truth.check_truth_sizes(connection, truth_uri)
         manifest = _manifest(
             plan,
             found,
             parent,
             model,
-            truth_digest=truth.load_truth(connection, truth_uri) if truth_uri and plan.shards else "",
+            truth_digest=truth_digest,
             source_version=None if prompts is not None or partial or elsewhere else files.version,
         )
         return replace(plan, manifest=_store(connection, manifest))
