@@ -9,6 +9,7 @@ from typing import Any
 from stable_sam.errors import ConfigError, InputError, StorageError
 from stable_sam.formats.export_records import SENT, ExportImage, Layout, Split, Target
 from stable_sam.formats.registry import WRITERS
+from stable_sam.formats.sources import check_apart
 from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.review.selection import Naming, selected
 from stable_sam.storage.files import absolute_uri, iter_versions, join, read_bytes, write_bytes
@@ -65,8 +66,9 @@ def export(
     `layout` is the tool whose layout the files get, one of the format's `Writer.layouts`; None takes the usual one.
     `progress` is called with the number of images that are done and the number of all images.
 
-    Raises `ConfigError` for an unknown format, route, split or layout, `InputError` when the condition is not valid
-    SQL, no mask is left, a part of the split is empty or the folder is not empty, and `StorageError`.
+    Raises `ConfigError` for an unknown format, route, split or layout, and for a folder among the run's annotations or
+    in the table; `InputError` when the condition is not valid SQL, no mask is left, a part of the split is empty or the
+    folder is not empty; and `StorageError`.
     """
     form = WRITERS.get(to)
     if form is None:
@@ -84,6 +86,7 @@ def export(
     if next(iter_versions(out_uri), None) is not None:
         raise InputError(f"{out_uri}: expected a new or empty folder to export to, got one with files")
     with selected(table_uri, where, routes, as_of, sample) as selection:
+        check_apart(selection.run["annotations_uri"], absolute_uri(out_uri), absolute_uri(table_uri))
         if form.names_by_stem:
             selection.check_stems()
         copies = form.copies if copy_images is None else copy_images

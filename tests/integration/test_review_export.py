@@ -84,6 +84,17 @@ def test_coco_is_written_where_a_tool_looks_for_it(layout: str, annotations: str
         job.export("yolo", layout=layout)
 
 
+def test_an_export_lies_neither_among_the_annotations_nor_in_the_table(tmp_path: Path) -> None:
+    job = new_job(str(tmp_path), annotations="labels")
+    for place, folder in (("labels/coco", "the annotations' folder"), ("table/coco", "the table's folder")):
+        with pytest.raises(
+            ConfigError, match=f"{place}: expected a place outside of {folder}, got one inside of {job.root}"
+        ):
+            job.export(name=place)
+        assert not (tmp_path / place).exists()
+    job.export(name="labels-sent")
+
+
 def test_label_studio_gets_addresses_that_it_can_show(job: Job) -> None:
     naming = Naming(images_uri="/data/images", copies=False, prefix="https://host.example/photos/")
     assert naming.reference("/data/images/Küche/é#1 100%.jpg").endswith("/K%C3%BCche/%C3%A9%231%20100%25.jpg")
