@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import typer
 
@@ -24,6 +26,7 @@ PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+_CONNECT_S = 5.0
 _ROOM_MB = 50
 """For the temporary server's database."""
 
@@ -39,6 +42,7 @@ def start_prefect() -> None:
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     _ask_no_proxy_for_this_machine()
+    _check_own_server()
     _have_a_home()
     Console(stderr=True).print("Starting Prefect and Ray ...")
     from prefect.settings import PREFECT_API_URL, get_current_settings
@@ -87,10 +91,7 @@ def check_prefect_api() -> None:
     except Exception as error:
         problem = error
     if problem is not None:
-        raise StableSamError(
-            f"{url}: expected a Prefect server at this URL (PREFECT_API_URL, set in {_where_the_url_is_set()}), got: "
-            f"{one_line(problem)[:300]}; start the server, or unset PREFECT_API_URL there to use a temporary one"
-        )
+        raise _no_server(url, problem)
 
 
 def log_user_errors_in_one_line() -> None:
@@ -136,13 +137,43 @@ def _have_a_home() -> None:
             os.environ.setdefault("PREFECT_PROFILES_PATH", str(profiles))
 
 
-def _where_the_url_is_set() -> str:
-    """Prefect's own order: the environment, files of the working directory, the profile."""
-    if "PREFECT_API_URL" in os.environ:
-        return "the environment"
+def _check_own_server() -> None:
+    """Raise `StableSamError` when the server should run on this machine and nothing listens there.
+
+    This takes a moment, whereas importing Prefect, which asks any server, takes seconds.
+    """
+    url, _ = _given_url()
+    try:
+        parts = urlsplit(url or "")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return  # Prefect says what is wrong with the URL
+    if url is None or host not in _THIS_MACHINE or port is None:
+        return
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise _no_server(url, error) from None
+
+
+def _no_server(url: str, problem: Exception) -> StableSamError:
+    return StableSamError(
+        f"{url}: expected a Prefect server at this URL (PREFECT_API_URL, set in {_given_url()[1]}), got: "
+        f"{one_line(problem)[:300]}; start the server, or unset PREFECT_API_URL there to use a temporary one"
+    )
+
+
+def _given_url() -> tuple[str | None, str]:
+    """Return PREFECT_API_URL, None where only Prefect's profile may set it, and the place where it is set.
+
+    Prefect's own order is: the environment, files of the working directory, the profile.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url, "the environment"
     from dotenv import dotenv_values
 
     file = Path(".env").absolute()
-    if any(name.upper() == "PREFECT_API_URL" for name in dotenv_values(file)):
-        return str(file)
-    return "what `prefect config view --show-sources` names"
+    for name, value in dotenv_values(file).items():
+        if name.upper() == "PREFECT_API_URL" and value:
+            return value, str(file)
+    return None, "what `prefect config view --show-sources` names"

@@ -70,6 +70,10 @@ def export(
             "gets into the same part."
         ),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Tool that is to find the files of a coco export by itself: datumaro or fiftyone."),
+    ] = None,
 ) -> None:
     """Write the current masks for an annotation tool or for training, with a list of the masks that were sent."""
     from rich.console import Console
@@ -96,6 +100,7 @@ def export(
             image_prefix=image_prefix,
             local_files_root=local_files_root,
             split=split,
+            layout=layout,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for problem in report.problems:

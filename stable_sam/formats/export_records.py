@@ -107,6 +107,16 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where tools look for the files of a COCO data set, as paths below its folder."""
+
+    annotations: str = "instances.json"
+    """The file of the annotations."""
+    images: str = "images"
+    """The folder of the images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The folder that an export is written to, and the choices that hold for all of its files."""
 
@@ -122,6 +132,8 @@ class Target:
     """Whether the images are copied into the export."""
     split: Split | None = None
     """How the images are divided for training; None when they are not."""
+    layout: Layout = Layout()
+    """Where the images are copied to and, in COCO, where the annotations are."""
 
     @property
     def names(self) -> list[str]:

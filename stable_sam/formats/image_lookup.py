@@ -63,6 +63,8 @@ class ImageLookup:
         self.folder = folder
         self._file_folder = folder_of(file_uri)
         self._places = tuple(_places(folder, file_uri, file_name))
+        home = self._places[0]
+        self._home_of_links = "" if folder.names.holds_images(home) else home
         self._words = _words(file_name)
 
     def find(
@@ -96,10 +98,19 @@ class ImageLookup:
         for reading in readings:
             for path in self._as_written(reading):
                 if path in names:
-                    return [path]
-        found = next(filter(None, map(self._by_end, readings)), [])
+                    return self._unless_linked(reading, [path])
+        found = next(
+            (self._unless_linked(reading, by_end) for reading in readings if (by_end := self._by_end(reading))), []
+        )
         # A link that is not followed at the place itself is meant, and not another image of the same name.
         if found and any(self.folder.left_out(path) for reading in readings for path in self._as_written(reading)):
+            return []
+        return found
+
+    def _unless_linked(self, reading: str, found: list[str]) -> list[str]:
+        """Return `found`, or nothing when only the file's name is that of `reading` and may also be a link at home."""
+        parts, home = path_parts(reading), self._home_of_links
+        if home and _shared(parts, found[0].split("/")) == 1 and self.folder.linked_image(home, parts[-1]):
             return []
         return found
 
@@ -166,7 +177,7 @@ class ImageLookup:
         if not isinstance(given, str):
             return problem
         name = name.replace("\\", "/")
-        link = self.folder.link(name)
+        link = self.folder.link(name, self._home_of_links)
         if link is not None:
             return f"{problem} ({link})"
         parts = path_parts(name)
@@ -238,6 +249,9 @@ def _places(folder: ImageFolder, file_uri: str, file_name: str) -> list[str]:
     near = [within, f"{own}/{within}".strip("/")] if below is None else [below.strip("/"), within]
     wanted = [place for path in near for place in _for_images(path)]
     places = [place for place in dict.fromkeys(wanted) if place and folder.names.holds_images(place)]
+    if not places:
+        # Images that are links are not those of another part of the data set, even where links are not followed.
+        places = [place for place in dict.fromkeys(wanted) if place and folder.linked_folder(place)]
     if not places and below:
         above = [path.as_posix() for path in PurePosixPath(below.strip("/")).parents][:-1]
         places = [place for place in above if folder.names.holds_images(place)][:1]

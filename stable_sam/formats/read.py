@@ -77,6 +77,23 @@ def read_prompts(
     return _prompts(_open(annotations_uri, images_uri, image_index_uri, ROWS_ONE_BY_ONE, source))
 
 
+def read_places(
+    prompt_id: str,
+    annotations_uri: str,
+    *,
+    images_uri: str,
+    image_index_uri: str | None = None,
+    source: SourceConfig = AUTO,
+) -> Iterator[str]:
+    """Yield the file and the record of each prompt that `read_prompts` yields with this id, for messages.
+
+    The call and the iterator raise the errors that those of `read_prompts` raise.
+    """
+    for chunk in _open(annotations_uri, images_uri, image_index_uri, BATCH_ROWS, source):
+        ids = chunk.batch()["prompt_id"].to_pylist()
+        yield from (chunk.where(row) for row, found in enumerate(ids) if found == prompt_id)
+
+
 def _batches(chunks: Iterator[PromptChunk]) -> Iterator[pa.RecordBatch]:
     return (chunk.batch() for chunk in chunks)
 

@@ -204,14 +204,15 @@ def bounds(points: Sequence[Sequence[Any]]) -> list[Any] | None:
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def in_order(box: Sequence[Any]) -> list[Any]:
+def in_order(box: Any) -> Any:
     """Return the box (XYXY) with two opposite corners, which some tools write in the order they were drawn in.
 
-    When one of the 4 values is not a number, they are returned as they are.
+    All readers of corners use it. A negative width or height is another matter, because nobody can tell on which side
+    of the corner the object is: such a box stays as it is and fails. Anything else than 4 numbers is returned as it is.
     """
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(is_number, box)):
+        return box
     x0, y0, x1, y1 = box
-    if not all(map(is_number, box)):
-        return list(box)
     return [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
 
 

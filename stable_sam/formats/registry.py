@@ -7,18 +7,18 @@ A new format has its readers and writers in a file or a folder of its own, their
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from stable_sam.formats.class_names import OPEN_IMAGES_FILES, YOLO_FILES
 from stable_sam.formats.coco.read import catalogue_of, read_detections, read_instances
 from stable_sam.formats.coco.review import review_coco
-from stable_sam.formats.coco.write import write_instances, write_results
+from stable_sam.formats.coco.write import LAYOUTS, write_instances, write_results
 from stable_sam.formats.columns.chunks import PromptChunk, record_chunks
 from stable_sam.formats.cvat.read import read_cvat
 from stable_sam.formats.cvat.review import review_cvat
 from stable_sam.formats.cvat.write import write_cvat
-from stable_sam.formats.export_records import OpenWriter
+from stable_sam.formats.export_records import Layout, OpenWriter
 from stable_sam.formats.fiftyone import write_fiftyone
 from stable_sam.formats.hugging_face import write_hugging_face
 from stable_sam.formats.labelme.read import read_labelme
@@ -119,10 +119,12 @@ class Writer:
     """Whether the format can divide the images for training."""
     embeds: bool = False
     """Whether the format's files hold the images themselves, where images are copied."""
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    """Layouts that may be chosen instead of the usual one."""
 
 
 WRITERS: Mapping[str, Writer] = {
-    "coco": Writer(write=write_instances, copies=True),
+    "coco": Writer(write=write_instances, copies=True, layouts=LAYOUTS),
     "coco-results": Writer(write=write_results),
     "yolo": Writer(write=write_yolo, copies=True, names_by_stem=True, splits=True),
     "labelstudio": Writer(write=write_labelstudio),

@@ -106,8 +106,16 @@ def check_annotations(annotations: str, *, follow_links: bool = False) -> None:
             raise AnnotationError(f"{uri}: no such annotation file")
 
 
-def check_apart(annotations: str, written_uri: str) -> None:
-    """Raise `ConfigError` when what is written to `written_uri` would be taken for annotations by the next night."""
+def check_apart(annotations: str, written_uri: str, table_uri: str | None = None) -> None:
+    """Raise `ConfigError` when what is written to `written_uri` would be taken for annotations by the next night.
+
+    table_uri: a table in whose folder nothing else may be written, either.
+    """
+    if table_uri is not None and _inside(written_uri, table_uri):
+        raise ConfigError(
+            f"{written_uri}: expected a place outside of the table's folder, got one inside of {table_uri}: the files "
+            "there belong to the table"
+        )
     for _, uri in map(_named, _entries(annotations)):
         fixed, *wild = _WILD.split(uri, maxsplit=1)
         # Only a pattern with ** reaches the files of a folder that it does not name.

@@ -34,6 +34,9 @@ class _TurnedChunk:
     def batch(self) -> pa.RecordBatch:
         return rows_to_table(map(prompt_row, self.prompts()), PROMPTS_SCHEMA).combine_chunks().to_batches()[0]
 
+    def where(self, row: int) -> str:
+        return self.chunk.where(row)
+
 
 def _turned(prompt: Prompt, sizes: Sizes) -> Prompt:
     """Turn one prompt. One whose image cannot be read stays as it is, because it will fail for that reason."""

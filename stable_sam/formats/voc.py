@@ -85,7 +85,7 @@ def _box(element: Element) -> list[Any] | None:
         return _around([number(turned.findtext(name)) for name in ("cx", "cy", "w", "h", "angle")])
     segment = element.find("segm/box")
     if segment is not None:
-        return [number(segment.findtext(corner)) for corner in CORNERS]
+        return list(in_order([number(segment.findtext(corner)) for corner in CORNERS]))
     points = [[number(point.findtext("x")), number(point.findtext("y"))] for point in element.iterfind("polygon/pt")]
     if not points:  # Roboflow writes polygons as x1, y1, x2, ...
         values = {child.tag: number(child.text) for child in element.iterfind("polygon/*")}

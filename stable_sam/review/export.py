@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stable_sam.errors import ConfigError, InputError, StorageError
-from stable_sam.formats.export_records import SENT, ExportImage, Split, Target
+from stable_sam.formats.export_records import SENT, ExportImage, Layout, Split, Target
 from stable_sam.formats.registry import WRITERS
+from stable_sam.formats.sources import check_apart
 from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.review.selection import Naming, selected
 from stable_sam.storage.files import absolute_uri, iter_versions, join, read_bytes, write_bytes
@@ -50,6 +51,7 @@ def export(
     image_prefix: str | None = None,
     local_files_root: str | None = None,
     split: str | None = None,
+    layout: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportReport:
     """Write the current masks of a table to the folder `out_uri`, image by image.
@@ -61,10 +63,12 @@ def export(
     the choice to the format. `image_prefix` is what tools put before an image's name to find it.
     `local_files_root` is the folder that Label Studio's local storage shows; the images or their copies are below it.
     `split` divides the images for training, as `Split.parse` reads it, in formats that can hold this.
+    `layout` is the tool whose layout the files get, one of the format's `Writer.layouts`; None takes the usual one.
     `progress` is called with the number of images that are done and the number of all images.
 
-    Raises `ConfigError` for an unknown format, route or split, `InputError` when the condition is not valid SQL, no
-    mask is left, a part of the split is empty or the folder is not empty, and `StorageError`.
+    Raises `ConfigError` for an unknown format, route, split or layout, and for a folder among the run's annotations or
+    in the table; `InputError` when the condition is not valid SQL, no mask is left, a part of the split is empty or the
+    folder is not empty; and `StorageError`.
     """
     form = WRITERS.get(to)
     if form is None:
@@ -74,10 +78,15 @@ def export(
         raise ConfigError(f"split: expected a format that can divide images ({able}), got {to!r}")
     if local_files_root is not None and (to != "labelstudio" or image_prefix is not None):
         raise ConfigError("local_files_root: expected the format labelstudio and no image_prefix")
+    if layout is not None and layout not in form.layouts:
+        able = ", ".join(name for name, each in WRITERS.items() if each.layouts)
+        expected = " or ".join(form.layouts) or f"a format that has several ({able})"
+        raise ConfigError(f"layout: expected {expected}, got {(layout if form.layouts else to)!r}")
     parts = None if split is None else Split.parse(split)
     if next(iter_versions(out_uri), None) is not None:
         raise InputError(f"{out_uri}: expected a new or empty folder to export to, got one with files")
     with selected(table_uri, where, routes, as_of, sample) as selection:
+        check_apart(selection.run["annotations_uri"], absolute_uri(out_uri), absolute_uri(table_uri))
         if form.names_by_stem:
             selection.check_stems()
         copies = form.copies if copy_images is None else copy_images
@@ -91,6 +100,7 @@ def export(
             header=header,
             copies=copies and not form.embeds,
             split=parts,
+            layout=Layout() if layout is None else form.layouts[layout],
         )
         naming = Naming(
             images_uri=selection.run["images_uri"],
@@ -147,7 +157,7 @@ def _with_content(
         except StorageError as error:
             return image, None, str(error)
         if target.copies:
-            write_bytes(join(target.uri, "images", image.name), data)
+            write_bytes(join(target.uri, target.layout.images, image.name), data)
         return image, data if embeds else None, None
 
     return ahead(fetch, images) if embeds or target.copies else ((image, None, None) for image in images)

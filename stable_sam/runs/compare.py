@@ -13,7 +13,7 @@ All of this happens in DuckDB tables that spill to a temporary folder, so that m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,10 +90,12 @@ def load_source(
     batches: Iterable[pa.RecordBatch],
     annotations_uri: str,
     places: Iterable[str] = (),
+    places_of: Callable[[str], Iterable[str]] | None = None,
 ) -> int:
     """Make the table `source` from all `batches` (PROMPTS_SCHEMA) and return the number of prompts.
 
     places: URIs of the source's files and folders, which do not count where the cause of an error names them.
+    places_of: returns the files and records of a prompt_id, for the message; None when they are not known.
     Raises `AnnotationError` when there is no prompt or a prompt_id appears twice, and whatever `batches` raises.
     """
     known = sorted(places, key=len, reverse=True)
@@ -116,8 +118,10 @@ def load_source(
     if ids < count:
         repeated = "SELECT prompt_id FROM source GROUP BY prompt_id HAVING count(*) > 1 ORDER BY prompt_id LIMIT 1"
         for (prompt_id,) in connection.execute(repeated).fetchall():
+            both = " and for ".join(islice(places_of(prompt_id), 2)) if places_of else ""
             raise AnnotationError(
-                f"{annotations_uri}: prompt_id {prompt_id}: expected every id once, got it more than once"
+                f"{annotations_uri}: prompt_id {prompt_id}: expected every id once, got it "
+                + (f"for {both}: give each record an id of its own" if both else "more than once")
             )
     return int(count)
 

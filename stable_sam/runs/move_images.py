@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import duckdb
 
 from stable_sam.errors import InputError, NotFoundError
+from stable_sam.formats.image_folder import link_problem
 from stable_sam.runs.compact import MOVED, compact
 from stable_sam.runs.compare import load_versions
-from stable_sam.storage.files import absolute_uri, iter_versions, join
+from stable_sam.storage.files import absolute_uri, iter_versions, join, links_left_out
 from stable_sam.table.current import first_row, load_live, workspace
 from stable_sam.table.fingerprint import STORED_PROMPT_HASH, hash_with
 from stable_sam.table.log import list_runs, open_table
@@ -47,10 +48,13 @@ class MoveReport:
     """Delta version with the new rows; None for a dry run."""
 
 
-def move_images(table_uri: str, *, to_uri: str, from_uri: str | None = None, dry_run: bool = False) -> MoveReport:
+def move_images(
+    table_uri: str, *, to_uri: str, from_uri: str | None = None, follow_links: bool = False, dry_run: bool = False
+) -> MoveReport:
     """Rewrite the rows of images below `from_uri` that lie at the same path below `to_uri` now.
 
     from_uri: None takes the image folder of the newest run that refined something.
+    follow_links: whether links that lead out of the new folder are images of it, as in `SourceConfig`.
     Older versions of the table keep their rows. Raises `NotFoundError` when there is no table, `InputError` when no
     image of the table lies below both folders, and what `compact` raises.
     """
@@ -61,7 +65,7 @@ def move_images(table_uri: str, *, to_uri: str, from_uri: str | None = None, dry
     to = join(absolute_uri(to_uri), "")
 
     def move(connection: duckdb.DuckDBPyConnection) -> int:
-        load_versions(connection, to, iter_versions(to), None)
+        load_versions(connection, to, iter_versions(to, follow_links=follow_links), None)
         connection.execute(_MOVE, {"from": base, "to": to})
         return int(first_row(connection, "SELECT count(*) FROM moved")[0])
 
@@ -75,8 +79,10 @@ def move_images(table_uri: str, *, to_uri: str, from_uri: str | None = None, dry
                 break
         rows = move(connection)
     if rows == 0:
+        link = next(links_left_out(to, follow_links=follow_links), None)
+        found_links = "" if link is None else f" ({link_problem(link)})"
         raise InputError(
-            f"{to}: expected the images that the table has below {base}, found none of them; "
+            f"{to}: expected the images that the table has below {base}, found none of them{found_links}; "
             "give the folder that holds them with --to, and the folder of the table's image_uri with --from"
         )
     version = None if dry_run else compact(table_uri, move=move).version

@@ -97,7 +97,8 @@ def plan_request(
         if (prompts is None and same_files and not request.refresh) or not files.looked_at:
             return _unchanged(connection, request, parent, table)
         batches = request.prompt_batches() if prompts is None else _batches(iter(prompts))
-        compare.load_source(connection, batches, request.annotations_uri, request.places)
+        places_of = request.places_of if prompts is None else None
+        compare.load_source(connection, batches, request.annotations_uri, request.places, places_of)
         elsewhere = compare.load_elsewhere(connection, request.since)
         load_live(connection, table, maker)
         compare.load_moved(connection, request.images_uri)
@@ -110,12 +111,16 @@ def plan_request(
             return plan
         check_withdrawn(plan)
         truth_uri = request.config.truth_uri
+        truth_digest = ""
+        if truth_uri and plan.shards:
+            truth_digest = truth.load_truth(connection, truth_uri)
+            truth.check_truth_sizes(connection, truth_uri)
         manifest = _manifest(
             plan,
             found,
             parent,
             model,
-            truth_digest=truth.load_truth(connection, truth_uri) if truth_uri and plan.shards else "",
+            truth_digest=truth_digest,
             source_version=None if prompts is not None or partial or elsewhere else files.version,
         )
         return replace(plan, manifest=_store(connection, manifest))

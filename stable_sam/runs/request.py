@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError
-from stable_sam.formats.read import read_prompt_batches
+from stable_sam.formats.read import read_places, read_prompt_batches
 from stable_sam.formats.sources import absolute_annotations, annotation_places, check_apart
 from stable_sam.runs.compare import REFRESH
 from stable_sam.runs.dates import check_logical_date, day_of, since_moment
@@ -111,6 +111,16 @@ class RunRequest:
     def prompt_batches(self) -> Iterator[pa.RecordBatch]:
         """Read the prompts of the source, as `stable_sam.formats.read.read_prompt_batches` does."""
         return read_prompt_batches(
+            self.annotations_uri,
+            images_uri=self.images_uri,
+            image_index_uri=self.image_index_uri,
+            source=self.config.source,
+        )
+
+    def places_of(self, prompt_id: str) -> Iterator[str]:
+        """Read the source again for the files and records of this id, as `stable_sam.formats.read.read_places` does."""
+        return read_places(
+            prompt_id,
             self.annotations_uri,
             images_uri=self.images_uri,
             image_index_uri=self.image_index_uri,

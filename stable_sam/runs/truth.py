@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any
@@ -26,14 +27,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
-from stable_sam.errors import AnnotationError, StorageError
+from stable_sam.errors import AnnotationError, ImageError, StorageError
 from stable_sam.formats.image_lookup import path_parts
+from stable_sam.formats.image_names import composed
 from stable_sam.formats.source_annotation import id_text, image_size
+from stable_sam.images.orientation import size_problem, turned_hw
+from stable_sam.images.size import stored_size_of
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.rle import encode_segmentation, rle, rle_iou
 from stable_sam.runs.manifest import ShardPlan
 from stable_sam.storage.files import open_stream, read_bytes, write_bytes
 from stable_sam.storage.json_stream import JsonStream
+from stable_sam.storage.parallel import ahead
 
 TRUTH_SCHEMA = pa.schema(
     [
@@ -49,6 +54,7 @@ TRUTH_SCHEMA = pa.schema(
 MIN_BOX_IOU = 0.25
 """A weak box that overlaps less with every object has no true mask: it is a false alarm, or the truth leaves its object
 out. The value is low so that bad boxes of objects are scored as well."""
+_CHECKED = 1000
 _CHUNK = 10_000
 """Elements of the truth file that are Python objects at a time."""
 _IMAGES = pa.schema(
@@ -93,9 +99,9 @@ def load_truth(connection: duckdb.DuckDBPyConnection, truth_uri: str) -> str:
         CREATE TABLE truth AS
         WITH known AS (
             SELECT DISTINCT shard, image_uri, image.image_id, height, width FROM (
-                SELECT *, regexp_extract(image_uri, '[^/]*$') AS name FROM cut
+                SELECT *, nfc_normalize(image_uri) AS composed, regexp_extract(composed, '[^/]*$') AS name FROM cut
             ) JOIN (SELECT *, regexp_extract(file_name, '[^/]*$') AS name FROM truth_images) image USING (name)
-            WHERE suffix('/' || image_uri, '/' || file_name)
+            WHERE suffix('/' || composed, '/' || file_name)
             QUALIFY dense_rank() OVER (PARTITION BY image_uri ORDER BY length(file_name) DESC, image.image_id) = 1
         )
         SELECT shard, image_uri, annotation_id, category, iscrowd, height, width, segmentation
@@ -108,6 +114,26 @@ def load_truth(connection: duckdb.DuckDBPyConnection, truth_uri: str) -> str:
         f"SELECT count(*), bit_xor(md5_number({text}))::VARCHAR FROM truth"
     ).fetchall()
     return f"{rows} {digest}" if rows else ""
+
+
+def check_truth_sizes(connection: duckdb.DuckDBPyConnection, truth_uri: str) -> None:
+    """Raise an `AnnotationError` when the truth states another size than that of an upright image.
+
+    The headers of `_CHECKED` images of the table `truth` are read, because a frame that is mistaken is so in many
+    images. An image that cannot be read is passed over: its prompts fail for that reason.
+    """
+    sizes = "SELECT DISTINCT image_uri, height, width FROM truth ORDER BY md5(image_uri), image_uri LIMIT $1"
+    known = connection.execute(sizes, [_CHECKED]).fetchall()
+    headers = ahead(_stored_size, (image_uri for image_uri, _, _ in known))
+    for (image_uri, height, width), header in zip(known, headers, strict=True):
+        if header is not None and (problem := size_problem((height, width), turned_hw(*header), header[1])):
+            raise AnnotationError(f"{truth_uri}: image {image_uri}: {problem}; true masks are those of upright images")
+
+
+def _stored_size(image_uri: str) -> tuple[tuple[int, int], int] | None:
+    with suppress(ImageError, StorageError):
+        return stored_size_of(image_uri)
+    return None
 
 
 def cut_truth(
@@ -218,7 +244,12 @@ def _image(item: Any, where: str) -> dict[str, Any]:
     name = item.get("file_name") or str(item.get("coco_url") or "").rpartition("/")[2]
     if not isinstance(name, str) or not name:
         raise AnnotationError(f"{where}: expected an image with id, file_name, height and width, got {item!r:.80}")
-    return {"image_id": image_id, "file_name": "/".join(path_parts(name)), "height": size[0], "width": size[1]}
+    return {
+        "image_id": image_id,
+        "file_name": composed("/".join(path_parts(name))),
+        "height": size[0],
+        "width": size[1],
+    }
 
 
 def _category(item: Any, where: str) -> dict[str, Any]:

@@ -228,6 +228,13 @@ def iter_files(uri: str, *, follow_links: bool = False) -> Iterator[StoredFile]:
     return (file for file in files if not file.path.endswith(PARTIAL_SUFFIX))
 
 
+def is_local_entry(uri: str) -> bool:
+    """Whether a file, a folder or a link, even one to nothing, is at this place on a disk; False in object stores."""
+    with explained(uri, "look up"):
+        filesystem, path = _open(uri)
+        return isinstance(filesystem, LocalFileSystem) and os.path.lexists(path)
+
+
 def links_left_out(uri: str, *, follow_links: bool = False) -> Iterator[LeftOutLink]:
     """Yield the links below a local folder that `iter_files` leaves out; object stores have no links."""
     with explained(uri, "list"):

@@ -59,6 +59,7 @@ class Job:
     """Three pictures with three prompts each, and nights over them."""
 
     root: str
+    annotations: str = "weak.json"
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     boxes: dict[str, tuple[float, float, float, float]] = field(
         default_factory=lambda: {f"p{k}": (1.0, 1.0, 30.0, 30.0) for k in range(9)}
@@ -86,7 +87,7 @@ class Job:
             for number in (int(prompt_id[1:]),)
         ]  # fmt: skip
         request = RunRequest(
-            annotations_uri=join(self.root, "weak.json"),
+            annotations_uri=join(self.root, self.annotations),
             images_uri=join(self.root, "images"),
             output_uri=self.table,
             config=RunConfig(refiner=self.refiner, max_withdrawn_fraction=1),

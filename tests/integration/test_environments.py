@@ -147,6 +147,30 @@ def test_what_is_missing_is_named_in_one_line(
     assert "too busy" not in done.stderr
 
 
+@pytest.mark.parametrize("place", ["the environment", ".env"])
+def test_a_server_that_does_not_run_here_is_told_before_prefect_is_imported(
+    place: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Importing Prefect takes most of the time until the message."""
+    (tmp_path / ".env").write_text(f"PREFECT_API_URL={NOWHERE}/api\n" if place == ".env" else "")
+    given = {"PREFECT_API_URL": f"{NOWHERE}/api"} if place != ".env" else {}
+    done = subprocess.run(
+        [sys.executable, "-c", START_PREFECT], cwd=tmp_path, env=environment | given, capture_output=True, text=True
+    )
+    assert f"(PREFECT_API_URL, set in {tmp_path / place if place == '.env' else place})" in done.stdout, done.stderr
+    assert done.stdout.endswith("imported: False\n")
+
+
+START_PREFECT = """
+import sys
+from flows.prefect_setup import start_prefect
+from stable_sam.errors import StableSamError
+try:
+    start_prefect()
+except StableSamError as error:
+    print(error)
+print("imported:", "prefect" in sys.modules)
+"""
 NO_TEMPORARY_FOLDER = """
 import os, sys
 from unittest import mock

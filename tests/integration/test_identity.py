@@ -94,6 +94,22 @@ def test_images_that_a_user_calls_the_same_are_the_same(job: dict[str, Any], tmp
         move_images(job["output_uri"], to_uri=str(tmp_path / "table"))
 
 
+def test_images_are_moved_to_a_folder_of_links(job: dict[str, Any], tmp_path: Path) -> None:
+    """As DVC lays out a copy of a data set: the images are links into a store."""
+    assert done(night(job)) == Changes(new=9)
+    new = tmp_path / "elsewhere"
+    new.mkdir()
+    for image in (tmp_path / "images").iterdir():
+        (new / image.name).symlink_to(image)
+    with pytest.raises(
+        InputError, match=r"photo\d.jpg is a link, and links that lead out of it are not followed: --foll"
+    ):
+        move_images(job["output_uri"], to_uri=str(new))
+    assert move_images(job["output_uri"], to_uri=str(new), follow_links=True).rows == 9
+    followed = {"source": {"follow_links": True}}
+    assert night(job | {"images_uri": str(new), "config": job["config"] | followed}) is None
+
+
 def test_another_image_of_the_same_time_and_size_is_another_image(job: dict[str, Any], photos: list[Path]) -> None:
     """Archives give all files one time, and pictures without compression have one size."""
     size = max(photo.stat().st_size for photo in photos)

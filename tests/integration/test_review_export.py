@@ -69,6 +69,32 @@ def test_an_export_is_split_where_the_format_can_hold_it(job: Job) -> None:
     assert list_files(join(job.root, "other")) == []
 
 
+@pytest.mark.parametrize(
+    ("layout", "annotations", "images"),
+    [("datumaro", "annotations/instances_default.json", "images/default"), ("fiftyone", "labels.json", "data")],
+)
+def test_coco_is_written_where_a_tool_looks_for_it(layout: str, annotations: str, images: str, job: Job) -> None:
+    out = job.export(layout=layout)
+    files = [annotations, SENT, *(f"{images}/sub/{number}.png" for number in range(3))]
+    assert list_files(out) == sorted(join(out, file) for file in files)
+    assert import_review(job.table, out, "coco", dry_run=True).unchanged == 9
+    with pytest.raises(ConfigError, match="layout: expected datumaro or fiftyone, got 'voc'"):
+        job.export(name="other", layout="voc")
+    with pytest.raises(ConfigError, match=r"layout: expected a format that has several \(coco\), got 'yolo'"):
+        job.export("yolo", layout=layout)
+
+
+def test_an_export_lies_neither_among_the_annotations_nor_in_the_table(tmp_path: Path) -> None:
+    job = new_job(str(tmp_path), annotations="labels")
+    for place, folder in (("labels/coco", "the annotations' folder"), ("table/coco", "the table's folder")):
+        with pytest.raises(
+            ConfigError, match=f"{place}: expected a place outside of {folder}, got one inside of {job.root}"
+        ):
+            job.export(name=place)
+        assert not (tmp_path / place).exists()
+    job.export(name="labels-sent")
+
+
 def test_label_studio_gets_addresses_that_it_can_show(job: Job) -> None:
     naming = Naming(images_uri="/data/images", copies=False, prefix="https://host.example/photos/")
     assert naming.reference("/data/images/Küche/é#1 100%.jpg").endswith("/K%C3%BCche/%C3%A9%231%20100%25.jpg")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
 
 from stable_sam.review.export import export
 from stable_sam.storage.files import join
+from tests.integration.other_tools import python_with
 from tests.integration.review_job import new_job
 
 LOAD = """
@@ -31,16 +29,8 @@ print(json.dumps({part: [len(label["segments"]) for label in labels] for part, l
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with Ultralytics, which finds torch and OpenCV where this environment has them."""
-    folder = tmp_path_factory.mktemp("ultralytics")
-    venv.create(folder, with_pip=False, symlinks=True)
-    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (packages / "beside.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    wanted = ("ultralytics", "ultralytics-thop", "psutil", "polars", "polars-runtime-32")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *wanted]
-    if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode:
-        pytest.skip("Ultralytics cannot be installed here")
-    return folder / "bin" / "python"
+    needed = ("ultralytics-thop", "psutil", "polars", "polars-runtime-32")
+    return python_with(tmp_path_factory.mktemp("ultralytics"), "ultralytics", *needed)
 
 
 @pytest.mark.parametrize("split", [None, "0.5/0.5"])

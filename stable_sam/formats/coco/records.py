@@ -72,7 +72,11 @@ def record_chunk(given: Sequence[Any], source: CocoFile, places: PlaceCounter, p
             records, source, pa.array(image_ids, pa.string()).take(pa.array(of_image)), images, which, place
         )
 
-    return Chunk(length=len(given), read=read, columns=columns)
+    def where(row: int) -> str:
+        # Not by its id, which another record may have too.
+        return f"{source.name}: {source.kind}s[{position + row}]"
+
+    return Chunk(length=len(given), read=read, columns=columns, where=where)
 
 
 def _file_name(record: Mapping[str, Any]) -> str | None:

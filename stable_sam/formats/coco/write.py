@@ -1,12 +1,12 @@
-"""Writes COCO instances (`instances.json`) and COCO detection results (`results.json`)."""
+"""Writes COCO instances (`instances.json` or as a `Layout` says) and COCO detection results (`results.json`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Target
+from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Layout, Target
 from stable_sam.formats.polygons import polygon_parts
 from stable_sam.rle import EncodedMask, decode_mask
 from stable_sam.storage.files import join
@@ -14,6 +14,12 @@ from stable_sam.storage.json_lists import json_lists
 
 OWN_KEY = "stable_sam"
 """Key under which exports keep facts of their own in files of other tools."""
+LAYOUTS: Mapping[str, Layout] = {
+    # With a folder for its subset datumaro also reads images whose own folder is called `default`.
+    "datumaro": Layout(annotations="annotations/instances_default.json", images="images/default"),
+    "fiftyone": Layout(annotations="labels.json", images="data"),
+}
+"""Layouts of COCO data sets by the tool that finds the files without being told where they are."""
 
 
 @contextmanager
@@ -25,7 +31,8 @@ def write_instances(target: Target) -> Iterator[Add]:
         "licenses": [],
         "categories": [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()],
     }
-    with json_lists(join(target.uri, "instances.json"), head, ("annotations", "images")) as (add_annotation, add_image):
+    uri = join(target.uri, target.layout.annotations)
+    with json_lists(uri, head, ("annotations", "images")) as (add_annotation, add_image):
 
         def add(image: ExportImage, data: bytes | None) -> list[dict[str, Any]]:
             for item in image.objects:

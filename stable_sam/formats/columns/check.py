@@ -54,6 +54,8 @@ class Chunk:
     """Returns the prompts of the rows with these numbers, from 0."""
     columns: Callable[[], SourceColumns]
     """Returns the annotations as columns."""
+    where: Callable[[int], str]
+    """Returns the file and the record of the row with this number, for messages."""
 
     def prompts(self) -> list[Prompt]:
         """Return one prompt for each annotation."""

@@ -27,6 +27,9 @@ class PromptChunk(Protocol):
     def batch(self) -> pa.RecordBatch:
         """Return the prompts of `prompts` as a batch of PROMPTS_SCHEMA."""
 
+    def where(self, row: int) -> str:
+        """Return the file and the record of the prompt with this number, from 0, for messages."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordChunk:
@@ -41,6 +44,10 @@ class RecordChunk:
     def batch(self) -> pa.RecordBatch:
         """Return the prompts of `prompts` as a batch of PROMPTS_SCHEMA."""
         return rows_to_table(map(prompt_row, self.prompts()), PROMPTS_SCHEMA).combine_chunks().to_batches()[0]
+
+    def where(self, row: int) -> str:
+        """Return the file and the record of the prompt with this number."""
+        return self.annotations[row].where
 
 
 def record_chunks(annotations: Iterable[SourceAnnotation], rows: int) -> Iterator[RecordChunk]:
@@ -78,6 +85,10 @@ class NamedChunk:
             index = batch.schema.get_field_index(name)
             batch = batch.set_column(index, batch.schema.field(index), pa.array(values, pa.string()))
         return batch
+
+    def where(self, row: int) -> str:
+        """Return the file and the record of the prompt with this number."""
+        return self.chunk.where(row)
 
 
 def _with_source(attributes: str | None, source: str) -> str:

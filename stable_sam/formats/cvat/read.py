@@ -138,6 +138,8 @@ def _of_ellipse(shape: Element) -> list[Any]:
     if not all(isinstance(value, float) for value in values):
         return values
     cx, cy, rx, ry = values
+    if min(rx, ry) < 0:
+        return [cx - rx, cy - ry, cx + rx, cy + ry]  # is inverted, and fails
     degrees = number(shape.get("rotation"))
     angle = math.radians(degrees) if isinstance(degrees, float) else 0.0
     width = math.hypot(rx * math.cos(angle), ry * math.sin(angle))

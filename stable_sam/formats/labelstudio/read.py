@@ -60,7 +60,7 @@ def _regions(task: Any, place: int, uri: str, lookup: ImageLookup, context: Cont
         made_id = id_text(made.get("id")) or str(number)
         for position, (region_id, results) in enumerate(_by_region(made.get("result"))):
             prompt_id = f"{task_id}:{made_id}:{region_id or position}"
-            where = f"{uri}: task {task_id}, region {region_id or position}"
+            where = f"{uri}: task {task_id} at place {place}, region {region_id or position}"
             yield _annotation(results, prompt_id, where, images, context)
 
 
@@ -228,6 +228,8 @@ def _geometry(result: Mapping[str, Any], size: tuple[int, int] | None) -> dict[s
     degrees = value.get("rotation") or 0
     if not all(is_number(one) and math.isfinite(one) for one in (x, y, w, h, degrees)):
         raise PromptError(f"expected x, y, {names[0]} and {names[1]} as numbers, got {reprlib.repr(dict(value)):.80}")
+    if min(w, h) < 0:
+        raise PromptError(f"expected width and height above 0, got {reprlib.repr(dict(value)):.80}")
     return {"box": _around(shape, x, y, w, h, math.radians(degrees))}
 
 

@@ -17,6 +17,7 @@ from stable_sam.errors import ImageError, without_credentials
 from stable_sam.formats.columns import convert as plain_columns
 from stable_sam.formats.columns.check import Chunk, PlaceCounter, SourceColumns, different
 from stable_sam.formats.image_lookup import ImageLookup, relative_name
+from stable_sam.formats.reading import in_order
 from stable_sam.formats.source_annotation import SourceAnnotation, attributes_json, checked_prompt, id_text
 from stable_sam.records import Prompt
 
@@ -75,7 +76,11 @@ def prompt_chunk(chunk: TableChunk, images: ImageLookup, places: PlaceCounter, p
         taken = pa.array(which)
         return _columns(chunk, ids.take(taken), uris.take(taken), np.array([not p for _, _, p in found])[which], place)
 
-    return Chunk(length=chunk.length, read=read, columns=columns)
+    def where(row: int) -> str:
+        [(place, _)] = chunk.records(np.array([row]))
+        return place
+
+    return Chunk(length=chunk.length, read=read, columns=columns, where=where)
 
 
 def attributes_of(row: Mapping[str, Any]) -> str | None:
@@ -138,7 +143,7 @@ def _prompt(
             image_id=image_id,
             image_uri=image_uri,
             problem="; ".join(problems) or None,
-            box_xyxy=row.get("box_xyxy"),
+            box_xyxy=in_order(row.get("box_xyxy")),
             box_xywh=row.get("bbox_xywh"),
             points_xy=row.get("points_xy"),
             point_labels=row.get("point_labels"),

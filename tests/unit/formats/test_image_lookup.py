@@ -221,6 +221,34 @@ def test_a_link_that_is_not_followed_is_not_replaced_by_another_image_of_its_nam
     assert "valid/shot.jpg is a link, and links that lead out of it are not followed" in (prompt.error or "")
 
 
+@pytest.mark.parametrize(
+    ("file", "linked"),
+    [
+        ("set/labels/valid/coco.json", ["images/valid/a.jpg"]),
+        ("set/labels/valid/coco.json", ["images/valid"]),
+        ("set/labels/valid/coco.json", ["images/valid/part"]),
+        ("set/valid/coco.json", ["valid/a.jpg", "valid/b.jpg"]),
+        ("other/valid/coco.json", ["valid/a.jpg"]),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("above", [True, False])
+def test_a_matching_folder_of_links_is_not_replaced_by_another_part(
+    tmp_path: Path, file: str, linked: list[str], there: bool, above: bool
+) -> None:
+    root = fill(tmp_path / "set", "images/train/a.jpg", "train/a.jpg", *["a.jpg"] * above)
+    for path in linked:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        store = fill(tmp_path / "store", "1/a.jpg", "2") if there else tmp_path / "store"
+        (root / path).symlink_to(store / ("2" if path.endswith(".jpg") else "1"))
+    lookup = ImageLookup(ImageFolder(str(root)), str(tmp_path / file), file.partition("/")[2])
+    for name in ("a.jpg", "/data/a.jpg"):
+        assert f"{linked[0]} is a link" in (lookup.find(name).problem or ""), name
+    if there and not above:
+        followed = ImageLookup(ImageFolder(str(root), follow_links=True), str(tmp_path / file), file.partition("/")[2])
+        assert followed.find("a.jpg").image_id.startswith(linked[0])
+
+
 def test_no_word_of_links_where_there_are_none(tmp_path: Path) -> None:
     assert found(fill(tmp_path / "images", "a.jpg"), "b.jpg") == f"image file 'b.jpg' is not below {tmp_path}/images"
 

@@ -126,7 +126,7 @@ def test_a_bad_label_studio_region_is_a_failed_prompt(data: Dataset, result: Any
     data.write("tasks.json", [task(result)])
     prompt = only(data.read("tasks.json"))
     assert problem in (prompt.error or "")
-    assert (prompt.error or "").startswith(f"{data.uri('tasks.json')}: task 5, region ")
+    assert (prompt.error or "").startswith(f"{data.uri('tasks.json')}: task 5 at place 0, region ")
 
 
 def test_label_studio_without_sizes_reads_the_header(data: Dataset) -> None:

@@ -69,7 +69,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt_id": "p7", "image": "a.jpg", "point_labels": [1]},
     {"prompt_id": "p8", "image": "../secret.jpg", "box_xyxy": [1.0, 2.0, 30.0, 40.0]},
     {"prompt_id": None, "image": None, "box_xyxy": [1.0, 2.0, 30.0, 40.0]},
-    {"prompt_id": "p10", "image": "a.jpg", "box_xyxy": [30.0, 2.0, 3.0, 40.0]},
+    {"prompt_id": "p10", "image": "a.jpg", "bbox_xywh": [30.0, 2.0, -3.0, 40.0]},
 ]
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
+from PIL import Image
 
 from stable_sam.errors import AnnotationError
 from stable_sam.records import Prompt
 from stable_sam.runs.manifest import ShardPlan
-from stable_sam.runs.truth import TrueMask, cut_truth, load_truth, match, read_stored_truth
+from stable_sam.runs.truth import TrueMask, check_truth_sizes, cut_truth, load_truth, match, read_stored_truth
 from stable_sam.runs.truth_score import average_precision
 
 
@@ -108,6 +110,54 @@ def test_true_masks_go_with_the_shards_of_their_images(connection: duckdb.DuckDB
     # An image that the truth knows to be empty.
     assert [(row["image_uri"], row["mask_counts"]) for row in second] == [("s3://a/two.jpg", None)]
     assert read_stored_truth(known[2]).num_rows == 0
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_in_another_unicode_form_is_the_same_name(form: Any, tmp_path: Path) -> None:
+    connection = duckdb.connect()
+    connection.execute("CREATE TABLE cut(image_uri VARCHAR, image_id VARCHAR, place BIGINT, shard INTEGER)")
+    name = "Küche/é.jpg"
+    connection.execute("INSERT INTO cut VALUES (?, '1', 0, 0)", [f"/data/{unicodedata.normalize(form, name)}"])
+    other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], name)
+    truth = truth_file(tmp_path / "t.json", images=[{"id": 7, "file_name": other, "height": 20, "width": 30}])
+    assert load_truth(connection, truth)
+    ((uri, annotation_id),) = connection.execute("SELECT image_uri, annotation_id FROM truth LIMIT 1").fetchall()
+    assert (uri, annotation_id) == (f"/data/{unicodedata.normalize(form, name)}", "1")
+
+
+@pytest.mark.parametrize(
+    ("turn", "size_hw", "problem"),
+    [
+        (1, (20, 30), None),
+        (6, (30, 20), None),
+        (6, (20, 30), "before EXIF orientation 6 turns them"),
+        (1, (40, 60), "the upright image has 30 x 20"),
+    ],
+)
+def test_truth_of_another_size_than_the_upright_image_is_refused(
+    turn: int, size_hw: tuple[int, int], problem: str | None, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.new("RGB", (30, 20)).save(tmp_path / "one.jpg", exif=exif)
+    connection = duckdb.connect()
+    connection.execute("CREATE TABLE cut(image_uri VARCHAR, image_id VARCHAR, place BIGINT, shard INTEGER)")
+    connection.execute(
+        "INSERT INTO cut VALUES (?, '1', 0, 0), (?, '2', 0, 0)", [f"{tmp_path}/one.jpg", "/gone/two.jpg"]
+    )
+    height, width = size_hw
+    images = [
+        {"id": n, "file_name": name, "height": height, "width": width} for n, name in ((7, "one.jpg"), (8, "two.jpg"))
+    ]
+    truth = truth_file(tmp_path / "truth.json", images=images)
+    assert load_truth(connection, truth)
+    if problem is None:
+        check_truth_sizes(connection, truth)
+        return
+    with pytest.raises(AnnotationError) as raised:
+        check_truth_sizes(connection, truth)
+    assert str(raised.value).startswith(f"{truth}: image {tmp_path}/one.jpg: expected the declared {width} x {height}")
+    assert problem in str(raised.value)
 
 
 def test_the_digest_is_of_what_counts(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
