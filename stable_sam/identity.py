@@ -27,7 +27,7 @@ class ModelIdentity:
     weights_sha256: str
     """SHA-256 of the base's file, continued over the file of the plugin or of HQ-SAM when one of them is used."""
     dtype: str
-    """Arithmetic of the image encoder and the mask decoder: `float32` or `bfloat16`."""
+    """Arithmetic of the image encoder: `float32` or `bfloat16`."""
 
     def score_source(self, config: RefinerConfig) -> ScoreSource:
         """Return what the scores of this model's masks depend on when it is prompted as `config` says."""

@@ -153,7 +153,7 @@ def sample_tokens(features: Tensor, places: Places, scale: Tensor) -> Tensor:
     # A cell's channels are adjacent in memory, so each sample is a weighted sum of whole rows.
     sampled = F.embedding_bag(
         corners.view(-1, 4 * count), features.reshape(-1, channels), mode="sum",
-        per_sample_weights=weights.reshape(-1, 4 * count).to(features.dtype),
+        per_sample_weights=weights.reshape(-1, 4 * count),
     )  # fmt: skip
     return sampled.view(batch, cells, channels)
 

@@ -257,7 +257,7 @@ def _second_layer(
     scores = asked_of_cells(keys, attention.q_proj.weight, attention) @ positioned.mT
     constant = torch.einsum("pthd,hd->pht", keys, attention.q_proj.bias.unflatten(0, (attention.num_heads, -1)))
     weights = (torch.unflatten(scores, 1, constant.shape[1:]) + constant[..., None]).softmax(dim=2).flatten(1, 2)
-    return queries, layer.norm4(torch.baddbmm(features, weights.mT, written_to_cells(attention, queries))), alpha
+    return queries, layer.norm4(features.baddbmm_(weights.mT, written_to_cells(attention, queries))), alpha
 
 
 def _shared_scores(
