@@ -42,5 +42,14 @@ BASES: dict[str, Base] = {
                 sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
             ),
         ),
+        Base(
+            name="vit_t", title="MobileSAM", family="mobile_sam", parameters=10_130_092, input_side=1024,
+            licence="Apache-2.0", extra="timm",
+            file=PublishedFile(
+                name="mobile_sam.pt", size=40_728_226,
+                url="https://github.com/ChaoningZhang/MobileSAM/raw/refs/heads/master/weights/mobile_sam.pt",
+                sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            ),
+        ),
     )
 }  # fmt: skip

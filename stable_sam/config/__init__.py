@@ -17,7 +17,7 @@ from stable_sam.records import AnnotationFormat
 class RefinerConfig(Section):
     """The model and how it is prompted."""
 
-    model: Literal["nano", "tiny", "vit_b", "vit_l", "vit_h"] = "nano"
+    model: Literal["nano", "tiny", "vit_b", "vit_l", "vit_h", "vit_t"] = "nano"
     """`nano` comes with its weights; `vit_*` need `checkpoint_uri`; `tiny` is random and for tests only."""
     checkpoint_uri: str | None = None
     """SAM checkpoint, any fsspec URI. None takes the bundled weights, which only `nano` has."""
