@@ -65,8 +65,8 @@ class TinyVitEncoder(nn.Module):
             nn.Conv2d(EMBED_DIM, EMBED_DIM, 3, padding=1, bias=False),
             LayerNorm2d(EMBED_DIM),
         )
-        self.register_state_dict_post_hook(_to_published_names)
-        self.register_load_state_dict_pre_hook(_from_published_names)
+        self.register_state_dict_post_hook(_to_published_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_published_names)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the embedding (B, 256, S/16, S/16) of images (B, 3, S, S) normalised as SAM's are."""

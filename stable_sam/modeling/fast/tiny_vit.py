@@ -56,7 +56,7 @@ def _transformed(block: Any, x: Tensor) -> Tensor:
     read = read.reshape(batch, rows, columns, size, size, channels).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     x = _folded(block.local_conv, (pixels + read[:, :height, :width]).permute(0, 3, 1, 2))
     pixels = x.permute(0, 2, 3, 1)
-    return (pixels + block.mlp(pixels)).permute(0, 3, 1, 2)
+    return pixels.add(block.mlp(pixels)).permute(0, 3, 1, 2)
 
 
 def _attended(attention: Any, x: Tensor) -> Tensor:
