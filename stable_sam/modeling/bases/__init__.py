@@ -26,6 +26,7 @@ class Family(Protocol):
 
 def family_of(name: str) -> Family:
     """Return the family of the base `name` of `BASES`; raises `ConfigError` when it needs a package that is missing."""
+    BASES[name].check_extra()
     return cast(Family, import_module(f"{__name__}.{BASES[name].family}"))
 
 
