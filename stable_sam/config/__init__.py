@@ -17,8 +17,9 @@ from stable_sam.records import AnnotationFormat
 class RefinerConfig(Section):
     """The model and how it is prompted."""
 
-    model: Literal["nano", "tiny", "vit_b", "vit_l", "vit_h"] = "nano"
-    """`nano` comes with its weights; `vit_*` need `checkpoint_uri`; `tiny` is random and for tests only."""
+    model: Literal["nano", "tiny", "vit_b", "vit_l", "vit_h", "sam2.1_t", "sam2.1_s", "sam2.1_b+", "sam2.1_l"] = "nano"
+    """`nano` comes with its weights; `vit_*` and `sam2.1_*` need `checkpoint_uri`; `tiny` is random and for tests
+    only."""
     checkpoint_uri: str | None = None
     """SAM checkpoint, any fsspec URI. None takes the bundled weights, which only `nano` has."""
     plugin_uri: str | None = None

@@ -25,6 +25,7 @@ from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING
 
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig
 from stable_sam.records import BoxXYXY, Prompt, View, Window
 
@@ -75,7 +76,7 @@ class TileRule:
         return x, y, width, height
 
 
-INPUT_SIDES = {"nano": 384, "tiny": 64, "vit_b": 1024, "vit_l": 1024, "vit_h": 1024}
+INPUT_SIDES = {base.name: base.input_side for base in BASES.values()}
 """Side of each model's square input in pixels, for planning, which does not load the model."""
 
 

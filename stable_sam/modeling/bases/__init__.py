@@ -26,7 +26,13 @@ class Family(Protocol):
 
 def family_of(name: str) -> Family:
     """Return the family of the base `name` of `BASES`; raises `ConfigError` when it needs a package that is missing."""
-    return cast(Family, import_module(f"{__name__}.{BASES[name].family}"))
+    base = BASES[name]
+    try:
+        return cast(Family, import_module(f"{__name__}.{base.family}"))
+    except ModuleNotFoundError as error:
+        if base.extra is None:
+            raise
+        raise ConfigError(f"model: {name} needs {error.name}: pip install 'stable-sam[{base.extra}]'") from None
 
 
 def build_base(name: str) -> BaseSam:
