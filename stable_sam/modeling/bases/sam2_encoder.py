@@ -42,7 +42,7 @@ class HieraEncoder(nn.Module):
             global_att_blocks=size.global_blocks, window_spec=size.windows,
             global_pos_size=(size.background, size.background), weight_init="skip",
         )  # fmt: skip
-        self.trunk.head = nn.Identity()  # timm's norm before a classifier, which SAM 2 does not have
+        self.trunk.reset_classifier(0, reset_other=True)  # drops a norm that SAM 2 does not have
         self.neck = Neck([size.channels * 2**stage for stage in (3, 2, 1, 0)], out_channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from stable_sam.modeling.bases import sam2
 from stable_sam.modeling.bases.sam2 import NEW_IN_2_1, Sam2, build_sam2, published_name
 from stable_sam.modeling.bases.sam2_encoder import HieraSize
 
@@ -19,6 +21,11 @@ def build_small_sam2(seed: int = 0) -> Sam2:
     sam = build_sam2(SMALL, SIDE, channels=32, mlp_dim=64, heads=4)
     draw_weights(sam, seed)
     return sam
+
+
+def use_small_sam2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the name of the smallest published size build such a base, with other weights."""
+    monkeypatch.setattr(sam2, "build_sam2", lambda size: build_small_sam2(seed=9))
 
 
 def draw_weights(sam: nn.Module, seed: int) -> None:

@@ -21,7 +21,7 @@ from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.single_mask import single_tokens
 from stable_sam.refining.predict import PromptArrays, embed_image, predict
 from tests.model_parts import detach_plugin
-from tests.unit.modeling.bases.small_sam2 import SMALL, build_small_sam2, write_published
+from tests.unit.modeling.bases.small_sam2 import build_small_sam2, use_small_sam2, write_published
 
 NAMES = ("sam2.1_t", "sam2.1_s", "sam2.1_b+", "sam2.1_l")
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [30.0, 8.0, 44.0, 20.0]])
@@ -40,9 +40,7 @@ def sam() -> Sam2:
 
 @pytest.fixture
 def small(monkeypatch) -> None:
-    """The name of the smallest published size builds a base that takes milliseconds."""
-    monkeypatch.setitem(sam2.SIZES, "sam2.1_t", SMALL)
-    monkeypatch.setattr(sam2, "build_sam2", lambda size: build_small_sam2(seed=9))
+    use_small_sam2(monkeypatch)
 
 
 def loaded(file, **changes) -> LoadedModel:
