@@ -114,8 +114,9 @@ def load(name: str, data: bytes, file: str) -> BaseSam:
     sam = build(name)
     stored = read_checkpoint(data, file)
     tensors = {key: value for key, value in stored.items() if not key.startswith(VIDEO_TENSORS)}
-    published = {published_name(key): key for key in sam.state_dict()}
-    check_tensors({key: sam.state_dict()[ours] for key, ours in published.items()}, tensors, file, name)
+    own = sam.state_dict()
+    published = {published_name(key): key for key in own}
+    check_tensors({theirs: own[ours] for theirs, ours in published.items()}, tensors, file, name)
     if not all(any(key.startswith(new) for key in stored) for new in NEW_IN_2_1):
         raise WeightsError(
             f"{file}: expected the weights of {name}, got a file without {' and '.join(NEW_IN_2_1)}*, as those of "

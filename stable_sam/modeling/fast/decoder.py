@@ -164,9 +164,8 @@ def decode_chosen_masks(
     single, best = torch.zeros_like(iou[:, 0], dtype=torch.long), best_multimask(iou)
     if alone or ambiguous:
         chosen = single if alone else best
-        logits = mask_logits(decoder, features, image.fine, mask_kernels(decoder, queries[:, 1:], chosen[:, None]))[
-            :, 0
-        ]
+        kernels = mask_kernels(decoder, queries[:, 1:], chosen[:, None])
+        logits = mask_logits(decoder, features, image.fine, kernels)[:, 0]
     else:
         kernels = mask_kernels(decoder, queries[:, 1:], torch.stack((single, best), dim=1))
         both = mask_logits(decoder, features, image.fine, kernels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
+from stable_sam.explain.explanation import explain
 from stable_sam.modeling import single_mask
 from stable_sam.modeling.bases import family_of, sam2
 from stable_sam.modeling.bases.sam2 import Sam2
@@ -19,7 +21,11 @@ from stable_sam.modeling.hq import build_hq
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 from stable_sam.modeling.single_mask import single_tokens
+from stable_sam.modeling.weights import save_weights
+from stable_sam.records import Prompt
 from stable_sam.refining.predict import PromptArrays, embed_image, predict
+from stable_sam.refining.refiner import Refiner
+from stable_sam.rle import decode_mask
 from tests.model_parts import detach_plugin
 from tests.unit.modeling.bases.small_sam2 import build_small_sam2, use_small_sam2, write_published
 
@@ -169,3 +175,35 @@ def test_predict_chooses_the_mask_alike_on_both_paths(sam, small, tmp_path, monk
     assert not np.array_equal(fast.logits, reference.logits), "the fast path was taken"
     if kind != "point":
         assert (fast.token > 0).any() == (offset > 0)
+
+
+def test_the_refiner_asks_in_tiles_mirrored_and_near_the_prompt_and_explains(sam, small, tmp_path):
+    """On an image three times as wide as high, whose cells are 60 x 20 pixels."""
+    base = write_published(sam, tmp_path / "sam2.pt")
+    torch.manual_seed(5)
+    plugin = StableSamPlugin(32)
+    for parameter in plugin.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    metadata = {
+        "base_sha256": hashlib.sha256(base.read_bytes()).hexdigest(), "plugin": plugin.spec.model_dump_json()
+    }  # fmt: skip
+    file = save_weights(plugin, tmp_path / "plugin.safetensors", metadata, torch.float32)
+    config = RefinerConfig(
+        model="sam2.1_t", checkpoint_uri=str(base), plugin_uri=str(file), device="cpu", tile_below_cells=1.5
+    )
+    refiner = Refiner(config)
+    image = np.random.default_rng(0).integers(0, 256, (80, 240, 3), dtype=np.uint8)
+    asked = [
+        Prompt(prompt_id="large", image_id="x", image_uri="x", box_xyxy=(10.0, 10.0, 150.0, 70.0)),
+        Prompt(prompt_id="small", image_id="x", image_uri="x", box_xyxy=(20.0, 20.0, 50.0, 30.0)),
+        Prompt(prompt_id="high", image_id="x", image_uri="x", box_xyxy=(20.0, 10.0, 30.0, 40.0)),
+    ]
+    rows = refiner.refine_image(image, asked)
+    assert [(row.status, row.mask_size, row.second_pass) for row in rows] == [("ok", (80, 240), "mirror")] * 3
+    assert [row.view is None for row in rows] == [True, False, True], "1.5 cells down are not small"
+    assert all(row.prompt_stability is not None and row.dsp_weight > 0 for row in rows)
+    explained = explain(refiner, image, asked[0])
+    assert explained.frame.fit == "stretch"
+    assert explained.sam.attention.shape == (4, 4)
+    np.testing.assert_allclose(explained.positions_xy()[0, 0], (30, 10))
+    assert decode_mask(rows[0].mask_size, rows[0].mask_counts).shape == (80, 240)

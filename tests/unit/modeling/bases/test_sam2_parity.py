@@ -98,7 +98,7 @@ def test_the_features_are_equal(both):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.std().item())
 
 
-@pytest.mark.parametrize("offset", [STABILITY_OFFSET, 0.5])
+@pytest.mark.parametrize("offset", [STABILITY_OFFSET, 5.0])
 @pytest.mark.parametrize("kind", list(PROMPTS))
 def test_masks_and_predicted_iou_are_equal(both, kind, offset, monkeypatch):
     """On both paths within 1e-4 of the logits' standard deviation, on the decoder's grid and in pixels of the image.
