@@ -32,7 +32,8 @@ def explain(
     limit = run.refiner.max_image_pixels
     data, pixels, prompt = read_image(image, prompt_of(image, prompt_id, box, point), limit)
     refiner = Refiner(run.refiner, run.routing)
-    decoded = decode_for_input(data, name=image, max_pixels=limit, side=refiner.input_side)
+    fit = refiner.model.base.fit
+    decoded = decode_for_input(data, name=image, max_pixels=limit, side=refiner.input_side, fit=fit)
     explanation = explain_prompt(refiner, pixels, prompt, decoded=decoded)
     write_image(out, draw(explanation))
     typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; drawn to {out}")

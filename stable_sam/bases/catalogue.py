@@ -39,7 +39,7 @@ BASES: dict[str, Base] = {
         ),
         Base(
             name="sam2.1_t", title="SAM 2.1 tiny", family="sam2", parameters=31_440_721, input_side=1024,
-            licence="Apache-2.0", extra="timm",
+            fit="stretch", licence="Apache-2.0", extra="timm",
             file=_file(
                 _SAM2, "sam2.1_hiera_tiny.pt", 156_008_466,
                 "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
@@ -47,7 +47,7 @@ BASES: dict[str, Base] = {
         ),
         Base(
             name="sam2.1_s", title="SAM 2.1 small", family="sam2", parameters=38_538_577, input_side=1024,
-            licence="Apache-2.0", extra="timm",
+            fit="stretch", licence="Apache-2.0", extra="timm",
             file=_file(
                 _SAM2, "sam2.1_hiera_small.pt", 184_416_285,
                 "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
@@ -55,7 +55,7 @@ BASES: dict[str, Base] = {
         ),
         Base(
             name="sam2.1_b+", title="SAM 2.1 base+", family="sam2", parameters=73_328_401, input_side=1024,
-            licence="Apache-2.0", extra="timm",
+            fit="stretch", licence="Apache-2.0", extra="timm",
             file=_file(
                 _SAM2, "sam2.1_hiera_base_plus.pt", 323_606_802,
                 "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
@@ -63,7 +63,7 @@ BASES: dict[str, Base] = {
         ),
         Base(
             name="sam2.1_l", title="SAM 2.1 large", family="sam2", parameters=216_924_865, input_side=1024,
-            licence="Apache-2.0", extra="timm",
+            fit="stretch", licence="Apache-2.0", extra="timm",
             file=_file(
                 _SAM2, "sam2.1_hiera_large.pt", 898_083_611,
                 "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",

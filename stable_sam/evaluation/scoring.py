@@ -273,7 +273,7 @@ def _open_image(model: LoadedModel, image: TruthImage, max_pixels: int) -> _Open
     except OSError as error:
         raise ImageError(f"{image.path}: cannot read: {error.strerror}") from None
     name = str(image.path)
-    decoded = decode_for_input(data, name=name, max_pixels=max_pixels, side=side)
+    decoded = decode_for_input(data, name=name, max_pixels=max_pixels, side=side, fit=model.base.fit)
     if problem := size_problem(image.size_hw, decoded.original_hw, decoded.orientation):
         raise ImageError(f"{image.path}: {problem}")
     whole = frame_of(model, decoded.original_hw)

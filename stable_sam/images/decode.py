@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
+from stable_sam.bases import Fit
 from stable_sam.errors import ImageError, one_line
 from stable_sam.images.orientation import orientation, stored_size, turned_hw
 
@@ -65,12 +66,16 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> NDArray[np.uint8
     return decode_for_input(data, name=name, max_pixels=max_pixels).pixels
 
 
-def decode_for_input(data: bytes, *, name: str, max_pixels: int, side: int | None = None) -> DecodedImage:
-    """Decode a file's bytes as `decode_image` does, for a model whose square input has this `side` in pixels.
+def decode_for_input(
+    data: bytes, *, name: str, max_pixels: int, side: int | None = None, fit: Fit = "pad"
+) -> DecodedImage:
+    """Decode a file's bytes as `decode_image` does, for a model into whose square input of this `side` in pixels the
+    image will `fit`.
 
     A JPEG whose longest side is at least twice `REDUCED_MARGIN` times `side` is decoded at 1/2 or 1/4 of its size,
-    which takes libjpeg a fraction of the time and memory. A JPEG that EXIF turns is reduced only when its size is a
-    multiple of the scale. Every other image, and every image when `side` is None, has all pixels of its file.
+    which takes libjpeg a fraction of the time and memory; of a JPEG to be stretched it is the shortest side. A JPEG
+    that EXIF turns is reduced only when its size is a multiple of the scale. Every other image, and every image when
+    `side` is None, has all pixels of its file.
 
     max_pixels: limits the pixels of the file. Raises `ImageError` as `decode_image` does.
     """
@@ -78,7 +83,7 @@ def decode_for_input(data: bytes, *, name: str, max_pixels: int, side: int | Non
     # Decoders raise all kinds of errors for a damaged file, from OSError to IndexError.
     try:
         stored_hw, turn = stored_size(image)
-        scale = 1 if side is None else _reduce(image, side)
+        scale = 1 if side is None else _reduce(image, side, fit)
         image.load()
         upright = _upright(image)
         if upright is None:  # EXIF cannot be used
@@ -124,15 +129,16 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _reduce(image: Image.Image, side: int) -> int:
-    """Make Pillow decode a JPEG, not yet loaded, at the smallest size that a model with this input side allows.
+def _reduce(image: Image.Image, side: int, fit: Fit) -> int:
+    """Make Pillow decode a JPEG, not yet loaded, at the smallest size that a model with this input side and fit allows.
 
     Returns how many of the file's pixels along each axis become one decoded pixel: 1, 2 or 4.
     """
     if not isinstance(image, JpegImageFile):
         return 1
     longest = max(image.size)
-    scale = max((scale for scale in REDUCED_SCALES if longest >= scale * REDUCED_MARGIN * side), default=1)
+    fitted = longest if fit == "pad" else min(image.size)
+    scale = max((scale for scale in REDUCED_SCALES if fitted >= scale * REDUCED_MARGIN * side), default=1)
     if scale > 1 and orientation(image) != 1:
         # Turning would make the last row or column, which may stand for fewer pixels of the file, the first one.
         scale = gcd(scale, *image.size)

@@ -1,4 +1,4 @@
-"""Converts between the two frames of an image, original pixels and the model's square input, as SAM does.
+"""Converts between the two frames of an image, original pixels and the model's square input, as SAM and SAM 2 do.
 
 The square holds either the whole image or a window of it (`stable_sam.images.tiles`). Original pixels are always those
 of the whole image.
@@ -7,7 +7,7 @@ of the whole image.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import cv2
@@ -46,7 +46,8 @@ class Frame:
 
     @property
     def resized_hw(self) -> tuple[int, int]:
-        """(height, width) of the view inside the square, rounded as SAM does but at least 1 for a very long image."""
+        """(height, width) of the view inside the square: all of it when stretched, otherwise rounded as SAM does but at
+        least 1 for a very long image."""
         if self.fit == "stretch":
             return self.side, self.side
         height, width = self.region_hw
@@ -97,18 +98,20 @@ class Frame:
         return any(within and edge.any() for within, edge in edges)
 
     def to_input(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Resize logits (h, w) of the decoder to the model's input without padding (`resized_hw`): SAM's first step."""
+        """Resize logits (h, w) of the decoder to the model's input without padding (`resized_hw`): the first of SAM's
+        two steps."""
         resized_h, resized_w = self.resized_hw
         return _resize(logits, (self.side, self.side))[:resized_h, :resized_w]
 
     def to_original(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Resize logits (h, w) of the decoder to original pixels (`region_hw`) in SAM's two steps, both bilinear.
+        """Resize logits (h, w) of the decoder to original pixels (`region_hw`), bilinearly: in SAM's two steps when the
+        view is padded, and in SAM 2's one step when it is stretched.
 
         OpenCV's resize computes the same as torch's `interpolate`, several times faster. The arrays are transposed so
         that the result is in Fortran order, which run-length encoding needs.
         """
         height, width = self.region_hw
-        return _resize(self.to_input(logits).T, (width, height)).T
+        return _resize(self._last_step(logits).to_input(logits).T, (width, height)).T
 
     def masks_on_input(self, logits: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
         """Yield K masks in pixels of the model's input: where `to_input` of each of `logits` (K, h, w) is above 0.
@@ -123,21 +126,29 @@ class Frame:
         """Compute only the rectangle of `to_original(logits)` that holds all values above `level`.
 
         The patch's place is that in the whole image. Values below `level` may differ at its edges. It is the smallest
-        such rectangle whose corners are pixel corners in both frames, so that its values equal those of `to_original`.
-        For the image sizes of cameras it is a few pixels wider than the object; it has the view's whole height or width
-        when that has no factor in common with the model's input.
+        such rectangle whose corners are pixel corners in both frames, so that its values equal those of `to_original`;
+        of a stretched view, corners of the logits' cells take the place of the input's pixel corners. For the image
+        sizes of cameras it is a few pixels wider than the object; it has the view's whole height or width when that has
+        no factor in common with the model's input, or with the number of cells.
         """
-        spans = self._span_above(logits, level)
+        step = self._last_step(logits)
         wider = [
             _aligned(span, resized, original)
-            for span, resized, original in zip(spans, self.resized_hw, self.region_hw, strict=True)
+            for span, resized, original in zip(
+                step._span_above(logits, level), step.resized_hw, self.region_hw, strict=True
+            )
         ]
         (rows, (top, bottom)), (columns, (left, right)) = wider
         if top == bottom or left == right:
             return Patch(np.empty((0, 0), np.float32), 0, 0)
-        part = self._input_part(logits, rows, columns)
+        part = step._input_part(logits, rows, columns)
         x, y, *_ = self.region_xywh
         return Patch(_resize(part.T, (right - left, bottom - top)).T, y + top, x + left)
+
+    def _last_step(self, logits: NDArray[np.float32]) -> Frame:
+        """Return the frame from whose input the last step of `to_original` interpolates; the only step of a stretched
+        view begins at the cells of `logits` (h, w) themselves."""
+        return self if self.fit == "pad" else replace(self, side=len(logits))
 
     def _span_above(self, logits: NDArray[np.float32], level: float) -> tuple[Span, Span]:
         """Return the rows and columns of `to_input` outside of which nothing is above `level`."""

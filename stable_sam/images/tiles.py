@@ -25,7 +25,7 @@ from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING
 
-from stable_sam.bases import BASES
+from stable_sam.bases import BASES, Fit
 from stable_sam.config import RefinerConfig
 from stable_sam.records import BoxXYXY, Prompt, View, Window
 
@@ -50,8 +50,10 @@ class TileRule:
 
     input_side: int
     """Side of the model's square input, in pixels."""
+    fit: Fit = "pad"
+    """How the image fits into that square."""
     below_cells: float
-    """An object is small when its longer side spans fewer cells than this in the whole image's embedding."""
+    """An object is small when each of its sides spans fewer cells than this in the whole image's embedding."""
     scale: float
     """A tile is at least this many times as wide as the longer side of its object, and less than twice that unless
     `MOST_ENLARGED` makes it wider."""
@@ -61,10 +63,13 @@ class TileRule:
     def level(self, box_xyxy: BoxXYXY, image_hw: tuple[int, int]) -> int:
         """Return the level of the window for an object with this box (original pixels); 0 is the whole image."""
         x0, y0, x1, y1 = box_xyxy
-        size, longest = max(x1 - x0, y1 - y0), max(image_hw)
-        if size * self.input_side >= self.below_cells * CELL * longest:
+        sides_wh = x1 - x0, y1 - y0
+        # A stretched image has other cells along its width than along its height.
+        image_wh = image_hw[::-1] if self.fit == "stretch" else (max(image_hw),) * 2
+        below = self.below_cells * CELL
+        if any(side * self.input_side >= below * whole for side, whole in zip(sides_wh, image_wh, strict=True)):
             return 0
-        least = max(self.scale * size, self.input_side / MOST_ENLARGED)
+        least = max(self.scale * max(sides_wh), self.input_side / MOST_ENLARGED)
         return next(level for level in count() if _side(image_hw, level + 1) < least)
 
     def window(self, box_xyxy: BoxXYXY, image_hw: tuple[int, int], level: int) -> Window:
@@ -85,6 +90,7 @@ def tile_rule(config: RefinerConfig, input_side: int | None = None) -> TileRule 
         return None
     return TileRule(
         input_side=input_side or BASES[config.model].input_side,
+        fit=BASES[config.model].fit,
         below_cells=config.tile_below_cells,
         scale=config.tile_scale,
         max_tiles=config.max_tiles,

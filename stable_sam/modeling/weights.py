@@ -43,12 +43,17 @@ def read_safetensors(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[st
 
 
 def read_checkpoint(data: bytes, name: str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint of torch (.pth), which errors call `name`; raises `WeightsError`."""
+    """Return the tensors of a checkpoint of torch (.pth, .pt), which errors call `name`; raises `WeightsError`.
+
+    They are all of the checkpoint, as in SAM's files, or its one entry `model`, as in those of SAM 2.
+    """
     try:
         state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{name}: expected a SAM checkpoint (.pth), got {len(data)} bytes: {reason}") from None
+    if isinstance(state, dict) and state.keys() == {"model"}:
+        state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{name}: expected a SAM checkpoint (.pth) of named tensors, got {type(state).__name__}")
     return state

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.errors import ImageError, one_line
 from stable_sam.images.decode import DecodedImage, decode_for_input
@@ -177,7 +178,9 @@ def _prepared(config: RefinerConfig, side: int, job: ImageJob, *, cut_ahead: boo
 
 def _decoded(config: RefinerConfig, side: int | None, job: ImageJob) -> DecodedImage:
     with timed("decode"):
-        decoded = decode_for_input(job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side)
+        decoded = decode_for_input(
+            job.data, name=job.image_uri, max_pixels=config.max_image_pixels, side=side, fit=BASES[config.model].fit
+        )
     _check_size(decoded, job)
     return decoded
 

@@ -18,6 +18,7 @@ from stable_sam.modeling.fast.decoder import ImageSide, can_decode, decode_chose
 from stable_sam.modeling.features import ImageFeatures
 from stable_sam.modeling.hq import encode_with_early
 from stable_sam.modeling.load import LoadedModel
+from stable_sam.modeling.single_mask import best_multimask, single_tokens
 from stable_sam.timing import keeps_spans, turn
 
 CELLS_IN_CACHE = 5000
@@ -64,7 +65,8 @@ class PromptArrays:
 
     @property
     def tokens(self) -> int:
-        """Number of prompt tokens of one prompt; SAM adds a padding token to points without a box."""
+        """Number of prompt tokens of one prompt; SAM adds a padding token to points without a box, and SAM 2, which is
+        not counted here, to a box, too."""
         points = 0 if self.points_xy is None else self.points_xy.shape[1]
         return points + (1 if self.boxes_xyxy is None else 2)
 
@@ -137,9 +139,10 @@ def predict_tensors(
 ) -> Chunk:
     """Predict the masks of all `prompts`, at most `chunk_size` of them at a time.
 
-    A mask is SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest.
-    HQ-SAM, when it is on, adds the logits of its one mask to the chosen mask; the predicted IoU stays SAM's, as
-    published. reference: always run SAM's own modules, so that hooks on them see every pass.
+    A mask is SAM's single mask, or for an ambiguous prompt that of its three masks whose predicted IoU is highest. SAM
+    2 also replaces single masks that are unstable (`modeling.single_mask`). HQ-SAM, when it is on, adds the logits of
+    its one mask to the chosen mask; the predicted IoU stays SAM's, as published. reference: always run SAM's own
+    modules, so that hooks on them see every pass.
     """
     hq = model.hq is not None and model.hq.enabled
     chunk = _predict_chunk
@@ -170,7 +173,10 @@ def _predict_chunk(model: LoadedModel, view: ImageView, prompts: PromptArrays) -
     features = view.features if hq else replace(view.features, early=None)
     output = decode_prompts(model.sam, features, boxes=boxes, points=points)
     row = torch.arange(count, device=model.device)
-    token = output.iou[:, 1:].argmax(dim=1) + 1 if prompts.ambiguous else torch.zeros_like(row)
+    if prompts.ambiguous:
+        token = best_multimask(output.iou)
+    else:
+        token = single_tokens(model.sam, output.logits[:, 0], output.iou)
     weight = torch.zeros_like(output.iou[:, 0]) if output.trace is None else output.trace.alpha[:, 0]
     logits, iou = output.logits[row, token], output.iou[row, token]
     if output.hq_logits is not None:

@@ -75,7 +75,8 @@ class Refiner:
         Raises `ImageError` when the file cannot be decoded.
         """
         limit = self.config.max_image_pixels
-        decoded = decode_for_input(data, name=name, max_pixels=limit, side=self.input_side)
+        fit = self.model.base.fit
+        decoded = decode_for_input(data, name=name, max_pixels=limit, side=self.input_side, fit=fit)
         tiles = TilePixels(decoded, file=data, name=name, max_pixels=limit)
         return self.refine_prepared(prepare(decoded, prompts, self.input_side, self.config, tiles))
 

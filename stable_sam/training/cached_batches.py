@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from stable_sam.bases import Fit
 from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.prompts import tight_box
 from stable_sam.images.frames import Frame
@@ -57,7 +59,7 @@ class EmbeddedBatches:
         Raises `AnnotationError` when no image is left, and `ConfigError` for a weight of a set that is not there.
         """
         self.config, self.cache = config, cache
-        pools, share = _pools(sets, config.set_weights)
+        pools, share = _pools(sets, config.set_weights, cache.model.base.fit)
         self.steps = config.steps or max(1, round(config.epochs * sum(map(len, pools)) / config.batch_images))
         schedule = _schedule(pools, share, self.steps * config.batch_images, config.seed)
         rng = np.random.default_rng((config.seed, 1))
@@ -106,7 +108,7 @@ def _shown(item: TrainingImage, share: float, rng: np.random.Generator) -> Train
 def cell_coverage(mask: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
     """Return the part (S/4, S/4) of each cell of the decoder's grid that `mask` (H, W) of 0 and 1 covers."""
     height, width = frame.resized_hw
-    smaller = height < mask.shape[0]
+    smaller = height < mask.shape[0] and width <= mask.shape[1]
     square = np.zeros((frame.side, frame.side), np.uint8)
     square[:height, :width] = cv2.resize(
         mask * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
@@ -115,11 +117,11 @@ def cell_coverage(mask: NDArray[np.uint8], frame: Frame) -> NDArray[np.float32]:
     return np.asarray(cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA), np.float32) / np.float32(255)
 
 
-def _pools(sets: Sets, weights: dict[str, float]) -> tuple[list[list[TrainingImage]], NDArray[np.float64]]:
+def _pools(sets: Sets, weights: dict[str, float], fit: Fit) -> tuple[list[list[TrainingImage]], NDArray[np.float64]]:
     """Return pools of images, within which all images come equally often, and the share of each pool in the batches."""
     if unknown := sorted(weights.keys() - sets.keys()):
         raise ConfigError(f"set_weights: expected names among {', '.join(sorted(sets))}, got {', '.join(unknown)}")
-    usable = {name: _usable(sets[name]) for name in sorted(sets) if weights.get(name, 1.0) > 0}
+    usable = {name: _usable(sets[name], fit) for name in sorted(sets) if weights.get(name, 1.0) > 0}
     usable = {name: items for name, items in usable.items() if items}
     if not usable:
         raise AnnotationError(
@@ -131,11 +133,12 @@ def _pools(sets: Sets, weights: dict[str, float]) -> tuple[list[list[TrainingIma
     return list(usable.values()), set_share(list(usable), weights)
 
 
-def _usable(items: list[TrainingImage]) -> list[TrainingImage]:
+def _usable(items: list[TrainingImage], fit: Fit) -> list[TrainingImage]:
     kept = []
     for item in items:
         areas = coco_mask.area(item.rles)
-        smallest = MIN_OBJECT_FRACTION * max(item.size_hw) ** 2
+        square = max(item.size_hw) ** 2 if fit == "pad" else prod(item.size_hw)
+        smallest = MIN_OBJECT_FRACTION * square
         rles: list[dict[str, Any]] = [rle for rle, area in zip(item.rles, areas, strict=True) if area >= smallest]
         if rles:
             kept.append(replace(item, rles=rles))

@@ -40,6 +40,9 @@ class BaseSam(Sam):  # type: ignore[misc]  # segment_anything has no types
 
     iou_token: int = 0
     """Index of the IoU token among the decoder's output tokens; the tokens of the four masks follow it."""
+    least_stability: float | None = None
+    """Stability of the single mask below which inference takes the best of the three multimasks instead, as
+    `modeling.single_mask` says; None for a base that always keeps its single mask."""
 
     @property
     def input_side(self) -> int:

@@ -31,6 +31,7 @@ from stable_sam.modeling.fast.mask_logits import mask_kernels, mask_logits, quar
 from stable_sam.modeling.fast.prompt_tokens import prompt_tokens
 from stable_sam.modeling.features import FineFeatures, ImageFeatures
 from stable_sam.modeling.plugin import PLUGIN_LAYER, ImageStreamHost, PluginHost, StableSamPlugin
+from stable_sam.modeling.single_mask import best_multimask, single_tokens
 
 MOST_TOKENS = 16
 """Largest number of output and prompt tokens with which this decoder is cheaper than the reference: 16 tokens with 8
@@ -139,6 +140,7 @@ def decode_chosen_masks(
     """Predict one mask for each of P prompts of one image.
 
     It is SAM's single mask, or for `ambiguous` prompts the one of the three multimasks with the highest predicted IoU.
+    A base that replaces unstable single masks (`modeling.single_mask`) has both computed from the same features.
     boxes: (P, 4) XYXY. points: xy (P, N, 2) and labels (P, N), where 1 is object, 0 background and -1 padding. Boxes
     and points are in pixels of the model's square input.
     """
@@ -152,14 +154,23 @@ def decode_chosen_masks(
     first = _first_layer(transformer.layers[0], image, tokens, drawn)
     projected = None if host is None else _projected(transformer.layers[0].norm4, host.plugin, image, first)
     queries, features, alpha = _second_layer(transformer.layers[1], first, projected, image.position, tokens, host)
-    used = slice(sam.iou_token, sam.iou_token + 1 + (decoder.num_mask_tokens if ambiguous else 1))
+    alone = not ambiguous and sam.least_stability is None
+    used = slice(sam.iou_token, sam.iou_token + 1 + (1 if alone else decoder.num_mask_tokens))
     queries, tokens = queries[:, used], tokens[:, used]
     read = read_cells(transformer.final_attn_token_to_image, queries + tokens, features + image.position, features)
     queries = transformer.norm_final_attn(queries + read)
 
     iou = sam.predicted_iou(queries[:, 0])
-    chosen = iou[:, 1:].argmax(dim=1) + 1 if ambiguous else torch.zeros_like(iou[:, 0], dtype=torch.long)
-    logits = mask_logits(decoder, features, image.fine, mask_kernels(decoder, queries[:, 1:], chosen))
+    single, best = torch.zeros_like(iou[:, 0], dtype=torch.long), best_multimask(iou)
+    if alone or ambiguous:
+        chosen = single if alone else best
+        kernels = mask_kernels(decoder, queries[:, 1:], chosen[:, None])
+        logits = mask_logits(decoder, features, image.fine, kernels)[:, 0]
+    else:
+        kernels = mask_kernels(decoder, queries[:, 1:], torch.stack((single, best), dim=1))
+        both = mask_logits(decoder, features, image.fine, kernels)
+        chosen = single_tokens(sam, both[:, 0], iou)
+        logits = torch.where((chosen == 0)[:, None, None], both[:, 0], both[:, 1])
     return ChosenMasks(logits, iou.gather(1, chosen[:, None])[:, 0], chosen, alpha)
 
 

@@ -1,4 +1,4 @@
-"""The mask of one token for each prompt, upscaled as matrix products.
+"""The masks of chosen tokens of each prompt, upscaled as matrix products.
 
 The reference is `modeling.decoder.read_masks`, which upscales for all mask tokens by transposed convolutions. Results
 differ by rounding.
@@ -18,17 +18,17 @@ from stable_sam.modeling.features import FineFeatures
 
 
 def mask_kernels(decoder: MaskDecoder, queries: Tensor, chosen: Tensor) -> Tensor:
-    """Return the kernels (P, C/8) of the masks whose tokens are `chosen` (P,).
+    """Return the kernels (P, K, C/8) of the K masks of each prompt whose tokens are `chosen` (P, K).
 
     queries: the mask tokens (P, 4, C), or only the first (P, 1, C).
     """
     mlps = list(decoder.output_hypernetworks_mlps)[: queries.shape[1]]
     kernels = torch.stack([mlp(query) for mlp, query in zip(mlps, queries.unbind(1), strict=True)], dim=1)
-    return kernels[torch.arange(len(chosen), device=chosen.device), chosen]
+    return kernels[torch.arange(len(chosen), device=chosen.device)[:, None], chosen]
 
 
 def mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | None, kernels: Tensor) -> Tensor:
-    """Return the logits (P, 4H, 4W) that `kernels` (P, C/8) read from the upscaled `features` (P, N, C)."""
+    """Return the logits (P, K, 4H, 4W) that `kernels` (P, K, C/8) read from the upscaled `features` (P, N, C)."""
     first, norm, _, second, _ = decoder.output_upscaling
     prompts, cells, _ = features.shape
     side = isqrt(cells)
@@ -39,8 +39,8 @@ def mask_logits(decoder: MaskDecoder, features: Tensor, fine: FineFeatures | Non
     if fine is not None:
         x = x.add_(fine[0])
     x = F.gelu(x)  # (P, N, 4, 4, C/8): prompt, cell, quarter of the cell, quarter of that quarter, channel
-    quarters = (kernels[:, None] @ x.flatten(1, 3).mT).view(prompts, side, side, 2, 2, 2, 2)
-    return quarters.permute(0, 1, 3, 5, 2, 4, 6).reshape(prompts, 4 * side, 4 * side)
+    quarters = (kernels @ x.flatten(1, 3).mT).view(prompts, -1, side, side, 2, 2, 2, 2)
+    return quarters.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(prompts, -1, 4 * side, 4 * side)
 
 
 def quarters_of(grid: Tensor, halvings: int) -> Tensor:

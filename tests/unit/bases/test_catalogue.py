@@ -12,7 +12,7 @@ from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError
 from stable_sam.modeling.bases import build_base
 
-BUILT = ("nano", "tiny", "vit_b", "vit_l", "vit_h", "vit_t")
+BUILT = tuple(BASES)
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -72,6 +72,14 @@ def test_at_least_1_9_times_the_models_pixels_are_left(longest: int, scale: int)
         assert picture.scale == (1 if 1 in size else scale)
 
 
+def test_of_a_picture_to_be_stretched_its_shortest_side_counts() -> None:
+    data = jpeg(Image.new("RGB", (900, 250)))
+    scales = [
+        decode_for_input(data, name="x", max_pixels=LIMIT, side=SIDE, fit=fit).scale for fit in ("pad", "stretch")
+    ]
+    assert scales == [4, 2]
+
+
 def test_what_needs_no_reduction_is_unchanged_bit_for_bit() -> None:
     for data in (jpeg(photograph(243, 200)), jpeg(photograph(900, 700), format="PNG")):
         picture = decoded(data)

@@ -218,3 +218,12 @@ def test_the_settings_of_a_rule_in_words_have_that_rule(below_cells: float, scal
     rule = RefinerConfig(tile_below_cells=below_cells, tile_scale=scale).tile_rule
     assert RefinerConfig.from_dict(tile_config(rule)).tile_rule == rule
     assert RefinerConfig.from_dict(tile_config(None)).tile_rule is None
+
+
+def test_an_object_of_a_stretched_image_is_small_by_the_cells_of_each_axis() -> None:
+    """24 x 24 cells of 50 x 20 pixels: 3 cells are 150 pixels across and 60 down."""
+    rule, hw = replace(NANO, fit="stretch"), (480, 1200)
+    assert rule.level((0, 0, 149, 59), hw) > 0
+    assert rule.level((0, 0, 20, 60), hw) == 0
+    assert rule.level((0, 0, 150, 20), hw) == 0
+    assert NANO.level((0, 0, 20, 60), hw) > 0

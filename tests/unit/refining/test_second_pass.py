@@ -92,6 +92,11 @@ def test_logits_are_mirrored_within_the_image_and_not_in_the_padding(hw, columns
     np.testing.assert_allclose(mirrored[0, 0, inside], np.clip(columns - 1 - inside, 0, None))
 
 
+def test_logits_of_a_stretched_image_are_mirrored_number_for_number():
+    logits = np.random.default_rng(0).normal(size=(2, 16, 16)).astype(np.float32)
+    np.testing.assert_array_equal(mirror_logits(logits, Frame((64, 50), 64, fit="stretch")), logits[..., ::-1])
+
+
 def test_consensus_is_between_the_two_and_finite():
     draw = np.random.default_rng(0)
     first, second = (draw.normal(0, 30, (2, 5, 5)).astype(np.float32) for _ in range(2))
