@@ -21,18 +21,19 @@ from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.modeling.plugin import StableSamPlugin, attach_plugin
 
 
-def build(name: str, device: str) -> LoadedModel:
-    """`nano` and `tiny` as they come; `vit_*` with random weights, relative positions included, and a random plugin."""
+def build(name: str, device: str, *, plugin: bool = True, dtype: str = "float32") -> LoadedModel:
+    """`nano` and `tiny` as they come; other bases with random weights, positions included, and a random plugin."""
     if name in ("nano", "tiny"):
-        return load_model(RefinerConfig(model=name, device=device))  # type: ignore[arg-type]
+        return load_model(RefinerConfig.from_dict({"model": name, "device": device, "dtype": dtype}))
     torch.manual_seed(0)
     sam = build_base(name)
     for key, parameter in sam.image_encoder.named_parameters():
         if "pos" in key:
             nn.init.normal_(parameter, std=0.02)  # zeros before training
-    host = attach_plugin(sam, StableSamPlugin(sam.prompt_encoder.embed_dim))
+    host = attach_plugin(sam, StableSamPlugin(sam.prompt_encoder.embed_dim)) if plugin else None
     sam.requires_grad_(False).eval().to(device)
-    identity = ModelIdentity(model_id=f"{name}+plugin", weights_sha256="random", dtype="float32")
+    model_id = f"{name}+plugin" if plugin else name
+    identity = ModelIdentity(model_id=model_id, weights_sha256="random", dtype=dtype)
     return LoadedModel(base=BASES[name], sam=sam, host=host, identity=identity, device=torch.device(device))
 
 

@@ -29,6 +29,7 @@ from benchmarks import stage_cases, stage_row_cases
 from benchmarks.model_path import load_refiner
 from benchmarks.stage_cases import Case
 from benchmarks.timing import add_outputs, cell, interleaved, spread, write
+from stable_sam.bases import BASES
 from stable_sam.refining.refiner import Refiner
 
 STAGES = "fetch", "decode", "resize", "encode", "prompts", "jitter", "upsample", "rle", "score", "write", "commit"
@@ -44,7 +45,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bucket_uri = stack.enter_context(stage_row_cases.s3_emulator(folder)) if options.s3 else None
-        refiner = load_refiner(options)
+        refiner = load_refiner(options.model, "float32", options)
         makers: dict[str, Callable[[], Iterator[Case]]] = {
             "fetch": partial(stage_row_cases.fetch_cases, folder, bucket_uri),
             "decode": partial(stage_cases.decode_cases, (384, 1024)),
@@ -109,10 +110,8 @@ def _markdown(result: dict[str, Any]) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES, metavar="STAGE", help=", ".join(STAGES))
-    parser.add_argument(
-        "--model", choices=("nano", "vit_b", "vit_l", "vit_h"), default="nano", help="of the model's stages"
-    )
-    parser.add_argument("--plugin", action="store_true", help="a random plugin on vit_*; nano has its own always")
+    parser.add_argument("--model", choices=list(BASES), default="nano", help="of the model's stages")
+    parser.add_argument("--plugin", action="store_true", help="a random plugin; nano has its own always")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--s3", action="store_true", help="fetch from an S3 emulator, too")
     parser.set_defaults(device="cpu")
