@@ -243,8 +243,8 @@ def _markdown(result: dict[str, Any]) -> str:
     agreement = result["agreement"]
     lines = [
         f"{result['model']} in {result['dtype']} at {result['input_size']} px on {result['device']}, "
-        f"{result['threads']} threads, image of {width} x {height}: medians of {result['rounds']} rounds, in brackets the middle half of them; load "
-        f"{result['load_average']:.1f}."
+        f"{result['threads']} threads, image of {width} x {height}: medians of {result['rounds']} rounds, in "
+        f"brackets the middle half of them; load {result['load_average']:.1f}."
         + (f" Masks of both: IoU {np.median(agreement):.4f}, least {min(agreement):.4f}." if agreement else ""),
         "",
         "| prompts | K | loop, ms | refiner, ms | loop / refiner | the same, CPU time | K to none, CPU time |",
