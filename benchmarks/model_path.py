@@ -6,7 +6,7 @@
 
 The loop is `SamPredictor.set_image`, then `predict` and COCO's run lengths for each box; with jitter also `predict` for
 each of its K jittered boxes and mSF of their masks. MobileSAM's predictor is the same code. Of SAM 2.1 the loop is
-transformers' `Sam2Model`, which must be installed. Both sides start from the decoded image and end with run lengths and
+transformers' `Sam2Model`. Both sides start from the decoded image and end with run lengths and
 scores. They take turns within every round, and a ratio is the median of the rounds' ratios. The CPU time of all threads
 is compared, too, because other work on the machine stretches it less. `nano` has its bundled weights, other bases
 random ones, which have the same speed. In bfloat16 both sides run the image encoder under autocast. The refiner's

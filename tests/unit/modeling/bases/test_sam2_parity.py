@@ -1,7 +1,4 @@
-"""SAM 2.1 against transformers' `Sam2Model` with the same weights, from the image to masks of its size.
-
-It is skipped without the package, which this project does not need: pip install transformers==5.24.0
-"""
+"""SAM 2.1 against transformers' `Sam2Model` with the same weights, from the image to masks of its size."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from stable_sam.bases import BASES
 from stable_sam.identity import ModelIdentity
@@ -21,7 +19,6 @@ from stable_sam.modeling.single_mask import STABILITY_OFFSET
 from stable_sam.refining.predict import ImageView, PromptArrays, embed_image, predict
 from tests.unit.modeling.bases.small_sam2 import draw_weights
 
-transformers = pytest.importorskip("transformers")
 RENAMED = (
     (r"^sam_prompt_encoder\.pe_layer\.\w+$", "prompt_encoder.shared_embedding.positional_embedding"),
     (r"^sam_", ""),
