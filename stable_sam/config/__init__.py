@@ -71,7 +71,7 @@ class RefinerConfig(Section):
     spans enough of the embedding for a precise mask (`stable_sam.images.tiles`). Each tile costs one more pass of the
     encoder; prompts of similar size that lie together share a tile. `off` uses the whole image for every prompt."""
     tile_below_cells: float = Field(default=3.0, gt=0)
-    """An object is small when its longer side spans fewer cells than this in the whole image's embedding, which has 24
+    """An object is small when both its sides span fewer cells than this in the whole image's embedding, which has 24
     cells a side for `nano` and 64 for the others. With `nano`, masks of boxes under 1.5 cells gain 0.09 to 0.11 of IoU
     and those up to 3 cells 0.02 to 0.06; for larger boxes no gain is certain (docs/results.md)."""
     tile_scale: float = Field(default=3.0, ge=2)
