@@ -24,7 +24,6 @@ from PIL import Image
 
 from stable_sam.config import RunConfig
 from stable_sam.images.decode import decode_image
-from stable_sam.images.frames import Frame
 from stable_sam.records import Prompt
 from stable_sam.refining.image_job import ImageJob, finish_job, prepare_job
 from stable_sam.refining.stability import prompt_stability
@@ -112,7 +111,7 @@ def answered(prepared: PreparedImage) -> InferredImage:
         prompts=prepared.prompts,
         inferred=(
             InferredPrompts(
-                frame=Frame(prepared.frame.original_hw, prepared.frame.side),
+                frame=prepared.frame,
                 indices=tuple(range(count)),
                 logits=np.repeat(logits[None], count, axis=0),
                 iou=np.full(count, 0.9, np.float32),
@@ -135,7 +134,7 @@ def table(measured: list[dict[str, Any]]) -> list[str]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=1024, help="of the model's input: 1024 of vit_*, 384 of nano")
+    parser.add_argument("--side", type=int, default=1024, help="of the model's input: 384 of nano, 1024 of others")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 10])
     return parser.parse_args()

@@ -37,6 +37,7 @@ from model_path import some_boxes
 from PIL import Image
 
 import stable_sam.refining.predict
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig, RoutingConfig
 from stable_sam.modeling.fast.compiled import CompiledPasses
 from stable_sam.modeling.load import LoadedModel
@@ -123,7 +124,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["vit_b", "vit_h"], help="nano, tiny, vit_b, vit_l, vit_h")
+    parser.add_argument("--models", nargs="+", default=["vit_b", "vit_h"], choices=list(BASES))
     parser.add_argument("--minutes", type=float, default=6.0, help="the program ends after these")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="CPU threads beside the GPU")

@@ -20,7 +20,7 @@ from benchmarks.model_path import some_boxes
 from stable_sam.images.decode import DecodedImage, decode_for_input
 from stable_sam.images.frames import Frame
 from stable_sam.images.resize import resize_image
-from stable_sam.refining.predict import PromptArrays, embed_image, embed_resized, predict
+from stable_sam.refining.predict import PromptArrays, embed_image, embed_resized, frame_of, predict
 from stable_sam.refining.refiner import Refiner, prompt_arrays
 from stable_sam.refining.stability import jittered_prompts, prompt_stability, stability_score
 from stable_sam.rle import decode_mask, encode_patch
@@ -107,7 +107,7 @@ def resize_cases(sides: Sequence[int]) -> Iterator[Case]:
 def encode_cases(refiner: Refiner) -> Iterator[Case]:
     """The base's own encoder against ours, which adds what the decoder needs of the image for every prompt."""
     hw, sam = SIZES["1.4 MP"], refiner.model.sam
-    frame = Frame(hw, refiner.input_side)
+    frame = frame_of(refiner.model, hw)
     resized = resize_image(photograph(hw), frame)
 
     @torch.inference_mode()

@@ -6,6 +6,7 @@ Never imports torch.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -53,7 +54,10 @@ def cpu_has_units() -> bool:
 
 @cache
 def gpu_capabilities() -> tuple[float, ...]:
-    """Return the compute capability of each NVIDIA GPU of this machine."""
+    """Return the compute capability of each NVIDIA GPU of this machine; there is none where the environment hides
+    all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ()
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -110,9 +110,10 @@ def bundled_path(name: str) -> str:
 def weight_uris(config: RefinerConfig) -> tuple[str, str | None, str | None]:
     """Return where the weights of the base, of the plugin and of HQ-SAM are, None for none. `tiny` has no base file.
 
-    Raises `ConfigError` with the command that downloads a published file that is not on this machine, and
-    `WeightsError`.
+    Raises `ConfigError` with the command that downloads a published file, or installs a package, that is not on this
+    machine, and `WeightsError`.
     """
+    BASES[config.model].check_extra()  # said here, before large files are read
     base = config.checkpoint_uri or _found_base(config.model)
     if not config.plugin:
         return base, None, _hq_uri(config)

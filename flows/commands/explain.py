@@ -24,7 +24,6 @@ def explain(
     """Draw SAM beside Stable-SAM for one weak box, points, or both: masks, attended features, offsets and alpha."""
     from stable_sam.explain.drawing import draw
     from stable_sam.explain.explanation import explain as explain_prompt
-    from stable_sam.images.decode import decode_for_input
     from stable_sam.refining.refiner import Refiner
 
     check_suffix(out, (".png", ".jpg"), "the explanation is drawn as an image")
@@ -32,8 +31,6 @@ def explain(
     limit = run.refiner.max_image_pixels
     data, pixels, prompt = read_image(image, prompt_of(image, prompt_id, box, point), limit)
     refiner = Refiner(run.refiner, run.routing)
-    fit = refiner.model.base.fit
-    decoded = decode_for_input(data, name=image, max_pixels=limit, side=refiner.input_side, fit=fit)
-    explanation = explain_prompt(refiner, pixels, prompt, decoded=decoded)
+    explanation = explain_prompt(refiner, pixels, prompt, decoded=refiner.decode(data, name=image))
     write_image(out, draw(explanation))
     typer.echo(f"alpha_1 {explanation.alpha[0]:.3f}, alpha_2 {explanation.alpha[1]:.3f}; drawn to {out}")

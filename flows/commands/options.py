@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stable_sam.bases import BASES
+from stable_sam.bases.cache import PUBLISHED
 from stable_sam.errors import ConfigError
 from stable_sam.records import AnnotationFormat
 
@@ -80,7 +81,8 @@ def read_config(
         config = config.model_copy(update={"source": config.source.model_copy(update=source)})
     refiner = config.refiner
     other = model is not None and model != refiner.model
-    if other and checkpoint is None and (refiner.checkpoint_uri or refiner.plugin_uri or refiner.hq_uri):
+    own_hq = refiner.hq_uri not in (None, PUBLISHED)
+    if other and checkpoint is None and (refiner.checkpoint_uri or refiner.plugin_uri or own_hq):
         raise ConfigError(f"--model {model}: {config_path} names weights for {refiner.model}; change the model there")
     options = {"model": model, "checkpoint": checkpoint, "plugin": plugin}
     given = {name: value for name, value in options.items() if value is not None}

@@ -32,24 +32,25 @@ def download(published: PublishedFile, on_progress: Progress = lambda done, tota
 
     The SHA-256 is checked in both cases. A download gets the name of the file when its content has been checked; until
     then it ends in `.partial`. The proxies of the environment (`https_proxy` and the like) are used.
-    Raises `StorageError`: no room, the folder cannot be written, no or another answer, another size or hash, or
+    Raises `StorageError`: no room, the folder cannot be read or written, no or another answer, another size or hash, or
     another process downloads the same file.
     """
     path = cached_path(published)
-    if cached_file(published) is not None:
-        _check_content(published, path)
-        on_progress(published.size, published.size)
-        return path
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with _explained(published.url, path.parent), _opened_alone(partial) as file:
-        there = file.tell()
-        if there > published.size:
-            there = file.seek(file.truncate(0))
-        _check_room(path.parent, published.size - there)
-        if there < published.size:
-            _fetch(published, file, there, on_progress)
-        _check_content(published, partial)
-        partial.replace(path)
+    with _explained(published.url, path.parent):
+        if cached_file(published) is not None:
+            _check_content(published, path)
+            on_progress(published.size, published.size)
+            return path
+        with _opened_alone(partial) as file:
+            there = file.tell()
+            if there > published.size:
+                there = file.seek(file.truncate(0))
+            _check_room(path.parent, published.size - there)
+            if there < published.size:
+                _fetch(published, file, there, on_progress)
+            _check_content(published, partial)
+            partial.replace(path)
     return path
 
 
@@ -138,6 +139,6 @@ def _explained(url: str, folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise StorageError(
-            f"{folder}: cannot write: {error.strerror or error}; set {FOLDER_VARIABLE} to a folder that can be written "
-            "and has room"
+            f"{folder}: cannot read or write: {error.strerror or error}; set {FOLDER_VARIABLE} to a folder that can be "
+            "written and has room"
         ) from error

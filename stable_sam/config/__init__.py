@@ -38,9 +38,10 @@ class RefinerConfig(Section):
     """Device of the model: `cpu`, `cuda`, `cuda:1`, or `auto` for the GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Arithmetic of the image encoder. `bfloat16` takes about half the time where the machine has matrix units for it
-    (AMX, or an NVIDIA GPU since Ampere) and more time elsewhere; `auto` takes it where such units are. The mask decoder
-    always runs in float32, because bfloat16 there moves masks and prompt_stability too far (docs/results.md). The
-    default is the same on every machine, and the bundled calibration holds for it."""
+    (AMX, or an NVIDIA GPU since Ampere) and more time elsewhere. `auto` takes it when the machine that plans the run
+    has such units, or when `ray.num_gpus` asks for GPUs. The mask decoder always runs in float32, because bfloat16
+    there moves masks and prompt_stability too far (docs/results.md). The default is the same on every machine, and the
+    bundled calibration holds for it."""
     compile: bool = False
     """True compiles the encoder and the decoder of boxes and single points with `torch.compile`, on a GPU with CUDA
     graphs. Masks change only by rounding. Each actor compiles for one or several minutes at its first image, and
@@ -70,7 +71,7 @@ class RefinerConfig(Section):
     spans enough of the embedding for a precise mask (`stable_sam.images.tiles`). Each tile costs one more pass of the
     encoder; prompts of similar size that lie together share a tile. `off` uses the whole image for every prompt."""
     tile_below_cells: float = Field(default=3.0, gt=0)
-    """An object is small when its longer side spans fewer cells than this in the whole image's embedding, which has 24
+    """An object is small when both its sides span fewer cells than this in the whole image's embedding, which has 24
     cells a side for `nano` and 64 for the others. With `nano`, masks of boxes under 1.5 cells gain 0.09 to 0.11 of IoU
     and those up to 3 cells 0.02 to 0.06; for larger boxes no gain is certain (docs/results.md)."""
     tile_scale: float = Field(default=3.0, ge=2)

@@ -21,6 +21,7 @@ from stable_sam.evaluation.routing_bound import RoutingBound, routing_bounds
 from stable_sam.evaluation.sample import sample_objects
 from stable_sam.evaluation.scoring import Scorer
 from stable_sam.evaluation.true_masks import DetectionCounts, TruthSet, read_truth
+from stable_sam.runs.preflight import check_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,8 @@ def evaluate(
 
 def read_sets(data_dirs: Sequence[Path], settings: EvaluationConfig) -> list[TruthSet]:
     """Read the images and objects to evaluate; raises `AnnotationError`, `ConfigError` and `StorageError`."""
-    method_config(settings.refiner, settings.models)  # missing weights are found before hours of reading
+    # Missing weights are found before hours of reading.
+    check_weights(method_config(settings.refiner, settings.models))
     sets = [
         part
         for folder in data_dirs

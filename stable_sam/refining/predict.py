@@ -25,7 +25,7 @@ CELLS_IN_CACHE = 5000
 """Largest number of cells of the decoder's grid, summed over the prompts of a pass, whose features stay in a CPU's
 caches.
 
-A cell takes a few times 1 kB; the cells are those of 8 prompts of `nano` or 1 of `vit_*`.
+A cell takes a few times 1 kB; the cells are those of 8 prompts of `nano` or 1 of a base with an input of 1024 pixels.
 """
 Chunk = tuple[Tensor, Tensor, Tensor, Tensor]
 """The fields of a `Prediction`, in their order, as tensors on the model's device."""

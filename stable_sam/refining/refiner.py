@@ -74,11 +74,14 @@ class Refiner:
         those of all its pixels. When tiles need all pixels, it is also decoded in full. Errors call the image `name`.
         Raises `ImageError` when the file cannot be decoded.
         """
-        limit = self.config.max_image_pixels
-        fit = self.model.base.fit
-        decoded = decode_for_input(data, name=name, max_pixels=limit, side=self.input_side, fit=fit)
-        tiles = TilePixels(decoded, file=data, name=name, max_pixels=limit)
+        decoded = self.decode(data, name=name)
+        tiles = TilePixels(decoded, file=data, name=name, max_pixels=self.config.max_image_pixels)
         return self.refine_prepared(prepare(decoded, prompts, self.input_side, self.config, tiles))
+
+    def decode(self, data: bytes, *, name: str = "image") -> DecodedImage:
+        """Decode the bytes of an image file as `refine_file` does; raises `ImageError` when that is not possible."""
+        limit, fit = self.config.max_image_pixels, self.model.base.fit
+        return decode_for_input(data, name=name, max_pixels=limit, side=self.input_side, fit=fit)
 
     def refine_prepared(self, image: PreparedImage) -> list[RefinedMask]:
         """Return one mask for each prompt of a prepared image, in their order.

@@ -99,7 +99,10 @@ def complete_shard(
 def check_model(identity: ModelIdentity | None, manifest: RunManifest) -> None:
     """Raise `WeightsError` unless `identity` is the model that the run was planned for."""
     if identity != manifest.model:
-        raise WeightsError(f"{manifest.uri}: planned for {manifest.model}, but the loaded model is {identity}")
+        raise WeightsError(
+            f"{manifest.uri}: planned for {manifest.model}, but the loaded model is {identity}; every node needs the "
+            "same files of base and plugin"
+        )
 
 
 def image_jobs(manifest: RunManifest, prompts: Sequence[Prompt], poisoned: Mapping[str, str]) -> Iterator[ImageJob]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError, ImageError, PromptError, StorageError
-from stable_sam.report.pictures import read_image, webp
+from stable_sam.images.decode import decode_image
+from stable_sam.report.pictures import read_file, webp
 from stable_sam.table.schema import SHARD_SCHEMA, prompt_from_row
 
 
@@ -48,8 +49,9 @@ def explanations(rows: Sequence[dict[str, Any]], count: int, config: RunConfig) 
             continue
         try:
             prompt = prompt_from_row({name: row[name] for name in SHARD_SCHEMA.names})
-            whole, reduced = read_image(row["image_uri"]), read_image(row["image_uri"], refiner.input_side)
-            drawn = draw(explain(refiner, whole.pixels, prompt, decoded=reduced))
+            name, data = row["image_uri"], read_file(row["image_uri"])
+            pixels = decode_image(data, name=name, max_pixels=config.refiner.max_image_pixels)
+            drawn = draw(explain(refiner, pixels, prompt, decoded=refiner.decode(data, name=name)))
         except (PromptError, ConfigError, ImageError, StorageError) as error:
             found.missing[prompt_id] = str(error)
             continue

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stable_sam.errors import ImageError, StorageError
-from stable_sam.images.decode import DecodedImage, decode_for_input
+from stable_sam.images.decode import decode_image
 from stable_sam.storage.files import read_bytes
 
 PIXELS_MAX = 300_000_000
@@ -86,14 +86,16 @@ def webp(image_rgb: NDArray[np.uint8]) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def read_image(image_uri: str, side: int | None = None) -> DecodedImage:
-    """Read an image with all its pixels, or reduced for a model with this side of the input.
+def read_image(image_uri: str) -> NDArray[np.uint8]:
+    """Read an image (H, W, 3) with all its pixels, upright; raises `ImageError` and `StorageError`."""
+    return decode_image(read_file(image_uri), name=image_uri, max_pixels=MAX_IMAGE_PIXELS)
 
-    Raises `ImageError` and `StorageError`.
-    """
+
+def read_file(image_uri: str) -> bytes:
+    """Read the file of an image; raises `ImageError` for an annotation without one, and `StorageError`."""
     if not image_uri:
         raise ImageError("the annotation names no image")
-    return decode_for_input(read_bytes(image_uri), name=image_uri, max_pixels=MAX_IMAGE_PIXELS, side=side)
+    return read_bytes(image_uri)
 
 
 def drawable(numbers: Sequence[float] | None) -> bool:
@@ -106,7 +108,7 @@ def drawable(numbers: Sequence[float] | None) -> bool:
 
 def _of_image(name: str, rows: list[dict[str, Any]], side: int) -> tuple[list[tuple[str, str]], dict[str, Seen]]:
     try:
-        pixels = read_image(rows[0]["image_uri"]).pixels
+        pixels = read_image(rows[0]["image_uri"])
     except (ImageError, StorageError) as error:
         return [], {row["prompt_id"]: Seen(note=str(error)) for row in rows}
     height, width = pixels.shape[:2]

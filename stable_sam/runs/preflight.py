@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from stable_sam.bases import BASES
-from stable_sam.config import RunConfig
+from stable_sam.config import RefinerConfig
 from stable_sam.errors import AnnotationError, WeightsError
 from stable_sam.identity import model_identity, weight_uris
 from stable_sam.runs.request import RunRequest
@@ -15,7 +14,7 @@ def check_run(request: RunRequest, *, writes: bool = True) -> None:
 
     writes: False leaves the output unchecked, because checking it writes a probe object and removes it again.
     """
-    check_weights(request.config)
+    check_weights(request.config.refiner)
     truth_uri = request.config.truth_uri
     if truth_uri is not None and not exists(truth_uri):
         raise AnnotationError(f"{truth_uri}: expected COCO instances as truth, found nothing there")
@@ -24,16 +23,14 @@ def check_run(request: RunRequest, *, writes: bool = True) -> None:
         check_output(request.output_uri)
 
 
-def check_weights(config: RunConfig) -> None:
-    """Raise `ConfigError` or `WeightsError` when the model is not given whole or a weights file is missing.
+def check_weights(config: RefinerConfig) -> None:
+    """Raise `ConfigError` or `WeightsError` when the model is not given whole, or a weights file or package is missing.
 
     No weights are read or downloaded.
     """
-    model = config.refiner
-    BASES[model.model].check_extra()
-    if model.model == "tiny":
-        model_identity(model)
+    if config.model == "tiny":
+        model_identity(config)
         return
-    for uri in weight_uris(model):
+    for uri in weight_uris(config):
         if uri is not None and not exists(uri):
-            raise WeightsError(f"{uri}: no such weights file; correct its URI in the config")
+            raise WeightsError(f"{uri}: no such weights file; correct its path or URI")

@@ -27,6 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             program.chmod(0o755)
         monkeypatch.setattr(arithmetic, "CPU_INFO", cpu_info)
         monkeypatch.setenv("PATH", str(folder))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         arithmetic.cpu_has_units.cache_clear()
         arithmetic.gpu_capabilities.cache_clear()
 
@@ -52,6 +53,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_auto_takes_bfloat16_where_the_machine_has_units_for_it(machine, flags, gpus, device, expected) -> None:
     machine(flags, gpus)
     assert fixed_dtype(RefinerConfig(dtype="auto", device=device)).dtype == expected
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_gpus_that_the_environment_hides_do_not_count(machine, monkeypatch, visible) -> None:
+    machine("sse2", "9.0\\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert fixed_dtype(RefinerConfig(dtype="auto")).dtype == "float32"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -116,6 +116,12 @@ def test_one_image_s_commands_refuse_it_too_unless_other_weights_are_given(comma
     assert read_config(str(path), "vit_l", checkpoint="l.pth").refiner.checkpoint_uri == "l.pth"
 
 
+def test_the_published_hq_sam_follows_the_model(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("refiner: {model: vit_b, hq_uri: published}\n")
+    assert read_config(str(path), "vit_l").refiner.hq_uri == "published"
+
+
 @pytest.mark.parametrize(
     "command", ["backfill", "calibrate", "evaluate", "explain", "refine", "refine-image", "report"]
 )

@@ -101,6 +101,12 @@ def test_what_is_missing_is_named(settings, error, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_missing_package_is_named_before_any_weights_are_read(monkeypatch):
+    monkeypatch.setattr("stable_sam.bases.base.find_spec", lambda module: None)
+    with pytest.raises(ConfigError, match=r"^model: vit_t needs timm, .*run: pip install 'stable-sam\[timm\]'$"):
+        model_identity(RefinerConfig(model="vit_t", checkpoint_uri="/nowhere/mobile_sam.pt"))
+
+
 def test_missing_bundled_weights_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(identity, "files", lambda package: tmp_path)
     with pytest.raises(WeightsError, match=r"nano\.safetensors: expected the weights that come with"):

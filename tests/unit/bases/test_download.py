@@ -143,7 +143,23 @@ def test_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("STABLE_SAM_MODELS", str(tmp_path / "file"))
-    with pytest.raises(StorageError, match=f"^{tmp_path}/file: cannot write: .*; set STABLE_SAM_MODELS to a folder"):
+    with pytest.raises(
+        StorageError, match=f"^{tmp_path}/file: cannot read or write: .*; set STABLE_SAM_MODELS to a folder"
+    ):
+        download(server.published())
+
+
+def test_another_hash_in_a_folder_that_cannot_be_written_is_one_line(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base.pth").write_bytes(b"?" * len(CONTENT))
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StorageError, match="models: cannot read or write: Permission denied; set STABLE_SAM_MODELS"):
         download(server.published())
 
 

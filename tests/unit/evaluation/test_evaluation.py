@@ -315,6 +315,12 @@ def test_hq_sam_of_a_published_base_is_the_published_one_unless_it_is_given() ->
         method_config(RefinerConfig(model="vit_b", checkpoint_uri="mine.pth"), methods)
 
 
+def test_missing_weights_are_named_before_the_sets_are_read(tmp_path: Path) -> None:
+    settings = EvaluationConfig(refiner=RefinerConfig(model="vit_b"), methods=("sam",))
+    with pytest.raises(ConfigError, match="run: stable-sam models get vit_b "):
+        read_sets([tmp_path / "nowhere"], settings)
+
+
 def test_methods_and_sets_are_checked(data: Path) -> None:
     expected = "methods: expected at least one of sam, hq-sam, stable-sam, with or without box, got"
     for methods, got in ((("sam", "magic"), "magic"), (("box",), "box"), ((), "none")):

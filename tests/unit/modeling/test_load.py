@@ -1,6 +1,7 @@
 """Loading is strict: every key, every shape, a plugin only on its own base, and one line that says what is wrong."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load, save
 from segment_anything import sam_model_registry
 
+from stable_sam.bases import BASES, PublishedFile
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError, WeightsError
 from stable_sam.modeling.bases.nano import build_nano
@@ -64,6 +66,19 @@ def test_plugin_is_attached_with_the_shape_its_file_names(nano_file, plugin_file
     assert loaded.host.plugin.routing.reduce.out_features == 8
     assert not any(p.requires_grad for p in loaded.sam.parameters())
     assert not loaded.host.plugin.training
+
+
+def test_a_plugin_of_another_base_beside_a_downloaded_base_is_refused(tiny_vit, plugin_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_SAM_MODELS", str(tmp_path))
+    torch.save(build_tiny().state_dict(), tmp_path / "sam.pth")
+    data = (tmp_path / "sam.pth").read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = PublishedFile(name="sam.pth", url="https://x.invalid/sam.pth", size=len(data), sha256=sha256)
+    monkeypatch.setitem(BASES, "vit_b", replace(BASES["vit_b"], file=file))
+    name = f"plugin_{sha256[:16]}.safetensors"
+    (tmp_path / name).write_bytes(plugin_file.read_bytes())
+    with pytest.raises(WeightsError, match=rf"{name}: this plugin was trained on .*sam\.pth \({sha256[:16]}\)$"):
+        load_model(RefinerConfig(model="vit_b", device="cpu"))
 
 
 def test_plugin_of_another_base_is_refused(nano_file, plugin_file, tmp_path):

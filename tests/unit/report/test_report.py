@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from stable_sam.bases import BASES
 from stable_sam.config import RefinerConfig, RunConfig
 from stable_sam.errors import NotFoundError
+from stable_sam.explain import drawing, explanation
 from stable_sam.formats.read import read_prompts
+from stable_sam.images.decode import DecodedImage
 from stable_sam.records import Prompt
 from stable_sam.refining.refiner import Refiner
 from stable_sam.refining.shard_job import refine_shard
 from stable_sam.report.digest import digest
+from stable_sam.report.explanations import explanations
 from stable_sam.report.figures import Figures, figures
 from stable_sam.report.risk import RiskCoverage, risk_coverage
 from stable_sam.report.write import write_report
@@ -32,6 +37,7 @@ from stable_sam.runs.plan import plan_run
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from stable_sam.table.query import connected, query
+from stable_sam.table.schema import SHARD_SCHEMA
 from stable_sam.table.views import OUTCOMES
 from tests.report_table import answer, page_data, page_pictures, picture, publish_night
 
@@ -375,6 +381,23 @@ def test_the_worst_masks_are_explained_by_the_model_that_made_them(table: str, t
     assert re.fullmatch(
         r"expected the model .*, tiny\+plugin in float32, weights \w+; the report was given tiny in .*", note
     )
+
+
+def test_an_explanation_decodes_the_image_as_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base that stretches a wide photograph needs more of its rows than one that pads it."""
+    monkeypatch.setitem(BASES, "tiny", replace(BASES["tiny"], fit="stretch"))
+    Image.new("RGB", (400, 200), "white").save(tmp_path / "wide.jpg")
+    seen: list[DecodedImage] = []
+    monkeypatch.setattr(explanation, "explain", lambda *_, decoded: seen.append(decoded))
+    monkeypatch.setattr(drawing, "draw", lambda _: np.zeros((8, 8, 3), np.uint8))
+    refiner = Refiner(RefinerConfig(model="tiny"))
+    row = dict.fromkeys(SHARD_SCHEMA.names) | asdict(refiner.identity) | {
+        "prompt_id": "a", "image_id": "w", "image_uri": str(tmp_path / "wide.jpg"), "box_xyxy": [5.0, 5.0, 99.0, 99.0],
+        "points_xy": [], "point_labels": [], "status": "ok", "route": "review",
+    }  # fmt: skip
+    found = explanations([row], 1, RunConfig(refiner=refiner.config))
+    assert not found.missing
+    assert [decoded.scale for decoded in seen] == [1]
 
 
 def test_a_report_without_explanations_needs_no_torch(table: str, tmp_path: Path) -> None:
