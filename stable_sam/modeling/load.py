@@ -139,7 +139,9 @@ def _branch_of_checkpoint(
     base = sam.state_dict()
     shared = {key: value for key, value in state.items() if not key.startswith(prefixes)}
     check_tensors(base, shared, name, f"HQ-SAM on {base_name}")
-    other = [key for key, value in shared.items() if not torch.equal(value.float(), base[key])]
+    # The counters of batch norms change no mask, and each training counts on.
+    compared = {key: value for key, value in shared.items() if not key.endswith("num_batches_tracked")}
+    other = [key for key, value in compared.items() if not torch.equal(value.float(), base[key])]
     if other:
         raise WeightsError(
             f"{name}: expected HQ-SAM on the base {base_name}, got another base: "

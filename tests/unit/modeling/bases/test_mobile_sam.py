@@ -204,7 +204,9 @@ def random_hq(sam: MobileSam) -> HqBranch:
 def test_a_whole_light_hq_sam_loads_on_the_base_that_it_holds(tmp_path, base_file, sam):
     branch = {f"mask_decoder.{name}": tensor for name, tensor in random_hq(sam).state_dict().items()}
     own, other = tmp_path / "sam_hq_vit_tiny.pth", tmp_path / "other.pth"
-    torch.save(sam.state_dict() | branch, own)
+    counters = {name: value + 7 for name, value in sam.state_dict().items() if name.endswith("num_batches_tracked")}
+    assert counters  # another training of the branch counts on, which changes no mask
+    torch.save(sam.state_dict() | counters | branch, own)
     torch.save(small_sam(1).state_dict() | branch, other)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     prompts = PromptArrays(boxes_xyxy=np.array([[10.0, 12.0, 90.0, 70.0]]))
