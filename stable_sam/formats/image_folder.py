@@ -10,6 +10,7 @@ from stable_sam.storage import files as storage
 from stable_sam.storage.listing import LeftOutLink
 
 FILE_URI = "file://"
+A_FILE = "a file: images that lie in an archive must be unpacked"
 ALLOW_LINKS = "--follow-links (source.follow_links) allows them"
 
 
@@ -23,6 +24,8 @@ class ImageFolder:
         """
         self.uri = uri.rstrip("/") if not uri.endswith("://") else uri
         self._follow_links = follow_links
+        if storage.is_local_entry(self.uri) and storage.exists(self.uri) and not storage.is_folder(self.uri):
+            raise NotFoundError(f"{uri}: expected a folder of images, found {A_FILE}")
         self.names = ImageNames(name for name, _ in storage.iter_versions(uri, follow_links=follow_links))
         self._linked_folders: dict[str, str | None] = {}
         self.base = storage.join(self.uri, "")
@@ -99,7 +102,7 @@ class ImageFolder:
 
     def _nothing(self) -> str:
         if storage.exists(self.uri) and not storage.is_folder(self.uri):
-            return "a file: images that lie in an archive must be unpacked"
+            return A_FILE
         first = next(iter(self._left_out.values()), None)
         if first is None:
             return "no file there"

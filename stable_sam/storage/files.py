@@ -66,14 +66,25 @@ def absolute_uri(uri: str) -> str:
 
     A local path becomes absolute, without `~`, `.`, `..` and `file://`; `s3a://` becomes `s3://`. A URI has no slash at
     its end. Links are not followed, because names may be looked up by the name of a link.
+
+    Raises `ConfigError` for an empty path, for one that is not valid Unicode, which no table can hold, and for a `~` of
+    an unknown user.
     """
+    if not uri:
+        raise ConfigError("expected a path or a URI, got an empty one")
     protocol, path = split_protocol(uri)
     if protocol not in (None, "file", "local"):
         return join(f"{'s3' if s3.is_s3(uri) else protocol}://", path.rstrip("/")) if path.strip("/") else uri
     bare = path.removeprefix("file:") if protocol is None and path.startswith("file:/") else path
     bare = bare.removeprefix("localhost") if protocol is not None and bare.startswith("localhost/") else bare
     # POSIX allows two slashes at the beginning a meaning of their own, which Linux does not use.
-    absolute = Path(f"/{bare.lstrip('/')}" if bare.startswith("/") else bare).expanduser().absolute()
+    try:
+        absolute = Path(f"/{bare.lstrip('/')}" if bare.startswith("/") else bare).expanduser().absolute()
+        str(absolute).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{absolute}: expected a path in UTF-8, got one in another encoding; rename it") from None
+    except RuntimeError:
+        raise ConfigError(f"{uri}: expected the home folder of a user, found no such user") from None
     if ".." not in absolute.parts:
         return str(absolute)
     # The folder above a link's target is not the folder above the link, so this part of the path has to be resolved.
@@ -85,6 +96,22 @@ def is_content_version(uri: str) -> bool:
     """Tell whether `file_version` of files there depends on their content alone, as an etag does; a local file's does
     not."""
     return s3.is_s3(uri)
+
+
+def is_inside(uri: str, folder_uri: str) -> bool:
+    """Tell whether a URI is a folder or a place below it, by their spelling."""
+    if "://" not in uri and "://" not in folder_uri:
+        uri, folder_uri = os.path.normpath(uri), os.path.normpath(folder_uri)
+    return (uri.rstrip("/") + "/").startswith(folder_uri.rstrip("/") + "/")
+
+
+def check_outside(uri: str, table_uri: str) -> None:
+    """Raise `ConfigError` when `uri` is in the folder of a table, where only the table's own files may be written."""
+    if is_inside(uri, table_uri):
+        raise ConfigError(
+            f"{uri}: expected a place outside of the table's folder, got one inside of {table_uri}: the files there "
+            "belong to the table"
+        )
 
 
 def check_table_uri(uri: str) -> None:

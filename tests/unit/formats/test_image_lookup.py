@@ -287,3 +287,23 @@ def test_json_lines_find_images_for_rows_without_ids_by_the_name_as_given(data: 
     prompts = data.read("rows.jsonl")
     assert [prompt.prompt_id for prompt in prompts] == ["/data/a.jpg:0", "a.jpg:0", "a.jpg:1"]
     assert {prompt.image_uri for prompt in prompts} == {data.uri("images/a.jpg")}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sub/a.jpg", "image file 'sub/a.jpg' is not below {} (sub/a.PNG has its name, but another ending)"),
+        ("sub\\a.tif", "image file 'sub\\\\a.tif' is not below {} (sub/a.PNG has its name, but another ending)"),
+        ("other/a.png", "image file 'other/a.png' is not below {} (sub/a.PNG has its name, but another path)"),
+        ("sub/../b.jpg", "image file 'sub/../b.jpg' is not below {}"),
+    ],
+)
+def test_a_missing_image_names_the_one_that_is_nearly_it(given: str, said: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "images", "sub/a.PNG", "c.jpg")
+    assert found(folder, given) == said.format(folder)
+
+
+def test_images_that_are_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(NotFoundError, match=r"images.zip: expected a folder of images, found a file: images that lie"):
+        ImageFolder(str(tmp_path / "images.zip"))
