@@ -74,11 +74,17 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
 
     Ray answers SIGTERM by an exit that may abort the process, and while it waits it swallows what any other handler
     raises, except a KeyboardInterrupt. Only the main thread can have a handler.
+
+    When Ray has ended, the handler from before gets the signal: Prefect's tells a run that is cancelled from a run that
+    crashes.
     """
     handler = signal.getsignal(signal.SIGTERM)
     in_main = threading.current_thread() is threading.main_thread()
+    interrupted = False
 
     def interrupt(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
     def after_start() -> None:
@@ -90,6 +96,8 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, handler)
+        if interrupted:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import signal
 import socket
 
 import pytest
@@ -5,6 +6,7 @@ import ray
 
 from stable_sam.config import RayConfig
 from stable_sam.errors import ConfigError
+from tasks.actors import session
 from tasks.actors.session import ray_session
 
 
@@ -31,3 +33,27 @@ def test_an_address_that_is_none_is_an_error() -> None:
         ray_session(RayConfig(address="nowhere.invalid:6379")),
     ):
         pass
+
+
+def test_sigterm_is_handed_on_when_ray_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Told(BaseException):
+        pass
+
+    def tell(number: int, frame: object) -> None:
+        told.append("handler from before")
+        raise Told
+
+    monkeypatch.setattr(session, "_start_local", lambda object_store_mb: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: told.append("end of Ray"))
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        with pytest.raises(Told), ray_session(RayConfig()):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            told.append("work")
+        assert told == ["work", "end of Ray", "handler from before"]
+        assert signal.getsignal(signal.SIGTERM) is tell
+    finally:
+        signal.signal(signal.SIGTERM, before)
