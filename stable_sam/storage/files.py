@@ -38,7 +38,7 @@ from stable_sam.storage.listing import (
     objects,
     stored_object,
 )
-from stable_sam.storage.storage_errors import explained, explained_file
+from stable_sam.storage.storage_errors import explained, explained_file, web_failure
 
 PARTIAL_SUFFIX = ".stable-sam-partial"
 """Ending of local files that are still being written. Listings leave such files out, also those of killed writers."""
@@ -217,7 +217,11 @@ def exists(uri: str) -> bool:
         filesystem, path = _open(uri)
         try:
             filesystem.info(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except NotADirectoryError:
+            return False
+        except FileNotFoundError as error:
+            if web_failure(error) is not None:
+                raise
             return False
         return True
 

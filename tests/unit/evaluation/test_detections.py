@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from stable_sam.config import RefinerConfig
-from stable_sam.errors import AnnotationError, ConfigError, StorageError
+from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.detections import MATCHED, match_detections
 from stable_sam.evaluation.evaluate import evaluate, read_sets
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
