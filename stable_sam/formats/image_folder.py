@@ -92,6 +92,11 @@ class ImageFolder:
         return next((path for path in above if path in self._links), None)
 
     @cached_property
+    def misnamed(self) -> str | None:
+        """The first path that is no image of the folder because its name is not UTF-8; None when there is none."""
+        return next(storage.misnamed(self.uri), None)
+
+    @cached_property
     def _left_out(self) -> dict[str, LeftOutLink]:
         """Return the links that the listing leaves out, by path, listed only when an image is missing."""
         return {link.path: link for link in storage.links_left_out(self.uri, follow_links=self._follow_links)}
@@ -105,7 +110,7 @@ class ImageFolder:
             return A_FILE
         first = next(iter(self._left_out.values()), None)
         if first is None:
-            return "no file there"
+            return "no file there" if self.misnamed is None else f"only names that are not UTF-8: {self.misnamed}"
         if first.broken:
             return f"only links, and {first.path} is one to nothing: fetch the files that they stand for"
         return f"only links that lead out of it, such as {first.path}: {ALLOW_LINKS}"

@@ -187,7 +187,8 @@ class ImageLookup:
         same = next((path for path in near if same_image(parts[-1], path.rpartition("/")[2])), None)
         if near:
             return f"{problem} ({same or near[0]} has its name, but another {'path' if same else 'ending'})"
-        return problem
+        misnamed = self.folder.misnamed
+        return problem if misnamed is None else f"{problem} (names that are not UTF-8 are left out, such as {misnamed})"
 
 
 def relative_name(name: Any) -> str:

@@ -175,7 +175,8 @@ def _of(file_format: str) -> str:
 def _check_links(uri: str, folder: str, names: list[str], follow_links: bool) -> None:
     """Raise `AnnotationError` for a link that is not followed and has the ending of one of the files `names`.
 
-    Without `names`, a link to a folder, or to a file that may hold annotations, raises it.
+    Without `names`, a link to a folder, or to a file that may hold annotations, raises it. A file whose name is not
+    UTF-8, which no listing has, counts as such a link.
     """
     pattern = _pattern_below(uri)
     kinds = {name.rpartition(".")[2].lower() for name in names} or {ending for kind in _KINDS for ending in kind}
@@ -185,6 +186,9 @@ def _check_links(uri: str, folder: str, names: list[str], follow_links: bool) ->
         if wanted or (link.folder and not names):
             said = "to nothing: fetch the file that it stands for" if link.broken else f"out of it: {ALLOW_LINKS}"
             raise AnnotationError(f"{uri}: expected annotation files, got {link.path}, a link that leads {said}")
+    for path in storage.misnamed(folder):
+        if (pattern.fullmatch(path) if pattern else path.rpartition(".")[2].lower() in kinds) or not names:
+            raise AnnotationError(f"{uri}: expected files whose names are UTF-8, got {path}: rename it")
 
 
 def _version(uri: str, follow_links: bool) -> str:

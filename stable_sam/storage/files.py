@@ -35,6 +35,7 @@ from stable_sam.storage.listing import (
     local_file,
     local_files,
     local_links_left_out,
+    local_misnamed,
     objects,
     stored_object,
 )
@@ -264,6 +265,13 @@ def is_local_entry(uri: str) -> bool:
     with explained(uri, "look up"):
         filesystem, path = _open(uri)
         return isinstance(filesystem, LocalFileSystem) and os.path.lexists(path)
+
+
+def misnamed(uri: str) -> Iterator[str]:
+    """Yield the paths below a local folder that no listing has because their names are not UTF-8; for messages only."""
+    with explained(uri, "list"):
+        filesystem, path = _open(uri)
+        return local_misnamed(path) if isinstance(filesystem, LocalFileSystem) else iter(())
 
 
 def links_left_out(uri: str, *, follow_links: bool = False) -> Iterator[LeftOutLink]:

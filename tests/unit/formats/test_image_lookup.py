@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,21 @@ def test_images_that_are_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images.zip").write_bytes(b"PK")
     with pytest.raises(NotFoundError, match=r"images.zip: expected a folder of images, found a file: images that lie"):
         ImageFolder(str(tmp_path / "images.zip"))
+
+
+def test_names_that_are_not_utf8_are_told(tmp_path: Path) -> None:
+    images, labels = fill(tmp_path / "images", "a.jpg"), fill(tmp_path / "labels", "a.txt")
+    (images / os.fsdecode(b"k\xf6.jpg")).write_bytes(b"")
+    said = (
+        f"image file 'k\u00f6.jpg' is not below {images} (names that are not UTF-8 are left out, such as k\\udcf6.jpg)"
+    )
+    assert found(images, "k\u00f6.jpg") == said
+    (images / "a.jpg").unlink()
+    with pytest.raises(
+        NotFoundError, match=r"images: expected a folder of images, found only names that are not UTF-8"
+    ):
+        ImageFolder(str(images))
+    (labels / os.fsdecode(b"k\xf6.txt")).write_bytes(b"")
+    for given in (labels, labels / "*.txt"):
+        with pytest.raises(AnnotationError, match=r"expected files whose names are UTF-8, got k\\udcf6.txt: rename it"):
+            list(read_prompts(str(given), images_uri=str(fill(images, "a.jpg"))))
