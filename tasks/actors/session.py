@@ -37,6 +37,18 @@ _ROOM_MB = 100
 """Free space that Ray's logs and sockets need in the temporary folder."""
 
 
+_worker = threading.Event()
+"""Set in the process of a deployed run."""
+
+
+def end_by_sigterm() -> None:
+    """From now on, SIGTERM during a session of Ray ends this process without a word, once Ray has ended.
+
+    A worker of Prefect then says what became of its run: cancelled, or crashed.
+    """
+    _worker.set()
+
+
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Connect to Ray or start it for the block, and disconnect or stop it afterwards.
@@ -75,8 +87,7 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
     Ray answers SIGTERM by an exit that may abort the process, and while it waits it swallows what any other handler
     raises, except a KeyboardInterrupt. Only the main thread can have a handler.
 
-    When Ray has ended, the handler from before gets the signal: Prefect's tells a run that is cancelled from a run that
-    crashes.
+    When Ray has ended, the handler from before gets the signal, or the process ends (`end_by_sigterm`).
     """
     handler = signal.getsignal(signal.SIGTERM)
     in_main = threading.current_thread() is threading.main_thread()
@@ -95,7 +106,7 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
         yield after_start
     finally:
         if in_main:
-            signal.signal(signal.SIGTERM, handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if interrupted and _worker.is_set() else handler)
         if interrupted:
             signal.raise_signal(signal.SIGTERM)
 

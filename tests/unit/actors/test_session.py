@@ -1,5 +1,7 @@
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -57,3 +59,20 @@ def test_sigterm_is_handed_on_when_ray_has_ended(monkeypatch: pytest.MonkeyPatch
         assert signal.getsignal(signal.SIGTERM) is tell
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+DEPLOYED = """
+import signal, ray
+from stable_sam.config import RayConfig
+from tasks.actors import session
+session._start_local = lambda object_store_mb: None
+ray.shutdown = lambda: print("end of Ray", flush=True)
+session.end_by_sigterm()
+with session.ray_session(RayConfig()):
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_in_a_deployed_run_sigterm_ends_the_process_when_ray_has_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", DEPLOYED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "end of Ray\n", "")
