@@ -161,6 +161,7 @@ DEEP = 100_000
         (b'{"image": "' + b"x" * (prompt_table.MAX_LINE_BYTES + 10), "line 1: expected a line below"),
         (b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1', "not valid JSON: Expecting ',' "),
         ('{"images": []'.encode("utf-16"), "byte 0: expected text in UTF-8, got the byte 0xff"),
+        ('{"k\u00f6'.encode()[:-1], "unexpected end of data"),
     ],
 )
 def test_malicious_json_is_one_line(root: Path, content: bytes, message: str) -> None:
