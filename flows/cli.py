@@ -29,7 +29,7 @@ from flows.commands import (
     vacuum,
 )
 from flows.commands.one_image import PointCommand
-from stable_sam.errors import StableSamError, shown
+from stable_sam.errors import ConfigError, StableSamError, shown
 from stable_sam.storage.machine import explained_os_error
 
 app = typer.Typer(
@@ -63,6 +63,7 @@ def main() -> None:
     """Run the command line; a `StableSamError` or an error of the system becomes one line on stderr and exit code 2."""
     _use_utf8()
     try:
+        _check_arguments()
         app()
     except StableSamError as error:
         message = str(error)
@@ -71,6 +72,15 @@ def main() -> None:
         message = shown(explained_os_error(error))
     print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one place where errors meet the user
     sys.exit(2)
+
+
+def _check_arguments() -> None:
+    """Raise `ConfigError` for an argument whose bytes are not UTF-8: no table and no SQL can hold it."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{argument}: expected an argument in UTF-8, got one in another encoding") from None
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -35,8 +35,11 @@ def end_with_worker(flow_run_id: str) -> None:
 
     The second process takes 10 MB and no time. On systems other than Linux the worker's end ends nothing.
     """
-    from tasks.actors.child import signal_when_parent_ends  # imported here because the second process does without
+    # Imported here because the second process does without.
+    from tasks.actors.child import signal_when_parent_ends
+    from tasks.actors.session import end_by_sigterm
 
+    end_by_sigterm()
     signal_when_parent_ends(signal.SIGTERM)
     code = f"from flows.killed_runs import watch; watch({flow_run_id!r})"
     watcher = subprocess.Popen(

@@ -99,4 +99,6 @@ class ConservationError(StorageError):
 
 def one_line(error: BaseException) -> str:
     """Return the message of another library's error on one line, or its type when it has no message."""
+    if isinstance(error, UnicodeDecodeError) and error.reason.startswith("invalid") and error.encoding == "utf-8":
+        return f"expected text in UTF-8, got the byte 0x{error.object[error.start]:02x}; save the file as UTF-8"
     return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 from prefect import task
@@ -46,8 +47,12 @@ def refine(manifest_uri: str, ray: RayConfig, device: str) -> RefineReport:
     failures: list[ShardFailure] = []
     images, seconds, commit_seconds = 0, 0.0, 0.0
     before = manifest.images - sum(shard.images for shard in missing)
-    with Progress(total_images=manifest.images, done_images=before) as progress:
-        for outcome in run_shards(manifest_uri, missing, ray, device=device):
+    with (
+        Progress(total_images=manifest.images, done_images=before) as progress,
+        # An interrupt that comes outside of Ray ends Ray, too, before it goes on.
+        closing(run_shards(manifest_uri, missing, ray, device=device)) as outcomes,
+    ):
+        for outcome in outcomes:
             match outcome:
                 case ShardReport():
                     images, seconds = images + outcome.images, seconds + outcome.seconds

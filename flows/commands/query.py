@@ -80,9 +80,11 @@ def query(
     form = form or _format_of(out)
     if form is OutputFormat.parquet and out is None:
         raise ConfigError("--format parquet: expected --out FILE as well, because a terminal cannot show Parquet")
-    from stable_sam.storage.files import absolute_uri, write_bytes
+    from stable_sam.storage.files import absolute_uri, check_outside, write_bytes
     from stable_sam.table.query import query as run_query
 
+    if out is not None:
+        check_outside(absolute_uri(out), absolute_uri(table))
     rows = run_query(absolute_uri(table), sql, as_of=as_of, memory_limit=memory_limit)
     if out is not None:
         write_bytes(out, _encode(rows, form))

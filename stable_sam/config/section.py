@@ -8,7 +8,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stable_sam.errors import ConfigError
+from stable_sam.errors import ConfigError, one_line
 
 
 class Section(BaseModel):
@@ -24,7 +24,7 @@ class Section(BaseModel):
         except OSError as error:
             raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from None
         if raw is not None and not isinstance(raw, dict):
             raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(raw).__name__}")
         return cls.from_dict(raw or {}, source=str(path))

@@ -24,9 +24,9 @@ import numpy as np
 from stable_sam.errors import AnnotationError
 from stable_sam.evaluation.prompts import box_iou
 from stable_sam.evaluation.true_masks import DetectionCounts, TruthImage, TruthObject, TruthSet
+from stable_sam.formats.reading import open_annotations
 from stable_sam.formats.source_annotation import id_text
 from stable_sam.prompt_noise import clip_boxes
-from stable_sam.storage.files import open_stream
 from stable_sam.storage.json_stream import JsonStream
 from stable_sam.wording import counted
 
@@ -74,7 +74,7 @@ def _places(sets: Sequence[TruthSet]) -> dict[tuple[str, str], list[_Place]]:
 
 
 def _read(uri: str, places: Mapping[tuple[str, str], Sequence[_Place]]) -> Iterator[tuple[_Place, _Detection]]:
-    with open_stream(uri) as file:
+    with open_annotations(uri) as file:
         stream = JsonStream(file, uri)
         if stream.peek() != "[":
             raise AnnotationError(f"{uri}: expected COCO detection results, a list of objects with bbox and score")

@@ -10,6 +10,7 @@ from stable_sam.storage import files as storage
 from stable_sam.storage.listing import LeftOutLink
 
 FILE_URI = "file://"
+A_FILE = "a file: images that lie in an archive must be unpacked"
 ALLOW_LINKS = "--follow-links (source.follow_links) allows them"
 
 
@@ -23,6 +24,8 @@ class ImageFolder:
         """
         self.uri = uri.rstrip("/") if not uri.endswith("://") else uri
         self._follow_links = follow_links
+        if storage.is_local_entry(self.uri) and storage.exists(self.uri) and not storage.is_folder(self.uri):
+            raise NotFoundError(f"{uri}: expected a folder of images, found {A_FILE}")
         self.names = ImageNames(name for name, _ in storage.iter_versions(uri, follow_links=follow_links))
         self._linked_folders: dict[str, str | None] = {}
         self.base = storage.join(self.uri, "")
@@ -89,6 +92,11 @@ class ImageFolder:
         return next((path for path in above if path in self._links), None)
 
     @cached_property
+    def misnamed(self) -> str | None:
+        """The first path that is no image of the folder because its name is not UTF-8; None when there is none."""
+        return next(storage.misnamed(self.uri), None)
+
+    @cached_property
     def _left_out(self) -> dict[str, LeftOutLink]:
         """Return the links that the listing leaves out, by path, listed only when an image is missing."""
         return {link.path: link for link in storage.links_left_out(self.uri, follow_links=self._follow_links)}
@@ -99,10 +107,10 @@ class ImageFolder:
 
     def _nothing(self) -> str:
         if storage.exists(self.uri) and not storage.is_folder(self.uri):
-            return "a file: images that lie in an archive must be unpacked"
+            return A_FILE
         first = next(iter(self._left_out.values()), None)
         if first is None:
-            return "no file there"
+            return "no file there" if self.misnamed is None else f"only names that are not UTF-8: {self.misnamed}"
         if first.broken:
             return f"only links, and {first.path} is one to nothing: fetch the files that they stand for"
         return f"only links that lead out of it, such as {first.path}: {ALLOW_LINKS}"

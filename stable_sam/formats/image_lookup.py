@@ -170,7 +170,9 @@ class ImageLookup:
                 problem = f"image file {given!r:.200} does not exist"
         else:
             try:
-                name = relative_name(given)
+                # a/../b.jpg does not lead out of the folder.
+                up = isinstance(given, str) and ".." in given
+                name = relative_name(posixpath.normpath(given.replace("\\", "/")) if up else given)
             except ImageError as error:
                 problem = str(error)
         problem = said or problem
@@ -181,9 +183,12 @@ class ImageLookup:
         if link is not None:
             return f"{problem} ({link})"
         parts = path_parts(name)
-        near = (path for path in self._candidates(parts, "") if same_image(parts[-1], path.rpartition("/")[2]))
-        other = next(near, None)
-        return problem if other is None else f"{problem} ({other} has its name, but another path)"
+        near = list(self._candidates(parts, ""))
+        same = next((path for path in near if same_image(parts[-1], path.rpartition("/")[2])), None)
+        if near:
+            return f"{problem} ({same or near[0]} has its name, but another {'path' if same else 'ending'})"
+        misnamed = self.folder.misnamed
+        return problem if misnamed is None else f"{problem} (names that are not UTF-8 are left out, such as {misnamed})"
 
 
 def relative_name(name: Any) -> str:

@@ -65,7 +65,7 @@ def _rows(file: BinaryIO, uri: str) -> Iterator[tuple[int, dict[str, str]]]:
         if not ("ImageID" in columns and any(set(names) <= set(columns) for names in (BOXES, SEGMENTS))):
             raise AnnotationError(
                 f"{uri}: expected Open Images boxes with the columns ImageID, {', '.join(BOXES)}, "
-                f"got {', '.join(columns):.200}"
+                f"got {', '.join(columns) or 'an empty file':.200}"
             )
         for row in reader:
             row.pop(TOO_MANY, None)

@@ -17,6 +17,7 @@ from stable_sam.formats.source_annotation import SourceAnnotation
 from stable_sam.images.orientation import turned_hw
 from stable_sam.images.size import stored_size_of
 from stable_sam.storage import files as storage
+from stable_sam.storage.file_kinds import LFS_POINTER, beginning
 
 MAX_INTEGER = 2**1000
 ROWS_ONE_BY_ONE = 500
@@ -32,7 +33,7 @@ PACKED = {
     b"Rar!": "a rar archive",
 }
 """The first bytes of archives and compressed files, because many exports are downloaded as such."""
-PACKED_BYTES = max(map(len, PACKED))
+PACKED_BYTES = max(map(len, (*PACKED, LFS_POINTER)))
 MAX_SIZES = 100_000
 """Number of images whose size is kept, because files that are not sorted by image name each image many times."""
 
@@ -156,10 +157,12 @@ def open_annotations(uri: str) -> BinaryIO:
 
 
 def check_unpacked(head: bytes, uri: str) -> None:
-    """Raise `AnnotationError` when the first bytes of a file are those of an archive or a compressed file."""
-    for beginning, kind in PACKED.items():
-        if head.startswith(beginning):
+    """Raise `AnnotationError` when a file's first bytes are those of a packed file or of a pointer of Git LFS."""
+    for magic, kind in PACKED.items():
+        if head.startswith(magic):
             raise AnnotationError(f"{uri}: expected annotations, got {kind}: unpack it and give its content")
+    if head.startswith(LFS_POINTER):
+        raise AnnotationError(f"{uri}: expected annotations, got {beginning(head)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

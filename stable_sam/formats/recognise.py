@@ -43,7 +43,7 @@ def recognise(file: BinaryIO, uri: str) -> str:
         return _ROOTS[tag]
     if ending == "txt" and start[:1] not in (b"[", b"{"):
         return "yolo"
-    if ending == "csv":
+    if ending == "csv" and start:
         return "openimages"
     stream = JsonStream(file, uri)
     first = stream.peek()

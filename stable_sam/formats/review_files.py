@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_sam.errors import AnnotationError, NotFoundError
 from stable_sam.formats.export_records import SENT
+from stable_sam.formats.reading import PACKED_BYTES, check_unpacked
 from stable_sam.formats.review_records import SentImage, is_revision, reviewed_size
 from stable_sam.storage.files import is_folder, iter_versions, join, open_stream, read_bytes
 from stable_sam.storage.json_stream import JsonStream
@@ -68,8 +69,10 @@ class Files:
     """The list of what was sent; None when it was not found."""
 
     def read(self, name: str) -> bytes:
-        """Return the whole content of a file; raises `StorageError`."""
-        return read_bytes(self.where(name), max_bytes=MAX_FILE_BYTES)
+        """Return the whole content of a file; raises `StorageError`, and `AnnotationError` for one that is packed."""
+        content = read_bytes(self.where(name), max_bytes=MAX_FILE_BYTES)
+        check_unpacked(content[:PACKED_BYTES], self.where(name))
+        return content
 
     def where(self, name: str) -> str:
         """Return the URI of a file."""

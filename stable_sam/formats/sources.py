@@ -9,7 +9,6 @@ yolo=s3://lake/a.json,rcnn=s3://lake/b  several sources, here with names of thei
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -106,31 +105,17 @@ def check_annotations(annotations: str, *, follow_links: bool = False) -> None:
             raise AnnotationError(f"{uri}: no such annotation file")
 
 
-def check_apart(annotations: str, written_uri: str, table_uri: str | None = None) -> None:
-    """Raise `ConfigError` when what is written to `written_uri` would be taken for annotations by the next night.
-
-    table_uri: a table in whose folder nothing else may be written, either.
-    """
-    if table_uri is not None and _inside(written_uri, table_uri):
-        raise ConfigError(
-            f"{written_uri}: expected a place outside of the table's folder, got one inside of {table_uri}: the files "
-            "there belong to the table"
-        )
+def check_apart(annotations: str, written_uri: str) -> None:
+    """Raise `ConfigError` when what is written to `written_uri` would be taken for annotations by the next night."""
     for _, uri in map(_named, _entries(annotations)):
         fixed, *wild = _WILD.split(uri, maxsplit=1)
         # Only a pattern with ** reaches the files of a folder that it does not name.
         folder = fixed.rpartition("/")[0] if wild and "**" in uri else uri
-        if _inside(written_uri, folder):
+        if storage.is_inside(written_uri, folder):
             raise ConfigError(
                 f"{written_uri}: expected a place outside of the annotations' folder, got one inside of {folder}: the "
                 "files there are read as annotations"
             )
-
-
-def _inside(uri: str, folder: str) -> bool:
-    if "://" not in uri and "://" not in folder:
-        uri, folder = os.path.normpath(uri), os.path.normpath(folder)
-    return (uri.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
 
 
 def _entries(annotations: str) -> list[str]:
@@ -190,7 +175,8 @@ def _of(file_format: str) -> str:
 def _check_links(uri: str, folder: str, names: list[str], follow_links: bool) -> None:
     """Raise `AnnotationError` for a link that is not followed and has the ending of one of the files `names`.
 
-    Without `names`, a link to a folder, or to a file that may hold annotations, raises it.
+    Without `names`, a link to a folder, or to a file that may hold annotations, raises it. A file whose name is not
+    UTF-8, which no listing has, counts as such a link.
     """
     pattern = _pattern_below(uri)
     kinds = {name.rpartition(".")[2].lower() for name in names} or {ending for kind in _KINDS for ending in kind}
@@ -200,6 +186,9 @@ def _check_links(uri: str, folder: str, names: list[str], follow_links: bool) ->
         if wanted or (link.folder and not names):
             said = "to nothing: fetch the file that it stands for" if link.broken else f"out of it: {ALLOW_LINKS}"
             raise AnnotationError(f"{uri}: expected annotation files, got {link.path}, a link that leads {said}")
+    for path in storage.misnamed(folder):
+        if (pattern.fullmatch(path) if pattern else path.rpartition(".")[2].lower() in kinds) or not names:
+            raise AnnotationError(f"{uri}: expected files whose names are UTF-8, got {path}: rename it")
 
 
 def _version(uri: str, follow_links: bool) -> str:

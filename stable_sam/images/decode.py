@@ -15,6 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from stable_sam.bases import Fit
 from stable_sam.errors import ImageError, one_line
 from stable_sam.images.orientation import orientation, stored_size, turned_hw
+from stable_sam.storage.file_kinds import beginning
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself. For others, such as PostScript, it would start programs on files that
@@ -111,8 +112,7 @@ def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name}: the image is too large: {one_line(error)}") from None
     except Exception as error:
         raise ImageError(
-            f"{name}: not an image: expected one of {', '.join(FORMATS)}, "
-            f"got {len(data)} bytes that begin with {data[:8]!r}"
+            f"{name}: not an image: expected one of {', '.join(FORMATS)}, got {beginning(data)} ({len(data)} bytes)"
         ) from error
     width, height = image.size
     if width * height > max_pixels:

@@ -12,6 +12,7 @@ from stable_sam.errors import ImageError, NotFoundError
 from stable_sam.images.decode import FORMATS
 from stable_sam.images.orientation import stored_size
 from stable_sam.storage import files as storage
+from stable_sam.storage.file_kinds import beginning
 
 HEAD_BYTES_TRIED = (2**16, 2**20, 2**28)
 """Numbers of bytes to read, tried in turn. The first holds most headers, but some cameras put a preview before the size
@@ -32,7 +33,7 @@ def stored_size_of(uri: str) -> tuple[tuple[int, int], int]:
             return _size(head)
         if len(head) < length:
             break
-    raise ImageError(f"{uri}: cannot read the image's size: expected an image, got bytes that begin with {head[:8]!r}")
+    raise ImageError(f"{uri}: cannot read the image's size: expected an image, got {beginning(head)}")
 
 
 def _size(head: bytes) -> tuple[tuple[int, int], int]:

@@ -12,7 +12,7 @@ from stable_sam.formats.registry import WRITERS
 from stable_sam.formats.sources import check_apart
 from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.review.selection import Naming, selected
-from stable_sam.storage.files import absolute_uri, iter_versions, join, read_bytes, write_bytes
+from stable_sam.storage.files import absolute_uri, check_outside, iter_versions, join, read_bytes, write_bytes
 from stable_sam.storage.json_lists import json_lists
 from stable_sam.storage.parallel import ahead
 
@@ -86,7 +86,8 @@ def export(
     if next(iter_versions(out_uri), None) is not None:
         raise InputError(f"{out_uri}: expected a new or empty folder to export to, got one with files")
     with selected(table_uri, where, routes, as_of, sample) as selection:
-        check_apart(selection.run["annotations_uri"], absolute_uri(out_uri), absolute_uri(table_uri))
+        check_outside(absolute_uri(out_uri), absolute_uri(table_uri))
+        check_apart(selection.run["annotations_uri"], absolute_uri(out_uri))
         if form.names_by_stem:
             selection.check_stems()
         copies = form.copies if copy_images is None else copy_images

@@ -6,6 +6,7 @@ from datetime import date, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from stable_sam.errors import ConfigError
+from stable_sam.table.log import iso_moment
 
 
 def iso_date(text: str, what: str) -> date:
@@ -34,7 +35,7 @@ def since_moment(since: str | None, timezone: str) -> datetime | None:
     if since is None:
         return None
     try:
-        moment = datetime.fromisoformat(since)
+        moment = iso_moment(since)
     except ValueError:
         raise ConfigError(f"since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got {since!r}") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=zone)

@@ -47,6 +47,9 @@ class RunSummary:
     changes: Changes | None = None
     """How the source differed from the table before the run; None when that is not known."""
 
+    an_error: str | None = None
+    """Why the first of the prompts that failed did so; None when none failed."""
+
     truth: TruthScore | None = None
     """How good the masks are whose true masks are known; None when the run was given no truth."""
     stages: StageShares | None = None
@@ -144,7 +147,10 @@ def check_failures(summary: RunSummary, max_failed_fraction: float) -> None:
         what = f"{summary.failed} of {counted(summary.prompts, 'prompt')} failed, {share}"
     else:
         return
-    raise InputError(f"{summary.table_uri}: {what}; run {summary.run_id} is published, and its failed rows say why")
+    why = "" if summary.an_error is None else f", one of them: {summary.an_error}"
+    raise InputError(
+        f"{summary.table_uri}: {what}; run {summary.run_id} is published, and its failed rows say why{why}"
+    )
 
 
 def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
@@ -152,7 +158,7 @@ def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
     medians = ", ".join(f"score_median({score})" for score in MEASURED)
     sql = (
         f"SELECT (SELECT current_prompts FROM runs WHERE run_id = '{run_id}') AS current_prompts, "
-        f"status, route, count(*) AS prompts, {medians} FROM history "
+        f"status, route, count(*) AS prompts, min_by(error, prompt_id), {medians} FROM history "
         f"WHERE run_id = '{run_id}' AND status <> 'withdrawn' GROUP BY status, route ORDER BY status DESC, route"
     )
     figures = ", ".join(field.name for field in fields(TruthScore))
@@ -163,7 +169,7 @@ def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
     truth = next((TruthScore(**row) for row in scores if row["truth_matched"] is not None), None)
     rows = tuple(
         SummaryRow(status=status, route=route, prompts=prompts, medians=tuple(scores))
-        for _, status, route, prompts, *scores in found
+        for _, status, route, prompts, _, *scores in found
     )
     stages = None
     for images, *seconds in times:
@@ -175,6 +181,7 @@ def summarize(table_uri: str, run_id: str, **more: Any) -> RunSummary:
         run_id=run_id,
         rows=rows,
         current_prompts=found[0][0] if found else None,
+        an_error=next((error for _, _, _, _, error, *_ in found if error is not None), None),
         truth=truth,
         stages=stages,
         **more,

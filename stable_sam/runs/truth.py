@@ -30,13 +30,14 @@ from pycocotools import mask as coco_mask
 from stable_sam.errors import AnnotationError, ImageError, StorageError
 from stable_sam.formats.image_lookup import path_parts
 from stable_sam.formats.image_names import composed
+from stable_sam.formats.reading import open_annotations
 from stable_sam.formats.source_annotation import id_text, image_size
 from stable_sam.images.orientation import size_problem, turned_hw
 from stable_sam.images.size import stored_size_of
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.rle import encode_segmentation, rle, rle_iou
 from stable_sam.runs.manifest import ShardPlan
-from stable_sam.storage.files import open_stream, read_bytes, write_bytes
+from stable_sam.storage.files import read_bytes, write_bytes
 from stable_sam.storage.json_stream import JsonStream
 from stable_sam.storage.parallel import ahead
 
@@ -217,7 +218,7 @@ def _read(connection: duckdb.DuckDBPyConnection, uri: str) -> None:
         "annotations": (_annotation, _ANNOTATIONS),
     }
     found = set()
-    with open_stream(uri) as file:
+    with open_annotations(uri) as file:
         stream = JsonStream(file, uri)
         if stream.peek() != "{":
             raise AnnotationError(f"{uri}: expected COCO instances as truth, an object with images and annotations")

@@ -35,10 +35,11 @@ from stable_sam.storage.listing import (
     local_file,
     local_files,
     local_links_left_out,
+    local_misnamed,
     objects,
     stored_object,
 )
-from stable_sam.storage.storage_errors import explained, explained_file
+from stable_sam.storage.storage_errors import explained, explained_file, web_failure
 
 PARTIAL_SUFFIX = ".stable-sam-partial"
 """Ending of local files that are still being written. Listings leave such files out, also those of killed writers."""
@@ -66,14 +67,25 @@ def absolute_uri(uri: str) -> str:
 
     A local path becomes absolute, without `~`, `.`, `..` and `file://`; `s3a://` becomes `s3://`. A URI has no slash at
     its end. Links are not followed, because names may be looked up by the name of a link.
+
+    Raises `ConfigError` for an empty path, for one that is not valid Unicode, which no table can hold, and for a `~` of
+    an unknown user.
     """
+    if not uri:
+        raise ConfigError("expected a path or a URI, got an empty one")
     protocol, path = split_protocol(uri)
     if protocol not in (None, "file", "local"):
         return join(f"{'s3' if s3.is_s3(uri) else protocol}://", path.rstrip("/")) if path.strip("/") else uri
     bare = path.removeprefix("file:") if protocol is None and path.startswith("file:/") else path
     bare = bare.removeprefix("localhost") if protocol is not None and bare.startswith("localhost/") else bare
     # POSIX allows two slashes at the beginning a meaning of their own, which Linux does not use.
-    absolute = Path(f"/{bare.lstrip('/')}" if bare.startswith("/") else bare).expanduser().absolute()
+    try:
+        absolute = Path(f"/{bare.lstrip('/')}" if bare.startswith("/") else bare).expanduser().absolute()
+        str(absolute).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{absolute}: expected a path in UTF-8, got one in another encoding; rename it") from None
+    except RuntimeError:
+        raise ConfigError(f"{uri}: expected the home folder of a user, found no such user") from None
     if ".." not in absolute.parts:
         return str(absolute)
     # The folder above a link's target is not the folder above the link, so this part of the path has to be resolved.
@@ -85,6 +97,22 @@ def is_content_version(uri: str) -> bool:
     """Tell whether `file_version` of files there depends on their content alone, as an etag does; a local file's does
     not."""
     return s3.is_s3(uri)
+
+
+def is_inside(uri: str, folder_uri: str) -> bool:
+    """Tell whether a URI is a folder or a place below it, by their spelling."""
+    if "://" not in uri and "://" not in folder_uri:
+        uri, folder_uri = os.path.normpath(uri), os.path.normpath(folder_uri)
+    return (uri.rstrip("/") + "/").startswith(folder_uri.rstrip("/") + "/")
+
+
+def check_outside(uri: str, table_uri: str) -> None:
+    """Raise `ConfigError` when `uri` is in the folder of a table, where only the table's own files may be written."""
+    if is_inside(uri, table_uri):
+        raise ConfigError(
+            f"{uri}: expected a place outside of the table's folder, got one inside of {table_uri}: the files there "
+            "belong to the table"
+        )
 
 
 def check_table_uri(uri: str) -> None:
@@ -190,7 +218,11 @@ def exists(uri: str) -> bool:
         filesystem, path = _open(uri)
         try:
             filesystem.info(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except NotADirectoryError:
+            return False
+        except FileNotFoundError as error:
+            if web_failure(error) is not None:
+                raise
             return False
         return True
 
@@ -233,6 +265,13 @@ def is_local_entry(uri: str) -> bool:
     with explained(uri, "look up"):
         filesystem, path = _open(uri)
         return isinstance(filesystem, LocalFileSystem) and os.path.lexists(path)
+
+
+def misnamed(uri: str) -> Iterator[str]:
+    """Yield the paths below a local folder that no listing has because their names are not UTF-8; for messages only."""
+    with explained(uri, "list"):
+        filesystem, path = _open(uri)
+        return local_misnamed(path) if isinstance(filesystem, LocalFileSystem) else iter(())
 
 
 def links_left_out(uri: str, *, follow_links: bool = False) -> Iterator[LeftOutLink]:

@@ -147,7 +147,8 @@ class JsonStream:
         try:
             self._text += self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError as error:
-            raise self._error(one_line(error)) from None
+            place = self._file.tell() - len(error.object) + error.start
+            raise AnnotationError(f"{self._name}: byte {place}: {one_line(error)}") from None
         return True
 
     def _error(self, problem: str) -> AnnotationError:

@@ -64,6 +64,13 @@ def local_links_left_out(root: str, *, links: Links) -> Iterator[LeftOutLink]:
     return (entry for _, entry in _entries(root, links) if isinstance(entry, LeftOutLink))
 
 
+def local_misnamed(root: str) -> Iterator[str]:
+    """Yield the paths below `root` that `local_files` leaves out because a name is not valid Unicode, escaped."""
+    for folder, folders, files in os.walk(root):
+        strange = (os.path.join(folder, name) for name in (*folders, *files) if not _is_unicode(name))
+        yield from (os.path.relpath(path, root).encode("utf-8", "backslashreplace").decode() for path in strange)
+
+
 def _entries(root: str, links: Links) -> Iterator[tuple[str, os.DirEntry[str] | LeftOutLink]]:
     """Yield all entries below `root` that are not folders, each with its path; links that are left out included."""
     inside = os.path.realpath(root) + os.sep

@@ -29,6 +29,8 @@ def explained(uri: str, action: str) -> Iterator[None]:
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from error
     except FileNotFoundError as error:
+        if web_failure(error) is not None:
+            raise StorageError(f"{uri}: cannot {action}: {web_failure(error)}") from error
         missing = "no such bucket" if s3.error_code(error) == "NoSuchBucket" else "not found"
         raise NotFoundError(f"{uri}: cannot {action}: {missing}") from error
     except (OSError, BotoCoreError, ValueError, ImportError) as error:
@@ -43,6 +45,17 @@ def explained(uri: str, action: str) -> Iterator[None]:
         if s3.is_broken_answer(error):
             raise StorageError(f"{uri}: cannot {action}: {_reason(error)}") from error
         raise
+
+
+def web_failure(error: FileNotFoundError) -> str | None:
+    """Return why a web server did not answer, which fsspec reports as a missing file; None for a missing file."""
+    cause = error.__cause__
+    if cause is None:
+        return None
+    from aiohttp import ClientError, ClientResponseError  # imported here because it takes a third of a second
+
+    missing = isinstance(cause, ClientResponseError) and cause.status in (404, 410)
+    return _reason(cause) if isinstance(cause, ClientError) and not missing else None
 
 
 def explained_file(file: Any, uri: str) -> io.RawIOBase:

@@ -14,7 +14,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from stable_sam.errors import InputError, NotFoundError, StorageError
-from stable_sam.storage.files import check_table_uri, delta_options
+from stable_sam.storage.files import check_table_uri, delta_options, exists, is_folder
 from stable_sam.storage.s3 import whole
 from stable_sam.table.schema import LATER_COLUMNS, MASKS_SCHEMA
 
@@ -26,6 +26,8 @@ COMMIT_ATTEMPTS = 8
 """Attempts to commit the next version of a table: another writer may be first, or the store's answer may be lost."""
 _PAUSE = 0.2
 """Seconds before the second attempt; they double before each further one."""
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d(?![\d-])", re.ASCII)
+"""The beginning of a date or time. Python also reads weeks, and dates without dashes, which look like versions."""
 _RECENT = 20
 """Commits that are searched first for the newest run, because only a few compactions lie between two runs."""
 
@@ -118,6 +120,8 @@ def open_table(output_uri: str) -> DeltaTable | None:
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
+        if exists(output_uri) and not is_folder(output_uri):
+            raise StorageError(f"{output_uri}: expected the folder of a masks table, got a file") from None
         raise storage_error(output_uri, "cannot open the table", error) from error
     _check_columns(table)
     return table
@@ -220,7 +224,7 @@ def _version_at(table: DeltaTable, as_of: str) -> int:
             raise InputError(f"as of {as_of}: expected a version from {min(versions)} to {max(versions)}")
         return int(as_of)
     try:
-        moment = datetime.fromisoformat(as_of)
+        moment = iso_moment(as_of)
     except ValueError as error:
         raise InputError(
             f"as of {as_of}: expected a run_id, a version, or an ISO date or timestamp such as 2026-11-22T06:00"
@@ -231,6 +235,16 @@ def _version_at(table: DeltaTable, as_of: str) -> int:
         first = min(map(_when, commits)).isoformat(timespec="seconds")
         raise NotFoundError(f"as of {as_of}: expected a moment since the table's first version of {first}")
     return max(seen)
+
+
+def iso_moment(text: str) -> datetime:
+    """Return the moment of YYYY-MM-DD or YYYY-MM-DDTHH:MM, with or without seconds and an offset.
+
+    Raises `ValueError` for any other text, such as a week (2026-W01) or a date without dashes.
+    """
+    if _MOMENT.match(text) is None:
+        raise ValueError(f"expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got {text!r}")
+    return datetime.fromisoformat(text)
 
 
 def _when(commit: Mapping[str, Any]) -> datetime:

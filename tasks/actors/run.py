@@ -10,7 +10,7 @@ whole actors or nodes is searched for the images that do so, whose prompts becom
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from stable_sam.config import RayConfig
 from stable_sam.errors import StableSamError, StorageError
@@ -34,7 +34,7 @@ def run_shards(
     device: str = "auto",
     load: LoadRefiner = load_refiner,
     actor_class: type[ShardActor] = ShardActor,
-) -> Iterator[ShardReport | ShardFailure]:
+) -> Generator[ShardReport | ShardFailure, None, None]:
     """Have every shard refined and committed, and yield one outcome for each, in the order in which they finish.
 
     device: device of the actors' models, as `RefinerConfig.device`, in the place of the manifest's. load: loads the

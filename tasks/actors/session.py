@@ -37,6 +37,18 @@ _ROOM_MB = 100
 """Free space that Ray's logs and sockets need in the temporary folder."""
 
 
+_worker = threading.Event()
+"""Set in the process of a deployed run."""
+
+
+def end_by_sigterm() -> None:
+    """From now on, SIGTERM during a session of Ray ends this process without a word, once Ray has ended.
+
+    A worker of Prefect then says what became of its run: cancelled, or crashed.
+    """
+    _worker.set()
+
+
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Connect to Ray or start it for the block, and disconnect or stop it afterwards.
@@ -74,11 +86,16 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
 
     Ray answers SIGTERM by an exit that may abort the process, and while it waits it swallows what any other handler
     raises, except a KeyboardInterrupt. Only the main thread can have a handler.
+
+    When Ray has ended, the handler from before gets the signal, or the process ends (`end_by_sigterm`).
     """
     handler = signal.getsignal(signal.SIGTERM)
     in_main = threading.current_thread() is threading.main_thread()
+    interrupted = False
 
     def interrupt(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
     def after_start() -> None:
@@ -89,7 +106,9 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
         yield after_start
     finally:
         if in_main:
-            signal.signal(signal.SIGTERM, handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if interrupted and _worker.is_set() else handler)
+        if interrupted:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from flows.commands.options import read_config
 from stable_sam.bases import BASES
 from stable_sam.calibration.calibrate import CalibrationConfig
 from stable_sam.config import RayConfig
-from stable_sam.errors import ConfigError
+from stable_sam.errors import ConfigError, StorageError
 from stable_sam.report.write import GALLERY_PROMPTS
 from stable_sam.review.answers import MAX_REJECTED_FRACTION
 from stable_sam.runs.compact import TARGET_BYTES
@@ -163,3 +163,28 @@ def test_actors_fit_the_cluster(
 def test_an_actor_that_cannot_fit_is_refused(settings: RayConfig) -> None:
     with pytest.raises(ConfigError, match="each actor asks for"):
         plan_actors(settings, {"CPU": 2}, 10)
+
+
+@pytest.mark.parametrize("option", ["--annotations", "--where", "SELECT"])
+def test_an_argument_in_another_encoding_is_refused_in_one_line(option: str) -> None:
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "query", option.encode() + b" k\xf6tt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {option} k\\udcf6tt: expected an argument in UTF-8, got one in another encoding\n"
+
+
+@pytest.mark.parametrize("command", [["query", "SELECT 1"], ["report"]])
+def test_nothing_is_written_into_a_table(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "table" / "rows.csv"
+    with pytest.raises(ConfigError, match="rows.csv: expected a place outside of the table's folder"):
+        CliRunner().invoke(
+            cli.app, [*command, "--table", str(tmp_path / "table"), "--out", str(out)], catch_exceptions=False
+        )
+
+
+def test_a_file_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("n")
+    with pytest.raises(StorageError, match="rows.csv: expected the folder of a masks table, got a file"):
+        CliRunner().invoke(
+            cli.app, ["query", "--table", str(tmp_path / "rows.csv"), "SELECT 1"], catch_exceptions=False
+        )

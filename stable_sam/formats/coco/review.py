@@ -13,10 +13,10 @@ import numpy as np
 from stable_sam.errors import AnnotationError
 from stable_sam.formats.coco.write import OWN_KEY
 from stable_sam.formats.polygons import fill
+from stable_sam.formats.reading import open_annotations
 from stable_sam.formats.review_files import Files
 from stable_sam.formats.review_records import Finding, ReviewedImage, encoded, reviewed_size, revisions
 from stable_sam.rle import EncodedMask, decode_mask, encode_segmentation
-from stable_sam.storage.files import open_stream
 from stable_sam.storage.json_stream import JsonStream
 
 
@@ -29,7 +29,7 @@ def review_coco(files: Files) -> Iterator[ReviewedImage]:
 def _file(files: Files, name: str) -> Iterator[ReviewedImage]:
     uri = files.where(name)
     lists: dict[str, list[Any]] = {}
-    with open_stream(uri) as file:
+    with open_annotations(uri) as file:
         stream = JsonStream(file, uri)
         if stream.peek() != "{":
             raise AnnotationError(f"{uri}: expected COCO instances, got no JSON object")

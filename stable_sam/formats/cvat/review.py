@@ -12,10 +12,10 @@ from stable_sam.errors import AnnotationError
 from stable_sam.formats.coco.review import ring_of
 from stable_sam.formats.cvat.write import PROMPT_ATTRIBUTE
 from stable_sam.formats.polygons import fill
+from stable_sam.formats.reading import open_annotations
 from stable_sam.formats.review_files import Files
 from stable_sam.formats.review_records import Finding, ReviewedImage, reviewed_size, united
 from stable_sam.formats.xml_elements import children, whole_number
-from stable_sam.storage.files import open_stream
 
 
 def review_cvat(files: Files) -> Iterator[ReviewedImage]:
@@ -25,7 +25,7 @@ def review_cvat(files: Files) -> Iterator[ReviewedImage]:
     """
     for name in files.named(".xml"):
         uri = files.where(name)
-        with open_stream(uri) as file:
+        with open_annotations(uri) as file:
             for element in children(file, uri, "annotations"):
                 if element.tag == "image":
                     yield _image(element, uri, files)

@@ -14,6 +14,7 @@ from stable_sam.formats.coco.review import ring_of
 from stable_sam.formats.coco.write import OWN_KEY
 from stable_sam.formats.labelstudio.brush_rle import decode_brush
 from stable_sam.formats.polygons import fill
+from stable_sam.formats.reading import open_annotations
 from stable_sam.formats.review_files import Files, Sent
 from stable_sam.formats.review_records import (
     Finding,
@@ -23,7 +24,6 @@ from stable_sam.formats.review_records import (
     is_revision,
     reviewed_size,
 )
-from stable_sam.storage.files import open_stream
 from stable_sam.storage.json_stream import JsonStream
 
 _UPLOADED = re.compile(r"^.*/(upload/.*/)?[0-9a-f]{8}-(?=[^/]*$)")
@@ -36,7 +36,7 @@ def review_labelstudio(files: Files) -> Iterator[ReviewedImage]:
     """
     for name in files.named(".json"):
         uri = files.where(name)
-        with open_stream(uri) as file:
+        with open_annotations(uri) as file:
             stream = JsonStream(file, uri)
             if stream.peek() != "[":
                 raise AnnotationError(f'{uri}: expected a list of tasks, which is Label Studio\'s export "JSON"')

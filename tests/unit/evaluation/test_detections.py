@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from stable_sam.config import RefinerConfig
-from stable_sam.errors import AnnotationError, ConfigError, StorageError
+from stable_sam.errors import AnnotationError, ConfigError
 from stable_sam.evaluation.detections import MATCHED, match_detections
 from stable_sam.evaluation.evaluate import evaluate, read_sets
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
@@ -138,7 +138,7 @@ def test_text_that_is_no_json_or_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('[{"image_id": 0,')
     with pytest.raises(AnnotationError, match=r"broken\.json"):
         match_detections(sets, str(tmp_path / "broken.json"))
-    with pytest.raises(StorageError, match="nowhere"):
+    with pytest.raises(AnnotationError, match="nowhere.json: no such annotation file"):
         match_detections(sets, str(tmp_path / "nowhere.json"))
 
 

@@ -261,7 +261,7 @@ def test_text_that_no_table_can_hold_is_escaped(source: Source) -> None:
         (b" \n ", "the file is empty"),
         (b'{"images": [', "not valid JSON: Expecting value at line 1, column 13"),
         (b'{"images": [], "annotations": [}', "not valid JSON"),
-        (b'{"a": "\xff"}', "not valid JSON: .*utf-8"),
+        (b'{"a": "\xff"}', "byte 7: expected text in UTF-8, got the byte 0xff; save the file as UTF-8"),
         (b"[" * 100_000, "not valid JSON"),
         (b"<html/>", "unknown format: expected COCO .* got XML of <html>"),
         (b"<annotation/>", "expected at least one annotation, got none"),

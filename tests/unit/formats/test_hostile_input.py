@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stable_sam.errors import AnnotationError
+from stable_sam.errors import AnnotationError, ImageError
 from stable_sam.formats.prompt_table import read as prompt_table
 from stable_sam.formats.prompt_table import rows as prompt_rows
-from stable_sam.formats.read import read_prompt_batches
+from stable_sam.formats.read import read_prompt_batches, read_prompts
+from stable_sam.images.decode import decode_image
 from stable_sam.records import Prompt
 from stable_sam.storage import files as storage
 from stable_sam.storage.json_stream import MAX_ELEMENT_CHARS
@@ -159,7 +160,8 @@ DEEP = 100_000
         (b'{"images": [], "annotations": [{"id": "' + b"x" * (MAX_ELEMENT_CHARS + 10), "more than 16777216 characters"),
         (b'{"image": "' + b"x" * (prompt_table.MAX_LINE_BYTES + 10), "line 1: expected a line below"),
         (b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1', "not valid JSON: Expecting ',' "),
-        ('{"images": []'.encode("utf-16"), "not valid JSON: 'utf-8' codec"),
+        ('{"images": []'.encode("utf-16"), "byte 0: expected text in UTF-8, got the byte 0xff"),
+        ('{"k\u00f6'.encode()[:-1], "unexpected end of data"),
     ],
 )
 def test_malicious_json_is_one_line(root: Path, content: bytes, message: str) -> None:
@@ -225,3 +227,52 @@ def test_damaged_column_metadata_do_not_end_the_process(root: Path) -> None:
     for position in texts:
         with suppress(AnnotationError):
             read(root, data[:position] + b"\0" + data[position + 1 :])  # a column of booleans
+
+
+NOT_UTF8 = {
+    "a.json": json.dumps({"images": [{"id": 1, "file_name": "k\u00f6.jpg"}], "annotations": []}, ensure_ascii=False),
+    "a.jsonl": '{"image": "k\u00f6.jpg", "box_xyxy": [1, 2, 30, 40]}',
+    "a.csv": "ImageID,XMin,XMax,YMin,YMax\nk\u00f6,0.1,0.2,0.1,0.2\n",
+    "classes.txt": "k\u00f6\n",
+    "data.yaml": "names: [k\u00f6]\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("name", NOT_UTF8)
+def test_text_in_another_encoding_is_named_as_such(root: Path, name: str, encoding: str) -> None:
+    (root / "labels").mkdir()
+    (root / "labels" / "a.txt").write_text("0 .5 .5 .2 .2")
+    (root / "labels" / name).write_bytes(NOT_UTF8[name].encode(encoding))
+    given = root / "labels" if name in ("classes.txt", "data.yaml") else root / "labels" / name
+    byte = {"latin-1": "f6", "utf-16": "ff"}[encoding]
+    with pytest.raises(AnnotationError, match=rf"{name}.*expected text in UTF-8, got the byte 0x{byte}; save the file"):
+        list(read_prompts(str(given), images_uri=str(root / "images")))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.xml", "a.parquet"])
+def test_an_empty_file_is_said_to_be_empty(root: Path, name: str) -> None:
+    (root / name).write_bytes(b"")
+    with pytest.raises(AnnotationError, match=f"{name}: the file is empty"):
+        list(read_prompts(str(root / name), images_uri=str(root / "images")))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.xml", "a.csv", "a.txt", "a.parquet"])
+def test_a_pointer_of_git_lfs_is_named_as_such(root: Path, name: str) -> None:
+    (root / name).write_bytes(POINTER)
+    with pytest.raises(
+        AnnotationError, match=rf"{name}: expected annotations, got a pointer of Git LFS.* git lfs pull"
+    ):
+        list(read_prompts(str(root / name), images_uri=str(root / "images")))
+
+
+def test_an_image_that_is_a_pointer_of_git_lfs_is_named_as_such(root: Path) -> None:
+    (root / "images" / "p.jpg").write_bytes(POINTER)
+    (root / "p.txt").write_text("0 .5 .5 .2 .2")
+    [prompt] = read_prompts(str(root / "p.txt"), images_uri=str(root / "images"))
+    assert "p.jpg: cannot read the image's size: expected an image, got a pointer of Git LFS" in (prompt.error or "")
+    with pytest.raises(ImageError, match="got a pointer of Git LFS .*git lfs pull"):
+        decode_image(POINTER, name="p.jpg", max_pixels=100)

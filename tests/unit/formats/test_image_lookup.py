@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,41 @@ def test_json_lines_find_images_for_rows_without_ids_by_the_name_as_given(data: 
     prompts = data.read("rows.jsonl")
     assert [prompt.prompt_id for prompt in prompts] == ["/data/a.jpg:0", "a.jpg:0", "a.jpg:1"]
     assert {prompt.image_uri for prompt in prompts} == {data.uri("images/a.jpg")}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sub/a.jpg", "image file 'sub/a.jpg' is not below {} (sub/a.PNG has its name, but another ending)"),
+        ("sub\\a.tif", "image file 'sub\\\\a.tif' is not below {} (sub/a.PNG has its name, but another ending)"),
+        ("other/a.png", "image file 'other/a.png' is not below {} (sub/a.PNG has its name, but another path)"),
+        ("sub/../b.jpg", "image file 'sub/../b.jpg' is not below {}"),
+    ],
+)
+def test_a_missing_image_names_the_one_that_is_nearly_it(given: str, said: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "images", "sub/a.PNG", "c.jpg")
+    assert found(folder, given) == said.format(folder)
+
+
+def test_images_that_are_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(NotFoundError, match=r"images.zip: expected a folder of images, found a file: images that lie"):
+        ImageFolder(str(tmp_path / "images.zip"))
+
+
+def test_names_that_are_not_utf8_are_told(tmp_path: Path) -> None:
+    images, labels = fill(tmp_path / "images", "a.jpg"), fill(tmp_path / "labels", "a.txt")
+    (images / os.fsdecode(b"k\xf6.jpg")).write_bytes(b"")
+    said = (
+        f"image file 'k\u00f6.jpg' is not below {images} (names that are not UTF-8 are left out, such as k\\udcf6.jpg)"
+    )
+    assert found(images, "k\u00f6.jpg") == said
+    (images / "a.jpg").unlink()
+    with pytest.raises(
+        NotFoundError, match=r"images: expected a folder of images, found only names that are not UTF-8"
+    ):
+        ImageFolder(str(images))
+    (labels / os.fsdecode(b"k\xf6.txt")).write_bytes(b"")
+    for given in (labels, labels / "*.txt"):
+        with pytest.raises(AnnotationError, match=r"expected files whose names are UTF-8, got k\\udcf6.txt: rename it"):
+            list(read_prompts(str(given), images_uri=str(fill(images, "a.jpg"))))

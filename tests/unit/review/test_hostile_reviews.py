@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 import zlib
@@ -197,3 +198,9 @@ def test_half_a_surrogate_pair_is_an_id_like_any_other(tmp_path: Path) -> None:
 def test_a_hostile_calibration(content: bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Calibration.from_json(content, "x.json")
+
+
+@pytest.mark.parametrize("form", REVIEW_READERS)
+def test_a_packed_file_that_came_back_is_named_as_such(form: str, tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="got a gzip file: unpack it"):
+        read(form, tmp_path, own=gzip.compress(b"{}"))

@@ -66,3 +66,16 @@ def test_a_wrong_since_is_refused() -> None:
     assert since_moment(None, "UTC") is None
     with pytest.raises(ConfigError, match="^since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got 'yesterday'$"):
         since_moment("yesterday", "UTC")
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-W01", "2026-W01-1", "20260101", "20260101T06:00", "2026-01-01-", "yesterday", ""]
+)
+def test_since_is_a_date_or_a_time_and_no_week(text: str) -> None:
+    with pytest.raises(ConfigError, match="since: expected YYYY-MM-DD or YYYY-MM-DDTHH:MM, got"):
+        since_moment(text, "UTC")
+
+
+@pytest.mark.parametrize("text", ["2026-01-01T06:00", "2026-01-01 06:00:00", "2026-01-01T06:00:00.000Z"])
+def test_since_may_have_a_time(text: str) -> None:
+    assert since_moment(text, "UTC") == datetime(2026, 1, 1, 6, tzinfo=UTC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -49,3 +50,11 @@ def test_green(ok: int, failed: int, current: int | None, allowed: float) -> Non
 def test_red(ok: int, failed: int, current: int | None, allowed: float, what: str) -> None:
     with pytest.raises(InputError, match=f"^masks: {re.escape(what)}; run r1 is published"):
         check_failures(summary(ok, failed, current), allowed)
+
+
+def test_a_red_run_says_why_one_prompt_failed() -> None:
+    red = replace(summary(0, 3), an_error="labels.json: annotation 1: image file 'a.jpg' is not below images")
+    with pytest.raises(
+        InputError, match=r"its failed rows say why, one of them: labels.json: annotation 1: image file"
+    ):
+        check_failures(red, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stable_sam.errors import CredentialsError, NotFoundError, StorageError
+from stable_sam.errors import ConfigError, CredentialsError, NotFoundError, StorageError
 from stable_sam.storage import files as storage
 
 
@@ -253,3 +254,16 @@ def test_the_folder_above_a_link_is_that_of_its_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["s3://lake/images", "s3://lake/images/", "s3a://lake/images//"])
 def test_every_spelling_of_a_folder_on_s3_gives_one_uri(uri: str) -> None:
     assert storage.absolute_uri(uri) == "s3://lake/images"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("", "expected a path or a URI, got an empty one"),
+        ("~no-such-user/table", "found no such user"),
+        (os.fsdecode(b"k\xf6tt"), r"k\\udcf6tt: expected a path in UTF-8"),
+    ],
+)
+def test_a_path_that_no_table_can_hold_is_refused(uri: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        storage.absolute_uri(uri)

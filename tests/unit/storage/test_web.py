@@ -36,3 +36,11 @@ def test_a_missing_file_and_a_refused_one_are_named(server: FileServer) -> None:
 def test_the_proxy_of_the_environment_is_used(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
     assert read_bytes("http://models.invalid/base.pth") == b"weights"
+
+
+def test_a_server_that_does_not_answer_is_not_a_missing_file(server: FileServer) -> None:
+    server.status = 403
+    with pytest.raises(StorageError, match=f"^{server.url}: cannot look up: 403, message='Forbidden'"):
+        exists(server.url)
+    with pytest.raises(StorageError, match="^http://127.0.0.1:9/a.json: cannot look up: Cannot connect to host"):
+        exists("http://127.0.0.1:9/a.json")
