@@ -46,7 +46,7 @@ test: $(STAMP)
 test-reliability: $(STAMP)
 	@echo "==> Fault matrix (seeds, cases and more: ARGS=--help)"
 	@$(BIN)/python -m tests.reliability --out out/reliability.json $(if $(S3_ENDPOINT),--s3-endpoint $(S3_ENDPOINT)) $(ARGS)
-	@$(if $(ARGS),,echo "==> Heartbeats: dead runs are ended, living runs are not (five minutes)" && $(BIN)/python -m tests.reliability.heartbeats)
+	@$(if $(ARGS),,echo "==> Heartbeats: dead runs are ended, living runs are not (five minutes)" && $(BIN)/python -m tests.reliability.heartbeats && echo "==> Nights that are cut short (five minutes)" && $(BIN)/python -m pytest -q tests/integration/interrupted_deployment.py)
 
 lint: $(STAMP)
 	@echo "==> ruff check";   $(BIN)/ruff check .

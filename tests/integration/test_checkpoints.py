@@ -17,13 +17,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from segment_anything import SamPredictor, sam_model_registry
-from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import WeightsError
 from stable_sam.modeling.bases import build_base
 from stable_sam.modeling.bases.parts import sam_parts
+from stable_sam.modeling.bases.sam import VitSam
 from stable_sam.modeling.hq import build_hq
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.refining.predict import PromptArrays, embed_image, predict
@@ -95,12 +96,13 @@ def test_vit_b_and_its_hq_sam_load_at_their_real_size(tmp_path):
 # A small ViT of segment_anything's classes, read as vit_b is
 
 
-def build_small_vit() -> Sam:
+def build_small_vit() -> VitSam:
     encoder = ImageEncoderViT(
         img_size=256, embed_dim=32, depth=3, num_heads=2, out_chans=256, qkv_bias=True, use_rel_pos=True,
         window_size=6, global_attn_indexes=(1, 2),
     )  # fmt: skip
-    return Sam(encoder, *sam_parts(256)).eval()
+    sam: VitSam = VitSam(encoder, *sam_parts(256)).eval()
+    return sam
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Scheduled
 
+from flows import killed_runs
 from flows.refine import refine_dataset
 from stable_sam.table.query import query
 from tests.integration.deployed import FILE, deploy, ended, nights, prefect, runs_of, wait_for, worker_of
@@ -110,3 +111,23 @@ def test_slots_that_come_twice_or_never_leave_the_right_table(annotations: Path,
     assert len(right) == 7
     assert table_after([1, 2, 3]) == right
     assert table_after([1, 1, 3, 3]) == right, "slot 1 and 3 came twice, slot 2 never"
+
+
+@pytest.mark.parametrize(
+    ("before", "waited_s", "after"),
+    [
+        (StateType.RUNNING, 1.0, StateType.RUNNING),
+        (StateType.RUNNING, 15.0, StateType.CRASHED),
+        (StateType.CANCELLING, 15.0, StateType.CANCELLING),
+        (StateType.CANCELLING, 90.0, StateType.CANCELLED),
+        (StateType.COMPLETED, 90.0, StateType.COMPLETED),
+    ],
+)
+def test_the_worker_has_the_first_word_on_what_became_of_a_killed_run(
+    prefect_server: str, before: StateType, waited_s: float, after: StateType
+) -> None:
+    with get_client(sync_client=True) as client:
+        run_id = client.create_flow_run(refine_dataset, state=State(type=StateType.PENDING)).id
+        client.set_flow_run_state(run_id, State(type=before), force=True)
+        assert killed_runs._has_ended(run_id, waited_s) == (before is not after or before is StateType.COMPLETED)
+        assert client.read_flow_run(run_id).state_type is after

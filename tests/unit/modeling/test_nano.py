@@ -147,7 +147,7 @@ def test_pictures_of_a_batch_do_not_mix(nano):
 
 
 def test_unknown_models_are_refused():
-    with pytest.raises(ConfigError, match="expected one of nano, tiny, .*, got 'sam3'"):
+    with pytest.raises(ConfigError, match="expected one of nano, vit_t, .*, got 'sam3'"):
         build_base("sam3")
 
 
