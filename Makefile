@@ -12,7 +12,7 @@ OUT := out/demo
 help:
 	@echo "make demo   refine weak boxes and points on real photographs to a table of masks and an HTML report in $(OUT)"
 	@echo "make test   run all tests"
-	@echo "make test-reliability   break runs in every known way (docs/reliability.md); half an hour"
+	@echo "make test-reliability   break runs in every known way (docs/reliability.md); 40 minutes"
 	@echo "make lint   run ruff, mypy and the import rules"
 	@echo "make lock   write requirements.lock again from pyproject.toml (newer versions where the bounds allow)"
 	@echo "make clean  remove what the demo wrote"
