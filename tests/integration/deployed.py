@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.client.schemas.objects import FlowRun
 
 from stable_sam.table.query import query
+from tests.integration.marked_processes import take_interrupts
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deployments" / "prefect.yaml"
@@ -52,7 +53,9 @@ def worker_of(pool: str, folder: Path, mark: dict[str, str] | None = None) -> It
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
     with (
         (folder / "worker.log").open("a") as out,
-        subprocess.Popen(command, cwd=folder, env=os.environ | (mark or {}), stdout=out, stderr=out) as worker,
+        subprocess.Popen(
+            command, cwd=folder, env=os.environ | (mark or {}), stdout=out, stderr=out, preexec_fn=take_interrupts
+        ) as worker,
     ):
         try:
             yield worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,3 +35,11 @@ def left_after(environment: dict[str, str], seconds: float, counts: Callable[[st
         if not left or time.monotonic() > end:
             return left
         time.sleep(0.5)
+
+
+def take_interrupts() -> None:
+    """Make a process that is about to start end by Ctrl-C, by which a worker of Prefect also ends itself.
+
+    A shell lets what it starts in the background ignore it, and children inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stable_sam.table.query import query
-from tests.integration.marked_processes import left_after, new_mark, processes
+from tests.integration.marked_processes import left_after, new_mark, processes, take_interrupts
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -88,7 +88,7 @@ def test_a_command_that_is_ended_leaves_no_process_and_says_that_it_can_be_run_a
 ) -> None:
     with (tmp_path / "said.txt").open("w") as said, subprocess.Popen(
         refine, env=environment, stdout=said, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=_takes_interrupts,
+        preexec_fn=take_interrupts,
     ) as run:  # fmt: skip
         while not any(line.startswith("ray::ShardActor") for _, line in processes(environment)):
             assert run.poll() is None, "it ended before an actor was there"
@@ -101,11 +101,6 @@ def test_a_command_that_is_ended_leaves_no_process_and_says_that_it_can_be_run_a
     if number != signal.SIGKILL:
         assert lines[-1].endswith("run the same command again and it continues")
     assert not any("Traceback" in line for line in lines)
-
-
-def _takes_interrupts() -> None:
-    """A shell lets what it starts in the background ignore Ctrl-C, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 PARTS = ("prefect", "temporary_server", "gcs_server", "raylet/raylet", "ray::ShardActor", "tasks.actors.child")
