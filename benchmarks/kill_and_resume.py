@@ -24,7 +24,8 @@ import numpy as np
 import yaml
 
 from stable_sam.prompt_noise import noisy_box
-from stable_sam.storage.files import join, list_files, write_bytes
+from stable_sam.storage.files import list_files, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.query import query
 
 SHARD_PICTURES = 5

@@ -29,7 +29,8 @@ from stable_sam.rle import encode_mask
 from stable_sam.runs.plan import plan_run
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.storage.files import join, write_bytes
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.uris import join
 
 MODEL = ModelIdentity(model_id="random shapes", weights_sha256="0" * 64, dtype="float32")
 PHOTOGRAPHS = ("astronaut", "cat", "chelsea", "coffee", "rocket", "motorcycle_left")

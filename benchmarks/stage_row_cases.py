@@ -29,7 +29,8 @@ from stable_sam.runs.commits import PARQUET_OPTIONS, CommitRecord, write_part
 from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
 from stable_sam.scores import FROM_MODEL
-from stable_sam.storage.files import join, read_bytes, write_bytes
+from stable_sam.storage.files import read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.schema import MASKS_SCHEMA, mask_table
 
 ROWS = 1000

@@ -13,7 +13,7 @@ from stable_sam.evaluation.evaluate import Evaluation
 from stable_sam.evaluation.evaluation_config import EvaluationConfig
 from stable_sam.evaluation.markdown import markdown
 from stable_sam.evaluation.outputs import EvaluationOutputs
-from stable_sam.storage.files import absolute_uri
+from stable_sam.storage.uris import absolute_uri
 from tasks.evaluate import evaluate
 
 

@@ -18,7 +18,7 @@ def compact(
     The command may run at the same time as refine.
     """
     from stable_sam.runs.compact import compact as run_compact
-    from stable_sam.storage.files import absolute_uri
+    from stable_sam.storage.uris import absolute_uri
     from stable_sam.wording import counted
 
     report = run_compact(absolute_uri(table), target_bytes=target_mb * 2**20)

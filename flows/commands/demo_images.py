@@ -26,7 +26,8 @@ def demo_images(
     from importlib.resources import files
 
     from stable_sam.errors import InputError
-    from stable_sam.storage.files import exists, join, read_bytes, write_bytes
+    from stable_sam.storage.files import exists, read_bytes, write_bytes
+    from stable_sam.storage.uris import join
 
     try:
         data = files("skimage") / "data"

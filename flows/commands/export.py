@@ -80,7 +80,7 @@ def export(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from stable_sam.review.export import export as run_export
-    from stable_sam.storage.files import absolute_uri
+    from stable_sam.storage.uris import absolute_uri
     from stable_sam.wording import counted
 
     console = Console(stderr=True)

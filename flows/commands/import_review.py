@@ -52,7 +52,7 @@ def import_review(
 ) -> None:
     """Import masks that people corrected, confirmed or deleted. Later runs keep them as they are."""
     from stable_sam.review.import_review import import_review as run_import
-    from stable_sam.storage.files import absolute_uri
+    from stable_sam.storage.uris import absolute_uri
 
     report = run_import(
         absolute_uri(table),

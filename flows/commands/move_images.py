@@ -25,7 +25,7 @@ def move_images(
     as refine.
     """
     from stable_sam.runs.move_images import move_images as run_move_images
-    from stable_sam.storage.files import absolute_uri
+    from stable_sam.storage.uris import absolute_uri
     from stable_sam.wording import counted
 
     report = run_move_images(absolute_uri(table), to_uri=to, from_uri=from_, follow_links=follow_links, dry_run=dry_run)

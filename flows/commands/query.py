@@ -80,7 +80,8 @@ def query(
     form = form or _format_of(out)
     if form is OutputFormat.parquet and out is None:
         raise ConfigError("--format parquet: expected --out FILE as well, because a terminal cannot show Parquet")
-    from stable_sam.storage.files import absolute_uri, check_outside, write_bytes
+    from stable_sam.storage.files import write_bytes
+    from stable_sam.storage.uris import absolute_uri, check_outside
     from stable_sam.table.query import query as run_query
 
     if out is not None:

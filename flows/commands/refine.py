@@ -74,7 +74,7 @@ def refine(
     from stable_sam.formats.sources import check_apart
     from stable_sam.runs.preflight import check_run
     from stable_sam.runs.request import RunRequest
-    from stable_sam.storage.files import absolute_uri
+    from stable_sam.storage.uris import absolute_uri
 
     if profile is not None and dry_run:
         raise ConfigError("--profile: expected a run to profile, got --dry-run, which runs nothing")

@@ -37,7 +37,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page with figures of the whole table and a gallery of its masks."""
     from stable_sam.report.write import write_report
-    from stable_sam.storage.files import absolute_uri, check_outside
+    from stable_sam.storage.uris import absolute_uri, check_outside
     from stable_sam.wording import counted
 
     check_outside(absolute_uri(out), absolute_uri(table))

@@ -26,7 +26,7 @@ def vacuum(
 ) -> None:
     """Remove files that interrupted runs left, files that compact replaced, and work files of finished runs."""
     from stable_sam.runs.vacuum import vacuum as run_vacuum
-    from stable_sam.storage.files import absolute_uri
+    from stable_sam.storage.uris import absolute_uri
     from stable_sam.wording import counted
 
     report = run_vacuum(absolute_uri(table), retention_hours=retention_hours, dry_run=dry_run, force=force)

@@ -14,7 +14,7 @@ from stable_sam.calibration.reviewed import ReviewedLabels, reviewed_labels
 from stable_sam.config import RefinerConfig
 from stable_sam.errors import ConfigError
 from stable_sam.identity import ModelIdentity, model_identity
-from stable_sam.storage.files import absolute_uri
+from stable_sam.storage.uris import absolute_uri
 
 if TYPE_CHECKING:
     from stable_sam.refining.refiner import Refiner

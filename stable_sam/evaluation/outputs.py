@@ -13,7 +13,8 @@ from stable_sam.errors import StorageError
 from stable_sam.evaluation.evaluate import Evaluation
 from stable_sam.evaluation.markdown import markdown
 from stable_sam.evaluation.result_records import write_records
-from stable_sam.storage.files import absolute_uri, write_bytes
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.uris import absolute_uri
 
 
 class EvaluationOutputs(Section):

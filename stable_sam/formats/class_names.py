@@ -11,6 +11,7 @@ import yaml
 
 from stable_sam.errors import AnnotationError, NotFoundError, one_line
 from stable_sam.storage import files as storage
+from stable_sam.storage import uris
 
 YOLO_FILES = ("data.yaml", "dataset.yaml", "data.yml", "obj.names", "classes.txt", "classes.names")
 OPEN_IMAGES_FILES = tuple(
@@ -40,10 +41,10 @@ def find_class_names(folder_uri: str, candidates: Sequence[str]) -> str | None:
 
     Returns None when there is none within `LEVELS` folders. Raises `StorageError`.
     """
-    folder = storage.absolute_uri(folder_uri or ".").rstrip("/")
+    folder = uris.absolute_uri(folder_uri or ".").rstrip("/")
     for _ in range(LEVELS):
         for name in candidates:
-            uri = storage.join(folder, name)
+            uri = uris.join(folder, name)
             if storage.exists(uri):
                 return uri
         above = folder.rpartition("/")[0]

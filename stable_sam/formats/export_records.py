@@ -13,7 +13,8 @@ from typing import Any
 from stable_sam.errors import ConfigError
 from stable_sam.records import BoxXYXY
 from stable_sam.rle import EncodedMask
-from stable_sam.storage.files import join, write_bytes
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.uris import join
 
 SENT = "stable-sam-export.json"
 """Name of the file in every export that lists what was sent, image by image."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Target
 from stable_sam.rle import decode_mask
-from stable_sam.storage.files import join
 from stable_sam.storage.json_lists import json_lists
+from stable_sam.storage.uris import join
 
 _INSIDE = 1e-3
 """Part of a pixel by which boxes begin inside their first pixel."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from stable_sam.errors import NotFoundError
 from stable_sam.formats.image_names import ImageNames, has_ending, same_image
 from stable_sam.storage import files as storage
+from stable_sam.storage import uris
 from stable_sam.storage.listing import LeftOutLink
 
 FILE_URI = "file://"
@@ -28,7 +29,7 @@ class ImageFolder:
             raise NotFoundError(f"{uri}: expected a folder of images, found {A_FILE}")
         self.names = ImageNames(name for name, _ in storage.iter_versions(uri, follow_links=follow_links))
         self._linked_folders: dict[str, str | None] = {}
-        self.base = storage.join(self.uri, "")
+        self.base = uris.join(self.uri, "")
         self.own_name = self.uri.rpartition("/")[2]
         if not self.names:
             raise NotFoundError(f"{uri}: expected a folder of images, found {self._nothing()}")
@@ -55,7 +56,7 @@ class ImageFolder:
         """
         if folder not in self._linked_folders:
             # The links are listed only where there may be some.
-            there = storage.is_local_entry(storage.join(self.base, folder))
+            there = storage.is_local_entry(uris.join(self.base, folder))
             below = (link for link in self._left_out.values() if link.path.startswith(f"{folder}/")) if there else ()
             kept = (link.path for link in below if link.folder or link.broken or has_ending(link.path))
             self._linked_folders[folder] = (self.left_out(folder) or next(kept, None)) if there else None

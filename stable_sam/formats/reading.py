@@ -17,6 +17,7 @@ from stable_sam.formats.source_annotation import SourceAnnotation
 from stable_sam.images.orientation import turned_hw
 from stable_sam.images.size import stored_size_of
 from stable_sam.storage import files as storage
+from stable_sam.storage import uris
 from stable_sam.storage.file_kinds import LFS_POINTER, beginning
 
 MAX_INTEGER = 2**1000
@@ -100,7 +101,7 @@ class AnnotationSource:
         return (AnnotationFile(uri=self._uri(name), name=name) for name in self.names)
 
     def _uri(self, name: str) -> str:
-        return self.entry if self.alone else storage.join(self.folder_uri, name)
+        return self.entry if self.alone else uris.join(self.folder_uri, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ from stable_sam.errors import AnnotationError, NotFoundError
 from stable_sam.formats.export_records import SENT
 from stable_sam.formats.reading import PACKED_BYTES, check_unpacked
 from stable_sam.formats.review_records import SentImage, is_revision, reviewed_size
-from stable_sam.storage.files import is_folder, iter_versions, join, open_stream, read_bytes
+from stable_sam.storage.files import is_folder, iter_versions, open_stream, read_bytes
 from stable_sam.storage.json_stream import JsonStream
+from stable_sam.storage.uris import join
 
 MAX_FILE_BYTES = 512 * 2**20
 """Largest size of a file that is read as a whole."""

@@ -21,6 +21,7 @@ from stable_sam.formats.reading import AnnotationFile, AnnotationSource
 from stable_sam.formats.recognise import holds_annotations
 from stable_sam.formats.registry import READERS
 from stable_sam.storage import files as storage
+from stable_sam.storage import uris
 from stable_sam.storage.listing import StoredFile
 
 MAX_NAME_CHARS = 200
@@ -45,7 +46,7 @@ _NO_ANNOTATIONS = re.compile(
 def absolute_annotations(annotations: str) -> str:
     """Return `annotations` with absolute paths, for a process in another working directory; URIs stay as they are."""
     entries = map(_named, _entries(annotations))
-    return ",".join((f"{name}=" if name else "") + storage.absolute_uri(uri) for name, uri in entries)
+    return ",".join((f"{name}=" if name else "") + uris.absolute_uri(uri) for name, uri in entries)
 
 
 def annotation_places(annotations: str) -> list[str]:
@@ -111,7 +112,7 @@ def check_apart(annotations: str, written_uri: str) -> None:
         fixed, *wild = _WILD.split(uri, maxsplit=1)
         # Only a pattern with ** reaches the files of a folder that it does not name.
         folder = fixed.rpartition("/")[0] if wild and "**" in uri else uri
-        if storage.is_inside(written_uri, folder):
+        if uris.is_inside(written_uri, folder):
             raise ConfigError(
                 f"{written_uri}: expected a place outside of the annotations' folder, got one inside of {folder}: the "
                 "files there are read as annotations"
@@ -257,7 +258,7 @@ def _wanted(uri: str, folder: str, found: list[str], file_format: str) -> list[s
 
 def _holds_annotations(folder: str, names: list[str]) -> bool:
     step = -(-len(names) // SAMPLE_FILES)
-    return any(holds_annotations(storage.join(folder, name)) for name in names[::step])
+    return any(holds_annotations(uris.join(folder, name)) for name in names[::step])
 
 
 def _of_interest(names: list[str]) -> list[str]:

@@ -28,7 +28,8 @@ from stable_sam.runs.commits import write_part
 from stable_sam.runs.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
 from stable_sam.runs.publish import publish
 from stable_sam.scores import FROM_MODEL
-from stable_sam.storage.files import create_bytes, iter_files, join
+from stable_sam.storage.files import create_bytes, iter_files
+from stable_sam.storage.uris import join
 from stable_sam.table.current import MADE_BEFORE_REVIEW
 from stable_sam.table.log import REVIEW_MODEL, RunInfo, is_review, newest_run
 from stable_sam.table.query import query

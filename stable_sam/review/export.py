@@ -12,9 +12,10 @@ from stable_sam.formats.registry import WRITERS
 from stable_sam.formats.sources import check_apart
 from stable_sam.images.decode import MAX_IMAGE_BYTES
 from stable_sam.review.selection import Naming, selected
-from stable_sam.storage.files import absolute_uri, check_outside, iter_versions, join, read_bytes, write_bytes
+from stable_sam.storage.files import iter_versions, read_bytes, write_bytes
 from stable_sam.storage.json_lists import json_lists
 from stable_sam.storage.parallel import ahead
+from stable_sam.storage.uris import absolute_uri, check_outside, join
 
 _SEEN = ("http://", "https://", "s3://", "gs://", "azure-blob://", "/data/")
 _UNSEEN = (

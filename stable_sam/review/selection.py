@@ -18,7 +18,7 @@ from stable_sam.formats.export_records import ExportCategory, ExportImage, Expor
 from stable_sam.records import Route
 from stable_sam.rle import EncodedMask, decode_mask, encode_mask
 from stable_sam.scores import FROM_MODEL
-from stable_sam.storage.files import join
+from stable_sam.storage.uris import join
 from stable_sam.table.log import is_review
 from stable_sam.table.query import check_reads, connected, in_sample, rows_of
 

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from stable_sam.errors import ConservationError, NotFoundError, StorageError
 from stable_sam.records import Prompt, RefinedMask
 from stable_sam.runs.manifest import RunManifest, ShardPlan, read_shard_table
-from stable_sam.storage.files import create_bytes, join, list_files, read_bytes, write_bytes
+from stable_sam.storage.files import create_bytes, list_files, read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.schema import MASKS_SCHEMA, mask_table, withdrawn_rows
 from stable_sam.timing import timed
 from stable_sam.wording import counted

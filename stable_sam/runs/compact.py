@@ -27,7 +27,8 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from stable_sam.errors import ConservationError, NotFoundError, StorageError
 from stable_sam.runs.commits import PARQUET_OPTIONS
-from stable_sam.storage.files import join, remove_files, write_bytes
+from stable_sam.storage.files import remove_files, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.current import newest_revisions
 from stable_sam.table.layout import COMPACTED, layout, paths_of, subset
 from stable_sam.table.log import COMMIT_ATTEMPTS, open_table, pause_after, storage_error

@@ -25,7 +25,8 @@ import pyarrow as pa
 
 from stable_sam.errors import AnnotationError, StorageError
 from stable_sam.records import Changes
-from stable_sam.storage.files import file_version, is_content_version, modified_since
+from stable_sam.storage.files import file_version, modified_since
+from stable_sam.storage.uris import is_content_version
 from stable_sam.table.current import FAILED, OTHER_CODE, OTHER_MODEL, REVIEWED, first_row
 from stable_sam.table.fingerprint import DIGEST, FORMER_HASH, NO_VERSION, PROMPT_HASH, hash_of, hash_with
 from stable_sam.table.schema import PROMPTS_SCHEMA, SHARD_SCHEMA

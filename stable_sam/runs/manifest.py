@@ -27,7 +27,8 @@ from stable_sam.config import RunConfig
 from stable_sam.errors import ConfigError, StorageError
 from stable_sam.identity import ModelIdentity
 from stable_sam.records import Changes, Prompt, Provenance
-from stable_sam.storage.files import join, read_bytes, write_bytes
+from stable_sam.storage.files import read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.schema import SHARD_SCHEMA, prompt_from_row
 
 ID_DIGITS = 16

@@ -15,7 +15,8 @@ from stable_sam.errors import InputError, NotFoundError
 from stable_sam.formats.image_folder import link_problem
 from stable_sam.runs.compact import MOVED, compact
 from stable_sam.runs.compare import load_versions
-from stable_sam.storage.files import absolute_uri, iter_versions, join, links_left_out
+from stable_sam.storage.files import iter_versions, links_left_out
+from stable_sam.storage.uris import absolute_uri, join
 from stable_sam.table.current import first_row, load_live, workspace
 from stable_sam.table.fingerprint import STORED_PROMPT_HASH, hash_with
 from stable_sam.table.log import list_runs, open_table

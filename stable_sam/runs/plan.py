@@ -25,15 +25,8 @@ from stable_sam.runs.calibrated import calibrated_run
 from stable_sam.runs.manifest import ID_DIGITS, RunManifest, json_sha256, read_manifest, write_shards
 from stable_sam.runs.request import RunRequest
 from stable_sam.runs.tile_count import TileCount, count_tiles
-from stable_sam.storage.files import (
-    create_bytes,
-    exists,
-    file_version,
-    iter_versions,
-    join,
-    list_files,
-    modified_since,
-)
+from stable_sam.storage.files import create_bytes, exists, file_version, iter_versions, list_files, modified_since
+from stable_sam.storage.uris import join
 from stable_sam.table.current import Maker, load_live, workspace
 from stable_sam.table.log import RunInfo, newest_run, open_table
 from stable_sam.table.schema import PROMPTS_SCHEMA, prompt_row, rows_to_table

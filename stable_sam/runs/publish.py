@@ -21,7 +21,8 @@ from stable_sam.errors import ConservationError, StorageError
 from stable_sam.runs.commits import CommitRecord, announce_publish, committed
 from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.truth_score import score_run
-from stable_sam.storage.files import absolute_uri, delta_options, join, list_files
+from stable_sam.storage.files import delta_options, list_files
+from stable_sam.storage.uris import absolute_uri, join
 from stable_sam.table.current import count_with
 from stable_sam.table.log import (
     COMMIT_ATTEMPTS,

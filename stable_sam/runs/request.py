@@ -18,7 +18,7 @@ from stable_sam.formats.read import read_places, read_prompt_batches
 from stable_sam.formats.sources import absolute_annotations, annotation_places, check_apart
 from stable_sam.runs.compare import REFRESH
 from stable_sam.runs.dates import check_logical_date, day_of, since_moment
-from stable_sam.storage.files import absolute_uri, check_table_uri
+from stable_sam.storage.uris import absolute_uri, check_table_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

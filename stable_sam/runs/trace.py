@@ -20,7 +20,8 @@ from typing import Any
 
 from stable_sam.errors import StorageError
 from stable_sam.runs.manifest import RunManifest, read_manifest
-from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
+from stable_sam.storage.files import list_files, read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.timing import SPANS_OF_AN_IMAGE, STAGES, WAIT, Span, StageClock, Times
 
 SPANS_OF_A_TRACE = 20_000

@@ -32,8 +32,9 @@ from deltalake.exceptions import DeltaError
 from stable_sam.errors import ConfigError, NotFoundError, StorageError
 from stable_sam.runs.commits import PUBLISHING
 from stable_sam.runs.manifest import read_manifest
-from stable_sam.storage.files import PARTIAL_SUFFIX, join, list_files, list_stored, remove_files
+from stable_sam.storage.files import PARTIAL_SUFFIX, list_files, list_stored, remove_files
 from stable_sam.storage.listing import StoredFile
+from stable_sam.storage.uris import join
 from stable_sam.table.layout import layout, paths_of
 from stable_sam.table.log import RunInfo, list_runs, open_table, storage_error, versions_since
 

@@ -14,8 +14,9 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from stable_sam.errors import InputError, NotFoundError, StorageError
-from stable_sam.storage.files import check_table_uri, delta_options, exists, is_folder
+from stable_sam.storage.files import delta_options, exists, is_folder
 from stable_sam.storage.s3 import whole
+from stable_sam.storage.uris import check_table_uri
 from stable_sam.table.schema import LATER_COLUMNS, MASKS_SCHEMA
 
 RUN_KEY = "stable_sam_run"

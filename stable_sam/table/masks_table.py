@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from stable_sam.errors import ConfigError, InputError
-from stable_sam.storage.files import absolute_uri
+from stable_sam.storage.uris import absolute_uri
 from stable_sam.table.query import MEMORY_LIMIT, check_reads, connected, user_errors
 from stable_sam.table.views import make_views
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stable_sam.storage.files import join
+from stable_sam.storage.uris import join
 from tests.integration.masks_dataset import Dataset, new_dataset
 
 

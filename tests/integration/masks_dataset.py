@@ -16,7 +16,8 @@ from stable_sam.runs.commits import write_tombstones
 from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.plan import plan_run
 from stable_sam.runs.request import RunRequest
-from stable_sam.storage.files import join, write_bytes
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.query import query
 
 MODEL = ModelIdentity(model_id="constant", weights_sha256="ab", dtype="float32")

@@ -8,9 +8,7 @@ from deltalake import DeltaTable
 
 from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.publish import publish
-from stable_sam.storage.files import (
-    delta_options,
-)
+from stable_sam.storage.files import delta_options
 from tests.integration.masks_dataset import Dataset
 
 EVERY_ROW = "SELECT * FROM history ORDER BY prompt_id, revision"

@@ -23,7 +23,8 @@ from stable_sam.runs.manifest import RunManifest
 from stable_sam.runs.plan import RunPlan, plan_request
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
-from stable_sam.storage.files import join, read_bytes, write_bytes
+from stable_sam.storage.files import read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.query import query
 
 MODEL = ModelIdentity(model_id="painter", weights_sha256="ab", dtype="float32")

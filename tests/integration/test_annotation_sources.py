@@ -17,7 +17,7 @@ from stable_sam.formats.read import read_prompts
 from stable_sam.formats.sources import annotations_modified_since, annotations_version
 from stable_sam.records import Changes
 from stable_sam.storage import files as storage
-from stable_sam.storage import parallel
+from stable_sam.storage import parallel, uris
 from stable_sam.table.query import query
 from tests.integration.test_nights import CONFIG, done, night
 
@@ -97,10 +97,10 @@ def test_a_dry_run_of_a_given_format(
 
 
 def test_folders_on_s3_are_those_of_local_folders(s3: str, job: dict[str, Any], tmp_path: Path) -> None:
-    base = storage.join(s3, uuid.uuid4().hex)
+    base = uris.join(s3, uuid.uuid4().hex)
     for path in tmp_path.rglob("*"):
         if path.is_file():
-            storage.write_bytes(storage.join(base, path.relative_to(tmp_path).as_posix()), path.read_bytes())
+            storage.write_bytes(uris.join(base, path.relative_to(tmp_path).as_posix()), path.read_bytes())
     found = []
     for root in (str(tmp_path), base):
         annotations = f"yolo={root}/yolo/labels,voc={root}/v*/photo?.xml"
@@ -118,7 +118,7 @@ def test_folders_on_s3_are_those_of_local_folders(s3: str, job: dict[str, Any], 
 
 
 def test_small_files_cost_a_request_each(s3: str, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    base = storage.join(s3, uuid.uuid4().hex)
+    base = uris.join(s3, uuid.uuid4().hex)
     count = 2 * parallel.AHEAD
     for number in range(count):
         storage.write_bytes(f"{base}/labels/{number:04}.txt", b"0 0.5 0.5 0.4 0.4\n")

@@ -28,7 +28,8 @@ from stable_sam.modeling.bases.sam import VitSam
 from stable_sam.modeling.hq import build_hq
 from stable_sam.modeling.load import LoadedModel, load_model
 from stable_sam.refining.predict import PromptArrays, embed_image, predict
-from stable_sam.storage.files import join, write_bytes
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.uris import join
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/sam_checkpoints.json").read_text())
 HQ_PARTS = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")

@@ -14,11 +14,8 @@ from stable_sam.runs import compact as compaction
 from stable_sam.runs.compact import compact
 from stable_sam.runs.publish import publish
 from stable_sam.runs.summary import summarize
-from stable_sam.storage.files import (
-    join,
-    list_files,
-    write_bytes,
-)
+from stable_sam.storage.files import list_files, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.layout import layout, paths_of
 from stable_sam.table.log import open_table
 from tests.integration.masks_dataset import Dataset

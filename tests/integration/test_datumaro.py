@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stable_sam.review.export import export
-from stable_sam.storage.files import join
+from stable_sam.storage.uris import join
 from tests.integration.other_tools import python_with
 from tests.integration.review_job import new_job, painted
 

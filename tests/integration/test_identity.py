@@ -22,6 +22,7 @@ from stable_sam.runs.plan import plan_request
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from stable_sam.storage import files as storage
+from stable_sam.storage import uris
 from stable_sam.table.fingerprint import hash_with
 from stable_sam.table.query import query
 from tests.integration.test_nights import CONFIG, done, edit, night
@@ -60,14 +61,14 @@ def test_images_at_another_place_are_the_same_when_their_versions_are(job: dict[
 
 
 def test_images_on_s3_are_the_same_by_their_content(job: dict[str, Any], photos: list[Path], s3: str) -> None:
-    folders = [storage.join(s3, uuid.uuid4().hex) for _ in range(2)]
+    folders = [uris.join(s3, uuid.uuid4().hex) for _ in range(2)]
     for folder in folders:
         for photo in photos:
-            storage.write_bytes(storage.join(folder, f"of {folder[-3:]}", photo.name), photo.read_bytes())
-    on_s3 = [job | {"images_uri": storage.join(folder, f"of {folder[-3:]}")} for folder in folders]
+            storage.write_bytes(uris.join(folder, f"of {folder[-3:]}", photo.name), photo.read_bytes())
+    on_s3 = [job | {"images_uri": uris.join(folder, f"of {folder[-3:]}")} for folder in folders]
     assert done(night(on_s3[0])) == Changes(new=9)
     assert night(on_s3[1] | {"images_uri": on_s3[1]["images_uri"].replace("s3://", "s3a://") + "/"}) is None
-    storage.write_bytes(storage.join(on_s3[1]["images_uri"], photos[0].name), photos[1].read_bytes())
+    storage.write_bytes(uris.join(on_s3[1]["images_uri"], photos[0].name), photos[1].read_bytes())
     assert done(night(on_s3[1])) == Changes(image_moved=3, unchanged=6)
 
 

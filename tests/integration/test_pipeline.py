@@ -24,7 +24,8 @@ from stable_sam.errors import InputError, StableSamError
 from stable_sam.formats.read import read_prompts
 from stable_sam.records import RefinedMask
 from stable_sam.refining.refiner import Refiner
-from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
+from stable_sam.storage.files import list_files, read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.query import query
 from stable_sam.timing import STAGES
 

@@ -23,7 +23,8 @@ from stable_sam.runs.compact import compact
 from stable_sam.runs.publish import publish
 from stable_sam.runs.regression import compare_nights
 from stable_sam.runs.summary import describe, summarize
-from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
+from stable_sam.storage.files import list_files, read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.query import query
 from tests.integration.review_job import (
     HEIGHT,

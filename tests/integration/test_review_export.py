@@ -18,7 +18,8 @@ from stable_sam.review.export import export
 from stable_sam.review.import_review import import_review
 from stable_sam.review.selection import Naming, _categories, _keys, selected
 from stable_sam.rle import encode_mask
-from stable_sam.storage.files import join, list_files, read_bytes
+from stable_sam.storage.files import list_files, read_bytes
+from stable_sam.storage.uris import join
 from tests.integration.review_job import (
     Job,
     answer,

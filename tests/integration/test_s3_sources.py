@@ -31,6 +31,7 @@ from stable_sam.runs.plan import plan_run
 from stable_sam.runs.publish import publish
 from stable_sam.runs.request import RunRequest
 from stable_sam.storage import files as storage
+from stable_sam.storage.uris import join
 from stable_sam.table.query import query
 from stable_sam.table.schema import prompt_from_row
 
@@ -59,11 +60,11 @@ def coco() -> bytes:
 )
 def test_annotations_on_s3_are_those_of_the_local_file(s3: str, tmp_path: Path, content: bytes) -> None:
     found = []
-    for base in (str(tmp_path), storage.join(s3, uuid.uuid4().hex)):
+    for base in (str(tmp_path), join(s3, uuid.uuid4().hex)):
         for name in ("images/a.jpg", "images/b c#.jpg"):
-            storage.write_bytes(storage.join(base, name), b"")
-        storage.write_bytes(storage.join(base, "annotations"), content)
-        uris = {"annotations_uri": storage.join(base, "annotations"), "images_uri": storage.join(base, "images")}
+            storage.write_bytes(join(base, name), b"")
+        storage.write_bytes(join(base, "annotations"), content)
+        uris = {"annotations_uri": join(base, "annotations"), "images_uri": join(base, "images")}
         prompts = list(read_prompts(**uris))
         rows = [row for batch in read_prompt_batches(**uris) for row in batch.to_pylist()]
         assert [prompt_from_row(row) for row in rows] == prompts
@@ -112,7 +113,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
 
 def test_listing_costs_a_request_for_each_page_and_not_for_each_object(counted: Counted) -> None:
     counted.fill([f"images/{number:05}.jpg" for number in range(1200)] + ["images-too/x.jpg"])
-    images, hour = storage.join(counted.bucket, "images"), timedelta(hours=1)
+    images, hour = join(counted.bucket, "images"), timedelta(hours=1)
     past, future = datetime.now(UTC) - hour, datetime.now(UTC) + hour
     found: list[int] = []
     assert counted.requests(lambda: found.append(len(ImageFolder(images)))) == ["GET"] * 2
@@ -120,7 +121,7 @@ def test_listing_costs_a_request_for_each_page_and_not_for_each_object(counted: 
     asked = counted.requests(lambda: found.append(len(storage.modified_since(images, past))))
     assert asked == ["HEAD"] + ["GET"] * 3, "first whether it is a file"
     assert found == [1200, 1200]
-    one = storage.join(images, "00007.jpg")
+    one = join(images, "00007.jpg")
     assert storage.modified_since(one, past) == {one}
     assert storage.modified_since(one, future) == storage.modified_since(images + "-gone", past) == set()
 
@@ -129,7 +130,7 @@ def test_a_stream_asks_for_blocks_and_only_for_those_it_needs(
     counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "BLOCK_BYTES", 1000)
-    uri = storage.join(counted.bucket, "x")
+    uri = join(counted.bucket, "x")
     content = os.urandom(10_500)
     storage.write_bytes(uri, content)
 
@@ -148,7 +149,7 @@ def test_a_stream_asks_for_blocks_and_only_for_those_it_needs(
 
 def test_a_file_replaced_while_it_is_read_is_an_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "BLOCK_BYTES", 1000)
-    uri = storage.join(s3, uuid.uuid4().hex)
+    uri = join(s3, uuid.uuid4().hex)
     storage.write_bytes(uri, b"a" * 5000)
     with storage.open_stream(uri) as stream:
         assert stream.read(1000) == b"a" * 1000
@@ -171,14 +172,14 @@ def test_no_secret_is_in_what_a_run_says_and_leaves(
         monkeypatch.setenv(variable, value)
     caplog.set_level(logging.INFO)
     caplog.set_level(logging.DEBUG, "stable_sam")
-    base = storage.join(s3, uuid.uuid4().hex)
+    base = join(s3, uuid.uuid4().hex)
     for path in photos:
-        storage.write_bytes(storage.join(base, "images", path.name), path.read_bytes())
+        storage.write_bytes(join(base, "images", path.name), path.read_bytes())
     document = json.loads(annotations.read_text())
     document["images"][0]["file_name"] = f"https://example.invalid/a.jpg?X-Amz-Signature={SECRET}"
-    uris = {"annotations_uri": storage.join(base, "annotations.json"), "images_uri": storage.join(base, "images")}
+    uris = {"annotations_uri": join(base, "annotations.json"), "images_uri": join(base, "images")}
     storage.write_bytes(uris["annotations_uri"], json.dumps(document).encode())
-    refiner, output = Refiner(RefinerConfig(model="tiny", jitter_count=0)), storage.join(base, "table")
+    refiner, output = Refiner(RefinerConfig(model="tiny", jitter_count=0)), join(base, "table")
     request = RunRequest(output_uri=output, config=RunConfig(), **uris)
     manifest = plan_run(read_prompts(**uris), request, refiner.identity)
     assert manifest is not None

@@ -14,22 +14,23 @@ from werkzeug.serving import make_server
 
 from stable_sam.errors import CredentialsError, NotFoundError, StorageError
 from stable_sam.storage import files as storage
+from stable_sam.storage import uris
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def test_what_is_written_is_read_listed_and_versioned(s3: str) -> None:
-    folder = storage.join(s3, "storage")
-    first, second = storage.join(folder, "b/x y#é::%20?.bin"), storage.join(folder, "a.bin")
+    folder = uris.join(s3, "storage")
+    first, second = uris.join(folder, "b/x y#é::%20?.bin"), uris.join(folder, "a.bin")
     storage.write_bytes(first, b"one")
     storage.write_bytes(second, b"")
     assert storage.read_bytes(first) == b"one"
     assert storage.list_files(folder) == [second, first]
     assert storage.list_versions(folder + "/")[first] == storage.file_version(first)
     assert storage.exists(first)
-    assert storage.exists(storage.join(folder, "b"))
-    assert not storage.exists(storage.join(folder, "c"))
-    assert storage.list_files(storage.join(s3, "nothing")) == []
+    assert storage.exists(uris.join(folder, "b"))
+    assert not storage.exists(uris.join(folder, "c"))
+    assert storage.list_files(uris.join(s3, "nothing")) == []
     before = storage.file_version(first)
     storage.write_bytes(first, b"other")
     assert storage.file_version(first) != before
@@ -40,11 +41,11 @@ def test_folder_markers_and_neighbours_are_not_listed(s3: str) -> None:
     bucket = s3.removeprefix("s3://")
     for key in ("marked/", "marked/a.jpg", "marked-too/b.jpg"):
         client.put_object(Bucket=bucket, Key=key, Body=b"")
-    assert storage.list_files(storage.join(s3, "marked")) == [storage.join(s3, "marked/a.jpg")]
+    assert storage.list_files(uris.join(s3, "marked")) == [uris.join(s3, "marked/a.jpg")]
 
 
 def test_of_many_creators_one_wins(s3: str) -> None:
-    uri = storage.join(s3, "race/commit.json")
+    uri = uris.join(s3, "race/commit.json")
     tokens = [b"%d" % number for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda token: storage.create_bytes(uri, token), tokens))
@@ -52,15 +53,15 @@ def test_of_many_creators_one_wins(s3: str) -> None:
 
 
 def test_check_output_leaves_nothing(s3: str) -> None:
-    storage.check_output(storage.join(s3, "probed"))
-    assert storage.list_files(storage.join(s3, "probed")) == []
+    storage.check_output(uris.join(s3, "probed"))
+    assert storage.list_files(uris.join(s3, "probed")) == []
 
 
 def test_missing_bucket_and_object(s3: str) -> None:
     with pytest.raises(NotFoundError, match=r"^s3://no-such-bucket/x: cannot write below: no such bucket$"):
         storage.check_output("s3://no-such-bucket/x")
     with pytest.raises(NotFoundError, match=r"missing\.json: cannot read: not found$"):
-        storage.read_bytes(storage.join(s3, "missing.json"))
+        storage.read_bytes(uris.join(s3, "missing.json"))
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_store_that_ignores_the_condition_is_refused(serve: Callable[..., str]
 
     bucket = serve(ignore_condition)
     with pytest.raises(StorageError, match="If-None-Match"):
-        storage.check_output(storage.join(bucket, "table"))
+        storage.check_output(uris.join(bucket, "table"))
 
 
 def test_a_refusal_without_details_is_still_a_refusal(serve: Callable[..., str]) -> None:
@@ -123,10 +124,10 @@ def test_a_refusal_without_details_is_still_a_refusal(serve: Callable[..., str])
         return answering
 
     bucket = serve(terse)
-    assert storage.create_bytes(storage.join(bucket, "x"), b"owner 1")
-    assert not storage.create_bytes(storage.join(bucket, "x"), b"owner 2")
-    assert storage.create_bytes(storage.join(bucket, "x"), b"owner 1")
-    storage.check_output(storage.join(bucket, "table"))
+    assert storage.create_bytes(uris.join(bucket, "x"), b"owner 1")
+    assert not storage.create_bytes(uris.join(bucket, "x"), b"owner 2")
+    assert storage.create_bytes(uris.join(bucket, "x"), b"owner 1")
+    storage.check_output(uris.join(bucket, "table"))
 
 
 def test_an_object_whose_answer_was_lost_is_ours(serve: Callable[..., str]) -> None:
@@ -145,9 +146,9 @@ def test_an_object_whose_answer_was_lost_is_ours(serve: Callable[..., str]) -> N
         return losing
 
     bucket = serve(lose_first_answer)
-    assert storage.create_bytes(storage.join(bucket, "x"), b"owner 1")
+    assert storage.create_bytes(uris.join(bucket, "x"), b"owner 1")
     assert len(lost) == 1
-    assert not storage.create_bytes(storage.join(bucket, "x"), b"owner 2")
+    assert not storage.create_bytes(uris.join(bucket, "x"), b"owner 2")
 
 
 def test_two_writes_that_meet_are_repeated(serve: Callable[..., str]) -> None:
@@ -166,9 +167,9 @@ def test_two_writes_that_meet_are_repeated(serve: Callable[..., str]) -> None:
         return conflicting
 
     bucket = serve(conflict_once)
-    assert storage.create_bytes(storage.join(bucket, "x"), b"owner 1")
+    assert storage.create_bytes(uris.join(bucket, "x"), b"owner 1")
     assert len(conflicts) == 1
-    assert storage.read_bytes(storage.join(bucket, "x")) == b"owner 1"
+    assert storage.read_bytes(uris.join(bucket, "x")) == b"owner 1"
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(serve: Callable[..., str]) -> None:
@@ -186,7 +187,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(serve: Callable[..., str])
         return breaking
 
     bucket = serve(break_off)
-    uri = storage.join(bucket, "x")
+    uri = uris.join(bucket, "x")
     storage.write_bytes(uri, b"0123456789")
     assert storage.read_bytes(uri) == b"0123456789"
     limit[0] = 8
@@ -213,4 +214,4 @@ def test_refused_credentials_are_told_apart(serve: Callable[..., str]) -> None:
     bucket = serve(refuse)
     for act in (storage.check_output, storage.read_bytes, storage.exists, storage.list_files):
         with pytest.raises(CredentialsError, match=r"^s3://misbehaving/x: cannot .* refused the credentials"):
-            act(storage.join(bucket, "x"))
+            act(uris.join(bucket, "x"))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from stable_sam.storage.files import join, write_bytes
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.query import query
 
 SECRETS = {

@@ -15,7 +15,8 @@ from stable_sam.refining.shard_job import refine_shard
 from stable_sam.runs import publish as table_module
 from stable_sam.runs.commits import committed
 from stable_sam.runs.publish import PublishReport, publish
-from stable_sam.storage.files import delta_options, join, list_files, write_bytes
+from stable_sam.storage.files import delta_options, list_files, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table import log as runs_module
 from stable_sam.table.log import newest_run
 from tests.integration.masks_dataset import ConstantRefiner, Dataset

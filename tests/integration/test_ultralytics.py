@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stable_sam.review.export import export
-from stable_sam.storage.files import join
+from stable_sam.storage.uris import join
 from tests.integration.other_tools import python_with
 from tests.integration.review_job import new_job
 

@@ -20,15 +20,8 @@ from stable_sam.runs.compact import compact
 from stable_sam.runs.manifest import RunManifest, read_manifest
 from stable_sam.runs.publish import publish
 from stable_sam.runs.vacuum import vacuum
-from stable_sam.storage.files import (
-    exists,
-    join,
-    list_files,
-    list_stored,
-    read_bytes,
-    remove_files,
-    write_bytes,
-)
+from stable_sam.storage.files import exists, list_files, list_stored, read_bytes, remove_files, write_bytes
+from stable_sam.storage.uris import join
 from stable_sam.table.log import newest_run
 from tests.integration.masks_dataset import ConstantRefiner, Dataset
 from tests.integration.months import EVERY_ROW, months, moved

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from stable_sam.runs.vacuum import vacuum
-from stable_sam.storage.files import PARTIAL_SUFFIX, join, list_stored
+from stable_sam.storage.files import PARTIAL_SUFFIX, list_stored
+from stable_sam.storage.uris import join
 from stable_sam.table.log import open_table
 from stable_sam.table.query import query
 from tests.reliability.workload import Night

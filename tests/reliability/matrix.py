@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stable_sam.storage.files import join, list_files
+from stable_sam.storage.files import list_files
+from stable_sam.storage.uris import join
 from stable_sam.table.log import open_table
 from tests.reliability.cases import UNDISTURBED, Case
 from tests.reliability.checks import check_table, orphans, sweep

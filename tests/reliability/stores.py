@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from stable_sam.storage.files import join, list_files, read_bytes, write_bytes
+from stable_sam.storage.files import list_files, read_bytes, write_bytes
+from stable_sam.storage.uris import join
 from tests.reliability.proxy import FaultyProxy
 
 _ENDPOINT = "AWS_ENDPOINT_URL_S3"

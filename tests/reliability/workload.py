@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from stable_sam.storage.files import join, write_bytes
+from stable_sam.storage.files import write_bytes
+from stable_sam.storage.uris import join
 
 PICTURES, MORE_PICTURES = 24, 4
 PROMPTS_EACH = 2

@@ -9,8 +9,8 @@ from typing import Any
 from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Layout, Target
 from stable_sam.formats.polygons import polygon_parts
 from stable_sam.rle import EncodedMask, decode_mask
-from stable_sam.storage.files import join
 from stable_sam.storage.json_lists import json_lists
+from stable_sam.storage.uris import join
 
 OWN_KEY = "stable_sam"
 """Key under which exports keep facts of their own in files of other tools."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Target, printable
 from stable_sam.formats.polygons import Part, polygon_parts
 from stable_sam.rle import decode_mask
-from stable_sam.storage.files import join, write_stream
+from stable_sam.storage.files import write_stream
+from stable_sam.storage.uris import join
 
 PROMPT_ATTRIBUTE = "prompt_id"
 

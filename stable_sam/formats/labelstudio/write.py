@@ -13,8 +13,8 @@ from stable_sam.formats.coco.write import OWN_KEY
 from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Target
 from stable_sam.formats.labelstudio.brush_rle import encode_brush
 from stable_sam.rle import decode_mask
-from stable_sam.storage.files import join
 from stable_sam.storage.json_lists import json_lists
+from stable_sam.storage.uris import join
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

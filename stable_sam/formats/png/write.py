@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from stable_sam.formats.export_records import Add, ExportImage, ExportObject, Target
 from stable_sam.rle import decode_mask
-from stable_sam.storage.files import join, write_stream
+from stable_sam.storage.files import write_stream
+from stable_sam.storage.uris import join
 
 MOST_OBJECTS = 65_535
 """Largest number of objects in one file, whose values are 16 bits with 0 for the background."""

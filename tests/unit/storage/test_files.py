@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stable_sam.errors import ConfigError, CredentialsError, NotFoundError, StorageError
 from stable_sam.storage import files as storage
+from stable_sam.storage import uris
 
 
 @pytest.mark.parametrize(
@@ -27,15 +28,15 @@ from stable_sam.storage import files as storage
     ],
 )
 def test_join(uri: str, parts: list[str], expected: str) -> None:
-    assert storage.join(uri, *parts) == expected
+    assert uris.join(uri, *parts) == expected
 
 
 def test_the_home_folder_is_known_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute_uri("~/table") == f"{tmp_path}/table"
-    assert storage.absolute_uri("table") == f"{tmp_path}/table"
-    assert storage.absolute_uri("s3://bucket/~") == "s3://bucket/~"
+    assert uris.absolute_uri("~/table") == f"{tmp_path}/table"
+    assert uris.absolute_uri("table") == f"{tmp_path}/table"
+    assert uris.absolute_uri("s3://bucket/~") == "s3://bucket/~"
     storage.write_bytes("~/a.txt", b"one")
     assert (tmp_path / "a.txt").read_bytes() == storage.read_bytes("~/a.txt") == b"one"
     assert storage.create_bytes("~/b.txt", b"two")
@@ -48,16 +49,16 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_what_is_written_is_read_listed_and_versioned(folder: str) -> None:
-    first, second = storage.join(folder, "b/deep/x y#é::%20.bin"), storage.join(folder, "a.bin")
+    first, second = uris.join(folder, "b/deep/x y#é::%20.bin"), uris.join(folder, "a.bin")
     storage.write_bytes(first, b"one")
     storage.write_bytes(second, b"")
     assert storage.read_bytes(first) == b"one"
     assert storage.list_files(folder) == [second, first]
     assert storage.list_versions(folder)[first] == storage.file_version(first)
     assert storage.exists(first)
-    assert storage.exists(storage.join(folder, "b"))
-    assert not storage.exists(storage.join(folder, "c"))
-    assert not storage.exists(storage.join(first, "below-a-file"))
+    assert storage.exists(uris.join(folder, "b"))
+    assert not storage.exists(uris.join(folder, "c"))
+    assert not storage.exists(uris.join(first, "below-a-file"))
 
 
 def test_version_changes_with_the_content(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_missing_folder_lists_nothing(tmp_path: Path) -> None:
 
 
 def test_create_refuses_what_exists_and_recognises_its_own(folder: str) -> None:
-    uri = storage.join(folder, "commits/1.json")
+    uri = uris.join(folder, "commits/1.json")
     assert storage.create_bytes(uri, b"owner 1")
     assert not storage.create_bytes(uri, b"owner 2")
     assert storage.create_bytes(uri, b"owner 1")
@@ -215,8 +216,8 @@ def test_object_systems_other_than_s3_go_the_same_way() -> None:
 
 def test_only_local_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute_uri("table") == str(tmp_path / "table")
-    assert [storage.absolute_uri(uri) for uri in ("/a/b", "s3://bucket/a", "memory://a")] == [
+    assert uris.absolute_uri("table") == str(tmp_path / "table")
+    assert [uris.absolute_uri(uri) for uri in ("/a/b", "s3://bucket/a", "memory://a")] == [
         "/a/b",
         "s3://bucket/a",
         "memory://a",
@@ -232,8 +233,8 @@ def test_every_spelling_of_a_folder_gives_one_uri(folders: Path, steps: list[str
     way = "".join(steps) if beginning else "".join(steps).lstrip("/")
     spelled = f"{beginning.format(root=folders)}{way}images{end}"
     with contextlib.chdir(folders):
-        assert storage.absolute_uri(spelled) == f"{folders}/images"
-        assert storage.absolute_uri(storage.absolute_uri(spelled)) == f"{folders}/images"
+        assert uris.absolute_uri(spelled) == f"{folders}/images"
+        assert uris.absolute_uri(uris.absolute_uri(spelled)) == f"{folders}/images"
 
 
 @pytest.fixture(scope="module")
@@ -247,13 +248,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_above_a_link_is_that_of_its_target(tmp_path: Path) -> None:
     (tmp_path / "store/deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "store/deep")
-    assert storage.absolute_uri(f"{tmp_path}/link/../images") == f"{tmp_path}/store/images"
-    assert storage.absolute_uri(f"{tmp_path}/link") == f"{tmp_path}/link"
+    assert uris.absolute_uri(f"{tmp_path}/link/../images") == f"{tmp_path}/store/images"
+    assert uris.absolute_uri(f"{tmp_path}/link") == f"{tmp_path}/link"
 
 
 @pytest.mark.parametrize("uri", ["s3://lake/images", "s3://lake/images/", "s3a://lake/images//"])
 def test_every_spelling_of_a_folder_on_s3_gives_one_uri(uri: str) -> None:
-    assert storage.absolute_uri(uri) == "s3://lake/images"
+    assert uris.absolute_uri(uri) == "s3://lake/images"
 
 
 @pytest.mark.parametrize(
@@ -266,4 +267,4 @@ def test_every_spelling_of_a_folder_on_s3_gives_one_uri(uri: str) -> None:
 )
 def test_a_path_that_no_table_can_hold_is_refused(uri: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        storage.absolute_uri(uri)
+        uris.absolute_uri(uri)
